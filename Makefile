@@ -1,62 +1,88 @@
-# heddle: the only build system. `make show` prints the configuration, `make help` the targets.
+# heddle: the only build system. `make help` lists the targets, `make show` prints the configuration.
 PREFIX ?= /usr/local
 DESTDIR ?=
 CC := $(if $(filter default,$(origin CC)),gcc,$(CC))
+CXX := $(if $(filter default,$(origin CXX)),g++,$(CXX))
 PKG_CONFIG ?= pkg-config
-OPT ?= -O3 -march=x86-64-v3
+OPT ?= -O3 $(if $(filter x86_64,$(shell uname -m)),-march=x86-64-v3)
 WERROR ?= 0
 SAN ?=
 RANKS ?= 1 2 4
 comma := ,
+hash := \#
 
 VERSION := $(shell sed -n 's/.*HD_VERSION_STRING "\(.*\)"/\1/p' include/heddle/version.h)
+SONAME := libheddle.so.$(basename $(VERSION))
 VARIANT := $(if $(SAN),$(subst $(comma),-,$(SAN)),release)
 BUILD := build/$(VARIANT)
 
 # What the build needs; a missing one stops it with its name.
 modules := jansson libxxhash libpng ompi-c
-have_modules := $(shell $(PKG_CONFIG) --exists $(modules) && echo yes)
-have_dnnl := $(shell printf '\#include <dnnl.h>\nint main(void){return 0;}' | $(CC) -x c - -ldnnl -o /dev/null 2>/dev/null && echo yes)
+have_modules := $(shell $(PKG_CONFIG) --exists $(modules) 2>/dev/null && echo yes)
+have_dnnl := $(shell echo '$(hash)include <dnnl.h>' | $(CC) -E -x c - >/dev/null 2>&1 && echo yes)
 GEMM ?= $(if $(have_dnnl),dnnl,cblas)
 gemm_flags_dnnl := -DHDI_GEMM_DNNL
 gemm_libs_dnnl := -ldnnl
 gemm_flags_cblas := -DHDI_GEMM_CBLAS
 gemm_libs_cblas := -lblas
 
+# Each device has a folder under lib/backend.
+backends := cpu
+
 CPPFLAGS += -Iinclude -Ilib -I. -D_GNU_SOURCE $(gemm_flags_$(GEMM))
 module_cflags := $(patsubst -I%,-isystem %,$(shell $(PKG_CONFIG) --cflags $(modules) 2>/dev/null))
-warnings := -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wstrict-prototypes -Wmissing-prototypes \
-            -Wvla -Wundef -Wformat=2 -Wno-format-nonliteral
-ALL_CFLAGS := -std=c11 $(OPT) -g -fPIC -fvisibility=hidden -pthread $(warnings) $(module_cflags) \
-              $(if $(filter 1,$(WERROR)),-Werror) $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer) $(CFLAGS)
+warnings := -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wvla -Wundef -Wformat=2 -Wno-format-nonliteral
+c_warnings := -Wstrict-prototypes -Wmissing-prototypes
+common_flags := $(OPT) -g -fPIC -fvisibility=hidden -pthread $(warnings) \
+                $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer)
+werror := $(if $(filter 1,$(WERROR)),-Werror)
+ALL_CFLAGS := -std=c11 $(common_flags) $(c_warnings) $(module_cflags) $(CFLAGS)
+ALL_CXXFLAGS := -std=c++17 $(common_flags) $(CXXFLAGS)
 LIBS := $(shell $(PKG_CONFIG) --libs $(modules) 2>/dev/null) $(gemm_libs_$(GEMM)) -lm -lpthread
 ALL_LDFLAGS := $(if $(SAN),-fsanitize=$(SAN)) $(LDFLAGS)
 
-lib_sources := $(wildcard lib/*/*.c lib/backend/cpu/*.c comm/*.c parallel/*.c)
+lib_sources := $(wildcard lib/*/*.c $(backends:%=lib/backend/%/*.c) comm/*.c parallel/*.c)
 lib_objects := $(lib_sources:%.c=$(BUILD)/%.o)
 launcher_objects := $(patsubst %.c,$(BUILD)/%.o,$(wildcard launcher/*.c))
 support_objects := $(patsubst %.c,$(BUILD)/%.o,$(wildcard tests/support/*.c))
 test_programs := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/unit/check_*.c tests/multi/check_*.c))
-example_programs := $(patsubst %.c,$(BUILD)/%,$(wildcard examples/*.c)) $(patsubst %.cc,$(BUILD)/%,$(wildcard examples/*.cc))
-objects := $(lib_objects) $(launcher_objects) $(support_objects) $(test_programs:=.o)
+example_programs := $(addprefix $(BUILD)/,$(basename $(wildcard examples/*.c examples/*.cc)))
+programs := $(if $(launcher_objects),$(BUILD)/heddle) $(BUILD)/heddle-run
+objects := $(lib_objects) $(launcher_objects) $(support_objects) $(test_programs:=.o) $(example_programs:=.o)
 
-all: $(BUILD)/libheddle.so $(BUILD)/libheddle.a $(BUILD)/heddle $(BUILD)/heddle-run
+.PHONY: all tests examples check lint format bench demo install uninstall clean show help force
+all: $(BUILD)/libheddle.so $(BUILD)/libheddle.a $(programs) ## libraries and programs
 
 ifneq ($(have_modules),yes)
+ifneq ($(filter-out clean help show lint format uninstall,$(or $(MAKECMDGOALS),all)),)
 $(error heddle needs $(modules) (pkg-config names); ./bootstrap installs them or names the packages)
 endif
+endif
 
-$(BUILD)/%.o: %.c Makefile
+# Objects are made anew when the flags change.
+$(BUILD)/flags: force
 	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS) $(ALL_CFLAGS) -MMD -MP -c $< -o $@
+	@echo '$(CC) $(CXX) $(CPPFLAGS) $(ALL_CFLAGS) $(CXXFLAGS)' | cmp -s - $@ || \
+	    echo '$(CC) $(CXX) $(CPPFLAGS) $(ALL_CFLAGS) $(CXXFLAGS)' >$@
+
+# Examples see what a user sees: the public headers and the shared library.
+$(BUILD)/examples/%.o: CPPFLAGS := -Iinclude
+
+$(BUILD)/%.o: %.c $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) $(ALL_CFLAGS) $(werror) -MMD -MP -c $< -o $@
+
+$(BUILD)/%.o: %.cc $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(CXX) $(CPPFLAGS) $(ALL_CXXFLAGS) $(werror) -MMD -MP -c $< -o $@
 
 $(BUILD)/libheddle.a: $(lib_objects)
 	@rm -f $@
 	$(AR) rcs $@ $^
 
 $(BUILD)/libheddle.so: $(lib_objects) lib/heddle.map
-	$(CC) -shared -Wl,-soname,libheddle.so.0 -Wl,--version-script=lib/heddle.map $(ALL_LDFLAGS) $(lib_objects) $(LIBS) -o $@
-	ln -sf libheddle.so $(BUILD)/libheddle.so.0
+	$(CC) -shared -Wl,-soname,$(SONAME) -Wl,--version-script=lib/heddle.map $(ALL_LDFLAGS) $(lib_objects) $(LIBS) -o $@
+	ln -sf libheddle.so $(BUILD)/$(SONAME)
 
 $(BUILD)/heddle: $(launcher_objects) $(BUILD)/libheddle.a
 	$(CC) $(ALL_LDFLAGS) $^ $(LIBS) -o $@
@@ -69,14 +95,63 @@ $(BUILD)/heddle-run: launcher/heddle-run
 $(BUILD)/tests/%: $(BUILD)/tests/%.o $(support_objects) $(BUILD)/libheddle.a
 	$(CC) $(ALL_LDFLAGS) $^ $(shell $(PKG_CONFIG) --libs check) $(LIBS) -o $@
 
-tests: $(test_programs)
+$(BUILD)/examples/%: $(BUILD)/examples/%.o $(BUILD)/libheddle.so
+	$(if $(wildcard examples/$*.cc),$(CXX),$(CC)) $(ALL_LDFLAGS) $< -L$(BUILD) -lheddle -lm -Wl,-rpath,'$$ORIGIN/..' -o $@
 
-.PHONY: all tests clean show
-clean:
+tests: $(test_programs) ## test programs
+examples: $(example_programs) ## example programs
+
+# The driver runs the scripts under tests/scripts too: lint and install are among them.
+check: all tests examples ## build and run every test; ONLY=pattern picks some
+	@CC='$(CC)' CXX='$(CXX)' SAN='$(SAN)' RANKS='$(RANKS)' tests/run.sh $(BUILD) $(ONLY)
+
+lint: ## rules of the house that a compiler does not check
+	@CC='$(CC)' CXX='$(CXX)' tests/lint/lint.sh
+
+format: ## clang-format 14 on every source file
+	find lib comm parallel include launcher examples tests -name '*.[ch]' -o -name '*.cc' -o -name '*.cu' | xargs clang-format -i
+
+bench: all ## speed of training, sampling and start-up
+	@tools/bench.sh $(BUILD)
+
+demo: all ## train a small GPT on text with 4 ranks and let it write; TEXT=path
+	@HEDDLE_BUILD=$(BUILD) tools/demo.sh $(TEXT)
+
+$(BUILD)/heddle.pc: include/heddle/version.h $(BUILD)/flags force
+	@printf '%s\n' 'prefix=$(PREFIX)' 'libdir=$${prefix}/lib' 'includedir=$${prefix}/include' '' 'Name: heddle' \
+	    'Description: transformers sharded over many ranks' 'Version: $(VERSION)' \
+	    'Libs: -L$${libdir} -lheddle' 'Libs.private: $(LIBS)' 'Cflags: -I$${includedir}' >$@
+
+into := $(DESTDIR)$(PREFIX)
+man_pages := $(wildcard docs/man/*.1)
+install: all $(BUILD)/heddle.pc ## into $DESTDIR$PREFIX
+	install -d $(into)/bin $(into)/lib/pkgconfig $(into)/include/heddle
+	install -m 755 $(programs) $(into)/bin
+	install -m 644 include/heddle/*.h $(into)/include/heddle
+	install -m 644 $(BUILD)/libheddle.a $(into)/lib
+	install -m 755 $(BUILD)/libheddle.so $(into)/lib/libheddle.so.$(VERSION)
+	ln -sf libheddle.so.$(VERSION) $(into)/lib/$(SONAME)
+	ln -sf $(SONAME) $(into)/lib/libheddle.so
+	install -m 644 $(BUILD)/heddle.pc $(into)/lib/pkgconfig
+	$(if $(man_pages),install -d $(into)/share/man/man1 && install -m 644 $(man_pages) $(into)/share/man/man1)
+
+uninstall: ## what install put there
+	rm -f $(addprefix $(into)/bin/,heddle heddle-run) $(into)/lib/pkgconfig/heddle.pc $(into)/lib/libheddle.a
+	rm -f $(addprefix $(into)/lib/,libheddle.so $(SONAME) libheddle.so.$(VERSION))
+	rm -rf $(into)/include/heddle
+	rm -f $(addprefix $(into)/share/man/man1/,$(notdir $(man_pages)))
+
+clean: ## remove build/
 	rm -rf build
 
-show:
+show: ## the configuration
 	@echo "VERSION=$(VERSION) CC=$(CC) OPT=$(OPT) GEMM=$(GEMM) SAN=$(SAN) BUILD=$(BUILD) LIBS=$(LIBS)"
+	@echo "CPPFLAGS=$(CPPFLAGS)"
+	@echo "CFLAGS=$(ALL_CFLAGS)"
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "  %-10s %s\n", $$1, $$2 }'
+	@echo "variables: PREFIX DESTDIR CC OPT GEMM=dnnl|cblas WERROR=1 SAN=address,undefined RANKS='1 2 4'"
 
 .SECONDARY:
 -include $(objects:.o=.d)

@@ -13,14 +13,14 @@ enum { HD_OP_INPUTS = 8, HD_OP_OUTPUTS = 4 };
 
 typedef struct hd_op_kind hd_op_kind;
 typedef struct hd_backward hd_backward;
-typedef struct hd_backend hd_backend;
 typedef struct hd_stream hd_stream;
 
 /* One op of a program as rules see it. Absent optional tensors have invalid handles and NULL
  * infos. Borrowed for the call. */
 typedef struct hd_op {
     const hd_op_kind *kind;
-    const void *options; /* the record's options_bytes, copied at the call */
+    const void *options;       /* the record's options_bytes, copied at the call */
+    const hd_backend *backend; /* of the program, for workspace rules; NULL: the CPU's */
     int inputs, outputs;
     hd_tensor in[HD_OP_INPUTS], out[HD_OP_OUTPUTS];
     const hd_tensor_info *in_info[HD_OP_INPUTS], *out_info[HD_OP_OUTPUTS];
@@ -42,7 +42,10 @@ typedef struct hd_run {
     hd_stream *stream;   /* work is queued here; the CPU backend computes before it returns */
     const hd_mesh *mesh; /* of the program */
     bool accumulate;     /* weight-gradient ops: add to the output instead of writing it */
-    hd_request *request; /* communication ops leave what they posted here */
+    int folds;           /* gradient levels below out[0] that it joins now */
+    size_t level_bytes;  /* from one gradient level to the next */
+    hd_request *request; /* communication ops leave what they posted here, */
+    hd_comm **posted_on; /* and on which communicator */
 } hd_run;
 
 enum {

@@ -17,6 +17,7 @@ extern "C" {
 enum { HD_MAX_DIMS = 8 };
 
 typedef struct hd_program hd_program;
+typedef struct hd_backend hd_backend;
 
 /* A tensor of one program. A zeroed handle is invalid. */
 typedef struct hd_tensor {
@@ -46,11 +47,12 @@ typedef struct hd_tensor_info {
 } hd_tensor_info;
 
 typedef struct hd_program_options {
-    const char *name;  /* for messages and prints; copied */
-    hd_dtype dtype;    /* of activations; zero means F32 */
+    const char *name;    /* for messages and prints; copied */
+    hd_dtype dtype;      /* of activations; zero means F32 */
     const hd_mesh *mesh; /* borrowed, must outlive the program; NULL: one rank */
-    bool training;     /* a backward will be made: ops keep what it needs */
-    bool exact;        /* reduction "exact": each use of a parameter has a gradient of its own */
+    bool training;       /* a backward will be made: ops keep what it needs */
+    bool exact;          /* reduction "exact": each use of a parameter has a gradient of its own */
+    const hd_backend *backend; /* whose workspaces the plan counts; borrowed; NULL: the CPU's */
 } hd_program_options;
 
 HD_API hd_status hd_program_create(const hd_program_options *options, hd_program **out);

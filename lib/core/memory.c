@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 static atomic_uint_fast64_t allocations;
 
@@ -41,6 +42,21 @@ void *hdi_realloc_array(void *pointer, size_t old_count, size_t count, size_t el
 void hdi_free(void *pointer)
 {
     free(pointer);
+}
+
+void *hdi_map(size_t bytes)
+{
+    if (!bytes) bytes = 1;
+    atomic_fetch_add(&allocations, 1);
+    void *mapped = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (mapped == MAP_FAILED) return NULL;
+    (void)madvise(mapped, bytes, MADV_HUGEPAGE); /* a hint: fewer page faults and TLB misses */
+    return mapped;
+}
+
+void hdi_unmap(void *pointer, size_t bytes)
+{
+    if (pointer) munmap(pointer, bytes ? bytes : 1);
 }
 
 char *hdi_strdup(const char *text)

@@ -12,6 +12,12 @@ void *hdi_alloc_array(size_t count, size_t element_bytes); /* NULL on overflow t
 /* Grow `pointer` to `count` elements, new part zeroed; NULL leaves the old block valid. */
 void *hdi_realloc_array(void *pointer, size_t old_count, size_t count, size_t element_bytes);
 void hdi_free(void *pointer); /* takes NULL */
+
+/* Zeroed memory from the system, page-aligned (4096 at least), touched only when used; NULL if
+ * refused. Counted as one allocation. Released by hdi_unmap with the same size; takes NULL. */
+void *hdi_map(size_t bytes);
+void hdi_unmap(void *pointer, size_t bytes);
+
 char *hdi_strdup(const char *text);
 char *hdi_format(const char *format, ...) __attribute__((format(printf, 1, 2)));
 

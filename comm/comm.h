@@ -1,0 +1,79 @@
+/* Transports behind the public communicator: one const table each; comm.c checks arguments, waits and
+ * dispatches. */
+#ifndef HDI_COMM_COMM_H
+#define HDI_COMM_COMM_H
+
+#include <heddle/comm.h>
+
+#define HDI_COMM_CHANNELS 16
+
+/* Posts have checked arguments. They set *out to a request, or to a zeroed one if complete. */
+typedef struct hdi_transport {
+    const char *name; /* "self" or "mpi", for messages and test names */
+
+    hd_status (*create_world)(double deadline_seconds, hd_comm **out);
+    hd_status (*split)(hd_comm *comm, int color, int key, hd_comm **out);
+    void (*destroy)(hd_comm *comm); /* takes a half-built one; ends with hdi_comm_delete */
+    void (*abort)(hd_comm *comm, int code);
+
+    hd_status (*send)(hd_comm *comm, const void *data, size_t bytes, int peer, int channel,
+                      hd_request *out);
+    hd_status (*recv)(hd_comm *comm, void *data, size_t bytes, int peer, int channel,
+                      hd_request *out);
+    hd_status (*all_reduce)(hd_comm *comm, void *inout, int64_t count, hd_dtype dtype, hd_reduce op,
+                            hd_request *out);
+    hd_status (*all_gather)(hd_comm *comm, void *inout, const int64_t *counts,
+                            const int64_t *offsets, hd_dtype dtype, hd_request *out);
+    hd_status (*all_to_all)(hd_comm *comm, const void *send, const int64_t *send_counts,
+                            const int64_t *send_offsets, void *recv, const int64_t *recv_counts,
+                            const int64_t *recv_offsets, hd_dtype dtype, hd_request *out);
+    hd_status (*broadcast)(hd_comm *comm, void *inout, size_t bytes, int root, hd_request *out);
+    hd_status (*barrier)(hd_comm *comm, hd_request *out);
+
+    /* One look, no waiting. A request that failed is complete: its id becomes 0. */
+    hd_status (*test)(hd_comm *comm, hd_request *request, bool *done);
+
+    /* The operation and the peers it still waits for, for messages. */
+    void (*describe)(hd_comm *comm, const hd_request *request, char *text, size_t bytes);
+} hdi_transport;
+
+extern const hdi_transport hdi_transport_self;
+extern const hdi_transport hdi_transport_mpi;
+
+struct hd_comm {
+    const hdi_transport *transport;
+    char name[32]; /* "world", "pipeline", ... for messages */
+    int rank, size;
+    double deadline_seconds;
+    int spins;        /* looks at a request before a waiting rank starts to give its core away */
+    int *world_ranks; /* of each rank; owned */
+    int64_t *counts;  /* counts, then offsets, of hdi_comm_gather; owned */
+    void *records;    /* size x HDI_COMM_RECORD bytes of control messages; owned */
+    char text[1024];  /* of the rank that failed, while ranks agree */
+    void *state;      /* the transport's; owned */
+};
+
+#define HDI_COMM_RECORD 32
+
+/* A communicator without transport state: for transports. world_ranks starts as 0, 1, 2, ... */
+hd_status hdi_comm_new(const hdi_transport *transport, int rank, int size, double deadline_seconds,
+                       hd_comm **out);
+void hdi_comm_delete(hd_comm *comm); /* takes NULL; not the transport's state */
+
+/* A communicator of the calling rank alone, in the place of a split that has one rank. Local. */
+hd_status hdi_comm_create_alone(hd_comm *parent, hd_comm **out);
+
+/* The name that messages use; cut to what fits. */
+void hdi_comm_set_name(hd_comm *comm, const char *name);
+
+/* Every rank's record of `record_bytes`, at most HDI_COMM_RECORD, in rank order in comm->records,
+ * where the caller has put its own at rank x record_bytes. Waits; allocates nothing. Collective. */
+hd_status hdi_comm_gather(hd_comm *comm, size_t record_bytes);
+
+/* Append to a text buffer of `bytes`; cut when full. */
+void hdi_comm_append(char *text, size_t bytes, const char *format, ...) HD_PRINTF(3, 4);
+
+/* For tests: no single MPI message of this world's communicators above so many bytes. */
+void hdi_comm_mpi_set_piece(hd_comm *comm, size_t bytes);
+
+#endif

@@ -1,0 +1,87 @@
+/* Whole jobs from a configuration: the one-call tier, and what the `heddle` program runs. */
+#ifndef HEDDLE_JOB_H
+#define HEDDLE_JOB_H
+
+#include <heddle/status.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* All settings of a job, each with a dotted key ("train.steps"), a type and a default. */
+typedef struct hd_config hd_config;
+
+/* One setting, for help and manuals. Borrowed, static. */
+typedef struct hd_config_option {
+    const char *key;
+    const char *value;    /* what it takes, e.g. "1..1000000 steps" or "fast|exact" */
+    const char *fallback; /* default, as text */
+    const char *help;
+} hd_config_option;
+
+/* All defaults. Owned by the caller. Local. */
+HD_API hd_status hd_config_create(hd_config **out);
+HD_API void hd_config_destroy(hd_config *config); /* takes NULL */
+
+/* Read a JSON file of nested objects. HD_ERROR_CONFIG names file, line, key, value seen and wanted, and
+ * for an unknown key the nearest one. After a failure the config is good for nothing but destroy. Local. */
+HD_API hd_status hd_config_load(hd_config *config, const char *path);
+
+/* Set one key from text, as `--key=text` does. Local. */
+HD_API hd_status hd_config_set(hd_config *config, const char *key, const char *text);
+
+/* The effective configuration as JSON, in pieces through `write`. Local. */
+HD_API hd_status hd_config_print(const hd_config *config, hd_write_fn write, void *user);
+
+/* The settings, in the order of the schema; the count, and one of them. Local. */
+HD_API int hd_config_options(void);
+HD_API const hd_config_option *hd_config_option_at(int index);
+
+/* Called after each step on rank 0, for a progress line. Return false to stop after saving, as if
+ * a signal had asked for it. */
+typedef struct hd_progress {
+    int64_t step, steps; /* steps done, and to do in all */
+    double loss, learning_rate, tokens_per_second, seconds_left;
+} hd_progress;
+typedef bool (*hd_progress_fn)(void *user, const hd_progress *progress);
+
+typedef struct hd_train_result {
+    int64_t steps;          /* at the end, those before a resume included */
+    double loss;            /* of the last step */
+    double validation_loss; /* of the last validation; NaN if there was none */
+    double entropy;         /* of the corpus: nats per token of its unigram distribution */
+    double first_step_seconds; /* from the start of the process to the end of the first step */
+    double tokens_per_second;  /* over all steps but the first */
+    uint64_t weights_hash;
+    char directory[1024];   /* of the run */
+} hd_train_result;
+
+/* Train as configured: data, model, layout, schedule, checkpoints, all outputs in the run
+ * directory. Resumes from the newest good checkpoint there unless told otherwise. Collective over
+ * all ranks that the launcher started. HD_ERROR_INTERRUPTED after a save on SIGUSR1 or SIGTERM. */
+HD_API hd_status hd_train_run(const hd_config *config, hd_progress_fn progress, void *user,
+                              hd_train_result *out);
+
+/* Generate text for every prompt with the ranks as pipeline stages; on rank 0 `write` receives
+ * each prompt's text when it is done, in prompt order. Collective. */
+HD_API hd_status hd_generate_run(const hd_config *config, hd_write_fn write, void *user);
+
+/* Plan the training for `ranks` ranks without running it: tables per pipeline stage, costs, the
+ * schedule's bubble, collectives of all ranks matched. Writes plan.json and plan.svg into
+ * `directory` unless it is NULL. `print` also lists every op with its addresses. Local: no MPI, no memory
+ * of that size. HD_ERROR_BUDGET with the remedy if it does not fit. */
+HD_API hd_status hd_plan_run(const hd_config *config, int ranks, const char *directory, bool print,
+                             hd_write_fn write, void *user);
+
+/* Describe a safetensors file, a folder of them, a checkpoint, or a run directory. Local. */
+HD_API hd_status hd_inspect_run(const char *path, hd_write_fn write, void *user);
+
+/* Write the weights of a checkpoint as a Hugging Face folder (config.json and safetensors, in
+ * shards of at most `shard_bytes`; zero: 5 GB). Local. */
+HD_API hd_status hd_convert_run(const char *checkpoint, const char *directory, int64_t shard_bytes,
+                                hd_write_fn write, void *user);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

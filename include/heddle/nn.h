@@ -1,0 +1,87 @@
+/* Layers: declare parameters and call ops. x has shape [..., inputs]; parameter names are
+ * "<open scopes>.<name>.weight" and ".bias", a leading '/' in `name` leaves the scopes out. Bad
+ * options are sticky errors of the program. All calls are Local. */
+#ifndef HEDDLE_NN_H
+#define HEDDLE_NN_H
+
+#include <heddle/ops.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct hd_embedding_options {
+    const char *name;
+    int64_t entries, columns;
+    double std; /* of the first values; zero means 0.02 */
+} hd_embedding_options;
+
+/* Rows of the table "<name>.weight" [entries, columns] by ids I32 [...]: [..., columns]. */
+HD_API hd_tensor hd_embedding(hd_program *program, hd_tensor ids,
+                              const hd_embedding_options *options);
+
+typedef struct hd_position_embedding_options {
+    const char *name;
+    int64_t entries;
+    int64_t tokens;  /* of a sequence: row r has position (*first) + r % tokens */
+    hd_tensor first; /* I32 [1], position of the first row; invalid: 0 */
+    double std;      /* zero means 0.02 */
+} hd_position_embedding_options;
+
+/* x [rows, columns] plus the rows of the learned table "<name>.weight" [entries, columns] that
+ * belong to the rows' positions. Shape of x. */
+HD_API hd_tensor hd_position_embedding(hd_program *program, hd_tensor x,
+                                       const hd_position_embedding_options *options);
+
+/* How a linear layer is cut over the tensor axis, once that axis may be larger than 1. */
+typedef enum hd_split {
+    HD_SPLIT_NONE,
+    HD_SPLIT_COLUMNS, /* each rank makes some of the outputs */
+    HD_SPLIT_ROWS     /* each rank takes some of the inputs */
+} hd_split;
+
+/* A layer that files hold as several: q, k and v of a fused projection. */
+typedef struct hd_linear_part {
+    const char *name;
+    int64_t outputs;
+} hd_linear_part;
+
+typedef struct hd_linear_options {
+    const char *name;
+    int64_t outputs;
+    bool bias;
+    double std;         /* of the weight's first values; zero means 0.02; biases start at 0 */
+    const char *weight; /* name of a weight shared with another layer, instead of "<name>.weight" */
+    bool transposed;    /* files hold the weight as [inputs, outputs]: GPT-2's Conv1D */
+    hd_split split;
+    int parts; /* 0: files hold one layer called `name`; else their outputs add up to `outputs` */
+    hd_linear_part part[HD_MAX_PARTS];
+} hd_linear_options;
+
+/* x [..., inputs] by the weight [outputs, inputs], plus bias [outputs]: [..., outputs]. */
+HD_API hd_tensor hd_linear(hd_program *program, hd_tensor x, const hd_linear_options *options);
+
+typedef enum hd_norm_kind {
+    HD_NORM_LAYER, /* weight and bias */
+    HD_NORM_RMS    /* weight */
+} hd_norm_kind;
+
+typedef struct hd_norm_options {
+    const char *name;
+    double epsilon;    /* zero means 1e-5 */
+    hd_norm_kind kind; /* for hd_residual_norm */
+} hd_norm_options;
+
+/* Norm over the last dim, scaled by "<name>.weight" [columns] (first 1) and, for layer norm, moved
+ * by "<name>.bias" (first 0). Shape of x. */
+HD_API hd_tensor hd_layer_norm(hd_program *program, hd_tensor x, const hd_norm_options *options);
+HD_API hd_tensor hd_rms_norm(hd_program *program, hd_tensor x, const hd_norm_options *options);
+
+/* One pass for *sum = x + delta and the norm of it, which is returned. Shape of x. */
+HD_API hd_tensor hd_residual_norm(hd_program *program, hd_tensor x, hd_tensor delta,
+                                  const hd_norm_options *options, hd_tensor *sum);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

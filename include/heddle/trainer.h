@@ -1,0 +1,85 @@
+/* Training steps of a model of one's own on any layout: heddle cuts it into stages, makes the
+ * backward, plans every byte, and runs the schedule. */
+#ifndef HEDDLE_TRAINER_H
+#define HEDDLE_TRAINER_H
+
+#include <heddle/mesh.h>
+#include <heddle/plan.h>
+#include <heddle/session.h>
+#include <heddle/stage.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct hd_trainer hd_trainer;
+
+/* Decoupled weight decay (arXiv 1711.05101). Zeros mean 0.9, 0.999, 1e-8, no decay. */
+typedef struct hd_adamw_options {
+    float beta1, beta2, epsilon, weight_decay;
+    bool decay_all; /* else parameters of one dim (norms, biases) are left alone */
+} hd_adamw_options;
+
+typedef struct hd_trainer_options {
+    hd_build_fn build; /* called several times, for whole stages and for single layers */
+    void *user;        /* borrowed */
+    int layers;
+    const hd_mesh *mesh;       /* borrowed; a fake one serves planning only */
+    int64_t sequences, tokens; /* of a micro-batch */
+    int accumulate;            /* micro-batches a step on each data rank; zero means 1 */
+    const char
+        *schedule; /* "gpipe", "1f1b", "interleaved"; NULL: 1f1b, interleaved if chunks > 1 */
+    int chunks;    /* virtual stages per pipeline rank; zero means 1 */
+    const int *stage_layers; /* [pipeline x chunks] layers of each; NULL: balanced by cost */
+    bool exact;              /* the same bits on every layout; costs gradient buffers */
+    bool shard_state;        /* ZeRO-1: optimizer state split over the data axis */
+    bool recompute;          /* each layer's activations are made again in the backward */
+    size_t budget, foreign;  /* bytes of device memory; zero budget: no limit */
+    int64_t bucket_elements; /* of a gradient bucket; zero means 8 Mi */
+    hd_adamw_options adamw;
+    float clip_norm;      /* global gradient norm; zero: no clipping */
+    int validate_batches; /* micro-batches of a validation on each data rank; zero: none */
+} hd_trainer_options;
+
+/* Fills an input of one micro-batch: `name` as the model declared it, `global_batch` counts
+ * micro-batches of the step over all data ranks, `bytes` are wanted at `out`. */
+typedef hd_status (*hd_feed_fn)(void *user, const char *name, int64_t global_batch, void *out,
+                                size_t bytes);
+
+typedef struct hd_step_result {
+    double loss;      /* mean over the step's tokens */
+    double tokens;    /* that counted: targets that are not ignored */
+    double grad_norm; /* before clipping, of the mean loss; 0 from hd_trainer_validate */
+    bool skipped;     /* loss or norm was not finite: nothing was updated, on any rank */
+} hd_step_result;
+
+/* Build and plan; allocates host memory only. HD_ERROR_BUDGET if it cannot fit. Local: every rank
+ * may plan for any rank of a fake mesh. */
+HD_API hd_status hd_trainer_create(const hd_trainer_options *options, hd_trainer **out);
+HD_API void hd_trainer_destroy(hd_trainer *trainer); /* takes NULL */
+
+/* The plan; borrowed. Local. */
+HD_API const hd_plan *hd_trainer_plan(const hd_trainer *trainer);
+
+/* Reserve the arena on `context` (borrowed) and initialise the parameters from `seed`. Collective. */
+HD_API hd_status hd_trainer_start(hd_trainer *trainer, hd_context *context, uint64_t seed);
+
+/* One step: all micro-batches forward and backward, gradients summed over ranks, clipping, update.
+ * The result is equal on all ranks. Collective. */
+HD_API hd_status hd_trainer_step(hd_trainer *trainer, double learning_rate, hd_feed_fn feed,
+                                 void *user, hd_step_result *out);
+
+/* Mean loss over validate_batches micro-batches of each data rank; changes nothing. Collective. */
+HD_API hd_status hd_trainer_validate(hd_trainer *trainer, hd_feed_fn feed, void *user,
+                                     hd_step_result *out);
+
+/* The session, for reading tensors and the high-water mark; borrowed, NULL before start. Local. */
+HD_API hd_session *hd_trainer_session(hd_trainer *trainer);
+
+/* XXH3 over all weights in global order, equal on all ranks: what "same bits" means. Collective. */
+HD_API hd_status hd_trainer_weights_hash(hd_trainer *trainer, uint64_t *out);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

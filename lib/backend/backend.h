@@ -1,0 +1,276 @@
+/* The backend table: what a device can compute. ops/ has checked shapes and dtypes, a backend only
+ * computes. Matrices are row-major; `_stride` counts elements between rows. `dtype` is that of the
+ * activations and weights of a call (the CPU backend has F32 only); sums, statistics and weight
+ * gradients are fp32. Results do not depend on how many threads or blocks computed them. */
+#ifndef HDI_BACKEND_BACKEND_H
+#define HDI_BACKEND_BACKEND_H
+
+#include <heddle/dtype.h>
+#include <heddle/op.h>
+
+/* One device of this process, made by a backend's open. */
+typedef struct hdi_device hdi_device;
+
+typedef enum hdi_activation { HDI_GELU_ERF, HDI_GELU_TANH, HDI_SILU } hdi_activation;
+
+/* out[rows, columns] = a * b (+ bias over rows) (+ out, if accumulate). a is [rows, inner], or
+ * [inner, rows] if transpose_a; b is [inner, columns], or [columns, inner] if transpose_b. */
+typedef struct hdi_gemm_args {
+    hd_dtype dtype, out_dtype; /* out_dtype F32 for weight gradients */
+    int64_t rows, columns, inner;
+    const void *a, *b;
+    int64_t a_stride, b_stride, out_stride;
+    bool transpose_a, transpose_b, accumulate;
+    const void *bias; /* [columns] of dtype, or NULL */
+    void *out;
+} hdi_gemm_args;
+
+/* out[columns] (+)= sum over rows of x. Deterministic. */
+typedef struct hdi_column_sum_args {
+    hd_dtype dtype, out_dtype;
+    int64_t rows, columns, x_stride;
+    const void *x;
+    void *out;
+    bool accumulate;
+    void *workspace; /* column_sum_workspace bytes */
+} hdi_column_sum_args;
+
+/* out[r, :] = table[ids[r], :] (+ second_table[second_ids[r], :], if there is one). */
+typedef struct hdi_embedding_args {
+    hd_dtype dtype;
+    int64_t rows, columns, entries, second_entries;
+    const int32_t *ids, *second_ids;
+    const void *table, *second_table;
+    void *out;
+} hdi_embedding_args;
+
+/* out[r] = min(*first + r % period, limit - 1): the positions of rows of sequences. */
+typedef struct hdi_positions_args {
+    int64_t rows, period, limit;
+    const int32_t *first; /* one element on the device; NULL: 0 */
+    int32_t *out;
+} hdi_positions_args;
+
+/* out[columns] = row *count - 1 of x [rows, columns]; *count is held to 1..rows. */
+typedef struct hdi_select_row_args {
+    hd_dtype dtype;
+    int64_t rows, columns;
+    const void *x;
+    const int32_t *count; /* one element on the device */
+    void *out;
+} hdi_select_row_args;
+
+/* table_gradient[e, :] (+)= sum of the rows r of gradient with ids[r] == e, in the order of r.
+ * Without accumulate, entries that no row names become zero. */
+typedef struct hdi_embedding_gradient_args {
+    hd_dtype dtype;
+    int64_t rows, columns, entries;
+    const int32_t *ids;
+    const void *gradient;
+    float *table_gradient;
+    bool accumulate;
+    void *workspace; /* embedding_gradient_workspace bytes */
+} hdi_embedding_gradient_args;
+
+typedef enum hdi_norm_kind { HDI_LAYER_NORM, HDI_RMS_NORM } hdi_norm_kind;
+
+/* s = x (+ residual); out = norm(s) * weight (+ bias). Saves mean (layer norm) and rstd. If `sum`
+ * is given it receives s. weight and bias may be NULL: 1 and 0. */
+typedef struct hdi_norm_args {
+    hdi_norm_kind kind;
+    hd_dtype dtype;
+    int64_t rows, columns;
+    float epsilon;
+    const void *x, *residual, *weight, *bias;
+    void *sum, *out;
+    float *mean, *rstd; /* [rows]; mean is NULL for RMS */
+} hdi_norm_args;
+
+/* x_gradient = gradient through norm at s (+ carry); partials[p, 0:columns] and
+ * partials[p, columns:2*columns] are partial sums over rows of the gradients of weight and bias,
+ * for partial_rows rows p; the caller sums them with column_sum. `x` is s of the forward. carry may
+ * alias x_gradient. */
+typedef struct hdi_norm_gradient_args {
+    hdi_norm_kind kind;
+    hd_dtype dtype;
+    int64_t rows, columns, partial_rows;
+    const void *gradient, *x, *weight, *carry;
+    const float *mean, *rstd;
+    void *x_gradient;
+    float *partials; /* [partial_rows, 2 * columns]; NULL if no weight gradient is wanted */
+} hdi_norm_gradient_args;
+
+/* out = f(x); gradient: out = gradient * f'(x). In place allowed (out == x or out == gradient). */
+typedef struct hdi_activation_args {
+    hdi_activation kind;
+    hd_dtype dtype;
+    int64_t elements;
+    const void *x, *gradient;
+    void *out;
+} hdi_activation_args;
+
+/* SwiGLU: x is [rows, 2 * columns] = gate | up; out[rows, columns] = silu(gate) * up.
+ * The gradient writes x_gradient [rows, 2 * columns]. */
+typedef struct hdi_gated_args {
+    hdi_activation kind; /* of the gate */
+    hd_dtype dtype;
+    int64_t rows, columns;
+    const void *x, *gradient;
+    void *out, *x_gradient;
+} hdi_gated_args;
+
+typedef enum hdi_rope_pairing { HDI_ROPE_HALVES, HDI_ROPE_INTERLEAVED } hdi_rope_pairing;
+
+/* Rotate `heads` heads of head_dim columns that start at x, in place or to out (same strides).
+ * table [positions, head_dim / 2, 2] holds (cos, sin); row r uses position
+ * positions[r], or r % period when positions is NULL. `inverse` rotates back (the
+ * gradient). Columns outside the heads are not touched. */
+typedef struct hdi_rope_args {
+    hdi_rope_pairing pairing;
+    hd_dtype dtype;
+    int64_t rows, heads, head_dim, x_stride, period;
+    const float *table;
+    const int32_t *positions;
+    const void *x;
+    void *out;
+    bool inverse;
+} hdi_rope_args;
+
+/* Scaled dot-product attention of `batch` sequences. Token t of sequence b is row
+ * b * tokens + t; head h is at column h * head_dim of q, k, v, out. Query head h reads key head
+ * h * kv_heads / heads. Causal: query t sees keys <= t + (kv_tokens - tokens). */
+typedef struct hdi_attention_args {
+    hd_dtype dtype;
+    int64_t batch, tokens, kv_tokens, heads, kv_heads, head_dim;
+    int64_t q_stride, k_stride, v_stride, out_stride;
+    float scale;
+    bool causal, exact; /* exact: the gradient is bit-equal from run to run */
+    const void *q, *k, *v;
+    void *out;
+    float *lse; /* [batch, heads, tokens] natural log-sum-exp; NULL if not wanted */
+    /* gradient only */
+    const void *out_gradient;                   /* strides as out */
+    void *q_gradient, *k_gradient, *v_gradient; /* strides as q, k, v */
+    void *workspace; /* attention_workspace or attention_gradient_workspace bytes */
+} hdi_attention_args;
+
+/* Attention of `tokens` new tokens of one sequence against a cache: first writes k and v of the
+ * new tokens (only the first *count of them) at *position.. of the caches, then attends causally
+ * over positions 0..*position + t. Rows from *count on are left undefined. */
+typedef struct hdi_attention_cached_args {
+    hd_dtype dtype;
+    int64_t tokens, capacity, heads, kv_heads, head_dim;
+    int64_t q_stride, k_stride, v_stride, out_stride;
+    float scale;
+    const void *q, *k, *v;
+    void *k_cache, *v_cache;         /* [capacity, kv_heads * head_dim] */
+    const int32_t *position, *count; /* one element each, on the device */
+    void *out;
+    void *workspace; /* attention_cached_workspace bytes */
+} hdi_attention_cached_args;
+
+/* loss[r] = -log softmax(logits[r])[targets[r]], 0 where targets[r] < 0. If gradient is given it
+ * receives (softmax - one-hot) * (*scale), 0 for ignored rows; it may alias logits. */
+typedef struct hdi_cross_entropy_args {
+    hd_dtype dtype;
+    int64_t rows, classes, logits_stride;
+    const void *logits;
+    const int32_t *targets;
+    const float *scale; /* one element on the device; NULL: 1 */
+    float *loss;        /* [rows] */
+    void *gradient;     /* strides as logits, or NULL */
+} hdi_cross_entropy_args;
+
+/* AdamW (Loshchilov and Hutter, arXiv 1711.05101; eps outside the root, as torch.optim.AdamW):
+ * g = gradient * scalars[1]; decoupled decay first. Nothing changes if scalars[4] is 0.
+ * scalars (device): [0] learning rate, [1] gradient scale, [2] 1 - beta1^t, [3] 1 - beta2^t,
+ * [4] 1 to apply, 0 to skip. With master NULL, weights are F32 and updated themselves. */
+typedef struct hdi_adamw_args {
+    hd_dtype dtype;
+    int64_t elements;
+    void *weights;
+    float *master; /* fp32 copy that is updated and then rounded to weights; NULL when F32 */
+    float *m, *v;
+    const float *gradient;
+    const float *scalars;
+    float beta1, beta2, epsilon, weight_decay;
+} hdi_adamw_args;
+
+/* Elements in a block of sum_of_squares: shards and norms are cut at multiples of it. */
+enum { HDI_BLOCK_ELEMENTS = 4096 };
+
+typedef struct hdi_memory_info {
+    size_t free_bytes, total_bytes;
+} hdi_memory_info;
+
+struct hd_backend {
+    const char *name; /* "cpu" or "cuda" */
+
+    /* The device and its memory. */
+    hd_status (*open)(int ordinal, hdi_device **out);
+    void (*close)(hdi_device *device);
+    hd_status (*memory_info)(hdi_device *device, hdi_memory_info *out);
+    hd_status (*reserve)(hdi_device *device, size_t bytes, void **out); /* the arena, zeroed */
+    void (*release)(hdi_device *device, void *arena, size_t bytes);
+    hd_status (*reserve_host)(hdi_device *device, size_t bytes, void **out); /* pinned on GPUs */
+    void (*release_host)(hdi_device *device, void *memory, size_t bytes);
+    hd_stream *(*stream)(hdi_device *device); /* the compute stream, borrowed */
+
+    /* Queued on `stream`; host memory is borrowed until synchronize. */
+    hd_status (*copy_in)(hd_stream *stream, void *device_memory, const void *host, size_t bytes);
+    hd_status (*copy_out)(hd_stream *stream, void *host, const void *device_memory, size_t bytes);
+    hd_status (*copy)(hd_stream *stream, void *out, const void *x, size_t bytes);
+    hd_status (*zero)(hd_stream *stream, void *out, size_t bytes);
+    hd_status (*synchronize)(hd_stream *stream);
+
+    /* Computation, queued on `stream`. */
+    hd_status (*gemm)(hd_stream *stream, const hdi_gemm_args *args);
+    hd_status (*column_sum)(hd_stream *stream, const hdi_column_sum_args *args);
+    size_t (*column_sum_workspace)(int64_t rows, int64_t columns);
+    hd_status (*embedding)(hd_stream *stream, const hdi_embedding_args *args);
+    hd_status (*embedding_gradient)(hd_stream *stream, const hdi_embedding_gradient_args *args);
+    size_t (*embedding_gradient_workspace)(int64_t rows, int64_t entries);
+    hd_status (*positions)(hd_stream *stream, const hdi_positions_args *args);
+    hd_status (*select_row)(hd_stream *stream, const hdi_select_row_args *args);
+    hd_status (*norm)(hd_stream *stream, const hdi_norm_args *args);
+    hd_status (*norm_gradient)(hd_stream *stream, const hdi_norm_gradient_args *args);
+    hd_status (*activation)(hd_stream *stream, const hdi_activation_args *args);
+    hd_status (*activation_gradient)(hd_stream *stream, const hdi_activation_args *args);
+    hd_status (*gated)(hd_stream *stream, const hdi_gated_args *args);
+    hd_status (*gated_gradient)(hd_stream *stream, const hdi_gated_args *args);
+    hd_status (*rope)(hd_stream *stream, const hdi_rope_args *args);
+    hd_status (*attention)(hd_stream *stream, const hdi_attention_args *args);
+    hd_status (*attention_gradient)(hd_stream *stream, const hdi_attention_args *args);
+    size_t (*attention_workspace)(const hdi_attention_args *args);          /* pointers ignored */
+    size_t (*attention_gradient_workspace)(const hdi_attention_args *args); /* pointers ignored */
+    hd_status (*attention_cached)(hd_stream *stream, const hdi_attention_cached_args *args);
+    size_t (*attention_cached_workspace)(const hdi_attention_cached_args *args);
+    hd_status (*cross_entropy)(hd_stream *stream, const hdi_cross_entropy_args *args);
+
+    /* out = x + y; out may alias either. */
+    hd_status (*add)(hd_stream *stream, hd_dtype dtype, int64_t elements, const void *x,
+                     const void *y, void *out);
+    /* out = x converted. */
+    hd_status (*convert)(hd_stream *stream, hd_dtype from, const void *x, hd_dtype to, void *out,
+                         int64_t elements);
+    /* out[0] = sum of losses in a fixed order, out[1] = count of targets >= 0. */
+    hd_status (*loss_sum)(hd_stream *stream, const float *loss, const int32_t *targets,
+                          int64_t rows, double out[2]);
+    /* out[i] = sum of squares of block i (HDI_BLOCK_ELEMENTS elements, the last may be short). */
+    hd_status (*sum_of_squares)(hd_stream *stream, const float *x, int64_t elements, double *out);
+    /* out = sum of `parts` runs of `elements` fp32 at x + part * stride, joined as a binary tree over
+     * the part's index: (0+1)+(2+3), ...; what is left over joins from the right. out may be part 0. */
+    hd_status (*tree_sum)(hd_stream *stream, const float *x, int64_t stride, int parts,
+                          int64_t elements, float *out);
+    hd_status (*adamw)(hd_stream *stream, const hdi_adamw_args *args);
+    /* out[i] = std * normal(seed, stream_number, first + i), bits equal to hdi_random_normal. */
+    hd_status (*fill_normal)(hd_stream *stream, hd_dtype dtype, void *out, int64_t elements,
+                             uint64_t seed, uint64_t stream_number, int64_t first, float std);
+};
+
+extern const hd_backend hdi_backend_cpu;
+
+/* Threads that one call of the CPU backend may use; set once before the first call. */
+void hdi_cpu_set_threads(int threads);
+
+#endif

@@ -1,0 +1,61 @@
+/* The functions of the CPU backend's table, one file per family of ops. */
+#ifndef HDI_BACKEND_CPU_CPU_H
+#define HDI_BACKEND_CPU_CPU_H
+
+#include "backend/backend.h"
+#include "core/checked.h"
+
+/* Elements of one item of work of an element-wise op: below it a call stays on its own thread. */
+enum { HDI_CPU_CHUNK = 16384 };
+
+/* Rows that make up about one chunk: fixed by the shape. */
+static inline int64_t hdi_cpu_chunk_rows(int64_t columns)
+{
+    return columns >= HDI_CPU_CHUNK ? 1 : HDI_CPU_CHUNK / (columns > 0 ? columns : 1);
+}
+
+static inline int64_t hdi_cpu_min(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+/* HD_OK for F32, else an error that names `what`. */
+hd_status hdi_cpu_check_dtype(const char *what, hd_dtype dtype);
+
+hd_status hdi_cpu_gemm(hd_stream *stream, const hdi_gemm_args *args);
+hd_status hdi_cpu_column_sum(hd_stream *stream, const hdi_column_sum_args *args);
+size_t hdi_cpu_column_sum_workspace(int64_t rows, int64_t columns);
+hd_status hdi_cpu_embedding(hd_stream *stream, const hdi_embedding_args *args);
+hd_status hdi_cpu_embedding_gradient(hd_stream *stream, const hdi_embedding_gradient_args *args);
+size_t hdi_cpu_embedding_gradient_workspace(int64_t rows, int64_t entries);
+hd_status hdi_cpu_positions(hd_stream *stream, const hdi_positions_args *args);
+hd_status hdi_cpu_select_row(hd_stream *stream, const hdi_select_row_args *args);
+hd_status hdi_cpu_norm(hd_stream *stream, const hdi_norm_args *args);
+hd_status hdi_cpu_norm_gradient(hd_stream *stream, const hdi_norm_gradient_args *args);
+hd_status hdi_cpu_activation(hd_stream *stream, const hdi_activation_args *args);
+hd_status hdi_cpu_activation_gradient(hd_stream *stream, const hdi_activation_args *args);
+hd_status hdi_cpu_gated(hd_stream *stream, const hdi_gated_args *args);
+hd_status hdi_cpu_gated_gradient(hd_stream *stream, const hdi_gated_args *args);
+hd_status hdi_cpu_rope(hd_stream *stream, const hdi_rope_args *args);
+hd_status hdi_cpu_attention(hd_stream *stream, const hdi_attention_args *args);
+size_t hdi_cpu_attention_workspace(const hdi_attention_args *args);
+hd_status hdi_cpu_attention_gradient(hd_stream *stream, const hdi_attention_args *args);
+size_t hdi_cpu_attention_gradient_workspace(const hdi_attention_args *args);
+hd_status hdi_cpu_attention_cached(hd_stream *stream, const hdi_attention_cached_args *args);
+size_t hdi_cpu_attention_cached_workspace(const hdi_attention_cached_args *args);
+hd_status hdi_cpu_cross_entropy(hd_stream *stream, const hdi_cross_entropy_args *args);
+hd_status hdi_cpu_loss_sum(hd_stream *stream, const float *loss, const int32_t *targets,
+                           int64_t rows, double out[2]);
+hd_status hdi_cpu_add(hd_stream *stream, hd_dtype dtype, int64_t elements, const void *x,
+                      const void *y, void *out);
+hd_status hdi_cpu_convert(hd_stream *stream, hd_dtype from, const void *x, hd_dtype to, void *out,
+                          int64_t elements);
+hd_status hdi_cpu_sum_of_squares(hd_stream *stream, const float *x, int64_t elements, double *out);
+hd_status hdi_cpu_adamw(hd_stream *stream, const hdi_adamw_args *args);
+hd_status hdi_cpu_fill_normal(hd_stream *stream, hd_dtype dtype, void *out, int64_t elements,
+                              uint64_t seed, uint64_t stream_number, int64_t first, float std);
+
+hd_status hdi_cpu_tree_sum(hd_stream *stream, const float *x, int64_t stride, int parts,
+                           int64_t elements, float *out);
+
+#endif

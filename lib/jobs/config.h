@@ -1,0 +1,22 @@
+/* The configuration of jobs: the schema, and values as the jobs want them. */
+#ifndef HDI_JOBS_CONFIG_H
+#define HDI_JOBS_CONFIG_H
+
+#include "core/config.h"
+
+#include <heddle/job.h>
+
+struct hd_config {
+    hdi_config *values; /* owned */
+};
+
+/* The schema: every key of every job. */
+extern const hdi_config_row hdi_job_schema[];
+extern const int hdi_job_schema_rows;
+
+/* Names of enums, for hdi_config_enum. */
+typedef enum hdi_job_reduction { HDI_REDUCTION_FAST, HDI_REDUCTION_EXACT } hdi_job_reduction;
+typedef enum hdi_job_recompute { HDI_RECOMPUTE_NONE, HDI_RECOMPUTE_LAYER } hdi_job_recompute;
+typedef enum hdi_job_decay { HDI_DECAY_MATRICES, HDI_DECAY_ALL } hdi_job_decay;
+
+#endif

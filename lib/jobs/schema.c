@@ -1,0 +1,157 @@
+/* Every setting of every job: key, type, default, limits, help. --help, the manual and the guide's
+ * table are made from these rows. */
+#include "jobs/config.h"
+
+static const char *const families[] = {"gpt2", "llama", NULL};
+static const char *const rates[] = {"constant", "linear", "cosine", "wsd", NULL};
+static const char *const schedules[] = {"auto", "gpipe", "1f1b", "interleaved", NULL};
+static const char *const reductions[] = {"fast", "exact", NULL};
+static const char *const recomputes[] = {"none", "layer", NULL};
+static const char *const decays[] = {"matrices", "all", NULL};
+static const char *const transports[] = {"auto", "self", "mpi", NULL};
+static const char *const resumes[] = {"auto", "never", "require", NULL};
+
+#define BOOL(k, f, h, g)                                                        \
+    {                                                                           \
+        .key = k, .type = HDI_CONFIG_BOOL, .fallback = f, .help = h, .flags = g \
+    }
+#define INT(k, f, lo, hi, u, h, g)                                                        \
+    {                                                                                     \
+        .key = k, .type = HDI_CONFIG_INT, .fallback = f, .min = lo, .max = hi, .unit = u, \
+        .help = h, .flags = g                                                             \
+    }
+#define FLOAT(k, f, lo, hi, u, h, g)                                                        \
+    {                                                                                       \
+        .key = k, .type = HDI_CONFIG_FLOAT, .fallback = f, .min = lo, .max = hi, .unit = u, \
+        .help = h, .flags = g                                                               \
+    }
+#define STRING(k, f, h, g)                                                        \
+    {                                                                             \
+        .key = k, .type = HDI_CONFIG_STRING, .fallback = f, .help = h, .flags = g \
+    }
+#define ENUM(k, f, n, h, g)                                                                 \
+    {                                                                                       \
+        .key = k, .type = HDI_CONFIG_ENUM, .fallback = f, .names = n, .help = h, .flags = g \
+    }
+#define BYTES(k, f, h, g)                                                        \
+    {                                                                            \
+        .key = k, .type = HDI_CONFIG_BYTES, .fallback = f, .help = h, .flags = g \
+    }
+#define QUIET HDI_CONFIG_NO_EFFECT
+
+const hdi_config_row hdi_job_schema[] = {
+    STRING("model.preset", "",
+           "a model by name: gpt2, gpt2-medium, gpt2-large, gpt2-xl, llama-7b, ...", 0),
+    STRING("model.config", "", "a Hugging Face config.json, or a folder that holds one", 0),
+    STRING("model.weights", "",
+           "start from these weights: a safetensors file or a Hugging Face folder", 0),
+    ENUM("model.family", "gpt2", families, "family of a model given by the sizes below", 0),
+    INT("model.layers", "0", "0", "4096", "layers", "zero: the preset's", 0),
+    INT("model.hidden", "0", "0", "1048576", NULL,
+        "width of the residual stream; zero: the preset's", 0),
+    INT("model.heads", "0", "0", "1024", NULL, "attention heads; zero: the preset's", 0),
+    INT("model.kv_heads", "0", "0", "1024", NULL,
+        "key and value heads (llama); zero: the preset's, or heads", 0),
+    INT("model.intermediate", "0", "0", "4194304", NULL,
+        "width inside the MLP; zero: the family's rule", 0),
+    INT("model.vocab", "0", "0", "2147483647", "tokens",
+        "vocabulary; zero: the preset's, or 256 (bytes)", 0),
+    INT("model.max_tokens", "0", "0", "16777216", "tokens",
+        "longest sequence; zero: the preset's, or train.tokens", 0),
+
+    STRING("data.path", "",
+           "a text file, a folder of them, llm.c .bin files (comma list or pattern)", 0),
+    FLOAT("data.validation_fraction", "0.05", "0", "0.5", NULL,
+          "share of the windows kept for validation", 0),
+
+    INT("train.steps", "100", "0", "1000000000", "steps",
+        "steps in all, those before a resume included", QUIET),
+    INT("train.micro_batch", "8", "1", "1048576", "sequences", "sequences of one micro-batch", 0),
+    INT("train.tokens", "256", "1", "16777216", "tokens", "length of a sequence", 0),
+    INT("train.accumulate", "1", "1", "65536", "micro-batches",
+        "micro-batches a step on each data rank", 0),
+    INT("train.batch", "0", "0", "1073741824", "sequences",
+        "sequences a step over all ranks; if given, train.accumulate follows from it", 0),
+    INT("train.seed", "1", "0", NULL, NULL, "of initial weights and of the data's order", 0),
+    FLOAT("train.clip", "1", "0", NULL, NULL, "global gradient norm; zero: no clipping", 0),
+    INT("train.validate_every", "0", "0", NULL, "steps", "zero: at the end only", QUIET),
+    INT("train.validate_batches", "4", "0", "65536", "micro-batches",
+        "of a validation on each data rank; zero: none", QUIET),
+    INT("train.stop_after", "0", "0", NULL, "steps",
+        "save and stop after so many steps of this run; zero: run to the end", QUIET),
+
+    FLOAT("optimizer.learning_rate", "3e-4", "0", NULL, NULL, "peak learning rate of AdamW", 0),
+    ENUM("optimizer.schedule", "cosine", rates, "after the warm-up", 0),
+    INT("optimizer.warmup", "0", "0", NULL, "steps", "linear from zero", 0),
+    INT("optimizer.decay_steps", "0", "0", NULL, "steps",
+        "length of the whole schedule; zero: train.steps", 0),
+    FLOAT("optimizer.decay_fraction", "0.2", "0", "1", NULL,
+          "wsd: last share of the schedule that decays", 0),
+    FLOAT("optimizer.final_rate", "0.1", "0", "1", NULL,
+          "end of the schedule, as a share of the peak", 0),
+    FLOAT("optimizer.beta1", "0.9", "0", "0.999999", NULL, "decay of the first moment", 0),
+    FLOAT("optimizer.beta2", "0.95", "0", "0.999999", NULL, "decay of the second moment", 0),
+    FLOAT("optimizer.epsilon", "1e-8", "0", "1", NULL, "added to the root of the second moment", 0),
+    FLOAT("optimizer.weight_decay", "0.1", "0", "10", NULL, "decoupled weight decay", 0),
+    ENUM("optimizer.decay", "matrices", decays, "which parameters decay: those of two dims, or all",
+         0),
+
+    INT("layout.data", "0", "0", "65536", "ranks", "data axis; zero: what the other axes leave",
+        QUIET),
+    INT("layout.pipeline", "1", "1", "4096", "ranks", "pipeline axis", QUIET),
+    INT("layout.sequence", "1", "1", "4096", "ranks", "sequence axis", QUIET),
+    INT("layout.tensor", "1", "1", "4096", "ranks", "tensor axis", QUIET),
+    ENUM("layout.schedule", "auto", schedules,
+         "pipeline schedule; auto: 1f1b, interleaved if chunks > 1", QUIET),
+    INT("layout.chunks", "1", "1", "64", "stages", "virtual stages on each pipeline rank", QUIET),
+    {.key = "layout.stages",
+     .type = HDI_CONFIG_INT_LIST,
+     .min = "0",
+     .max = "4096",
+     .unit = "layers",
+     .help = "layers of each virtual stage; empty: balanced by cost",
+     .flags = QUIET},
+    BOOL("layout.shard_state", "false", "split the optimizer state over the data axis (ZeRO-1)",
+         QUIET),
+    ENUM("layout.recompute", "none", recomputes, "make activations again in the backward", QUIET),
+    ENUM("layout.reduction", "fast", reductions,
+         "exact: the same bits on every layout, at the price of gradient buffers", 0),
+    BYTES("layout.bucket", "32MiB", "gradients that travel together", QUIET),
+
+    BYTES("memory.budget", "0", "device memory of a rank, all included; zero: no limit", QUIET),
+
+    INT("checkpoint.every", "0", "0", NULL, "steps", "zero: at the end only", QUIET),
+    INT("checkpoint.keep", "2", "1", "1000000", "checkpoints", "newest ones that stay", QUIET),
+    ENUM("checkpoint.resume", "auto", resumes,
+         "auto: from the newest good checkpoint of the run, if there is one", QUIET),
+    BOOL("checkpoint.verify", "false", "check every byte of a checkpoint before it is used", QUIET),
+
+    STRING("run.directory", "runs/default", "everything that the job writes goes here", QUIET),
+    STRING("run.device", "auto", "auto, cpu or cuda", QUIET),
+    ENUM("run.transport", "auto", transports, "between ranks", QUIET),
+    INT("run.threads", "0", "0", "4096", "threads",
+        "of the CPU backend; zero: OMP_NUM_THREADS, or 1", QUIET),
+    FLOAT("run.deadline", "120", "0.1", NULL, "seconds", "longest wait for another rank", QUIET),
+    BOOL("run.trace", "false", "write a Chrome trace of each rank and the pipeline chart", QUIET),
+    INT("run.log_every", "1", "1", NULL, "steps", "steps between records in metrics.jsonl", QUIET),
+
+    STRING("generate.checkpoint", "",
+           "run, checkpoint or Hugging Face folder; empty: run.directory", QUIET),
+    {.key = "generate.prompts",
+     .type = HDI_CONFIG_STRING_LIST,
+     .help = "texts to continue",
+     .flags = QUIET},
+    STRING("generate.prompt_file", "", "one prompt a line, after generate.prompts", QUIET),
+    STRING("generate.ids", "",
+           "a prompt as token numbers with commas, for vocabularies that are not bytes", QUIET),
+    INT("generate.tokens", "200", "1", "16777216", "tokens", "to add to each prompt", QUIET),
+    FLOAT("generate.temperature", "0.8", "0", "100", NULL, "zero: greedy", QUIET),
+    INT("generate.top_k", "50", "0", NULL, "tokens",
+        "sample among the k likeliest; zero: among all", QUIET),
+    INT("generate.seed", "1", "0", NULL, NULL,
+        "of sampling: a function of seed, prompt and position", QUIET),
+    INT("generate.prefill", "32", "1", "65536", "tokens", "prompt tokens that one pass takes",
+        QUIET),
+};
+
+const int hdi_job_schema_rows = (int)(sizeof hdi_job_schema / sizeof hdi_job_schema[0]);

@@ -1,0 +1,103 @@
+/* The inside of a trainer. */
+#ifndef HDI_JOBS_TRAINER_H
+#define HDI_JOBS_TRAINER_H
+
+#include "ops/update.h"
+#include "parallel/pipeline.h"
+#include "parallel/schedule.h"
+#include "program/layout.h"
+#include "program/plan.h"
+
+#include <heddle/trainer.h>
+
+/* A parameter of the whole model, in the order in which stages declare it. */
+typedef struct hdi_global_parameter {
+    char *name; /* owned */
+    int64_t elements, first_block;
+    int *stages; /* virtual stages that use it, ascending, owned */
+    int stage_count, stage_capacity;
+} hdi_global_parameter;
+
+/* The whole model's facts, found by building it part by part. */
+typedef struct hdi_census {
+    hdi_global_parameter *parameters;
+    int count, capacity;
+    int64_t blocks;      /* of HDI_BLOCK_ELEMENTS, over all parameters */
+    double *layer_costs; /* [layers] FLOPs of forward and backward, about; owned */
+    double first_cost, last_cost;
+    hd_dtype x_dtype;
+    int64_t x_dims[HD_MAX_DIMS]; /* of the tensor between stages */
+    int x_rank;
+    int *stage_layers; /* [virtual stages] owned */
+} hdi_census;
+
+/* Exchange of a parameter's gradient between the pipeline ranks that hold it. */
+typedef struct hdi_tie {
+    int parameter; /* of the census */
+    int members;
+    int64_t *send_counts, *send_offsets, *recv_counts,
+        *recv_offsets; /* [pipeline], one block, owned */
+} hdi_tie;
+
+struct hd_trainer {
+    hd_trainer_options options;
+    int pipeline, stage, chunks;
+    hdi_census census;
+    hdi_schedule *schedule, *validate_schedule;
+    hdi_pipeline_chunk *train, *validate; /* [chunks], programs owned */
+    hdi_tie *ties;
+    int tie_count, tie_capacity;
+    hdi_piece *square_pieces, *update_pieces;
+    int square_count, square_capacity, update_count, update_capacity;
+    hd_program *norm, *update; /* owned */
+    hd_tensor squares, scalars;
+    hd_plan *plan;
+
+    hd_session *session;
+    hdi_pipeline *train_run, *validate_run;
+    hdi_trace *trace;    /* borrowed, or NULL */
+    double *losses;      /* [2 * all micro-batches]: sum and count; owned */
+    double *square_sums; /* [blocks] */
+    void *staging;       /* of the largest input */
+    int64_t steps;       /* taken, skipped ones included */
+    int64_t updates;     /* applied: AdamW's t */
+};
+
+/* trainer_census.c: learn parameters, costs and the boundary; cut the layers into stages. */
+hd_status hdi_census_take(hd_trainer *trainer);
+void hdi_census_release(hdi_census *census);
+const hdi_global_parameter *hdi_census_find(const hdi_census *census, const char *name);
+
+/* trainer_programs.c: one chunk's program for a purpose, with its backward when training. */
+hd_status hdi_trainer_build_chunk(hd_trainer *trainer, int chunk, hd_purpose purpose,
+                                  hdi_pipeline_chunk *out);
+
+/* trainer_update.c: the norm and update programs, from the layout. */
+hd_status hdi_trainer_build_update(hd_trainer *trainer, const hdi_layout *layout);
+
+/* Pipeline rank of a virtual stage. */
+static inline int hdi_trainer_rank_of(const hd_trainer *trainer, int virtual_stage)
+{
+    return virtual_stage % trainer->pipeline;
+}
+
+/* The first pipeline rank that holds a parameter speaks for it: norms and checkpoints. */
+bool hdi_trainer_speaks_for(const hd_trainer *trainer, const char *name);
+
+/* This rank's part of what a checkpoint holds: flat runs of parameters. Called once per run;
+ * weights, m and v are device addresses. Stops at the first error. */
+typedef struct hdi_trainer_part {
+    const hdi_entry *entry;
+    int64_t begin, count; /* elements of the parameter */
+    char *weights;
+    float *m, *v;
+} hdi_trainer_part;
+typedef hd_status (*hdi_trainer_part_fn)(void *user, const hdi_trainer_part *part);
+
+/* Parts that this rank saves: every element of the model once over all ranks. */
+hd_status hdi_trainer_saved_parts(hd_trainer *trainer, hdi_trainer_part_fn visit, void *user);
+
+/* Parts that this rank needs back: whole parameters, m and v NULL where it holds no state. */
+hd_status hdi_trainer_loaded_parts(hd_trainer *trainer, hdi_trainer_part_fn visit, void *user);
+
+#endif

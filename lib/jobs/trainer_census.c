@@ -1,0 +1,168 @@
+/* What the whole model consists of: found by building the part before the layers, each layer, and
+ * the part after them, as programs of their own. */
+#include "jobs/trainer.h"
+
+#include "core/checked.h"
+#include "core/error.h"
+#include "core/memory.h"
+#include "parallel/balance.h"
+
+#include <string.h>
+
+static hd_status out_of_memory(void)
+{
+    return hdi_error(HD_ERROR_MEMORY, "trainer: out of host memory");
+}
+
+const hdi_global_parameter *hdi_census_find(const hdi_census *census, const char *name)
+{
+    for (int i = 0; i < census->count; i++)
+        if (strcmp(census->parameters[i].name, name) == 0) return &census->parameters[i];
+    return NULL;
+}
+
+void hdi_census_release(hdi_census *census)
+{
+    for (int i = 0; i < census->count; i++) {
+        hdi_free(census->parameters[i].name);
+        hdi_free(census->parameters[i].stages);
+    }
+    hdi_free(census->parameters);
+    hdi_free(census->layer_costs);
+    hdi_free(census->stage_layers);
+}
+
+/* One part of the model: what stands before the layers, one layer, or what stands after them. */
+typedef struct part {
+    hd_program *program;
+    hd_tensor out;
+} part;
+
+static hd_status build_part(hd_trainer *trainer, int layer, bool first, bool last, part *out)
+{
+    const hd_trainer_options *options = &trainer->options;
+    const hdi_census *census = &trainer->census;
+    *out = (part){0};
+    HD_RETURN_IF_ERROR(hd_program_create(
+        &(hd_program_options){.name = "census", .mesh = options->mesh}, &out->program));
+    hd_tensor x = {0};
+    if (!first)
+        x = hdi_tensor_add(out->program, "x", census->x_dtype, HD_ROLE_BOUNDARY, census->x_rank,
+                           census->x_dims);
+    hd_stage stage = {.purpose = HD_PURPOSE_EVALUATE,
+                      .first_layer = first ? 0 : layer,
+                      .layers = first || last ? 0 : 1,
+                      .first = first,
+                      .last = last,
+                      .sequences = options->sequences,
+                      .tokens = options->tokens};
+    out->out = options->build(options->user, out->program, &stage, x);
+    return hd_program_finish(out->program);
+}
+
+static hd_status count_uses(hdi_census *census, const hd_program *program, int stage)
+{
+    for (int u = 0; u < program->use_count; u++) {
+        const hdi_use *use = &program->uses[u];
+        hdi_global_parameter *found =
+            (hdi_global_parameter *)(uintptr_t)hdi_census_find(census, use->name);
+        if (!found) {
+            if (!HDI_GROW(census->parameters, census->count, census->capacity))
+                return out_of_memory();
+            found = &census->parameters[census->count];
+            *found =
+                (hdi_global_parameter){.name = hdi_strdup(use->name),
+                                       .elements = hd_tensor_get(program, use->tensor)->elements,
+                                       .first_block = census->blocks};
+            if (!found->name) return out_of_memory();
+            census->count++;
+            census->blocks += hdi_ceil_div(found->elements, HDI_BLOCK_ELEMENTS_LAYOUT);
+        }
+        bool known = found->stage_count && found->stages[found->stage_count - 1] == stage;
+        if (known) continue;
+        if (!HDI_GROW(found->stages, found->stage_count, found->stage_capacity))
+            return out_of_memory();
+        found->stages[found->stage_count++] = stage;
+    }
+    return HD_OK;
+}
+
+static double part_cost(const hd_program *program)
+{
+    hd_cost cost;
+    hdi_program_cost(program, HDI_PHASE_FORWARD, &cost);
+    return cost.flops;
+}
+
+static hd_status learn_first(hd_trainer *trainer, part *built)
+{
+    hdi_census *census = &trainer->census;
+    HD_RETURN_IF_ERROR(build_part(trainer, 0, true, false, built));
+    const hd_tensor_info *x = hd_tensor_get(built->program, built->out);
+    if (!x) return hdi_error(HD_ERROR_ARGUMENT, "trainer: the first stage returned no tensor");
+    census->x_dtype = x->dtype;
+    census->x_rank = x->rank;
+    memcpy(census->x_dims, x->dims, sizeof census->x_dims);
+    census->first_cost = part_cost(built->program);
+    return HD_OK;
+}
+
+static hd_status learn_parts(hd_trainer *trainer, part *parts)
+{
+    hdi_census *census = &trainer->census;
+    int layers = trainer->options.layers;
+    HD_RETURN_IF_ERROR(learn_first(trainer, &parts[0]));
+    for (int i = 0; i < layers; i++) {
+        HD_RETURN_IF_ERROR(build_part(trainer, i, false, false, &parts[1 + i]));
+        census->layer_costs[i] = part_cost(parts[1 + i].program);
+    }
+    HD_RETURN_IF_ERROR(build_part(trainer, layers, false, true, &parts[1 + layers]));
+    census->last_cost = part_cost(parts[1 + layers].program);
+    return HD_OK;
+}
+
+static hd_status cut_stages(hd_trainer *trainer)
+{
+    hdi_census *census = &trainer->census;
+    int stages = trainer->pipeline * trainer->chunks;
+    hdi_balance_options balance = {.layers = trainer->options.layers,
+                                   .stages = stages,
+                                   .costs = census->layer_costs,
+                                   .first_cost = census->first_cost,
+                                   .last_cost = census->last_cost};
+    census->stage_layers = hdi_alloc_array((size_t)stages, sizeof(int));
+    if (!census->stage_layers) return out_of_memory();
+    if (!trainer->options.stage_layers) return hdi_balance(&balance, census->stage_layers);
+    HD_RETURN_IF_ERROR(hdi_balance_check(trainer->options.stage_layers, stages, &balance));
+    memcpy(census->stage_layers, trainer->options.stage_layers, (size_t)stages * sizeof(int));
+    return HD_OK;
+}
+
+static hd_status count_all(hd_trainer *trainer, const part *parts)
+{
+    hdi_census *census = &trainer->census;
+    int stages = trainer->pipeline * trainer->chunks, layer = 0;
+    HD_RETURN_IF_ERROR(count_uses(census, parts[0].program, 0));
+    for (int s = 0; s < stages; s++)
+        for (int i = 0; i < census->stage_layers[s]; i++)
+            HD_RETURN_IF_ERROR(count_uses(census, parts[1 + layer++].program, s));
+    return count_uses(census, parts[1 + layer].program, stages - 1);
+}
+
+hd_status hdi_census_take(hd_trainer *trainer)
+{
+    int count = trainer->options.layers + 2;
+    part *parts = hdi_alloc_array((size_t)count, sizeof *parts);
+    trainer->census.layer_costs = hdi_alloc_array((size_t)count, sizeof(double));
+    if (!parts || !trainer->census.layer_costs) {
+        hdi_free(parts);
+        return out_of_memory();
+    }
+    hd_status status = learn_parts(trainer, parts);
+    if (status == HD_OK) status = cut_stages(trainer);
+    if (status == HD_OK) status = count_all(trainer, parts);
+    for (int i = 0; i < count; i++)
+        hd_program_destroy(parts[i].program);
+    hdi_free(parts);
+    return status;
+}

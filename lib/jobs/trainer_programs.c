@@ -1,0 +1,75 @@
+/* A chunk's program: forward as the model builds it, boundaries, and the backward when training. */
+#include "jobs/trainer.h"
+
+#include "core/error.h"
+#include "core/memory.h"
+
+/* The stage's last activation becomes the tensor that travels. */
+static void make_boundary(hd_program *program, hd_tensor out)
+{
+    hdi_tensor *tensor = hdi_tensor_of(program, out);
+    if (!tensor) return;
+    if (tensor->info.role != HD_ROLE_ACTIVATION) {
+        hd_program_fail(program, HD_ERROR_ARGUMENT,
+                        "a stage must end in a tensor made by an op, not in its input");
+        return;
+    }
+    tensor->info.role = HD_ROLE_BOUNDARY;
+    tensor->keep = true;
+}
+
+static void add_backward(hd_program *program, const hdi_census *census, bool last,
+                         hdi_pipeline_chunk *chunk)
+{
+    if (!last) {
+        make_boundary(program, chunk->out);
+        chunk->out_gradient = hdi_tensor_add(program, "out.gradient", census->x_dtype,
+                                             HD_ROLE_BOUNDARY, census->x_rank, census->x_dims);
+    }
+    hd_program_backward(program, chunk->out, chunk->out_gradient);
+    chunk->x_gradient = hd_gradient(program, chunk->x);
+    if (chunk->x.id && !chunk->x_gradient.id && program->status == HD_OK)
+        hd_program_fail(program, HD_ERROR_ARGUMENT, "no gradient reaches the stage's input");
+}
+
+hd_status hdi_trainer_build_chunk(hd_trainer *trainer, int chunk_index, hd_purpose purpose,
+                                  hdi_pipeline_chunk *out)
+{
+    const hd_trainer_options *options = &trainer->options;
+    const hdi_census *census = &trainer->census;
+    int stages = trainer->pipeline * trainer->chunks;
+    int stage_index = chunk_index * trainer->pipeline + trainer->stage, first_layer = 0;
+    for (int s = 0; s < stage_index; s++)
+        first_layer += census->stage_layers[s];
+    bool train = purpose == HD_PURPOSE_TRAIN, last = stage_index == stages - 1;
+    char *name = hdi_format("%s.%d", train ? "train" : "validate", stage_index);
+    if (!name) return hdi_error(HD_ERROR_MEMORY, "trainer: out of host memory");
+    hd_program *program = NULL;
+    hd_status status = hd_program_create(
+        &(hd_program_options){
+            .name = name, .mesh = options->mesh, .training = train, .exact = options->exact},
+        &program);
+    hdi_free(name);
+    if (status != HD_OK) return status;
+    out->program = program;
+    if (stage_index > 0) {
+        out->x = hdi_tensor_add(program, "x", census->x_dtype, HD_ROLE_BOUNDARY, census->x_rank,
+                                census->x_dims);
+        if (train) hd_input_needs_gradient(program, out->x);
+    }
+    hd_stage stage = {.purpose = purpose,
+                      .first_layer = first_layer,
+                      .layers = census->stage_layers[stage_index],
+                      .first = stage_index == 0,
+                      .last = last,
+                      .sequences = options->sequences,
+                      .tokens = options->tokens,
+                      .recompute = options->recompute};
+    out->out = options->build(options->user, program, &stage, out->x);
+    if (train)
+        add_backward(program, census, last, out);
+    else if (!last)
+        make_boundary(program, out->out);
+    if (last) out->out = (hd_tensor){0};
+    return program->status == HD_OK ? HD_OK : hd_program_finish(program);
+}

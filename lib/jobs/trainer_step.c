@@ -1,0 +1,150 @@
+/* One training step and one validation. Allocates nothing. */
+#include "core/error.h"
+#include "jobs/trainer.h"
+
+#include <math.h>
+#include <string.h>
+
+/* Fill the inputs of every micro-batch of this rank. */
+static hd_status feed_inputs(hd_trainer *trainer, const hdi_pipeline_chunk *chunks, int batches,
+                             hd_feed_fn feed, void *user)
+{
+    int64_t first = (int64_t)hd_mesh_index(trainer->options.mesh, HD_AXIS_DATA) * batches;
+    for (int c = 0; c < trainer->chunks; c++) {
+        const hd_program *program = chunks[c].program;
+        for (int i = 1; i < program->tensor_count; i++) {
+            const hd_tensor_info *info = &program->tensors[i]->info;
+            if (info->role != HD_ROLE_INPUT) continue;
+            for (int b = 0; b < batches; b++) {
+                HD_RETURN_IF_ERROR(
+                    feed(user, info->name, first + b, trainer->staging, info->bytes));
+                HD_RETURN_IF_ERROR(hd_session_write(trainer->session, program, (hd_tensor){i}, b,
+                                                    trainer->staging));
+            }
+        }
+    }
+    return HD_OK;
+}
+
+/* Every micro-batch's loss from the rank that has it, then sums in the order of the micro-batches. */
+static hd_status sum_losses(hd_trainer *trainer, const hdi_pipeline_chunk *chunks, int batches,
+                            double *loss, double *tokens)
+{
+    const hd_mesh *mesh = trainer->options.mesh;
+    int data = hd_mesh_size(mesh, HD_AXIS_DATA), total = batches * data;
+    memset(trainer->losses, 0, sizeof(double) * 2 * (size_t)total);
+    if (trainer->stage == trainer->pipeline - 1) {
+        const hd_program *program = chunks[trainer->chunks - 1].program;
+        hd_tensor output = hd_tensor_find(program, "loss");
+        if (!output.id)
+            return hdi_error(HD_ERROR_ARGUMENT,
+                             "trainer: the last stage has no output named 'loss'");
+        double *mine = trainer->losses + 2 * (ptrdiff_t)batches * hd_mesh_index(mesh, HD_AXIS_DATA);
+        for (int b = 0; b < batches; b++)
+            HD_RETURN_IF_ERROR(hd_session_read(trainer->session, program, output, b, mine + 2 * b));
+    }
+    hd_comm *world = hd_mesh_comm(mesh, HD_AXIS_NONE);
+    if (hd_mesh_ranks(mesh) > 1) {
+        hd_request request;
+        HD_RETURN_IF_ERROR(hd_comm_all_reduce(world, trainer->losses, 2 * total, HD_DTYPE_F64,
+                                              HD_REDUCE_SUM, &request));
+        HD_RETURN_IF_ERROR(hd_comm_wait(world, &request));
+    }
+    *loss = *tokens = 0;
+    for (int b = 0; b < total; b++) {
+        *loss += trainer->losses[2 * b];
+        *tokens += trainer->losses[2 * b + 1];
+    }
+    return HD_OK;
+}
+
+/* Norm of the summed gradients: partial sums of fixed blocks, added in the blocks' global order. */
+static hd_status measure_norm(hd_trainer *trainer, double *norm)
+{
+    hd_session *session = trainer->session;
+    HD_RETURN_IF_ERROR(
+        hd_session_run(session, trainer->norm, &(hd_session_run_options){.last = true}));
+    HD_RETURN_IF_ERROR(hd_session_drain(session));
+    HD_RETURN_IF_ERROR(
+        hd_session_read(session, trainer->norm, trainer->squares, 0, trainer->square_sums));
+    double sum = 0;
+    for (int64_t b = 0; b < trainer->census.blocks; b++)
+        sum += trainer->square_sums[b];
+    *norm = sqrt(sum);
+    return HD_OK;
+}
+
+static hd_status apply_update(hd_trainer *trainer, double learning_rate,
+                              const hd_step_result *result)
+{
+    const hd_trainer_options *o = &trainer->options;
+    double scale = 1 / result->tokens, t = (double)trainer->updates + 1;
+    if (o->clip_norm > 0 && result->grad_norm > 0) {
+        double coefficient = o->clip_norm / (result->grad_norm + 1e-6);
+        if (coefficient < 1) scale *= coefficient;
+    }
+    float scalars[5] = {(float)learning_rate, (float)scale,
+                        (float)(1 - pow((double)o->adamw.beta1, t)),
+                        (float)(1 - pow((double)o->adamw.beta2, t)), 1};
+    HD_RETURN_IF_ERROR(
+        hd_session_write(trainer->session, trainer->update, trainer->scalars, 0, scalars));
+    HD_RETURN_IF_ERROR(
+        hd_session_run(trainer->session, trainer->update, &(hd_session_run_options){.last = true}));
+    HD_RETURN_IF_ERROR(hd_session_drain(trainer->session));
+    trainer->updates++;
+    return HD_OK;
+}
+
+static void record(hd_trainer *trainer, const char *name, hdi_trace_category category, double begin)
+{
+    hdi_trace_record(trainer->trace, &(hdi_trace_event){.name = name,
+                                                        .category = category,
+                                                        .micro_batch = -1,
+                                                        .chunk = -1,
+                                                        .step = trainer->steps,
+                                                        .begin_us = begin,
+                                                        .end_us = hdi_trace_now()});
+}
+
+hd_status hd_trainer_step(hd_trainer *trainer, double learning_rate, hd_feed_fn feed, void *user,
+                          hd_step_result *out)
+{
+    *out = (hd_step_result){0};
+    if (!trainer->session) return hdi_error(HD_ERROR_ARGUMENT, "trainer: step before start");
+    int batches = trainer->options.accumulate;
+    HD_RETURN_IF_ERROR(feed_inputs(trainer, trainer->train, batches, feed, user));
+    HD_RETURN_IF_ERROR(
+        hdi_pipeline_run(trainer->train_run, trainer->session, trainer->trace, trainer->steps));
+    double begin = hdi_trace_now();
+    HD_RETURN_IF_ERROR(hd_session_drain(trainer->session));
+    double sum;
+    HD_RETURN_IF_ERROR(sum_losses(trainer, trainer->train, batches, &sum, &out->tokens));
+    record(trainer, "reduce", HDI_TRACE_COMM, begin);
+    begin = hdi_trace_now();
+    HD_RETURN_IF_ERROR(measure_norm(trainer, &out->grad_norm));
+    record(trainer, "norm", HDI_TRACE_OPTIMIZER, begin);
+    out->loss = sum / out->tokens;
+    out->grad_norm /= out->tokens;
+    out->skipped = !isfinite(out->loss) || !isfinite(out->grad_norm);
+    begin = hdi_trace_now();
+    if (!out->skipped) HD_RETURN_IF_ERROR(apply_update(trainer, learning_rate, out));
+    record(trainer, "update", HDI_TRACE_OPTIMIZER, begin);
+    trainer->steps++;
+    return HD_OK;
+}
+
+hd_status hd_trainer_validate(hd_trainer *trainer, hd_feed_fn feed, void *user, hd_step_result *out)
+{
+    *out = (hd_step_result){0};
+    int batches = trainer->options.validate_batches;
+    if (!trainer->session || !trainer->validate_run)
+        return hdi_error(HD_ERROR_ARGUMENT,
+                         "trainer: validation before start, or none was planned");
+    HD_RETURN_IF_ERROR(feed_inputs(trainer, trainer->validate, batches, feed, user));
+    HD_RETURN_IF_ERROR(hdi_pipeline_run(trainer->validate_run, trainer->session, NULL, -1));
+    HD_RETURN_IF_ERROR(hd_session_drain(trainer->session));
+    double sum;
+    HD_RETURN_IF_ERROR(sum_losses(trainer, trainer->validate, batches, &sum, &out->tokens));
+    out->loss = sum / out->tokens;
+    return HD_OK;
+}

@@ -1,0 +1,145 @@
+/* GPT-2 (Radford et al., 2019): learned positions, layer norm before each half of a block, GELU. */
+#include "models/model.h"
+
+#include "core/error.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <string.h>
+
+static hd_status read_activation(const json_t *object, hdi_model_config *out)
+{
+    const char *name = "gelu_new";
+    HD_RETURN_IF_ERROR(hdi_model_read_string(object, "activation_function", &name));
+    out->gelu_tanh = strcmp(name, "gelu_new") == 0 || strcmp(name, "gelu_pytorch_tanh") == 0;
+    if (out->gelu_tanh || strcmp(name, "gelu") == 0) return HD_OK;
+    return hdi_error(HD_ERROR_UNSUPPORTED,
+                     "model config: \"activation_function\" is \"%s\", want \"gelu_new\", "
+                     "\"gelu_pytorch_tanh\" or \"gelu\"",
+                     name);
+}
+
+static hd_status read_gpt2(const json_t *object, hdi_model_config *out)
+{
+    *out = (hdi_model_config){.epsilon = 1e-5, .tied = true, .init_std = 0.02};
+    HD_RETURN_IF_ERROR(hdi_model_read_int(object, "vocab_size", true, &out->vocab));
+    HD_RETURN_IF_ERROR(hdi_model_read_int(object, "n_positions", true, &out->max_tokens));
+    HD_RETURN_IF_ERROR(hdi_model_read_int(object, "n_embd", true, &out->hidden));
+    HD_RETURN_IF_ERROR(hdi_model_read_int(object, "n_layer", true, &out->layers));
+    HD_RETURN_IF_ERROR(hdi_model_read_int(object, "n_head", true, &out->heads));
+    out->inner = 4 * out->hidden;
+    HD_RETURN_IF_ERROR(hdi_model_read_int(object, "n_inner", false, &out->inner));
+    HD_RETURN_IF_ERROR(hdi_model_read_positive(object, "layer_norm_epsilon", &out->epsilon));
+    HD_RETURN_IF_ERROR(hdi_model_read_positive(object, "initializer_range", &out->init_std));
+    HD_RETURN_IF_ERROR(hdi_model_read_bool(object, "tie_word_embeddings", &out->tied));
+    HD_RETURN_IF_ERROR(hdi_model_require_bool(object, "scale_attn_weights", true));
+    HD_RETURN_IF_ERROR(hdi_model_require_bool(object, "scale_attn_by_inverse_layer_idx", false));
+    HD_RETURN_IF_ERROR(hdi_model_require_bool(object, "add_cross_attention", false));
+    HD_RETURN_IF_ERROR(read_activation(object, out));
+    if (out->hidden % out->heads)
+        return hdi_error(HD_ERROR_CONFIG,
+                         "model config: \"n_embd\" is %" PRId64 ", want a multiple of \"n_head\", "
+                         "%" PRId64,
+                         out->hidden, out->heads);
+    out->kv_heads = out->heads;
+    out->head_dim = out->hidden / out->heads;
+    return HD_OK;
+}
+
+static void write_gpt2(const hdi_model_config *config, hdi_text *out)
+{
+    hdi_text_printf(out,
+                    "{\n  \"model_type\": \"gpt2\",\n  \"architectures\": [\"GPT2LMHeadModel\"],\n"
+                    "  \"vocab_size\": %" PRId64 ",\n  \"n_positions\": %" PRId64
+                    ",\n  \"n_embd\": %" PRId64 ",\n  \"n_layer\": %" PRId64
+                    ",\n  \"n_head\": %" PRId64 ",\n  \"n_inner\": %" PRId64
+                    ",\n  \"activation_function\": \"%s\",\n  \"layer_norm_epsilon\": ",
+                    config->vocab, config->max_tokens, config->hidden, config->layers,
+                    config->heads, config->inner, config->gelu_tanh ? "gelu_new" : "gelu");
+    hdi_text_append_float(out, config->epsilon);
+    hdi_text_append(out, ",\n  \"initializer_range\": ");
+    hdi_text_append_float(out, config->init_std);
+    hdi_text_printf(out, ",\n  \"tie_word_embeddings\": %s\n}\n", config->tied ? "true" : "false");
+}
+
+/* Projections that end in the residual start smaller: their sum over all layers keeps its size. */
+static double residual_std(const hdi_model_config *config)
+{
+    return config->init_std / sqrt(2.0 * (double)config->layers);
+}
+
+static hd_tensor block(hd_program *p, const hdi_model_stage *at, int layer, hd_tensor x)
+{
+    const hdi_model_config *config = at->config;
+    hd_scope_begin(p, "h.%d", layer);
+    if (at->stage->recompute) hd_scope_recompute(p);
+    hd_tensor h = hd_layer_norm(p, x, &(hd_norm_options){"ln_1", .epsilon = config->epsilon});
+    h = hd_linear(p, h,
+                  &(hd_linear_options){.name = "attn.c_attn",
+                                       .outputs = 3 * config->hidden,
+                                       .bias = true,
+                                       .std = config->init_std,
+                                       .transposed = true,
+                                       .split = HD_SPLIT_COLUMNS});
+    h = hdi_model_attention(p, at, h);
+    h = hd_linear(p, h,
+                  &(hd_linear_options){.name = "attn.c_proj",
+                                       .outputs = config->hidden,
+                                       .bias = true,
+                                       .std = residual_std(config),
+                                       .transposed = true,
+                                       .split = HD_SPLIT_ROWS});
+    h = hd_residual_norm(p, x, h, &(hd_norm_options){"ln_2", .epsilon = config->epsilon}, &x);
+    h = hd_linear(p, h,
+                  &(hd_linear_options){.name = "mlp.c_fc",
+                                       .outputs = config->inner,
+                                       .bias = true,
+                                       .std = config->init_std,
+                                       .transposed = true,
+                                       .split = HD_SPLIT_COLUMNS});
+    h = config->gelu_tanh ? hd_gelu_tanh(p, h) : hd_gelu(p, h);
+    h = hd_linear(p, h,
+                  &(hd_linear_options){.name = "mlp.c_proj",
+                                       .outputs = config->hidden,
+                                       .bias = true,
+                                       .std = residual_std(config),
+                                       .transposed = true,
+                                       .split = HD_SPLIT_ROWS});
+    x = hd_add(p, x, h);
+    hd_scope_end(p);
+    return x;
+}
+
+static hd_tensor build_gpt2(void *user, hd_program *p, const hd_stage *stage, hd_tensor x)
+{
+    const hdi_model_config *config = user;
+    hdi_model_stage at;
+    if (!hdi_model_stage_begin(p, config, stage, x, &at)) return (hd_tensor){0};
+    hd_scope_begin(p, "transformer");
+    if (stage->first) {
+        x = hd_embedding(p, hdi_model_tokens(p, &at),
+                         &(hd_embedding_options){.name = "wte",
+                                                 .entries = config->vocab,
+                                                 .columns = config->hidden,
+                                                 .std = config->init_std});
+        x = hd_position_embedding(p, x,
+                                  &(hd_position_embedding_options){.name = "wpe",
+                                                                   .entries = config->max_tokens,
+                                                                   .tokens = stage->tokens,
+                                                                   .first = at.position,
+                                                                   .std = config->init_std});
+    }
+    for (int i = 0; i < stage->layers; i++)
+        x = block(p, &at, stage->first_layer + i, x);
+    if (stage->last) {
+        x = hdi_model_last_rows(p, &at, x);
+        x = hd_layer_norm(p, x, &(hd_norm_options){"ln_f", .epsilon = config->epsilon});
+    }
+    hd_scope_end(p);
+    if (!stage->last) return x;
+    return hdi_model_finish(p, &at, x,
+                            config->tied ? "/transformer.wte.weight" : "/lm_head.weight");
+}
+
+const hdi_model_family hdi_gpt2 = {
+    .type = "gpt2", .read = read_gpt2, .write = write_gpt2, .build = build_gpt2};

@@ -1,0 +1,80 @@
+/* What stands at the ends of a stage, whatever the family. */
+#include "models/model.h"
+
+#include <inttypes.h>
+
+bool hdi_model_stage_begin(hd_program *program, const hdi_model_config *config,
+                           const hd_stage *stage, hd_tensor x, hdi_model_stage *out)
+{
+    *out = (hdi_model_stage){.config = config, .stage = stage};
+    const bool generates = stage->purpose == HD_PURPOSE_GENERATE;
+    const int64_t one = 1, rows = stage->sequences * stage->tokens;
+    const int64_t longest = generates ? stage->capacity : stage->tokens;
+    const hd_tensor_info *info = hd_tensor_get(program, x);
+    if (stage->first_layer < 0 || stage->layers < 0 ||
+        stage->first_layer > config->layers - stage->layers) {
+        hd_program_fail(program, HD_ERROR_ARGUMENT,
+                        "model stage: layers %d to %d, the model has %" PRId64, stage->first_layer,
+                        stage->first_layer + stage->layers - 1, config->layers);
+    } else if (stage->sequences < 1 || stage->tokens < 1 || longest > config->max_tokens ||
+               stage->tokens > longest || (generates && stage->sequences != 1)) {
+        hd_program_fail(program, HD_ERROR_ARGUMENT,
+                        "model stage: %" PRId64 " sequences of %" PRId64
+                        " tokens, capacity %" PRId64 "; want at least one of each, at most %" PRId64
+                        " tokens, and to generate one sequence within the capacity",
+                        stage->sequences, stage->tokens, stage->capacity, config->max_tokens);
+    } else if (!stage->first && (!info || info->rank != 2 || info->dims[0] != rows ||
+                                 info->dims[1] != config->hidden)) {
+        hd_program_fail(program, HD_ERROR_ARGUMENT,
+                        "model stage: x is not what comes from the stage before, want [%" PRId64
+                        ", %" PRId64 "]",
+                        rows, config->hidden);
+    } else {
+        if (generates) {
+            out->position = hd_input(program, "position", HD_DTYPE_I32, 1, &one);
+            out->count = hd_input(program, "count", HD_DTYPE_I32, 1, &one);
+        }
+        return true;
+    }
+    return false;
+}
+
+hd_tensor hdi_model_tokens(hd_program *program, const hdi_model_stage *at)
+{
+    const int64_t rows = at->stage->sequences * at->stage->tokens;
+    return hd_input(program, "tokens", HD_DTYPE_I32, 1, &rows);
+}
+
+hd_tensor hdi_model_attention(hd_program *program, const hdi_model_stage *at, hd_tensor qkv)
+{
+    const hd_attention_options options = {
+        .heads = at->config->heads,
+        .kv_heads = at->config->kv_heads,
+        .head_dim = at->config->head_dim,
+        .tokens = at->stage->tokens,
+        .causal = true,
+        .capacity = at->stage->capacity,
+        .position = at->position,
+        .count = at->count,
+    };
+    return at->stage->purpose == HD_PURPOSE_GENERATE ? hd_attention_cached(program, qkv, &options)
+                                                     : hd_attention(program, qkv, &options);
+}
+
+hd_tensor hdi_model_last_rows(hd_program *program, const hdi_model_stage *at, hd_tensor x)
+{
+    return at->stage->purpose == HD_PURPOSE_GENERATE ? hd_select_last(program, x, at->count) : x;
+}
+
+hd_tensor hdi_model_finish(hd_program *program, const hdi_model_stage *at, hd_tensor x,
+                           const char *head_weight)
+{
+    const hd_tensor logits = hd_linear(program, x,
+                                       &(hd_linear_options){.weight = head_weight,
+                                                            .outputs = at->config->vocab,
+                                                            .std = at->config->init_std,
+                                                            .split = HD_SPLIT_COLUMNS});
+    if (at->stage->purpose == HD_PURPOSE_GENERATE) return hd_output(program, logits, "logits");
+    const int64_t rows = at->stage->sequences * at->stage->tokens;
+    return hd_cross_entropy(program, logits, hd_input(program, "targets", HD_DTYPE_I32, 1, &rows));
+}

@@ -1,0 +1,94 @@
+/* The linear layer: weight and bias under their names in files, whole or in parts. */
+#include <heddle/nn.h>
+
+#include "core/memory.h"
+#include "nn/nn.h"
+#include "program/program.h"
+
+#include <inttypes.h>
+
+/* "<name>.<what>" of the layer and its parts, for hd_parameter, which copies them. */
+typedef struct names {
+    char *name;
+    char *part[HD_MAX_PARTS];
+} names;
+
+static void free_names(names *all)
+{
+    hdi_free(all->name);
+    for (int i = 0; i < HD_MAX_PARTS; i++)
+        hdi_free(all->part[i]);
+}
+
+static hd_tensor declare(hd_program *program, const hd_linear_options *options, const char *what,
+                         hd_parameter_options *parameter)
+{
+    names all = {.name = hdi_format("%s.%s", options->name, what)};
+    bool ok = all.name != NULL;
+    parameter->name = all.name;
+    parameter->parts = options->parts;
+    for (int i = 0; i < options->parts; i++) {
+        all.part[i] = hdi_format("%s.%s", options->part[i].name, what);
+        ok = ok && all.part[i];
+        parameter->part[i] = (hd_parameter_part){
+            .name = all.part[i],
+            .rows = options->part[i].outputs,
+            .transposed = options->transposed && parameter->rank == 2,
+        };
+    }
+    const hd_tensor handle = ok ? hd_parameter(program, parameter)
+                                : hd_program_fail(program, HD_ERROR_MEMORY, "out of host memory");
+    free_names(&all);
+    return handle;
+}
+
+static hd_tensor declare_weight(hd_program *program, const hd_linear_options *options,
+                                int64_t inputs)
+{
+    hd_parameter_options weight = {
+        .rank = 2,
+        .dims = {options->outputs, inputs},
+        .init = HD_INIT_NORMAL,
+        .std = options->std != 0 ? options->std : HDI_DEFAULT_STD,
+        .transposed = options->transposed,
+    };
+    if (options->split != HD_SPLIT_NONE) {
+        weight.split_axis = HD_AXIS_TENSOR;
+        weight.split_dim = options->split == HD_SPLIT_COLUMNS ? 0 : 1;
+    }
+    if (!options->weight) return declare(program, options, "weight", &weight);
+    weight.name = options->weight;
+    return hd_parameter(program, &weight);
+}
+
+static hd_tensor declare_bias(hd_program *program, const hd_linear_options *options)
+{
+    hd_parameter_options bias = {.rank = 1, .dims = {options->outputs}, .init = HD_INIT_ZEROS};
+    if (options->split == HD_SPLIT_COLUMNS) bias.split_axis = HD_AXIS_TENSOR;
+    return declare(program, options, "bias", &bias);
+}
+
+hd_tensor hd_linear(hd_program *program, hd_tensor x, const hd_linear_options *options)
+{
+    const char *name = options->name ? options->name : options->weight;
+    const hd_tensor_info *info = hd_tensor_get(program, x);
+    if (!name || (options->bias && !options->name))
+        return hd_program_fail(program, HD_ERROR_ARGUMENT, "linear: name is NULL, want a name");
+    if (!info || info->rank < 1)
+        return hd_program_fail(program, HD_ERROR_ARGUMENT,
+                               "linear '%s': x is %s, want a tensor [..., inputs]", name,
+                               info ? "a scalar" : "invalid");
+    if (options->parts < 0 || options->parts > HD_MAX_PARTS)
+        return hd_program_fail(program, HD_ERROR_ARGUMENT, "linear '%s': %d parts, want 0 to %d",
+                               name, options->parts, HD_MAX_PARTS);
+    const int ranks = hd_mesh_size(program->mesh, HD_AXIS_TENSOR);
+    if (options->split != HD_SPLIT_NONE && ranks > 1)
+        return hd_program_fail(program, HD_ERROR_UNSUPPORTED,
+                               "linear '%s': the mesh's tensor axis has %d ranks, want 1: layers "
+                               "are not split over ranks",
+                               name, ranks);
+    const int64_t inputs = info->dims[info->rank - 1];
+    const hd_tensor weight = declare_weight(program, options, inputs);
+    const hd_tensor bias = options->bias ? declare_bias(program, options) : (hd_tensor){0};
+    return hd_linear_op(program, x, weight, bias);
+}

@@ -1,0 +1,78 @@
+/* Cross-entropy with ignored targets. In training one pass over the logits makes the loss and, in
+ * their place, their gradient: the loss is the end of a program, its own gradient is 1. */
+#include "core/error.h"
+#include "ops/ops.h"
+
+typedef struct cross_entropy_options {
+    bool gradient;
+} cross_entropy_options;
+
+/* out: gradient of the logits (training only); F64 [2], sum of losses and count of targets. */
+static hd_status cross_entropy_shape(hd_program *program, const hd_op *op)
+{
+    const cross_entropy_options *options = op->options;
+    const int64_t any[] = {-1, -1};
+    HD_RETURN_IF_ERROR(hdi_check_dims(op, 0, "logits", HD_DTYPE_NONE, 2, any));
+    const hd_tensor_info *logits = op->in_info[0];
+    HD_RETURN_IF_ERROR(hdi_check_dims(op, 1, "targets", HD_DTYPE_I32, 1, logits->dims));
+    const int64_t two = 2;
+    if (options->gradient) hd_op_output(program, logits->dtype, 2, logits->dims);
+    hd_op_output(program, HD_DTYPE_F64, 1, &two);
+    return HD_OK;
+}
+
+static void cross_entropy_backward(hd_backward *context, const hd_op *op)
+{
+    const cross_entropy_options *options = op->options;
+    if (options->gradient) hd_backward_give(context, 0, op->out[0]);
+}
+
+static void cross_entropy_cost(const hd_op *op, hd_cost *out)
+{
+    out->flops = 4.0 * (double)op->in_info[0]->elements;
+    out->bytes = hdi_tensor_bytes(op);
+}
+
+/* The loss of each row. */
+static size_t cross_entropy_workspace(const hd_op *op)
+{
+    return (size_t)op->in_info[0]->dims[0] * sizeof(float);
+}
+
+static hd_status cross_entropy_run(const hd_run *run)
+{
+    const cross_entropy_options *options = run->op->options;
+    const hd_tensor_info *logits = run->op->in_info[0];
+    HD_RETURN_IF_ERROR(run->backend->cross_entropy(
+        run->stream,
+        &(hdi_cross_entropy_args){.dtype = logits->dtype,
+                                  .rows = logits->dims[0],
+                                  .classes = logits->dims[1],
+                                  .logits_stride = logits->dims[1],
+                                  .logits = run->in[0],
+                                  .targets = run->in[1],
+                                  .loss = run->workspace,
+                                  .gradient = options->gradient ? run->out[0] : NULL}));
+    return run->backend->loss_sum(run->stream, run->workspace, run->in[1], logits->dims[0],
+                                  run->out[options->gradient ? 1 : 0]);
+}
+
+/* Without a gradient, out[0] is the loss, which cannot take the place of the logits. */
+const hd_op_kind hdi_op_cross_entropy = {
+    .name = "cross_entropy",
+    .options_bytes = sizeof(cross_entropy_options),
+    .shape = cross_entropy_shape,
+    .backward = cross_entropy_backward,
+    .cost = cross_entropy_cost,
+    .workspace = cross_entropy_workspace,
+    .in_place = 1,
+    .run = cross_entropy_run,
+};
+
+hd_tensor hd_cross_entropy(hd_program *program, hd_tensor logits, hd_tensor targets)
+{
+    const cross_entropy_options options = {.gradient = program->training};
+    const hd_tensor in[] = {logits, targets};
+    if (!hd_custom_op(program, &hdi_op_cross_entropy, &options, 2, in).id) return (hd_tensor){0};
+    return hd_output(program, hd_op_result(program, options.gradient ? 1 : 0), "loss");
+}

@@ -1,0 +1,176 @@
+/* Linear maps: x [rows, inputs] by W [outputs, inputs], transposed, plus bias. The gradients of the
+ * data, the weight and the bias are ops of their own. */
+#include "core/error.h"
+#include "ops/ops.h"
+
+static hd_status linear_shape(hd_program *program, const hd_op *op)
+{
+    HD_RETURN_IF_ERROR(hdi_check_input(op, 0, "x", HD_DTYPE_NONE));
+    const hd_tensor_info *x = op->in_info[0];
+    const int64_t weight_dims[] = {-1, hdi_columns(x)};
+    HD_RETURN_IF_ERROR(hdi_check_dims(op, 1, "weight", x->dtype, 2, weight_dims));
+    const int64_t outputs = op->in_info[1]->dims[0];
+    if (op->in_info[2]) HD_RETURN_IF_ERROR(hdi_check_dims(op, 2, "bias", x->dtype, 1, &outputs));
+    hdi_output_like(program, x, outputs);
+    return HD_OK;
+}
+
+static void gemm_cost(const hd_op *op, const hd_tensor_info *x, const hd_tensor_info *y,
+                      hd_cost *out)
+{
+    out->flops = 2.0 * (double)x->elements * (double)hdi_columns(y);
+    out->bytes = hdi_tensor_bytes(op);
+}
+
+static void linear_cost(const hd_op *op, hd_cost *out)
+{
+    gemm_cost(op, op->in_info[0], op->out_info[0], out);
+}
+
+static hd_status linear_run(const hd_run *run)
+{
+    const hd_tensor_info *x = run->op->in_info[0], *out = run->op->out_info[0];
+    const int64_t inputs = hdi_columns(x), outputs = hdi_columns(out);
+    return run->backend->gemm(run->stream, &(hdi_gemm_args){.dtype = x->dtype,
+                                                            .out_dtype = out->dtype,
+                                                            .rows = hdi_rows(x),
+                                                            .columns = outputs,
+                                                            .inner = inputs,
+                                                            .a = run->in[0],
+                                                            .b = run->in[1],
+                                                            .a_stride = inputs,
+                                                            .b_stride = inputs,
+                                                            .out_stride = outputs,
+                                                            .transpose_b = true,
+                                                            .bias = run->in[2],
+                                                            .out = run->out[0]});
+}
+
+/* in: gradient [rows, outputs], weight [outputs, inputs]. */
+static hd_status data_gradient_shape(hd_program *program, const hd_op *op)
+{
+    HD_RETURN_IF_ERROR(hdi_check_input(op, 0, "gradient", HD_DTYPE_NONE));
+    const hd_tensor_info *gradient = op->in_info[0];
+    const int64_t dims[] = {hdi_columns(gradient), -1};
+    HD_RETURN_IF_ERROR(hdi_check_dims(op, 1, "weight", gradient->dtype, 2, dims));
+    hdi_output_like(program, gradient, op->in_info[1]->dims[1]);
+    return HD_OK;
+}
+
+static hd_status data_gradient_run(const hd_run *run)
+{
+    const hd_tensor_info *gradient = run->op->in_info[0], *out = run->op->out_info[0];
+    const int64_t inputs = hdi_columns(out), outputs = hdi_columns(gradient);
+    return run->backend->gemm(run->stream, &(hdi_gemm_args){.dtype = gradient->dtype,
+                                                            .out_dtype = out->dtype,
+                                                            .rows = hdi_rows(gradient),
+                                                            .columns = inputs,
+                                                            .inner = outputs,
+                                                            .a = run->in[0],
+                                                            .b = run->in[1],
+                                                            .a_stride = outputs,
+                                                            .b_stride = inputs,
+                                                            .out_stride = inputs,
+                                                            .out = run->out[0]});
+}
+
+static const hd_op_kind data_gradient = {
+    .name = "linear_gradient",
+    .shape = data_gradient_shape,
+    .cost = linear_cost,
+    .run = data_gradient_run,
+};
+
+/* in: gradient [rows, outputs], x [rows, inputs]. */
+static void weight_gradient_cost(const hd_op *op, hd_cost *out)
+{
+    gemm_cost(op, op->in_info[0], op->in_info[1], out);
+}
+
+static hd_status weight_gradient_run(const hd_run *run)
+{
+    const hd_tensor_info *gradient = run->op->in_info[0], *x = run->op->in_info[1];
+    const int64_t inputs = hdi_columns(x), outputs = hdi_columns(gradient);
+    return run->backend->gemm(run->stream, &(hdi_gemm_args){.dtype = x->dtype,
+                                                            .out_dtype = HD_DTYPE_F32,
+                                                            .rows = outputs,
+                                                            .columns = inputs,
+                                                            .inner = hdi_rows(x),
+                                                            .a = run->in[0],
+                                                            .b = run->in[1],
+                                                            .a_stride = outputs,
+                                                            .b_stride = inputs,
+                                                            .out_stride = inputs,
+                                                            .transpose_a = true,
+                                                            .accumulate = run->accumulate,
+                                                            .out = run->out[0]});
+}
+
+static const hd_op_kind weight_gradient = {
+    .name = "linear_weight_gradient",
+    .flags = HD_OP_WEIGHT_GRADIENT,
+    .shape = hdi_no_outputs,
+    .cost = weight_gradient_cost,
+    .run = weight_gradient_run,
+};
+
+/* in: gradient [rows, outputs]. */
+static size_t bias_gradient_workspace(const hd_op *op)
+{
+    const hd_tensor_info *gradient = op->in_info[0];
+    return hdi_op_backend(op)->column_sum_workspace(hdi_rows(gradient), hdi_columns(gradient));
+}
+
+static hd_status bias_gradient_run(const hd_run *run)
+{
+    const hd_tensor_info *gradient = run->op->in_info[0];
+    const int64_t outputs = hdi_columns(gradient);
+    return run->backend->column_sum(run->stream,
+                                    &(hdi_column_sum_args){.dtype = gradient->dtype,
+                                                           .out_dtype = HD_DTYPE_F32,
+                                                           .rows = hdi_rows(gradient),
+                                                           .columns = outputs,
+                                                           .x_stride = outputs,
+                                                           .x = run->in[0],
+                                                           .out = run->out[0],
+                                                           .accumulate = run->accumulate,
+                                                           .workspace = run->workspace});
+}
+
+static const hd_op_kind bias_gradient = {
+    .name = "linear_bias_gradient",
+    .flags = HD_OP_WEIGHT_GRADIENT,
+    .shape = hdi_no_outputs,
+    .workspace = bias_gradient_workspace,
+    .run = bias_gradient_run,
+};
+
+static void linear_backward(hd_backward *context, const hd_op *op)
+{
+    const hd_tensor gradient = hd_backward_output_gradient(context, 0);
+    if (hd_backward_wants(context, 0)) {
+        const hd_tensor in[] = {gradient, op->in[1]};
+        hd_backward_give(context, 0,
+                         hd_custom_op(hd_backward_program(context), &data_gradient, NULL, 2, in));
+    }
+    if (hd_backward_wants(context, 1)) {
+        const hd_tensor in[] = {gradient, op->in[0]};
+        hd_backward_weight(context, 1, &weight_gradient, NULL, 2, in);
+    }
+    if (hd_backward_wants(context, 2))
+        hd_backward_weight(context, 2, &bias_gradient, NULL, 1, &gradient);
+}
+
+const hd_op_kind hdi_op_linear = {
+    .name = "linear",
+    .shape = linear_shape,
+    .backward = linear_backward,
+    .cost = linear_cost,
+    .run = linear_run,
+};
+
+hd_tensor hd_linear_op(hd_program *program, hd_tensor x, hd_tensor weight, hd_tensor bias)
+{
+    const hd_tensor in[] = {x, weight, bias};
+    return hd_custom_op(program, &hdi_op_linear, NULL, 3, in);
+}

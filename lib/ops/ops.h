@@ -1,0 +1,64 @@
+/* Records and options of the built-in ops, and what their rules share. */
+#ifndef HDI_OPS_OPS_H
+#define HDI_OPS_OPS_H
+
+#include <heddle/ops.h>
+
+#include "backend/backend.h"
+#include "program/program.h"
+
+/* The backend that a rule asks for workspace sizes. */
+const hd_backend *hdi_op_backend(const hd_op *op);
+
+/* Product of all dims but the last, and the last. */
+int64_t hdi_rows(const hd_tensor_info *info);
+int64_t hdi_columns(const hd_tensor_info *info);
+
+/* HD_OK if input `index`, called `what` in messages, is there, has the dtype (HD_DTYPE_NONE: F32,
+ * F16 or BF16) and at least one dim. */
+hd_status hdi_check_input(const hd_op *op, int index, const char *what, hd_dtype dtype);
+
+/* The same, and exactly these dims. A dim of -1 may be any. */
+hd_status hdi_check_dims(const hd_op *op, int index, const char *what, hd_dtype dtype, int rank,
+                         const int64_t *dims);
+
+/* "F32 [4, 8]" in a caller's buffer. */
+enum { HDI_SHAPE_TEXT = 192 };
+const char *hdi_shape_text(const hd_tensor_info *info, char out[HDI_SHAPE_TEXT]);
+
+/* Declare an output like `info` whose last dim is `columns`. */
+void hdi_output_like(hd_program *program, const hd_tensor_info *info, int64_t columns);
+
+/* The shape rule of weight-gradient records: the gradient exists already. */
+hd_status hdi_no_outputs(hd_program *program, const hd_op *op);
+
+/* Sum of the bytes of all inputs and outputs of an op. */
+double hdi_tensor_bytes(const hd_op *op);
+
+/* Mutable memory behind an input that an op updates (caches). */
+static inline void *hdi_updated(const void *input)
+{
+    return (void *)(uintptr_t)input;
+}
+
+typedef struct hdi_activation_options {
+    hdi_activation kind;
+} hdi_activation_options;
+
+typedef struct hdi_norm_options {
+    hdi_norm_kind kind;
+    float epsilon;
+    int64_t columns;
+    bool residual, saves; /* a second data input; statistics are kept for the backward */
+} hdi_norm_options;
+
+/* Norm of x, or of x + delta, which is then also a result (*sum, may be NULL). delta, weight
+ * [columns] and bias [columns] may be invalid: none. */
+hd_tensor hdi_norm(hd_program *program, hdi_norm_kind kind, float epsilon, hd_tensor x,
+                   hd_tensor delta, hd_tensor weight, hd_tensor bias, hd_tensor *sum);
+
+extern const hd_op_kind hdi_op_linear, hdi_op_embedding, hdi_op_positions, hdi_op_norm,
+    hdi_op_activation, hdi_op_swiglu, hdi_op_rope, hdi_op_attention, hdi_op_attention_cached,
+    hdi_op_cross_entropy, hdi_op_select_last;
+
+#endif

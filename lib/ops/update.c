@@ -1,0 +1,60 @@
+/* Sums of squares and AdamW over pieces. */
+#include "ops/update.h"
+
+#include "backend/backend.h"
+#include "core/error.h"
+
+static hd_status squares_shape(hd_program *program, const hd_op *op)
+{
+    (void)program;
+    return hdi_error(HD_ERROR_INTERNAL, "%s: appended without outputs", op->kind->name);
+}
+
+static hd_status run_squares(const hd_run *run)
+{
+    const hdi_squares_options *o = run->op->options;
+    const float *gradients = run->in[0];
+    double *out = run->out[0];
+    HD_RETURN_IF_ERROR(run->backend->zero(run->stream, out, run->op->out_info[0]->bytes));
+    for (int i = 0; i < o->count; i++)
+        HD_RETURN_IF_ERROR(run->backend->sum_of_squares(run->stream, gradients + o->pieces[i].first,
+                                                        o->pieces[i].elements,
+                                                        out + o->pieces[i].block));
+    return HD_OK;
+}
+
+static hd_status run_adamw(const hd_run *run)
+{
+    const hdi_adamw_options *o = run->op->options;
+    hd_dtype dtype = run->op->out_info[0]->dtype;
+    size_t weight_bytes = hd_dtype_bytes(dtype);
+    for (int i = 0; i < o->count; i++) {
+        const hdi_piece *piece = &o->pieces[i];
+        int64_t at = piece->first - o->first, state_at = piece->state_first - o->state_first;
+        HD_RETURN_IF_ERROR(run->backend->adamw(
+            run->stream,
+            &(hdi_adamw_args){.dtype = dtype,
+                              .elements = piece->elements,
+                              .weights = (char *)run->out[0] + (size_t)at * weight_bytes,
+                              .m = (float *)run->out[1] + state_at,
+                              .v = (float *)run->out[2] + state_at,
+                              .gradient = (const float *)run->in[0] + at,
+                              .scalars = run->in[1],
+                              .beta1 = o->beta1,
+                              .beta2 = o->beta2,
+                              .epsilon = o->epsilon,
+                              .weight_decay = piece->weight_decay}));
+    }
+    return HD_OK;
+}
+
+const hd_op_kind hdi_op_squares = {.name = "squares",
+                                   .options_bytes = sizeof(hdi_squares_options),
+                                   .shape = squares_shape,
+                                   .run = run_squares};
+
+const hd_op_kind hdi_op_adamw = {.name = "adamw",
+                                 .options_bytes = sizeof(hdi_adamw_options),
+                                 .flags = HD_OP_UPDATES,
+                                 .shape = squares_shape,
+                                 .run = run_adamw};

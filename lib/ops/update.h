@@ -1,0 +1,32 @@
+/* The optimizer's ops: norms and updates over pieces of flat storage. */
+#ifndef HDI_OPS_UPDATE_H
+#define HDI_OPS_UPDATE_H
+
+#include "program/program.h"
+
+/* A run of one parameter that this rank works on. */
+typedef struct hdi_piece {
+    int64_t first, elements; /* of the flat weights; `first` is a block boundary of the parameter */
+    int64_t state_first;     /* of the flat optimizer state */
+    int64_t block;           /* global index of its first block */
+    float weight_decay;
+} hdi_piece;
+
+/* in[0]: all flat gradients. out[0]: F64 [blocks of all parameters], 0 where other ranks work. */
+typedef struct hdi_squares_options {
+    const hdi_piece *pieces; /* borrowed */
+    int count;
+} hdi_squares_options;
+extern const hd_op_kind hdi_op_squares;
+
+/* in: gradients, scalars; out: weights, m, v (ranges of flat storage). Positions of the pieces count
+ * from the ranges' first elements. */
+typedef struct hdi_adamw_options {
+    const hdi_piece *pieces; /* borrowed */
+    int count;
+    int64_t first, state_first; /* of the ranges */
+    float beta1, beta2, epsilon;
+} hdi_adamw_options;
+extern const hd_op_kind hdi_op_adamw;
+
+#endif

@@ -1,0 +1,206 @@
+/* Flat order of parameters, buckets and shards. */
+#include "program/layout.h"
+
+#include "core/checked.h"
+#include "core/error.h"
+#include "core/memory.h"
+
+#include <string.h>
+
+static hd_status out_of_memory(void)
+{
+    return hdi_error(HD_ERROR_MEMORY, "layout: out of host memory");
+}
+
+int hdi_layout_find(const hdi_layout *layout, const char *name)
+{
+    for (int i = 0; i < layout->entry_count; i++)
+        if (strcmp(layout->entries[i].name, name) == 0) return i;
+    return -1;
+}
+
+/* Entries in the order in which the backward finishes their gradients: last use first, and a
+ * parameter that is used again earlier is finished there. */
+static hd_status collect_entries(hdi_layout *layout, hd_program *const *programs, int count,
+                                 const hdi_layout_options *options)
+{
+    for (int p = 0; p < count; p++) {
+        for (int u = 0; u < programs[p]->use_count; u++) {
+            const hdi_use *use = &programs[p]->uses[u];
+            if (hdi_layout_find(layout, use->name) >= 0) continue;
+            if (!HDI_GROW(layout->entries, layout->entry_count, layout->entry_capacity))
+                return out_of_memory();
+            layout->entries[layout->entry_count++] = (hdi_entry){
+                .name = use->name,
+                .options = &use->options,
+                .program = p,
+                .elements = hd_tensor_get(programs[p], use->tensor)->elements,
+                .tied = options->is_tied && options->is_tied(options->user, use->name),
+            };
+        }
+    }
+    for (int low = 0, high = layout->entry_count - 1; low < high; low++, high--) {
+        hdi_entry swap = layout->entries[low];
+        layout->entries[low] = layout->entries[high];
+        layout->entries[high] = swap;
+    }
+    return HD_OK;
+}
+
+static hd_status collect_instances(hdi_layout *layout, hd_program *const *programs, int count)
+{
+    for (int p = 0; p < count; p++) {
+        for (int u = 0; u < programs[p]->use_count; u++) {
+            const hdi_use *use = &programs[p]->uses[u];
+            if (!use->gradient.id || hdi_layout_gradient(layout, p, use->gradient) >= 0) continue;
+            int entry = hdi_layout_find(layout, use->name);
+            if (!HDI_GROW(layout->instances, layout->instance_count, layout->instance_capacity))
+                return out_of_memory();
+            layout->instances[layout->instance_count++] =
+                (hdi_instance){.program = p, .entry = entry, .gradient = use->gradient};
+            layout->entries[entry].instances++;
+        }
+    }
+    return HD_OK;
+}
+
+static hd_status make_buckets(hdi_layout *layout, int64_t limit)
+{
+    int64_t position = 0;
+    for (int i = 0; i < layout->entry_count; i++) {
+        hdi_entry *entry = &layout->entries[i];
+        bool alone = entry->tied || entry->instances > 1;
+        hdi_bucket *open = layout->bucket_count ? &layout->buckets[layout->bucket_count - 1] : NULL;
+        bool cut = !open || alone || open->tied || open->elements >= limit ||
+                   open->program != entry->program;
+        if (cut) {
+            if (!HDI_GROW(layout->buckets, layout->bucket_count, layout->bucket_capacity))
+                return out_of_memory();
+            open = &layout->buckets[layout->bucket_count++];
+            *open = (hdi_bucket){
+                .first = position, .first_entry = i, .program = entry->program, .tied = alone};
+        }
+        entry->first = position;
+        entry->bucket = layout->bucket_count - 1;
+        position += hdi_round_up(entry->elements, HDI_FLAT_ALIGNMENT);
+        open->entries++;
+        open->elements = position - open->first;
+    }
+    layout->weights_elements = layout->gradient_elements = position;
+    return HD_OK;
+}
+
+static hd_status place_instances(hdi_layout *layout)
+{
+    bool *taken = hdi_alloc_array((size_t)layout->entry_count + 1, sizeof *taken);
+    if (!taken) return out_of_memory();
+    for (int i = 0; i < layout->instance_count; i++) {
+        hdi_instance *instance = &layout->instances[i];
+        const hdi_entry *entry = &layout->entries[instance->entry];
+        if (!taken[instance->entry]) {
+            taken[instance->entry] = true;
+            instance->first = entry->first;
+        } else {
+            instance->first = layout->gradient_elements;
+            layout->gradient_elements += hdi_round_up(entry->elements, HDI_FLAT_ALIGNMENT);
+        }
+    }
+    hdi_free(taken);
+    return HD_OK;
+}
+
+/* The smallest block boundary of the bucket at or after `position`. */
+static int64_t next_boundary(const hdi_layout *layout, const hdi_bucket *bucket, int64_t position)
+{
+    for (int i = bucket->first_entry; i < bucket->first_entry + bucket->entries; i++) {
+        const hdi_entry *entry = &layout->entries[i];
+        if (position <= entry->first) return entry->first;
+        if (position < entry->first + entry->elements) {
+            int64_t inside = hdi_round_up(position - entry->first, HDI_BLOCK_ELEMENTS_LAYOUT);
+            if (inside < entry->elements) return entry->first + inside;
+        }
+    }
+    return bucket->first + bucket->elements;
+}
+
+static hd_status make_shards(hdi_layout *layout)
+{
+    int shards = layout->shards;
+    for (int b = 0; b < layout->bucket_count; b++) {
+        hdi_bucket *bucket = &layout->buckets[b];
+        bucket->shard_first = hdi_alloc_array(5 * (size_t)shards + 1, sizeof *bucket->shard_first);
+        if (!bucket->shard_first) return out_of_memory();
+        bucket->counts = bucket->shard_first + shards + 1;
+        bucket->offsets = bucket->counts + shards;
+        bucket->own_counts = bucket->offsets + shards;
+        bucket->own_offsets = bucket->own_counts + shards;
+        for (int s = 0; s <= shards; s++)
+            bucket->shard_first[s] =
+                next_boundary(layout, bucket, bucket->first + bucket->elements * s / shards);
+        bucket->shard_first[0] = bucket->first;
+        int64_t first, own = hdi_layout_shard(layout, b, layout->shard, &first);
+        for (int s = 0; s < shards; s++) {
+            bucket->counts[s] = hdi_layout_shard(layout, b, s, &first);
+            bucket->offsets[s] = first - bucket->first;
+            bucket->own_counts[s] = own;
+            bucket->own_offsets[s] = own * s;
+        }
+        bucket->state_first = layout->optimizer_elements;
+        layout->optimizer_elements +=
+            layout->state_sharded ? hdi_round_up(hdi_layout_shard(layout, b, layout->shard, &first),
+                                                 HDI_FLAT_ALIGNMENT)
+                                  : bucket->elements;
+    }
+    return HD_OK;
+}
+
+hd_status hdi_layout_create(hd_program *const *programs, int count,
+                            const hdi_layout_options *options, hdi_layout **out)
+{
+    *out = NULL;
+    hdi_layout *layout = hdi_alloc(sizeof *layout);
+    if (!layout) return out_of_memory();
+    layout->shards = options->shards > 0 ? options->shards : 1;
+    layout->shard = options->shard;
+    layout->state_sharded = options->state_sharded;
+    hd_status status = collect_entries(layout, programs, count, options);
+    if (status == HD_OK) status = collect_instances(layout, programs, count);
+    if (status == HD_OK)
+        status =
+            make_buckets(layout, options->bucket_elements ? options->bucket_elements : 8 << 20);
+    if (status == HD_OK) status = place_instances(layout);
+    if (status == HD_OK) status = make_shards(layout);
+    if (status != HD_OK) {
+        hdi_layout_destroy(layout);
+        return status;
+    }
+    *out = layout;
+    return HD_OK;
+}
+
+void hdi_layout_destroy(hdi_layout *layout)
+{
+    if (!layout) return;
+    for (int i = 0; i < layout->bucket_count; i++)
+        hdi_free(layout->buckets[i].shard_first);
+    hdi_free(layout->entries);
+    hdi_free(layout->instances);
+    hdi_free(layout->buckets);
+    hdi_free(layout);
+}
+
+int64_t hdi_layout_gradient(const hdi_layout *layout, int program, hd_tensor gradient)
+{
+    for (int i = 0; i < layout->instance_count; i++)
+        if (layout->instances[i].program == program &&
+            layout->instances[i].gradient.id == gradient.id)
+            return layout->instances[i].first;
+    return -1;
+}
+
+int64_t hdi_layout_shard(const hdi_layout *layout, int bucket, int shard, int64_t *first)
+{
+    const hdi_bucket *b = &layout->buckets[bucket];
+    *first = b->shard_first[shard];
+    return b->shard_first[shard + 1] - b->shard_first[shard];
+}

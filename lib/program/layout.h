@@ -1,0 +1,77 @@
+/* The flat storage that a rank's parameters share: order, gradient buckets, shards.
+ *
+ * An entry is a parameter of this rank; it takes `elements` of the flat weights from `first`, a
+ * multiple of 64. Its gradient has the same place in the flat gradients; further gradients of it
+ * (other programs' uses, or each use in exact mode) follow after all entries. Buckets are runs of
+ * entries in the order in which the backward finishes them. Shards cut a bucket at multiples of
+ * HDI_BLOCK_ELEMENTS within each entry, so that a block's owner never depends on the layout. */
+#ifndef HDI_PROGRAM_LAYOUT_H
+#define HDI_PROGRAM_LAYOUT_H
+
+#include "program/program.h"
+
+enum { HDI_BLOCK_ELEMENTS_LAYOUT = 4096, HDI_FLAT_ALIGNMENT = 64 };
+
+typedef struct hdi_entry {
+    const char *name;                    /* borrowed from the program */
+    const hd_parameter_options *options; /* borrowed from the program */
+    int64_t elements, first;
+    int bucket;
+    int program; /* the first that uses it */
+    bool tied;   /* lives on several stages: a bucket of its own */
+    int instances;
+} hdi_entry;
+
+/* One gradient tensor of one program. */
+typedef struct hdi_instance {
+    int program, entry;
+    hd_tensor gradient;
+    int64_t first;
+} hdi_instance;
+
+typedef struct hdi_bucket {
+    int64_t first, elements; /* of the flat gradients; includes padding between entries */
+    int first_entry, entries;
+    int program; /* whose backward finishes it; entries of one bucket share it */
+    bool tied;
+    int64_t *shard_first; /* [shards + 1] flat positions; owned, as what follows */
+    int64_t *counts, *offsets;         /* [shards] of each shard, from the bucket's first element */
+    int64_t *own_counts, *own_offsets; /* [shards] one copy of this rank's shard from each rank */
+    int64_t state_first; /* this rank's optimizer state of the bucket, in flat optimizer elements */
+} hdi_bucket;
+
+typedef struct hdi_layout {
+    hdi_entry *entries;
+    int entry_count, entry_capacity;
+    hdi_instance *instances;
+    int instance_count, instance_capacity;
+    hdi_bucket *buckets;
+    int bucket_count, bucket_capacity;
+    int64_t weights_elements, gradient_elements, optimizer_elements;
+    int shards, shard; /* data ranks that share the optimizer's work; this rank's place */
+    bool state_sharded;
+} hdi_layout;
+
+typedef struct hdi_layout_options {
+    int64_t bucket_elements; /* a bucket is closed at this size; zero means 8 Mi */
+    int shards, shard;
+    bool state_sharded;
+    bool (*is_tied)(void *user, const char *name); /* lives on other stages too; may be NULL */
+    void *user;
+} hdi_layout_options;
+
+/* Lay out the parameters of `programs`, in the order in which their forwards run. */
+hd_status hdi_layout_create(hd_program *const *programs, int count,
+                            const hdi_layout_options *options, hdi_layout **out);
+void hdi_layout_destroy(hdi_layout *layout); /* takes NULL */
+
+/* -1 if the rank has no such parameter. */
+int hdi_layout_find(const hdi_layout *layout, const char *name);
+
+/* Flat position of a program's gradient tensor; -1 if it is not one. */
+int64_t hdi_layout_gradient(const hdi_layout *layout, int program, hd_tensor gradient);
+
+/* Elements [*first, *first + count) of bucket `bucket` that shard `shard` owns. */
+int64_t hdi_layout_shard(const hdi_layout *layout, int bucket, int shard, int64_t *first);
+
+#endif

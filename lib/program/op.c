@@ -1,0 +1,189 @@
+/* Appending ops to a program: shape rules, moving and removing. */
+#include "core/error.h"
+#include "core/memory.h"
+#include "program/program.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static void refresh_infos(const hd_program *program, hd_op *op)
+{
+    for (int i = 0; i < op->inputs; i++)
+        op->in_info[i] = hd_tensor_get(program, op->in[i]);
+    for (int i = 0; i < op->outputs; i++)
+        op->out_info[i] = hd_tensor_get(program, op->out[i]);
+}
+
+hdi_op *hdi_op_append(hd_program *program, const hd_op_kind *kind, const void *options, int inputs,
+                      const hd_tensor *in, int outputs, const hd_tensor *out)
+{
+    if (program->status != HD_OK) return NULL;
+    hdi_op *op = hdi_alloc(sizeof *op);
+    void *copy = kind->options_bytes ? hdi_alloc(kind->options_bytes) : NULL;
+    if (!op || (kind->options_bytes && !copy) ||
+        !HDI_GROW(program->ops, program->op_count, program->op_capacity)) {
+        hdi_free(op);
+        hdi_free(copy);
+        hd_program_fail(program, HD_ERROR_MEMORY, "out of host memory");
+        return NULL;
+    }
+    if (copy && options) memcpy(copy, options, kind->options_bytes);
+    op->options = copy;
+    op->phase = program->phase;
+    op->scope = program->scope_open;
+    op->recomputed = program->appending_recomputed;
+    op->op = (hd_op){.kind = kind,
+                     .options = copy,
+                     .backend = program->backend,
+                     .inputs = inputs,
+                     .outputs = outputs};
+    for (int i = 0; i < inputs; i++)
+        op->op.in[i] = in[i];
+    for (int i = 0; i < outputs; i++)
+        op->op.out[i] = out[i];
+    refresh_infos(program, &op->op);
+    for (int i = 0; i < outputs; i++) {
+        hdi_tensor *tensor = hdi_tensor_of(program, out[i]);
+        if (tensor && tensor->info.role != HD_ROLE_GRADIENT) tensor->producer = program->op_count;
+    }
+    program->ops[program->op_count++] = op;
+    return op;
+}
+
+hd_tensor hd_custom_op(hd_program *program, const hd_op_kind *kind, const void *options, int inputs,
+                       const hd_tensor *in)
+{
+    if (program->status != HD_OK) return (hd_tensor){0};
+    if (inputs < 0 || inputs > HD_OP_INPUTS)
+        return hd_program_fail(program, HD_ERROR_ARGUMENT, "%s: %d inputs, want at most %d",
+                               kind->name, inputs, HD_OP_INPUTS);
+    hdi_op *op = hdi_op_append(program, kind, options, inputs, in, 0, NULL);
+    if (!op) return (hd_tensor){0};
+    bool needs_gradient = false;
+    for (int i = 0; i < inputs; i++) {
+        hdi_tensor *tensor = hdi_tensor_of(program, in[i]);
+        if (in[i].id && !tensor)
+            return hd_program_fail(program, HD_ERROR_ARGUMENT, "%s: input %d is of another program",
+                                   kind->name, i);
+        needs_gradient = needs_gradient || (tensor && tensor->needs_gradient);
+    }
+    program->appending = op;
+    hd_status status = kind->shape(program, &op->op);
+    program->appending = NULL;
+    if (status != HD_OK)
+        return hd_program_fail(program, status, "%s: %s", kind->name, hd_last_error());
+    if (program->status != HD_OK) return (hd_tensor){0};
+    for (int i = 0; i < op->op.outputs; i++) {
+        hdi_tensor *tensor = program->tensors[op->op.out[i].id];
+        tensor->needs_gradient = needs_gradient && kind->backward;
+    }
+    return op->op.outputs ? op->op.out[0] : (hd_tensor){0};
+}
+
+void hd_op_output(hd_program *program, hd_dtype dtype, int rank, const int64_t *dims)
+{
+    hdi_op *op = program->appending;
+    if (!op || op->op.outputs == HD_OP_OUTPUTS) {
+        hd_program_fail(program, HD_ERROR_ARGUMENT,
+                        "hd_op_output: outside a shape rule, or over %d outputs", HD_OP_OUTPUTS);
+        return;
+    }
+    hd_tensor out = hdi_tensor_add(program, NULL, dtype, HD_ROLE_ACTIVATION, rank, dims);
+    if (!out.id) return;
+    program->tensors[out.id]->producer = program->op_count - 1;
+    op->op.out[op->op.outputs++] = out;
+    refresh_infos(program, &op->op);
+}
+
+hd_tensor hd_op_result(hd_program *program, int index)
+{
+    if (program->status != HD_OK || program->op_count == 0) return (hd_tensor){0};
+    const hd_op *op = &program->ops[program->op_count - 1]->op;
+    if (index < 0 || index >= op->outputs)
+        return hd_program_fail(program, HD_ERROR_ARGUMENT, "%s: result %d of %d", op->kind->name,
+                               index, op->outputs);
+    return op->out[index];
+}
+
+void hdi_op_move(hd_program *program, int from, int to)
+{
+    hdi_op *moved = program->ops[from];
+    for (; from > to; from--)
+        program->ops[from] = program->ops[from - 1];
+    for (; from < to; from++)
+        program->ops[from] = program->ops[from + 1];
+    program->ops[to] = moved;
+}
+
+void hdi_program_index(hd_program *program)
+{
+    for (int i = 0; i < program->op_count; i++) {
+        const hd_op *op = &program->ops[i]->op;
+        for (int k = 0; k < op->outputs; k++) {
+            hdi_tensor *tensor = hdi_tensor_of(program, op->out[k]);
+            if (tensor && tensor->info.role != HD_ROLE_GRADIENT) tensor->producer = i;
+        }
+    }
+}
+
+void hdi_program_remove_dead(hd_program *program)
+{
+    bool *read = hdi_alloc_array((size_t)program->tensor_count, sizeof *read);
+    if (!read) {
+        hd_program_fail(program, HD_ERROR_MEMORY, "out of host memory");
+        return;
+    }
+    for (int i = program->op_count - 1; i >= 0; i--) {
+        hdi_op *op = program->ops[i];
+        bool wanted = !op->recomputed;
+        for (int k = 0; k < op->op.outputs; k++)
+            wanted = wanted || read[op->op.out[k].id];
+        if (!wanted) {
+            hdi_free(op->options);
+            hdi_free(op);
+            program->ops[i] = NULL;
+            continue;
+        }
+        for (int k = 0; k < op->op.inputs; k++)
+            read[op->op.in[k].id] = true;
+    }
+    int kept = 0;
+    for (int i = 0; i < program->op_count; i++)
+        if (program->ops[i]) program->ops[kept++] = program->ops[i];
+    program->op_count = kept;
+    hdi_free(read);
+    hdi_program_index(program);
+}
+
+void hdi_op_cost(const hdi_op *op, hd_cost *out)
+{
+    *out = (hd_cost){0};
+    if (op->op.kind->cost) {
+        op->op.kind->cost(&op->op, out);
+        return;
+    }
+    for (int i = 0; i < op->op.inputs; i++)
+        if (op->op.in_info[i]) out->bytes += (double)op->op.in_info[i]->bytes;
+    for (int i = 0; i < op->op.outputs; i++)
+        if (op->op.out_info[i]) out->bytes += (double)op->op.out_info[i]->bytes;
+}
+
+void hdi_program_cost(const hd_program *program, hdi_phase phase, hd_cost *out)
+{
+    *out = (hd_cost){0};
+    for (int i = 0; i < program->op_count; i++) {
+        if (program->ops[i]->phase != phase) continue;
+        hd_cost cost;
+        hdi_op_cost(program->ops[i], &cost);
+        out->flops += cost.flops;
+        out->bytes += cost.bytes;
+    }
+}
+
+const char *hdi_op_label(const hd_program *program, const hdi_op *op, char *buffer, size_t bytes)
+{
+    const char *scope = program->scopes[op->scope].name;
+    snprintf(buffer, bytes, "%s%s%s%s", scope, *scope ? ": " : "", op->op.kind->name,
+             op->recomputed ? " (again)" : "");
+    return buffer;
+}

@@ -1,0 +1,323 @@
+/* Plans: put programs together, lay out the arena, hold it against the budget. */
+#include "program/plan.h"
+
+#include "core/error.h"
+#include "core/memory.h"
+#include "program/place.h"
+
+#include <stdio.h>
+#include <string.h>
+
+const char *hd_region_name(hd_region region)
+{
+    static const char *const names[HD_REGIONS] = {
+        [HD_REGION_WEIGHTS] = "weights",           [HD_REGION_OPTIMIZER] = "optimizer state",
+        [HD_REGION_STATE] = "tables, caches",      [HD_REGION_GRADIENTS] = "gradients",
+        [HD_REGION_IO] = "inputs, outputs",        [HD_REGION_SAVED] = "saved activations",
+        [HD_REGION_BOUNDARY] = "stage boundaries", [HD_REGION_TRANSIENT] = "transients",
+        [HD_REGION_FOREIGN] = "foreign",
+    };
+    return names[region];
+}
+
+static hd_status out_of_memory(void)
+{
+    return hdi_error(HD_ERROR_MEMORY, "plan: out of host memory");
+}
+
+hd_status hd_plan_create(const hd_plan_options *options, hd_plan **out)
+{
+    *out = hdi_alloc(sizeof **out);
+    if (!*out) return out_of_memory();
+    (*out)->options = *options;
+    if ((*out)->options.gradient_levels < 1) (*out)->options.gradient_levels = 1;
+    return HD_OK;
+}
+
+hd_status hd_plan_add(hd_plan *plan, hd_program *program, const hd_plan_program_options *options)
+{
+    if (!program->finished)
+        return hdi_error(HD_ERROR_ARGUMENT, "plan: program '%s' is not finished", program->name);
+    if (!HDI_GROW(plan->units, plan->unit_count, plan->unit_capacity)) return out_of_memory();
+    hdi_unit *unit = &plan->units[plan->unit_count++];
+    *unit = (hdi_unit){.program = program,
+                       .options = options ? *options : (hd_plan_program_options){0}};
+    int *slots[] = {&unit->options.saved_slots, &unit->options.io_slots,
+                    &unit->options.boundary_slots, &unit->options.cache_slots};
+    for (int i = 0; i < 4; i++)
+        if (*slots[i] < 1) *slots[i] = 1;
+    unit->places = hdi_alloc_array((size_t)program->tensor_count, sizeof *unit->places);
+    unit->workspaces = hdi_alloc_array((size_t)program->op_count, sizeof *unit->workspaces);
+    unit->workspace_bytes =
+        hdi_alloc_array((size_t)program->op_count, sizeof *unit->workspace_bytes);
+    unit->wait_begin = hdi_alloc_array((size_t)program->op_count + 1, sizeof *unit->wait_begin);
+    if (!unit->places || !unit->workspaces || !unit->workspace_bytes || !unit->wait_begin)
+        return out_of_memory();
+    return HD_OK;
+}
+
+void hdi_plan_set_layout(hd_plan *plan, hdi_layout *layout)
+{
+    hdi_layout_destroy(plan->layout);
+    plan->layout = layout;
+}
+
+void hd_plan_destroy(hd_plan *plan)
+{
+    if (!plan) return;
+    for (int i = 0; i < plan->unit_count; i++) {
+        hdi_free(plan->units[i].places);
+        hdi_free(plan->units[i].workspaces);
+        hdi_free(plan->units[i].workspace_bytes);
+        hdi_free(plan->units[i].wait_begin);
+        hdi_free(plan->units[i].waits);
+    }
+    hdi_free(plan->units);
+    hdi_free(plan->states);
+    hdi_layout_destroy(plan->layout);
+    hdi_free(plan);
+}
+
+static hd_status plain_layout(hd_plan *plan)
+{
+    hd_program **programs = hdi_alloc_array((size_t)plan->unit_count, sizeof(hd_program *));
+    if (!programs) return out_of_memory();
+    for (int i = 0; i < plan->unit_count; i++)
+        programs[i] = plan->units[i].program;
+    hd_status status =
+        hdi_layout_create(programs, plan->unit_count, &(hdi_layout_options){0}, &plan->layout);
+    hdi_free(programs);
+    return status;
+}
+
+static hdi_state *find_state(hd_plan *plan, const char *name)
+{
+    for (int i = 0; i < plan->state_count; i++)
+        if (strcmp(plan->states[i].name, name) == 0) return &plan->states[i];
+    return NULL;
+}
+
+static hd_status place_state(hd_plan *plan, hdi_unit *unit, int id)
+{
+    const hdi_tensor *tensor = unit->program->tensors[id];
+    int slots = tensor->per_slot ? unit->options.cache_slots : 1;
+    size_t stride = hdi_place_round(tensor->info.bytes);
+    hdi_state *state = find_state(plan, tensor->info.name);
+    if (state && state->bytes != stride * (size_t)slots)
+        return hdi_error(HD_ERROR_ARGUMENT,
+                         "plan: state '%s' has %zu bytes in one program, %zu in another",
+                         tensor->info.name, state->bytes, stride * (size_t)slots);
+    if (!state) {
+        if (!HDI_GROW(plan->states, plan->state_count, plan->state_capacity))
+            return out_of_memory();
+        state = &plan->states[plan->state_count++];
+        *state = (hdi_state){tensor->info.name, tensor, plan->bytes[HD_REGION_STATE],
+                             stride * (size_t)slots};
+        plan->bytes[HD_REGION_STATE] += state->bytes;
+    }
+    unit->places[id] = (hdi_place_of){.region = HD_REGION_STATE,
+                                      .offset = state->offset,
+                                      .bytes = tensor->info.bytes,
+                                      .stride = stride,
+                                      .slots = slots,
+                                      .placed = true};
+    return HD_OK;
+}
+
+static void put_flat(hdi_unit *unit, int id, hd_region region, int64_t first)
+{
+    const hdi_tensor *tensor = unit->program->tensors[id];
+    unit->places[id] = (hdi_place_of){.region = region,
+                                      .offset = (size_t)first * hd_dtype_bytes(tensor->info.dtype),
+                                      .bytes = tensor->info.bytes,
+                                      .slots = 1,
+                                      .placed = true};
+}
+
+/* Parameters, gradients and states: places in the regions that all programs share. */
+static hd_status place_shared(hd_plan *plan, int index)
+{
+    hdi_unit *unit = &plan->units[index];
+    const hd_program *program = unit->program;
+    for (int i = 1; i < program->tensor_count; i++) {
+        const hdi_tensor *tensor = program->tensors[i];
+        if (tensor->flat != HDI_FLAT_NONE) {
+            const hd_region regions[] = {[HDI_FLAT_WEIGHTS] = HD_REGION_WEIGHTS,
+                                         [HDI_FLAT_GRADIENTS] = HD_REGION_GRADIENTS,
+                                         [HDI_FLAT_OPTIMIZER] = HD_REGION_OPTIMIZER};
+            put_flat(unit, i, regions[tensor->flat], tensor->flat_first);
+        } else if (tensor->info.role == HD_ROLE_PARAMETER) {
+            int entry = hdi_layout_find(plan->layout, tensor->info.name);
+            if (entry < 0)
+                return hdi_error(HD_ERROR_INTERNAL,
+                                 "plan: parameter '%s' has no place in the layout",
+                                 tensor->info.name);
+            put_flat(unit, i, HD_REGION_WEIGHTS, plan->layout->entries[entry].first);
+            size_t end =
+                (size_t)plan->layout->weights_elements * hd_dtype_bytes(tensor->info.dtype);
+            if (plan->bytes[HD_REGION_WEIGHTS] < end) plan->bytes[HD_REGION_WEIGHTS] = end;
+        } else if (tensor->info.role == HD_ROLE_GRADIENT) {
+            put_flat(unit, i, HD_REGION_GRADIENTS,
+                     hdi_layout_gradient(plan->layout, index, (hd_tensor){i}));
+        } else if (tensor->info.role == HD_ROLE_STATE) {
+            HD_RETURN_IF_ERROR(place_state(plan, unit, i));
+        }
+    }
+    return HD_OK;
+}
+
+static bool has_gradients(const hd_program *program)
+{
+    for (int i = 1; i < program->tensor_count; i++)
+        if (program->tensors[i]->info.role == HD_ROLE_GRADIENT) return true;
+    return false;
+}
+
+/* Scratch of a group: gradients, then what each program keeps, then transients that all share. */
+static size_t lay_out_group(hd_plan *plan, int group, size_t begin, size_t bytes[HD_REGIONS])
+{
+    const hd_region kept[] = {HD_REGION_IO, HD_REGION_SAVED, HD_REGION_BOUNDARY};
+    size_t cursor = begin;
+    bool gradients = false;
+    for (int i = 0; i < plan->unit_count; i++)
+        if (plan->units[i].options.group == group)
+            gradients = gradients || has_gradients(plan->units[i].program);
+    if (gradients) {
+        bytes[HD_REGION_GRADIENTS] =
+            plan->gradient_level_bytes * (size_t)plan->options.gradient_levels;
+        cursor += bytes[HD_REGION_GRADIENTS];
+    }
+    for (int r = 0; r < 3; r++) {
+        for (int i = 0; i < plan->unit_count; i++) {
+            hdi_unit *unit = &plan->units[i];
+            if (unit->options.group != group) continue;
+            unit->base[HD_REGION_GRADIENTS] = begin;
+            unit->base[kept[r]] = cursor;
+            cursor += unit->bytes[kept[r]];
+            bytes[kept[r]] += unit->bytes[kept[r]];
+        }
+    }
+    for (int i = 0; i < plan->unit_count; i++) {
+        hdi_unit *unit = &plan->units[i];
+        if (unit->options.group != group) continue;
+        unit->base[HD_REGION_TRANSIENT] = cursor;
+        if (unit->bytes[HD_REGION_TRANSIENT] > bytes[HD_REGION_TRANSIENT])
+            bytes[HD_REGION_TRANSIENT] = unit->bytes[HD_REGION_TRANSIENT];
+    }
+    return cursor + bytes[HD_REGION_TRANSIENT];
+}
+
+static void lay_out_arena(hd_plan *plan)
+{
+    const hd_region persistent[] = {HD_REGION_WEIGHTS, HD_REGION_OPTIMIZER, HD_REGION_STATE};
+    size_t cursor = 0;
+    for (int r = 0; r < 3; r++) {
+        plan->bytes[persistent[r]] = hdi_place_round(plan->bytes[persistent[r]]);
+        for (int i = 0; i < plan->unit_count; i++)
+            plan->units[i].base[persistent[r]] = cursor;
+        cursor += plan->bytes[persistent[r]];
+    }
+    plan->arena_bytes = cursor;
+    for (int i = 0; i < plan->unit_count; i++) {
+        int group = plan->units[i].options.group;
+        bool seen = false;
+        for (int j = 0; j < i; j++)
+            seen = seen || plan->units[j].options.group == group;
+        if (seen) continue;
+        size_t bytes[HD_REGIONS] = {0};
+        size_t end = lay_out_group(plan, group, cursor, bytes);
+        if (end <= plan->arena_bytes && i > 0) continue;
+        plan->arena_bytes = end;
+        for (int r = HD_REGION_GRADIENTS; r <= HD_REGION_TRANSIENT; r++)
+            plan->bytes[r] = bytes[r];
+    }
+    plan->bytes[HD_REGION_FOREIGN] = plan->options.foreign;
+}
+
+static hd_status check_budget(const hd_plan *plan)
+{
+    size_t need = hd_plan_total_bytes(plan);
+    if (!plan->options.budget || need <= plan->options.budget) return HD_OK;
+    char table[1024] = "";
+    size_t used = 0, largest = 0;
+    int worst = 0;
+    for (int r = 0; r < HD_REGIONS; r++) {
+        if (!plan->bytes[r]) continue;
+        int length = snprintf(table + used, sizeof table - used, "\n  %-18s %14zu bytes",
+                              hd_region_name((hd_region)r), plan->bytes[r]);
+        used += (size_t)length;
+        if (plan->bytes[r] > largest) {
+            largest = plan->bytes[r];
+            worst = r;
+        }
+    }
+    return hdi_error(
+        HD_ERROR_BUDGET,
+        "does not fit: needs %zu bytes, the budget is %zu (%zu short); the largest region "
+        "is %s with %zu bytes%s",
+        need, plan->options.budget, need - plan->options.budget, hd_region_name((hd_region)worst),
+        largest, table);
+}
+
+hd_status hd_plan_finish(hd_plan *plan)
+{
+    if (plan->finished) return HD_OK;
+    if (plan->unit_count == 0) return hdi_error(HD_ERROR_ARGUMENT, "plan: it has no programs");
+    if (!plan->layout) HD_RETURN_IF_ERROR(plain_layout(plan));
+    plan->gradient_level_bytes =
+        hdi_place_round((size_t)plan->layout->gradient_elements * sizeof(float));
+    for (int i = 0; i < plan->unit_count; i++) {
+        HD_RETURN_IF_ERROR(hdi_unit_place(&plan->units[i]));
+        HD_RETURN_IF_ERROR(place_shared(plan, i));
+    }
+    for (int i = 0; i < plan->unit_count; i++)
+        for (int t = 1; t < plan->units[i].program->tensor_count; t++) {
+            const hdi_place_of *place = &plan->units[i].places[t];
+            size_t end = place->offset + place->bytes;
+            if (place->placed && place->region == HD_REGION_OPTIMIZER &&
+                plan->bytes[HD_REGION_OPTIMIZER] < end)
+                plan->bytes[HD_REGION_OPTIMIZER] = end;
+        }
+    lay_out_arena(plan);
+    for (int i = 0; i < plan->unit_count; i++)
+        HD_RETURN_IF_ERROR(hdi_unit_waits(plan, i));
+    HD_RETURN_IF_ERROR(check_budget(plan));
+    HD_RETURN_IF_ERROR(hdi_plan_verify(plan));
+    plan->finished = true;
+    return HD_OK;
+}
+
+size_t hd_plan_region_bytes(const hd_plan *plan, hd_region region)
+{
+    return plan->bytes[region];
+}
+
+size_t hd_plan_arena_bytes(const hd_plan *plan)
+{
+    return plan->arena_bytes;
+}
+
+size_t hd_plan_total_bytes(const hd_plan *plan)
+{
+    return plan->arena_bytes + plan->bytes[HD_REGION_FOREIGN];
+}
+
+size_t hdi_plan_address(const hd_plan *plan, int index, hd_tensor tensor, int micro_batch,
+                        int level)
+{
+    const hdi_unit *unit = &plan->units[index];
+    const hdi_place_of *place = &unit->places[tensor.id];
+    size_t address = unit->base[place->region] + place->offset +
+                     (size_t)(micro_batch % place->slots) * place->stride;
+    if (place->region == HD_REGION_GRADIENTS && !unit->program->tensors[tensor.id]->level_zero)
+        address += (size_t)level * plan->gradient_level_bytes;
+    return address;
+}
+
+bool hdi_unit_range(const hd_plan *plan, const hdi_unit *unit, int id, size_t *begin, size_t *end)
+{
+    if (id <= 0 || !unit->places[id].placed || !unit->places[id].bytes) return false;
+    *begin = hdi_plan_address(plan, (int)(unit - plan->units), (hd_tensor){id}, 0, 0);
+    *end = *begin + unit->places[id].bytes;
+    return true;
+}

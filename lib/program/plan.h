@@ -1,0 +1,73 @@
+/* The inside of a plan: places of tensors, scratch of ops, order of communication. */
+#ifndef HDI_PROGRAM_PLAN_H
+#define HDI_PROGRAM_PLAN_H
+
+#include "program/layout.h"
+#include "program/program.h"
+
+#include <heddle/plan.h>
+
+/* Where a tensor lives: base of its region (of its program for scratch) + offset +
+ * (micro-batch % slots) * stride. */
+typedef struct hdi_place_of {
+    hd_region region;
+    size_t offset, bytes, stride;
+    int slots;
+    bool placed;
+} hdi_place_of;
+
+/* One program in the plan. Offsets of its scratch regions are relative to the arena. */
+typedef struct hdi_unit {
+    hd_program *program; /* borrowed */
+    hd_plan_program_options options;
+    hdi_place_of *places;    /* [tensor id] */
+    size_t *workspaces;      /* [op] offset in the transient region */
+    size_t *workspace_bytes; /* [op] */
+    int *wait_begin;         /* [op + 1] into waits */
+    int *waits;              /* ops whose communication must be over before the op runs */
+    int wait_count, wait_capacity;
+    size_t bytes[HD_REGIONS]; /* of this program's part of IO, SAVED, BOUNDARY, TRANSIENT */
+    size_t base[HD_REGIONS];  /* arena offset of each region as this program sees it */
+    size_t peak_bytes;        /* live transients at the worst op; says how tight placement is */
+    int peak_op;
+} hdi_unit;
+
+typedef struct hdi_state {
+    const char *name;       /* borrowed from a program */
+    const hdi_tensor *from; /* for its fill */
+    size_t offset, bytes;
+} hdi_state;
+
+struct hd_plan {
+    hd_plan_options options;
+    hdi_unit *units;
+    int unit_count, unit_capacity;
+    hdi_layout *layout; /* owned */
+    hdi_state *states;
+    int state_count, state_capacity;
+    size_t bytes[HD_REGIONS]; /* persistent ones, and scratch of the largest group */
+    size_t gradient_level_bytes;
+    size_t arena_bytes;
+    bool finished;
+};
+
+/* Give the plan a layout, before hd_plan_finish, which makes a plain one otherwise. Takes it over. */
+void hdi_plan_set_layout(hd_plan *plan, hdi_layout *layout);
+
+/* Arena offset of a tensor for a micro-batch; `level` is the gradient level of a leaf. */
+size_t hdi_plan_address(const hd_plan *plan, int unit, hd_tensor tensor, int micro_batch,
+                        int level);
+
+/* Places of one unit's activations, inputs and outputs (lib/program/lifetime.c). */
+hd_status hdi_unit_place(hdi_unit *unit);
+
+/* Which communication each op must wait for, from the bytes that they touch (waits.c). */
+hd_status hdi_unit_waits(const hd_plan *plan, int index);
+
+/* Prove the plan: aliasing and ordering (verify.c). HD_ERROR_INTERNAL names the op. */
+hd_status hdi_plan_verify(const hd_plan *plan);
+
+/* Byte range [*begin, *end) in the arena of tensor `id` of a unit, slot 0, level 0. */
+bool hdi_unit_range(const hd_plan *plan, const hdi_unit *unit, int id, size_t *begin, size_t *end);
+
+#endif

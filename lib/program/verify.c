@@ -1,0 +1,175 @@
+/* Proof on the plan, made without the code that laid it out: replay each program on a model of the
+ * arena and see that every op reads what was meant for it.
+ *
+ * Each tensor that lives in scratch owns its bytes from its producer to its last reader. An op may
+ * write bytes of a live tensor only if it is that tensor's last reader and the bytes are exactly
+ * the same (in place). A posted communication holds its bytes until an op waits for it. */
+#include "core/error.h"
+#include "core/memory.h"
+#include "program/plan.h"
+
+typedef struct replay {
+    const hd_plan *plan;
+    const hdi_unit *unit;
+    int *last_read; /* [tensor] op index, -1 */
+    int *live;      /* ids of tensors whose bytes hold something that is still wanted */
+    int live_count;
+    bool *written; /* [tensor] */
+} replay;
+
+static hd_status broken(const replay *r, int op, const char *what, int id)
+{
+    char label[256];
+    const hd_program *program = r->unit->program;
+    return hdi_error(HD_ERROR_INTERNAL, "verifier: program '%s', op %d (%s): %s tensor %d '%s'",
+                     program->name, op,
+                     hdi_op_label(program, program->ops[op], label, sizeof label), what, id,
+                     id ? program->tensors[id]->info.name : "workspace");
+}
+
+static bool scratch(const hdi_unit *unit, int id)
+{
+    hd_region region = unit->places[id].region;
+    return region == HD_REGION_SAVED || region == HD_REGION_TRANSIENT || region == HD_REGION_IO ||
+           region == HD_REGION_BOUNDARY;
+}
+
+static bool reads(const hd_op *op, int id)
+{
+    for (int k = 0; k < op->inputs; k++)
+        if (op->in[k].id == id) return true;
+    return false;
+}
+
+/* Nothing that is still wanted may lie in [begin, end), written by op `index` as tensor `id`. */
+static hd_status check_write(const replay *r, int index, int id, size_t begin, size_t end)
+{
+    const hd_op *op = &r->unit->program->ops[index]->op;
+    for (int i = 0; i < r->live_count; i++) {
+        int other = r->live[i];
+        size_t other_begin, other_end;
+        if (other == id || !hdi_unit_range(r->plan, r->unit, other, &other_begin, &other_end))
+            continue;
+        if (begin >= other_end || other_begin >= end) continue;
+        bool in_place = id && reads(op, other) && r->last_read[other] == index &&
+                        begin == other_begin && end == other_end && op->kind->in_place;
+        if (!in_place) return broken(r, index, "overwrites live", other);
+    }
+    return HD_OK;
+}
+
+static void let_die(replay *r, int index)
+{
+    int kept = 0;
+    for (int i = 0; i < r->live_count; i++) {
+        int id = r->live[i];
+        bool wanted = r->last_read[id] > index || r->unit->program->tensors[id]->keep;
+        if (wanted) r->live[kept++] = id;
+    }
+    r->live_count = kept;
+}
+
+static hd_status replay_op(replay *r, int index)
+{
+    const hd_program *program = r->unit->program;
+    const hd_op *op = &program->ops[index]->op;
+    for (int k = 0; k < op->inputs; k++) {
+        int id = op->in[k].id;
+        if (!id) continue;
+        if (!r->unit->places[id].placed) return broken(r, index, "reads unplaced", id);
+        if (program->tensors[id]->producer >= 0 && !r->written[id])
+            return broken(r, index, "reads unwritten", id);
+    }
+    if (r->unit->workspace_bytes[index]) {
+        size_t begin = r->unit->base[HD_REGION_TRANSIENT] + r->unit->workspaces[index];
+        HD_RETURN_IF_ERROR(
+            check_write(r, index, 0, begin, begin + r->unit->workspace_bytes[index]));
+    }
+    for (int k = 0; k < op->outputs; k++) {
+        int id = op->out[k].id;
+        size_t begin, end;
+        if (!r->unit->places[id].placed) return broken(r, index, "writes unplaced", id);
+        if (!hdi_unit_range(r->plan, r->unit, id, &begin, &end)) continue;
+        if (end > r->plan->arena_bytes) return broken(r, index, "writes past the arena into", id);
+        HD_RETURN_IF_ERROR(check_write(r, index, id, begin, end));
+        if (scratch(r->unit, id) && !r->written[id]) r->live[r->live_count++] = id;
+        r->written[id] = true;
+    }
+    let_die(r, index);
+    return HD_OK;
+}
+
+/* Between a posted operation and the first op that waits for it, nobody may touch its bytes. */
+static hd_status check_posted(const replay *r, int posted)
+{
+    const hd_program *program = r->unit->program;
+    const hd_op *op = &program->ops[posted]->op;
+    for (int i = posted + 1; i < program->op_count; i++) {
+        for (int w = r->unit->wait_begin[i]; w < r->unit->wait_begin[i + 1]; w++)
+            if (r->unit->waits[w] == posted) return HD_OK;
+        const hd_op *later = &program->ops[i]->op;
+        for (int side = 0; side < 2; side++) {
+            int count = side ? op->outputs : op->inputs;
+            for (int k = 0; k < count; k++) {
+                size_t begin, end, other_begin, other_end;
+                if (!hdi_unit_range(r->plan, r->unit, side ? op->out[k].id : op->in[k].id, &begin,
+                                    &end))
+                    continue;
+                for (int o = 0; o < later->outputs; o++)
+                    if (hdi_unit_range(r->plan, r->unit, later->out[o].id, &other_begin,
+                                       &other_end) &&
+                        begin < other_end && other_begin < end)
+                        return broken(r, i, "writes, unordered with posted communication,",
+                                      later->out[o].id);
+                for (int o = 0; side && o < later->inputs; o++)
+                    if (hdi_unit_range(r->plan, r->unit, later->in[o].id, &other_begin,
+                                       &other_end) &&
+                        begin < other_end && other_begin < end)
+                        return broken(r, i, "reads, unordered with posted communication,",
+                                      later->in[o].id);
+            }
+        }
+    }
+    return HD_OK;
+}
+
+static hd_status verify_unit(const hd_plan *plan, const hdi_unit *unit)
+{
+    const hd_program *program = unit->program;
+    size_t count = (size_t)program->tensor_count;
+    replay r = {.plan = plan, .unit = unit};
+    r.last_read = hdi_alloc_array(count, sizeof *r.last_read);
+    r.live = hdi_alloc_array(count, sizeof *r.live);
+    r.written = hdi_alloc_array(count, sizeof *r.written);
+    hd_status status = r.last_read && r.live && r.written
+                           ? HD_OK
+                           : hdi_error(HD_ERROR_MEMORY, "verifier: out of host memory");
+    if (status == HD_OK) {
+        for (int i = 0; i < program->tensor_count; i++)
+            r.last_read[i] = -1;
+        for (int i = 0; i < program->op_count; i++)
+            for (int k = 0; k < program->ops[i]->op.inputs; k++)
+                r.last_read[program->ops[i]->op.in[k].id] = i;
+        for (int i = 1; i < program->tensor_count; i++) {
+            hd_role role = program->tensors[i]->info.role;
+            bool from_outside = program->tensors[i]->producer < 0 &&
+                                (role == HD_ROLE_INPUT || role == HD_ROLE_BOUNDARY);
+            if (from_outside && unit->places[i].placed) r.live[r.live_count++] = i;
+        }
+    }
+    for (int i = 0; i < program->op_count && status == HD_OK; i++)
+        status = replay_op(&r, i);
+    for (int i = 0; i < program->op_count && status == HD_OK; i++)
+        if (program->ops[i]->op.kind->flags & HD_OP_COMMUNICATES) status = check_posted(&r, i);
+    hdi_free(r.last_read);
+    hdi_free(r.live);
+    hdi_free(r.written);
+    return status;
+}
+
+hd_status hdi_plan_verify(const hd_plan *plan)
+{
+    for (int i = 0; i < plan->unit_count; i++)
+        HD_RETURN_IF_ERROR(verify_unit(plan, &plan->units[i]));
+    return HD_OK;
+}

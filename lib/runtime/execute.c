@@ -1,0 +1,106 @@
+/* The executor: walks a program's ops in order, waits where the plan says so. Allocates nothing. */
+#include "core/error.h"
+#include "runtime/session.h"
+
+static hd_status wait_for(hd_session *session, int unit, int op)
+{
+    hdi_posted *posted = &session->posted[unit][op];
+    if (!posted->comm) return HD_OK;
+    hd_status status = hd_comm_wait(posted->comm, &posted->request);
+    posted->comm = NULL;
+    if (status == HD_OK) return HD_OK;
+    char label[256];
+    const hd_program *program = session->plan->units[unit].program;
+    return hdi_error_context(status, "program '%s', op %d (%s)", program->name, op,
+                             hdi_op_label(program, program->ops[op], label, sizeof label));
+}
+
+static void touch(hd_session *session, size_t begin, size_t bytes)
+{
+    if (begin + bytes > session->high_water) session->high_water = begin + bytes;
+}
+
+static hd_status run_op(hd_session *session, int index, int op_index,
+                        const hd_session_run_options *options)
+{
+    const hd_plan *plan = session->plan;
+    const hdi_unit *unit = &plan->units[index];
+    const hdi_op *op = unit->program->ops[op_index];
+    hdi_posted *posted = &session->posted[index][op_index];
+    hd_run run = {.op = &op->op,
+                  .backend = session->context->backend,
+                  .stream = session->context->stream,
+                  .mesh = session->mesh,
+                  .accumulate = options->accumulate || !op->first_writer,
+                  .folds = options->folds,
+                  .level_bytes = plan->gradient_level_bytes,
+                  .request = &posted->request,
+                  .posted_on = &posted->comm};
+    for (int k = 0; k < op->op.inputs; k++) {
+        if (!op->op.in[k].id) continue;
+        size_t at =
+            hdi_plan_address(plan, index, op->op.in[k], options->micro_batch, options->level);
+        touch(session, at, unit->places[op->op.in[k].id].bytes);
+        run.in[k] = session->arena + at;
+    }
+    for (int k = 0; k < op->op.outputs; k++) {
+        size_t at =
+            hdi_plan_address(plan, index, op->op.out[k], options->micro_batch, options->level);
+        touch(session, at, unit->places[op->op.out[k].id].bytes);
+        run.out[k] = session->arena + at;
+    }
+    if (unit->workspace_bytes[op_index]) {
+        size_t at = unit->base[HD_REGION_TRANSIENT] + unit->workspaces[op_index];
+        touch(session, at, unit->workspace_bytes[op_index]);
+        run.workspace = session->arena + at;
+    }
+    hd_status status = op->op.kind->run(&run);
+    if (status == HD_OK) return HD_OK;
+    char label[256];
+    return hdi_error_context(status, "program '%s', op %d (%s)", unit->program->name, op_index,
+                             hdi_op_label(unit->program, op, label, sizeof label));
+}
+
+/* Other programs share the transients, so what was posted on them ends with its program. */
+static hd_status end_transient_communication(hd_session *session, int index)
+{
+    const hdi_unit *unit = &session->plan->units[index];
+    for (int i = 0; i < unit->program->op_count; i++) {
+        if (!session->posted[index][i].comm) continue;
+        const hd_op *op = &unit->program->ops[i]->op;
+        bool transient = false;
+        for (int k = 0; k < op->inputs; k++)
+            transient = transient || unit->places[op->in[k].id].region == HD_REGION_TRANSIENT;
+        for (int k = 0; k < op->outputs; k++)
+            transient = transient || unit->places[op->out[k].id].region == HD_REGION_TRANSIENT;
+        if (transient) HD_RETURN_IF_ERROR(wait_for(session, index, i));
+    }
+    return HD_OK;
+}
+
+hd_status hd_session_run(hd_session *session, const hd_program *program,
+                         const hd_session_run_options *options)
+{
+    int index = hdi_session_unit(session, program);
+    if (index < 0)
+        return hdi_error(HD_ERROR_ARGUMENT, "session: program '%s' is not in its plan",
+                         program->name);
+    const hdi_unit *unit = &session->plan->units[index];
+    hdi_phase phase = options->phase == HD_PHASE_BACKWARD ? HDI_PHASE_BACKWARD : HDI_PHASE_FORWARD;
+    for (int i = 0; i < program->op_count; i++) {
+        const hdi_op *op = program->ops[i];
+        if (op->phase != phase || (op->last_only && !options->last)) continue;
+        for (int w = unit->wait_begin[i]; w < unit->wait_begin[i + 1]; w++)
+            HD_RETURN_IF_ERROR(wait_for(session, index, unit->waits[w]));
+        HD_RETURN_IF_ERROR(run_op(session, index, i, options));
+    }
+    return end_transient_communication(session, index);
+}
+
+hd_status hd_session_drain(hd_session *session)
+{
+    for (int u = 0; u < session->plan->unit_count; u++)
+        for (int i = 0; i < session->plan->units[u].program->op_count; i++)
+            HD_RETURN_IF_ERROR(wait_for(session, u, i));
+    return session->context->backend->synchronize(session->context->stream);
+}

@@ -1,0 +1,201 @@
+/* Gradient buckets: fold, exchange, ordered sum, gather, placed into the backward. */
+#include "parallel/data.h"
+
+#include "core/error.h"
+#include "core/memory.h"
+#include "ops/collective.h"
+
+#include <stdlib.h>
+
+/* Bits of an index: the tree joins like the carries of a binary counter. */
+int hdi_gradient_level(int micro_batch)
+{
+    return __builtin_popcount((unsigned)micro_batch);
+}
+
+int hdi_gradient_folds(int micro_batch, int count)
+{
+    int depth = hdi_gradient_level(micro_batch);
+    if (micro_batch == count - 1) return depth; /* all that is left joins, from the right */
+    return __builtin_ctz((unsigned)micro_batch + 1);
+}
+
+int hdi_gradient_levels(int count)
+{
+    int most = 0;
+    for (int i = 0; i < count; i++)
+        if (hdi_gradient_level(i) > most) most = hdi_gradient_level(i);
+    return most + 1;
+}
+
+/* A run of flat gradients of one program that travels together. */
+typedef struct bucket_run {
+    const hdi_bucket *bucket;
+    int64_t first; /* flat position; the bucket's, or an extra instance's */
+    int after;     /* the op that finishes it */
+    hd_tensor staging;
+} bucket_run;
+
+typedef struct reducer {
+    hd_program *program;
+    const hdi_layout *layout;
+    bucket_run *runs;
+    int run_count, run_capacity;
+    int original_ops;
+    int *after; /* [op]: for appended ops, the original op that they follow */
+    int after_capacity;
+} reducer;
+
+static int last_writer(const hd_program *program, hd_tensor gradient)
+{
+    for (int i = program->op_count - 1; i >= 0; i--)
+        for (int k = 0; k < program->ops[i]->op.outputs; k++)
+            if (program->ops[i]->op.out[k].id == gradient.id) return i;
+    return -1;
+}
+
+static void collect_runs(reducer *r, int index)
+{
+    const hdi_layout *layout = r->layout;
+    for (int i = 0; i < layout->instance_count; i++) {
+        const hdi_instance *instance = &layout->instances[i];
+        if (instance->program != index) continue;
+        const hdi_entry *entry = &layout->entries[instance->entry];
+        const hdi_bucket *bucket = &layout->buckets[entry->bucket];
+        int after = last_writer(r->program, instance->gradient);
+        int64_t first = bucket->tied ? instance->first : bucket->first;
+        bucket_run *run = NULL;
+        for (int k = 0; k < r->run_count; k++)
+            if (r->runs[k].first == first) run = &r->runs[k];
+        if (!run) {
+            if (!HDI_GROW(r->runs, r->run_count, r->run_capacity)) {
+                hd_program_fail(r->program, HD_ERROR_MEMORY, "out of host memory");
+                return;
+            }
+            run = &r->runs[r->run_count++];
+            *run = (bucket_run){.bucket = bucket, .first = first, .after = -1};
+        }
+        if (after > run->after) run->after = after;
+    }
+}
+
+static int earlier_run(const void *left, const void *right)
+{
+    const bucket_run *a = left, *b = right;
+    if (a->after != b->after) return a->after < b->after ? -1 : 1;
+    return a->first < b->first ? -1 : a->first > b->first;
+}
+
+static void append(reducer *r, const hd_op_kind *kind, const void *options, int after,
+                   bool last_only, const hd_tensor *in, hd_tensor out)
+{
+    hdi_op *op = hdi_op_append(r->program, kind, options, in ? 1 : 0, in, 1, &out);
+    if (!op) return;
+    op->last_only = last_only;
+    op->scope = 0;
+    r->after[r->program->op_count - 1] = after;
+}
+
+static void append_fold(reducer *r, bucket_run *run)
+{
+    hd_tensor leaf = hdi_flat_tensor(r->program, "gradient.leaf", HDI_FLAT_GRADIENTS, HD_DTYPE_F32,
+                                     run->first, run->bucket->elements);
+    hdi_tensor *tensor = hdi_tensor_of(r->program, leaf);
+    if (tensor) tensor->level_zero = false;
+    append(r, &hdi_op_gradient_fold, NULL, run->after, false, NULL, leaf);
+}
+
+static void append_exchange(reducer *r, bucket_run *run)
+{
+    const hdi_bucket *bucket = run->bucket;
+    int64_t own = bucket->own_counts[0], received = own * r->layout->shards;
+    hd_tensor whole = hdi_flat_tensor(r->program, "gradient.bucket", HDI_FLAT_GRADIENTS,
+                                      HD_DTYPE_F32, run->first, bucket->elements);
+    run->staging = hdi_tensor_add(r->program, "gradient.staging", HD_DTYPE_F32, HD_ROLE_ACTIVATION,
+                                  1, &received);
+    append(r, &hdi_op_all_to_all,
+           &(hdi_all_to_all_options){.collective = {HD_AXIS_DATA, bucket->elements, "gradients"},
+                                     .send_counts = bucket->counts,
+                                     .send_offsets = bucket->offsets,
+                                     .recv_counts = bucket->own_counts,
+                                     .recv_offsets = bucket->own_offsets},
+           run->after, true, &whole, run->staging);
+}
+
+/* Sum what has come, after op `after`; then send the sum to the others if they need it. */
+static void append_sum(reducer *r, const bucket_run *run, int after)
+{
+    const hdi_bucket *bucket = run->bucket;
+    int64_t own = bucket->own_counts[0];
+    int64_t first = run->first + bucket->offsets[r->layout->shard];
+    if (own) {
+        hd_tensor shard = hdi_flat_tensor(r->program, "gradient.shard", HDI_FLAT_GRADIENTS,
+                                          HD_DTYPE_F32, first, own);
+        append(r, &hdi_op_tree_sum, &(hdi_tree_sum_options){r->layout->shards}, after, true,
+               &run->staging, shard);
+    }
+    if (r->layout->state_sharded) return;
+    hd_tensor whole = hdi_flat_tensor(r->program, "gradient.bucket", HDI_FLAT_GRADIENTS,
+                                      HD_DTYPE_F32, run->first, bucket->elements);
+    append(r, &hdi_op_all_gather,
+           &(hdi_all_gather_options){.collective = {HD_AXIS_DATA, bucket->elements, "gradients"},
+                                     .counts = bucket->counts,
+                                     .offsets = bucket->offsets},
+           after, true, NULL, whole);
+}
+
+/* Two buckets travel at a time: a third waits until the first has been summed. */
+static void append_work(reducer *r)
+{
+    enum { UNDER_WAY = 2 };
+    bool exchange = r->layout->shards > 1;
+    for (int i = 0; i < r->run_count; i++) {
+        bucket_run *run = &r->runs[i];
+        if (r->program->exact) append_fold(r, run);
+        if (!exchange) continue;
+        if (i >= UNDER_WAY) append_sum(r, &r->runs[i - UNDER_WAY], run->after);
+        append_exchange(r, run);
+    }
+    for (int i = r->run_count > UNDER_WAY ? r->run_count - UNDER_WAY : 0;
+         exchange && i < r->run_count; i++)
+        append_sum(r, &r->runs[i], r->original_ops - 1);
+}
+
+/* Merge the appended ops into the original order; both parts keep theirs. */
+static void merge(reducer *r)
+{
+    hd_program *program = r->program;
+    hdi_op **merged = hdi_alloc_array((size_t)program->op_capacity, sizeof(hdi_op *));
+    if (!merged) {
+        hd_program_fail(program, HD_ERROR_MEMORY, "out of host memory");
+        return;
+    }
+    int count = 0, next = r->original_ops;
+    for (int i = 0; i < r->original_ops; i++) {
+        merged[count++] = program->ops[i];
+        while (next < program->op_count && r->after[next] <= i)
+            merged[count++] = program->ops[next++];
+    }
+    hdi_free(program->ops);
+    program->ops = merged;
+    hdi_program_index(program);
+}
+
+void hdi_data_reduce(hd_program *program, int index, const hdi_layout *layout)
+{
+    if (program->status != HD_OK || (layout->shards == 1 && !program->exact)) return;
+    reducer r = {.program = program, .layout = layout, .original_ops = program->op_count};
+    collect_runs(&r, index);
+    qsort(r.runs, (size_t)r.run_count, sizeof *r.runs, earlier_run);
+    r.after_capacity = program->op_count + 4 * r.run_count;
+    r.after = hdi_alloc_array((size_t)r.after_capacity, sizeof *r.after);
+    if (r.after && program->status == HD_OK) {
+        program->phase = HDI_PHASE_BACKWARD;
+        append_work(&r);
+        if (program->status == HD_OK) merge(&r);
+    } else {
+        hd_program_fail(program, HD_ERROR_MEMORY, "out of host memory");
+    }
+    hdi_free(r.runs);
+    hdi_free(r.after);
+}

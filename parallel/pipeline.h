@@ -1,0 +1,33 @@
+/* The executor of schedules: runs one rank's table over the programs of its chunks. */
+#ifndef HDI_PARALLEL_PIPELINE_H
+#define HDI_PARALLEL_PIPELINE_H
+
+#include "parallel/schedule.h"
+#include "report/trace.h"
+#include "runtime/session.h"
+
+/* One chunk of this rank. Tensors at the edges of the pipeline are invalid. */
+typedef struct hdi_pipeline_chunk {
+    hd_program *program;                /* borrowed */
+    hd_tensor x, out;                   /* boundary tensors of the forward */
+    hd_tensor x_gradient, out_gradient; /* and of the backward */
+} hdi_pipeline_chunk;
+
+typedef struct hdi_pipeline hdi_pipeline;
+
+/* `schedule`, `chunks` [schedule chunks] and `mesh` are borrowed. `exact`: micro-batches' gradients
+ * join in the fixed tree. Local. */
+hd_status hdi_pipeline_create(const hdi_schedule *schedule, const hdi_pipeline_chunk *chunks,
+                              const hd_mesh *mesh, bool exact, hdi_pipeline **out);
+void hdi_pipeline_destroy(hdi_pipeline *pipeline); /* takes NULL */
+
+/* How many copies each boundary tensor needs under the schedule; set before planning. */
+void hdi_pipeline_set_slots(const hdi_schedule *schedule, int chunk,
+                            const hdi_pipeline_chunk *tensors);
+
+/* Run the whole table once. Returns when all sends are over; gradient communication may still be
+ * under way. `trace` may be NULL. Allocates nothing. Collective over the pipeline axis. */
+hd_status hdi_pipeline_run(hdi_pipeline *pipeline, hd_session *session, hdi_trace *trace,
+                           int64_t step);
+
+#endif

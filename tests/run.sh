@@ -1,0 +1,149 @@
+#!/bin/bash
+# Run the test programs of a build and the test scripts; the last line is "N passed, N failed".
+# Usage: tests/run.sh [BUILD_FOLDER [NAME_PATTERN]], from the root of the source.
+# RANKS: the numbers of ranks for tests/multi, unless the test's source says /* ranks: 2 4 */.
+# SAN: the sanitizers it was built with. TEST_TIMEOUT: seconds for each program. JOBS: unit programs at once.
+set -u
+
+san=${SAN:-}
+variant=${san:-release}
+build=${1:-build/${variant//,/-}}
+pattern=${2:-*}
+ranks=${RANKS:-1 2 4}
+timeout=${TEST_TIMEOUT:-120}
+jobs=${JOBS:-2}
+support=$PWD/tests/support
+
+export HEDDLE_SOURCE=${HEDDLE_SOURCE:-$PWD}
+export HEDDLE_BUILD=$build
+work=$(mktemp -d "${TMPDIR:-/tmp}/heddle-check.XXXXXX") || exit 1
+trap 'rm -rf "$work"' EXIT
+export TMPDIR=$work
+ulimit -c 0
+
+if [ -n "$san" ]; then
+    timeout=$((timeout * 3))
+    # Without the slow unwinder the frames that lsan.supp names are lost.
+    export ASAN_OPTIONS=fast_unwind_on_malloc=0${ASAN_OPTIONS:+:$ASAN_OPTIONS}
+    export LSAN_OPTIONS=suppressions=$support/lsan.supp:print_suppressions=0
+    export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
+fi
+
+# Ranks share cores: they are not bound, and give way when idle. Single-copy messages between processes
+# need ptrace rights that containers withhold.
+mpirun_flags=(--oversubscribe --bind-to none --timeout "$timeout" --mca mpi_yield_when_idle 1
+              --mca btl_vader_single_copy_mechanism none)
+[ "$(id -u)" = 0 ] && mpirun_flags+=(--allow-run-as-root)
+
+passed=0
+failed=0
+failures=()
+
+fail() { # name count
+    failed=$((failed + $2))
+    failures+=("$1")
+}
+
+show() { # mark name checks seconds
+    printf '%-5s %-44s %5s checks %6s s\n' "$1" "$2" "$3" "$4"
+}
+
+# Run a command for a name: its output, exit status and seconds go to files.
+run() { # name command...
+    local log=$work/${1//[\/ ]/_} start=$EPOCHREALTIME status
+    shift
+    timeout -k 10 $((timeout + 15)) "$@" >"$log.out" 2>&1 </dev/null
+    status=$?
+    echo "$status $(awk -v a="$start" -v b="$EPOCHREALTIME" 'BEGIN { printf "%.1f", b - a }')" >"$log.end"
+}
+
+explain() { # exit status
+    case $1 in
+    110 | 124 | 137) echo "ended by the timeout of $timeout s or killed (exit status $1)" ;;
+    *) echo "exit status $1" ;;
+    esac
+}
+
+# Count what a program's run left: Check's line, or one failure if it never came to print it.
+count() { # name
+    local log=$work/${1//[\/ ]/_} status seconds checks=0 bad=0 line
+    read -r status seconds <"$log.end"
+    line=$(grep -E '^[0-9]+%: Checks: [0-9]+, Failures: [0-9]+, Errors: [0-9]+' "$log.out" | tail -n 1)
+    if [ -n "$line" ]; then
+        read -r checks bad < <(sed -E 's/.*Checks: ([0-9]+), Failures: ([0-9]+), Errors: ([0-9]+).*/\1 \2 \3/' \
+            <<<"$line" | awk '{ print $1, $2 + $3 }')
+    fi
+    passed=$((passed + checks - bad))
+    if [ "$status" != 0 ] && [ "$bad" = 0 ]; then bad=1; fi
+    if [ -z "$line" ] && [ "$bad" = 0 ]; then bad=1; fi
+    report "$1" "$checks" "$bad" "$status" "$seconds"
+}
+
+# The same for a script, which prints "ok name" and "not ok name".
+count_script() { # name
+    local log=$work/${1//[\/ ]/_} status seconds good bad
+    read -r status seconds <"$log.end"
+    good=$(grep -c '^ok ' "$log.out")
+    bad=$(grep -c '^not ok ' "$log.out")
+    passed=$((passed + good))
+    if [ "$bad" = 0 ] && { [ "$status" != 0 ] || [ "$good" = 0 ]; }; then bad=1; fi
+    report "$1" "$((good + bad))" "$bad" "$status" "$seconds"
+}
+
+report() { # name checks bad status seconds
+    if [ "$3" = 0 ]; then
+        show ok "$1" "$2" "$5"
+        return
+    fi
+    fail "$1" "$3"
+    show FAIL "$1" "$2" "$5"
+    sed 's/^/    /' "$work/${1//[\/ ]/_}.out" | tail -n 200
+    echo "    $(explain "$4")"
+}
+
+programs() { # folder: its test programs, by the sources, so that one that was not built is missed
+    local source
+    for source in tests/"$1"/check_*.c; do
+        [ -e "$source" ] || continue
+        source=${source##*/}
+        # shellcheck disable=SC2053
+        [[ ${source%.c} == $pattern ]] && echo "${source%.c}"
+    done
+}
+
+start=$EPOCHREALTIME
+
+names=$(programs unit)
+for name in $names; do
+    while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do wait -n; done
+    run "unit/$name" "$build/tests/unit/$name" &
+done
+wait
+for name in $names; do count "unit/$name"; done
+
+names=$(programs multi)
+if [ -n "$names" ] && ! command -v mpirun >/dev/null; then
+    echo "FAIL  mpirun is not in PATH: tests/multi cannot run (Debian, Ubuntu: openmpi-bin)"
+    fail "mpirun" "$(wc -w <<<"$names")"
+    names=
+fi
+for name in $names; do
+    own=$(sed -nE 's|.*/\* ranks: ([0-9 ]+) \*/.*|\1|p' "tests/multi/$name.c" | head -n 1)
+    for n in ${own:-$ranks}; do
+        run "multi/$name on $n" mpirun "${mpirun_flags[@]}" -np "$n" "$build/tests/multi/$name"
+        count "multi/$name on $n"
+    done
+done
+
+for script in tests/scripts/test_*.sh; do
+    name=${script##*/}
+    # shellcheck disable=SC2053
+    { [ -e "$script" ] && [[ ${name%.sh} == $pattern ]]; } || continue
+    run "scripts/$name" bash "$script"
+    count_script "scripts/$name"
+done
+
+[ ${#failures[@]} = 0 ] || printf '%s\n' "${failures[@]/#/failed: }"
+awk -v a="$start" -v b="$EPOCHREALTIME" 'BEGIN { printf "%.0f s\n", b - a }'
+echo "$passed passed, $failed failed"
+[ "$failed" = 0 ]

@@ -1,0 +1,19 @@
+/* safetensors files made from raw text, legal or not. */
+#ifndef HDT_SAFETENSORS_H
+#define HDT_SAFETENSORS_H
+
+#include "tests/support/hdt.h"
+
+/* Entry of a tensor in a header; all arguments are string literals in JSON, the name aside. */
+#define HDT_TENSOR(name, dtype, shape, offsets) \
+    "\"" name "\":{\"dtype\":" dtype ",\"shape\":" shape ",\"data_offsets\":" offsets "}"
+
+/* A file in the temporary folder that claims a header of `claimed` bytes, then has this header and
+ * `data_bytes` bytes 0, 1, 2, ... Gives its path, borrowed. */
+const char *hdt_raw_safetensors(const char *name, uint64_t claimed, const char *header,
+                                size_t data_bytes);
+
+/* The same with the right length. */
+const char *hdt_text_safetensors(const char *name, const char *header, size_t data_bytes);
+
+#endif

@@ -1,0 +1,129 @@
+/* The mesh without communicators: where each rank stands, and what is refused. */
+#include <heddle/mesh.h>
+
+#include "tests/support/hdt.h"
+
+START_TEST(tensor_is_the_fastest_axis_and_pipeline_the_slowest)
+{
+    const hd_mesh_options options = {.tensor = 2, .sequence = 3, .data = 2, .pipeline = 4};
+    int rank = 0;
+    for (int pipeline = 0; pipeline < 4; pipeline++)
+        for (int data = 0; data < 2; data++)
+            for (int sequence = 0; sequence < 3; sequence++)
+                for (int tensor = 0; tensor < 2; tensor++) {
+                    hd_mesh *mesh;
+                    hdt_assert_ok(hd_mesh_create_fake(rank, 48, &options, &mesh));
+                    ck_assert_int_eq(hd_mesh_rank(mesh), rank);
+                    ck_assert_int_eq(hd_mesh_ranks(mesh), 48);
+                    ck_assert_int_eq(hd_mesh_index(mesh, HD_AXIS_PIPELINE), pipeline);
+                    ck_assert_int_eq(hd_mesh_index(mesh, HD_AXIS_DATA), data);
+                    ck_assert_int_eq(hd_mesh_index(mesh, HD_AXIS_SEQUENCE), sequence);
+                    ck_assert_int_eq(hd_mesh_index(mesh, HD_AXIS_TENSOR), tensor);
+                    ck_assert_ptr_null(hd_mesh_comm(mesh, HD_AXIS_DATA));
+                    ck_assert_ptr_null(hd_mesh_comm(mesh, HD_AXIS_NONE));
+                    hd_mesh_destroy(mesh);
+                    rank++;
+                }
+}
+END_TEST
+
+START_TEST(a_peer_differs_on_one_axis_only)
+{
+    const hd_mesh_options options = {.tensor = 2, .data = 3, .pipeline = 2};
+    for (int rank = 0; rank < 12; rank++) {
+        hd_mesh *mesh;
+        hdt_assert_ok(hd_mesh_create_fake(rank, 12, &options, &mesh));
+        for (int axis = HD_AXIS_TENSOR; axis < HD_AXES; axis++)
+            for (int index = 0; index < hd_mesh_size(mesh, (hd_axis)axis); index++) {
+                hd_mesh *peer;
+                hdt_assert_ok(hd_mesh_create_fake(hd_mesh_peer(mesh, (hd_axis)axis, index), 12,
+                                                  &options, &peer));
+                for (int other = HD_AXIS_TENSOR; other < HD_AXES; other++)
+                    ck_assert_int_eq(hd_mesh_index(peer, (hd_axis)other),
+                                     other == axis ? index : hd_mesh_index(mesh, (hd_axis)other));
+                hd_mesh_destroy(peer);
+            }
+        hd_mesh_destroy(mesh);
+    }
+}
+END_TEST
+
+START_TEST(sizes_of_zero_mean_one)
+{
+    hd_mesh *mesh;
+    hdt_assert_ok(hd_mesh_create_fake(1, 2, &(hd_mesh_options){.pipeline = 2}, &mesh));
+    ck_assert_int_eq(hd_mesh_size(mesh, HD_AXIS_DATA), 1);
+    ck_assert_int_eq(hd_mesh_size(mesh, HD_AXIS_PIPELINE), 2);
+    ck_assert_int_eq(hd_mesh_size(mesh, HD_AXIS_NONE), 1);
+    ck_assert_int_eq(hd_mesh_index(mesh, HD_AXIS_NONE), 0);
+    hd_mesh_destroy(mesh);
+}
+END_TEST
+
+START_TEST(no_mesh_is_one_rank)
+{
+    ck_assert_int_eq(hd_mesh_size(NULL, HD_AXIS_DATA), 1);
+    ck_assert_int_eq(hd_mesh_index(NULL, HD_AXIS_DATA), 0);
+    ck_assert_int_eq(hd_mesh_rank(NULL), 0);
+    ck_assert_int_eq(hd_mesh_ranks(NULL), 1);
+    ck_assert_int_eq(hd_mesh_peer(NULL, HD_AXIS_DATA, 0), 0);
+    ck_assert_ptr_null(hd_mesh_comm(NULL, HD_AXIS_DATA));
+    hd_mesh_destroy(NULL);
+}
+END_TEST
+
+START_TEST(sizes_that_do_not_multiply_to_the_ranks_are_refused)
+{
+    hd_mesh *mesh;
+    const hd_mesh_options six = {.data = 2, .pipeline = 3};
+    hdt_assert_status(hd_mesh_create_fake(0, 4, &six, &mesh), HD_ERROR_CONFIG,
+                      "layout data 2 x pipeline 3 x sequence 1 x tensor 1 = 6, ranks 4");
+    ck_assert_ptr_null(mesh);
+    hdt_assert_status(hd_mesh_create_fake(0, 1, &(hd_mesh_options){.tensor = -1}, &mesh),
+                      HD_ERROR_CONFIG, "tensor is -1");
+    const int huge = 1 << 30;
+    const hd_mesh_options overflow = {huge, huge, huge, huge};
+    hdt_assert_status(hd_mesh_create_fake(0, 4, &overflow, &mesh), HD_ERROR_CONFIG, "overflow");
+    hdt_assert_status(hd_mesh_create_fake(6, 6, &six, &mesh), HD_ERROR_ARGUMENT, "rank is 6");
+}
+END_TEST
+
+START_TEST(axes_have_names)
+{
+    ck_assert_str_eq(hd_axis_name(HD_AXIS_TENSOR), "tensor");
+    ck_assert_str_eq(hd_axis_name(HD_AXIS_SEQUENCE), "sequence");
+    ck_assert_str_eq(hd_axis_name(HD_AXIS_DATA), "data");
+    ck_assert_str_eq(hd_axis_name(HD_AXIS_PIPELINE), "pipeline");
+    ck_assert_str_eq(hd_axis_name(HD_AXES), "none");
+}
+END_TEST
+
+START_TEST(a_mesh_of_one_rank_has_communicators)
+{
+    hd_comm *comm;
+    hd_mesh *mesh;
+    hdt_assert_ok(hd_comm_create_world(&(hd_comm_options){.transport = HD_TRANSPORT_SELF}, &comm));
+    hdt_assert_ok(hd_mesh_create(comm, &(hd_mesh_options){0}, &mesh));
+    ck_assert_ptr_eq(hd_mesh_comm(mesh, HD_AXIS_NONE), comm);
+    ck_assert_int_eq(hd_comm_size(hd_mesh_comm(mesh, HD_AXIS_PIPELINE)), 1);
+    hd_mesh_destroy(mesh);
+    hdt_assert_status(hd_mesh_create(comm, &(hd_mesh_options){.data = 2}, &mesh), HD_ERROR_CONFIG,
+                      "ranks 1");
+    hd_comm_destroy(comm);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("mesh");
+    TCase *tests = tcase_create("mesh");
+    tcase_add_test(tests, tensor_is_the_fastest_axis_and_pipeline_the_slowest);
+    tcase_add_test(tests, a_peer_differs_on_one_axis_only);
+    tcase_add_test(tests, sizes_of_zero_mean_one);
+    tcase_add_test(tests, no_mesh_is_one_rank);
+    tcase_add_test(tests, sizes_that_do_not_multiply_to_the_ranks_are_refused);
+    tcase_add_test(tests, axes_have_names);
+    tcase_add_test(tests, a_mesh_of_one_rank_has_communicators);
+    suite_add_tcase(suite, tests);
+    return hdt_main(suite);
+}
