@@ -1,0 +1,235 @@
+/* Layer norm and RMS norm, forward and backward. A row is held in registers by one warp, or by one
+ * block if it is wide, so that each tensor is read once. Sums are fp32 in an order that the shape
+ * fixes. */
+#include "backend/cuda/common.cuh"
+
+namespace
+{
+
+constexpr int kVectors = 4;           /* 16-byte vectors that a thread holds of a row */
+constexpr int kWarpRows = 8;          /* warps of a block, where a row is a warp's */
+constexpr int kWidestBlock = 512;     /* threads of a row that is a block's */
+constexpr int kWarpColumns = 8 * kVectors * kWarp; /* most columns of a row that is a warp's */
+
+template <typename T> __device__ inline int64_t column_of(int vector)
+{
+    return ((int64_t)vector * blockDim.x + threadIdx.x) * kLanes<T>;
+}
+
+template <bool kWarpRow> __device__ inline float row_sum(float x)
+{
+    return kWarpRow ? warp_sum(x) : block_sum(x);
+}
+
+template <typename T, bool kWarpRow>
+__global__ void __launch_bounds__(kWidestBlock) norm_row(hdi_norm_args a, bool aligned)
+{
+    constexpr int L = kLanes<T>;
+    const int64_t row = (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
+    if (row >= a.rows) return; /* a whole warp or block leaves: sums stay complete */
+    const bool centred = a.kind == HDI_LAYER_NORM;
+    float s[kVectors][L];
+    float total = 0;
+#pragma unroll
+    for (int v = 0; v < kVectors; v++) {
+        const int64_t column = column_of<T>(v), offset = row * a.columns + column;
+        const int64_t left = a.columns - column;
+        stream_part((const T *)a.x + offset, left, aligned, s[v]);
+        if (a.residual) {
+            float residual[L];
+            stream_part((const T *)a.residual + offset, left, aligned, residual);
+#pragma unroll
+            for (int i = 0; i < L; i++)
+                s[v][i] = rounded<T>(s[v][i] + residual[i]); /* as the backward will read it */
+        }
+        if (a.sum) store_part((T *)a.sum + offset, left, aligned, s[v]);
+#pragma unroll
+        for (int i = 0; i < L; i++)
+            total += s[v][i];
+    }
+    const float mean = centred ? row_sum<kWarpRow>(total) / (float)a.columns : 0.0f;
+    float squares = 0;
+#pragma unroll
+    for (int v = 0; v < kVectors; v++)
+#pragma unroll
+        for (int i = 0; i < L; i++) {
+            const float x = s[v][i] - mean;
+            squares += column_of<T>(v) + i < a.columns ? x * x : 0.0f;
+        }
+    const float variance = row_sum<kWarpRow>(squares) / (float)a.columns;
+    const float rstd = 1.0f / sqrtf(variance + a.epsilon);
+    if (threadIdx.x == 0) {
+        if (a.mean && centred) a.mean[row] = mean;
+        if (a.rstd) a.rstd[row] = rstd;
+    }
+#pragma unroll
+    for (int v = 0; v < kVectors; v++) {
+        const int64_t column = column_of<T>(v), left = a.columns - column;
+        if (left <= 0) continue;
+        float weight[L], bias[L];
+        if (a.weight) load_part((const T *)a.weight + column, left, aligned, weight);
+        if (a.bias) load_part((const T *)a.bias + column, left, aligned, bias);
+#pragma unroll
+        for (int i = 0; i < L; i++) {
+            const float x = (s[v][i] - mean) * rstd;
+            s[v][i] = (a.weight ? x * weight[i] : x) + (a.bias ? bias[i] : 0.0f);
+        }
+        store_part((T *)a.out + row * a.columns + column, left, aligned, s[v]);
+    }
+}
+
+/* Write the block's partial sums: warps of the block add theirs in turn, or each thread has its own
+ * columns. */
+template <typename T, bool kWarpRow>
+__device__ void store_partials(const float (&weight)[kVectors][kLanes<T>],
+                               const float (&bias)[kVectors][kLanes<T>], int64_t columns,
+                               float *out)
+{
+    constexpr int L = kLanes<T>;
+    if (!kWarpRow) {
+#pragma unroll
+        for (int v = 0; v < kVectors; v++)
+#pragma unroll
+            for (int i = 0; i < L; i++) {
+                const int64_t column = column_of<T>(v) + i;
+                if (column >= columns) continue;
+                out[column] = weight[v][i];
+                out[columns + column] = bias[v][i];
+            }
+        return;
+    }
+    __shared__ float sums[kWarpRow ? 2 * kWarpColumns : 1];
+    for (unsigned warp = 0; warp < blockDim.y; warp++) {
+        if (threadIdx.y == warp) {
+#pragma unroll
+            for (int v = 0; v < kVectors; v++)
+#pragma unroll
+                for (int i = 0; i < L; i++) {
+                    const int column = (int)column_of<T>(v) + i;
+                    const float before = warp ? sums[column] : 0.0f;
+                    const float bias_before = warp ? sums[kWarpColumns + column] : 0.0f;
+                    sums[column] = before + weight[v][i];
+                    sums[kWarpColumns + column] = bias_before + bias[v][i];
+                }
+        }
+        __syncthreads();
+    }
+    for (int64_t c = (int64_t)threadIdx.y * kWarp + threadIdx.x; c < columns;
+         c += (int64_t)blockDim.y * kWarp) {
+        out[c] = sums[c];
+        out[columns + c] = sums[kWarpColumns + c];
+    }
+}
+
+/* Block p does rows [p * chunk, (p + 1) * chunk). */
+template <typename T, bool kWarpRow>
+__global__ void __launch_bounds__(kWarpRow ? kWarp *kWarpRows : kWidestBlock)
+    norm_gradient_rows(hdi_norm_gradient_args a, int64_t chunk, bool aligned)
+{
+    constexpr int L = kLanes<T>;
+    const bool centred = a.kind == HDI_LAYER_NORM;
+    const int64_t begin = (int64_t)blockIdx.x * chunk;
+    const int64_t end = begin + chunk < a.rows ? begin + chunk : a.rows;
+    float weight_sum[kVectors][L] = {}, bias_sum[kVectors][L] = {};
+    for (int64_t row = begin + threadIdx.y; row < end; row += blockDim.y) {
+        const float mean = centred ? a.mean[row] : 0.0f, rstd = a.rstd[row];
+        float g[kVectors][L], x[kVectors][L]; /* gradient; normalised x */
+        float sum = 0, product = 0;
+#pragma unroll
+        for (int v = 0; v < kVectors; v++) {
+            const int64_t column = column_of<T>(v), offset = row * a.columns + column;
+            const int64_t left = a.columns - column;
+            stream_part((const T *)a.gradient + offset, left, aligned, g[v]);
+            stream_part((const T *)a.x + offset, left, aligned, x[v]);
+            float weight[L];
+            if (a.weight) load_part((const T *)a.weight + column, left, aligned, weight);
+#pragma unroll
+            for (int i = 0; i < L; i++) {
+                x[v][i] = (x[v][i] - mean) * rstd;
+                weight_sum[v][i] += g[v][i] * x[v][i];
+                bias_sum[v][i] += g[v][i];
+                if (a.weight) g[v][i] *= weight[i];
+                sum += g[v][i];
+                product += g[v][i] * x[v][i];
+            }
+        }
+        const float center = centred ? row_sum<kWarpRow>(sum) / (float)a.columns : 0.0f;
+        const float slope = row_sum<kWarpRow>(product) / (float)a.columns;
+#pragma unroll
+        for (int v = 0; v < kVectors; v++) {
+            const int64_t column = column_of<T>(v), offset = row * a.columns + column;
+            const int64_t left = a.columns - column;
+            if (left <= 0) continue;
+            float carry[L];
+            if (a.carry) stream_part((const T *)a.carry + offset, left, aligned, carry);
+#pragma unroll
+            for (int i = 0; i < L; i++) {
+                const float through = rstd * (g[v][i] - center - x[v][i] * slope);
+                g[v][i] = a.carry ? carry[i] + through : through;
+            }
+            store_part((T *)a.x_gradient + offset, left, aligned, g[v]);
+        }
+    }
+    if (a.partials)
+        store_partials<T, kWarpRow>(weight_sum, bias_sum, a.columns,
+                                    a.partials + (int64_t)blockIdx.x * 2 * a.columns);
+}
+
+/* Threads of a row: a warp where that suffices, else two vectors each, up to the widest block. */
+template <typename T> hd_status row_threads(const char *what, int64_t columns, unsigned *out)
+{
+    const int64_t vectors = hdi_ceil_div(columns, kLanes<T>);
+    *out = kWarp;
+    if (vectors <= kWarp * kVectors) return HD_OK;
+    const int64_t wanted = hdi_round_up(hdi_ceil_div(vectors, 2), kWarp);
+    *out = (unsigned)(wanted < kWidestBlock ? wanted : kWidestBlock);
+    if (vectors <= (int64_t)*out * kVectors) return HD_OK;
+    return hdi_error(HD_ERROR_UNSUPPORTED, "%s: rows have %lld columns, want at most %d", what,
+                     (long long)columns, kWidestBlock * kVectors * kLanes<T>);
+}
+
+} // namespace
+
+extern "C" hd_status hdi_cuda_norm(hd_stream *stream, const hdi_norm_args *args)
+{
+    if (args->rows <= 0 || args->columns <= 0) return HD_OK;
+    return with_type(args->dtype, "norm", [&](auto tag) {
+        using T = typename decltype(tag)::type;
+        const bool aligned = args->columns % kLanes<T> == 0 &&
+                             are_aligned(args->x, args->residual, args->weight, args->bias,
+                                         args->sum, args->out);
+        unsigned threads;
+        HD_RETURN_IF_ERROR(row_threads<T>("norm", args->columns, &threads));
+        if (threads == kWarp)
+            norm_row<T, true><<<block_count(args->rows, kWarpRows), dim3(kWarp, kWarpRows), 0,
+                                stream->handle>>>(*args, aligned);
+        else
+            norm_row<T, false>
+                <<<block_count(args->rows, 1), threads, 0, stream->handle>>>(*args, aligned);
+        return launched("norm");
+    });
+}
+
+extern "C" hd_status hdi_cuda_norm_gradient(hd_stream *stream, const hdi_norm_gradient_args *args)
+{
+    if (args->columns <= 0 || (args->rows <= 0 && !args->partials)) return HD_OK;
+    return with_type(args->dtype, "norm gradient", [&](auto tag) {
+        using T = typename decltype(tag)::type;
+        const bool aligned = args->columns % kLanes<T> == 0 &&
+                             are_aligned(args->gradient, args->x, args->weight, args->carry,
+                                         args->x_gradient);
+        unsigned threads;
+        HD_RETURN_IF_ERROR(row_threads<T>("norm gradient", args->columns, &threads));
+        const int64_t rows_at_once = threads == kWarp ? kWarpRows : 1;
+        const int64_t parts =
+            args->partials ? args->partial_rows : hdi_ceil_div(args->rows, rows_at_once);
+        const int64_t chunk = hdi_ceil_div(args->rows, parts);
+        if (threads == kWarp)
+            norm_gradient_rows<T, true><<<block_count(parts, 1), dim3(kWarp, kWarpRows), 0,
+                                          stream->handle>>>(*args, chunk, aligned);
+        else
+            norm_gradient_rows<T, false><<<block_count(parts, 1), threads, 0, stream->handle>>>(
+                *args, chunk, aligned);
+        return launched("norm gradient");
+    });
+}

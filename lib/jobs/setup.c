@@ -1,0 +1,142 @@
+/* World and mesh of a job, and the check that all ranks were given the same settings. */
+#include "jobs/setup.h"
+
+#include "core/error.h"
+#include "core/log.h"
+#include "core/memory.h"
+#include "core/number.h"
+#include "core/text.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+hd_status hdi_job_open_world(const hd_config *config, hd_comm **out)
+{
+    *out = NULL;
+    const hd_transport transports[] = {HD_TRANSPORT_AUTO, HD_TRANSPORT_SELF, HD_TRANSPORT_MPI};
+    const hd_comm_options options = {
+        .transport = transports[hdi_config_enum(config->values, "run.transport")],
+        .deadline_seconds = hdi_config_float(config->values, "run.deadline")};
+    HD_RETURN_IF_ERROR(hd_comm_create_world(&options, out));
+    hdi_log_set_rank(hd_comm_rank(*out));
+    return HD_OK;
+}
+
+/* Where a job writes, on what and how it runs is each host's own business. */
+static bool must_agree(const hdi_config_row *row)
+{
+    return strncmp(row->key, "run.", 4) != 0;
+}
+
+static void append_value(const hdi_config *values, const hdi_config_row *row, hdi_text *text)
+{
+    int count;
+    switch (row->type) {
+    case HDI_CONFIG_BOOL:
+        hdi_text_append(text, hdi_config_bool(values, row->key) ? "true" : "false");
+        return;
+    case HDI_CONFIG_INT:
+        hdi_text_printf(text, "%" PRId64, hdi_config_int(values, row->key));
+        return;
+    case HDI_CONFIG_BYTES:
+        hdi_text_printf(text, "%" PRId64, hdi_config_bytes(values, row->key));
+        return;
+    case HDI_CONFIG_FLOAT: hdi_text_append_float(text, hdi_config_float(values, row->key)); return;
+    case HDI_CONFIG_STRING:
+    case HDI_CONFIG_ENUM: hdi_text_append_json(text, hdi_config_string(values, row->key)); return;
+    case HDI_CONFIG_INT_LIST: {
+        const int64_t *list = hdi_config_int_list(values, row->key, &count);
+        for (int i = 0; i < count; i++)
+            hdi_text_printf(text, "%" PRId64 ",", list[i]);
+        return;
+    }
+    case HDI_CONFIG_STRING_LIST: {
+        const char *const *list = hdi_config_string_list(values, row->key, &count);
+        for (int i = 0; i < count; i++)
+            hdi_text_append_json(text, list[i]);
+        return;
+    }
+    }
+}
+
+/* Is `text` the same everywhere? Running out of memory on one rank fails all of them. */
+static hd_status check_text(hd_comm *world, const hdi_text *text, const char *what)
+{
+    hd_status status =
+        text->failed ? hdi_error(HD_ERROR_MEMORY, "config: out of host memory") : HD_OK;
+    HD_RETURN_IF_ERROR(hd_comm_agree(world, status));
+    return hd_comm_check_equal(world, text->data, text->length, what);
+}
+
+hd_status hdi_job_check_config(const hd_config *config, hd_comm *world)
+{
+    const int rows = hdi_config_rows(config->values);
+    hdi_text text = {0};
+    for (int i = 0; i < rows; i++) {
+        const hdi_config_row *row = hdi_config_row_at(config->values, i);
+        if (must_agree(row)) append_value(config->values, row, &text);
+        hdi_text_append(&text, "\n");
+    }
+    hd_status status = check_text(world, &text, "the configuration");
+    /* All ranks know now that they differ, so all of them look for the key. */
+    bool named = false;
+    for (int i = 0; i < rows && status == HD_ERROR_MISMATCH && !named; i++) {
+        const hdi_config_row *row = hdi_config_row_at(config->values, i);
+        if (!must_agree(row)) continue;
+        hdi_text_clear(&text);
+        append_value(config->values, row, &text);
+        named = check_text(world, &text, row->key) != HD_OK;
+    }
+    hdi_text_free(&text);
+    return status;
+}
+
+hd_status hdi_job_mesh_options(const hd_config *config, int ranks, hd_mesh_options *out)
+{
+    const int64_t data = hdi_config_int(config->values, "layout.data");
+    const int64_t pipeline = hdi_config_int(config->values, "layout.pipeline");
+    const int64_t sequence = hdi_config_int(config->values, "layout.sequence");
+    const int64_t tensor = hdi_config_int(config->values, "layout.tensor");
+    const int64_t others = pipeline * sequence * tensor; /* below 2^36 by the schema's limits */
+    if (data == 0 && ranks % others)
+        return hdi_error(HD_ERROR_CONFIG,
+                         "layout: pipeline %" PRId64 " x sequence %" PRId64 " x tensor %" PRId64
+                         " = %" PRId64
+                         " does not divide the %d rank%s; start a multiple of %" PRId64
+                         " ranks (heddle-run -np %" PRId64 " ...) or make these axes smaller",
+                         pipeline, sequence, tensor, others, ranks, ranks == 1 ? "" : "s", others,
+                         others * (ranks / others + 1));
+    if (data && data * others != ranks)
+        return hdi_error(HD_ERROR_CONFIG,
+                         "layout: data %" PRId64 " x pipeline %" PRId64 " x sequence %" PRId64
+                         " x tensor %" PRId64 " = %" PRId64
+                         ", but there %s %d rank%s; start %" PRId64
+                         " ranks (heddle-run -np %" PRId64
+                         " ...) or set layout.data to 0, which takes what the other axes leave",
+                         data, pipeline, sequence, tensor, data * others, ranks == 1 ? "is" : "are",
+                         ranks, ranks == 1 ? "" : "s", data * others, data * others);
+    *out = (hd_mesh_options){.data = (int)(ranks / others),
+                             .pipeline = (int)pipeline,
+                             .sequence = (int)sequence,
+                             .tensor = (int)tensor};
+    return HD_OK;
+}
+
+hd_status hdi_job_open_mesh(const hd_config *config, hd_comm *world, hd_mesh **out)
+{
+    *out = NULL;
+    HD_RETURN_IF_ERROR(hdi_job_check_config(config, world));
+    hd_mesh_options options;
+    HD_RETURN_IF_ERROR(hdi_job_mesh_options(config, hd_comm_size(world), &options));
+    return hd_mesh_create(world, &options, out);
+}
+
+int hdi_job_threads(const hd_config *config)
+{
+    int64_t threads = hdi_config_int(config->values, "run.threads");
+    const char *given = getenv("OMP_NUM_THREADS");
+    if (threads == 0 && given && hdi_parse_int(given, &threads) && (threads < 1 || threads > 4096))
+        threads = 0;
+    return threads > 0 ? (int)threads : 1;
+}

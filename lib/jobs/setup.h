@@ -1,0 +1,28 @@
+/* What every job does first: the world, the mesh, and ranks that agree on the configuration. */
+#ifndef HDI_JOBS_SETUP_H
+#define HDI_JOBS_SETUP_H
+
+#include "jobs/config.h"
+
+#include <heddle/mesh.h>
+
+/* The communicator of all ranks by run.transport and run.deadline; log lines are led by its rank
+ * from here on. Owned by the caller. Collective. */
+hd_status hdi_job_open_world(const hd_config *config, hd_comm **out);
+
+/* HD_ERROR_MISMATCH on all ranks, naming the key and the ranks, unless the configuration is the
+ * same everywhere; what may differ from host to host (run.*) is passed over. Collective. */
+hd_status hdi_job_check_config(const hd_config *config, hd_comm *world);
+
+/* Sizes of the axes for `ranks` ranks: layout.data = 0 becomes what the other axes leave.
+ * HD_ERROR_CONFIG names the sizes, the ranks, and what would fit. Local. */
+hd_status hdi_job_mesh_options(const hd_config *config, int ranks, hd_mesh_options *out);
+
+/* Check the configuration, then make the mesh. `world` is borrowed and must outlive it; the mesh is
+ * owned by the caller. Collective. */
+hd_status hdi_job_open_mesh(const hd_config *config, hd_comm *world, hd_mesh **out);
+
+/* Threads of the CPU backend: run.threads, else OMP_NUM_THREADS, else 1. Local. */
+int hdi_job_threads(const hd_config *config);
+
+#endif
