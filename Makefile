@@ -8,6 +8,7 @@ OPT ?= -O3 $(if $(filter x86_64,$(shell uname -m)),-march=x86-64-v3)
 WERROR ?= 0
 SAN ?=
 RANKS ?= 1 2 4
+V ?=
 comma := ,
 hash := \#
 
@@ -33,7 +34,7 @@ CPPFLAGS += -Iinclude -Ilib -I. -D_GNU_SOURCE $(gemm_flags_$(GEMM))
 module_cflags := $(patsubst -I%,-isystem %,$(shell $(PKG_CONFIG) --cflags $(modules) 2>/dev/null))
 warnings := -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wvla -Wundef -Wformat=2 -Wno-format-nonliteral
 c_warnings := -Wstrict-prototypes -Wmissing-prototypes
-common_flags := $(OPT) -g -fPIC -fvisibility=hidden -pthread $(warnings) \
+common_flags := $(OPT) -g -fno-math-errno -fno-trapping-math -fPIC -fvisibility=hidden -pthread $(warnings) \
                 $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer)
 werror := $(if $(filter 1,$(WERROR)),-Werror)
 ALL_CFLAGS := -std=c11 $(common_flags) $(c_warnings) $(module_cflags) $(CFLAGS)
@@ -59,6 +60,9 @@ $(error heddle needs $(modules) (pkg-config names); ./bootstrap installs them or
 endif
 endif
 
+# One short line for each step; V=1 shows the commands.
+say = $(if $(V),,@printf '  %-4s %s\n' $(1) $@;)
+
 # Objects are made anew when the flags change.
 $(BUILD)/flags: force
 	@mkdir -p $(@D)
@@ -70,33 +74,33 @@ $(BUILD)/examples/%.o: CPPFLAGS := -Iinclude
 
 $(BUILD)/%.o: %.c $(BUILD)/flags
 	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS) $(ALL_CFLAGS) $(werror) -MMD -MP -c $< -o $@
+	$(call say,cc)$(CC) $(CPPFLAGS) $(ALL_CFLAGS) $(werror) -MMD -MP -c $< -o $@
 
 $(BUILD)/%.o: %.cc $(BUILD)/flags
 	@mkdir -p $(@D)
-	$(CXX) $(CPPFLAGS) $(ALL_CXXFLAGS) $(werror) -MMD -MP -c $< -o $@
+	$(call say,c++)$(CXX) $(CPPFLAGS) $(ALL_CXXFLAGS) $(werror) -MMD -MP -c $< -o $@
 
 $(BUILD)/libheddle.a: $(lib_objects)
 	@rm -f $@
-	$(AR) rcs $@ $^
+	$(call say,ar)$(AR) rcs $@ $^
 
 $(BUILD)/libheddle.so: $(lib_objects) lib/heddle.map
-	$(CC) -shared -Wl,-soname,$(SONAME) -Wl,--version-script=lib/heddle.map $(ALL_LDFLAGS) $(lib_objects) $(LIBS) -o $@
-	ln -sf libheddle.so $(BUILD)/$(SONAME)
+	$(call say,ld)$(CC) -shared -Wl,-soname,$(SONAME) -Wl,--version-script=lib/heddle.map $(ALL_LDFLAGS) $(lib_objects) $(LIBS) -o $@
+	@ln -sf libheddle.so $(BUILD)/$(SONAME)
 
 $(BUILD)/heddle: $(launcher_objects) $(BUILD)/libheddle.a
-	$(CC) $(ALL_LDFLAGS) $^ $(LIBS) -o $@
+	$(call say,ld)$(CC) $(ALL_LDFLAGS) $^ $(LIBS) -o $@
 
 $(BUILD)/heddle-run: launcher/heddle-run
 	@mkdir -p $(@D)
-	install -m 755 $< $@
+	@install -m 755 $< $@
 
 # Tests see the internals, so they link the archive.
 $(BUILD)/tests/%: $(BUILD)/tests/%.o $(support_objects) $(BUILD)/libheddle.a
-	$(CC) $(ALL_LDFLAGS) $^ $(shell $(PKG_CONFIG) --libs check) $(LIBS) -o $@
+	$(call say,ld)$(CC) $(ALL_LDFLAGS) $^ $(shell $(PKG_CONFIG) --libs check) $(LIBS) -o $@
 
 $(BUILD)/examples/%: $(BUILD)/examples/%.o $(BUILD)/libheddle.so
-	$(if $(wildcard examples/$*.cc),$(CXX),$(CC)) $(ALL_LDFLAGS) $< -L$(BUILD) -lheddle -lm -Wl,-rpath,'$$ORIGIN/..' -o $@
+	$(call say,ld)$(if $(wildcard examples/$*.cc),$(CXX),$(CC)) $(ALL_LDFLAGS) $< -L$(BUILD) -lheddle -lm -Wl,-rpath,'$$ORIGIN/..' -o $@
 
 tests: $(test_programs) ## test programs
 examples: $(example_programs) ## example programs
@@ -151,7 +155,7 @@ show: ## the configuration
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "  %-10s %s\n", $$1, $$2 }'
-	@echo "variables: PREFIX DESTDIR CC OPT GEMM=dnnl|cblas WERROR=1 SAN=address,undefined RANKS='1 2 4'"
+	@echo "variables: PREFIX DESTDIR CC OPT GEMM=dnnl|cblas WERROR=1 SAN=address,undefined RANKS='1 2 4' V=1"
 
 .SECONDARY:
 -include $(objects:.o=.d)

@@ -45,6 +45,11 @@ typedef struct hd_progress {
 } hd_progress;
 typedef bool (*hd_progress_fn)(void *user, const hd_progress *progress);
 
+/* One line of text, without a newline, of at most `columns` characters and `bytes` bytes with its
+ * NUL: "step 120/2000 [==>   ] 6%  loss 2.3456 ..."; what matters least is left out first. Returns
+ * its length. Local. */
+HD_API size_t hd_progress_format(const hd_progress *progress, int columns, char *out, size_t bytes);
+
 typedef struct hd_train_result {
     int64_t steps;          /* at the end, those before a resume included */
     double loss;            /* of the last step */

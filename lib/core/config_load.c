@@ -55,7 +55,7 @@ static hd_status load_value(load *state, int index, json_t *json)
     char *seen = out_of_memory ? NULL : json_dumps(json, JSON_ENCODE_ANY | JSON_REAL_PRECISION(9));
     if (!seen) return hdi_error(HD_ERROR_MEMORY, "config: out of host memory");
     hd_status status = hdi_config_refuse_value(row, state->where, seen);
-    free(seen);
+    hdi_free_foreign(seen);
     return status;
 }
 

@@ -1,4 +1,4 @@
-/* One log sink per process. */
+/* The sinks of the log: one of the program's, one of a run's. */
 #include "core/log.h"
 
 #include <pthread.h>
@@ -7,10 +7,14 @@
 #include <stdio.h>
 #include <string.h>
 
-static pthread_mutex_t sink_mutex = PTHREAD_MUTEX_INITIALIZER; /* guards sink and user */
-static hd_log_fn sink;
-static void *sink_user;
-static atomic_int sink_level = HD_LOG_NONE;
+/* The program's sink, and the files of a run. */
+enum { PROGRAM, RUN, SINKS };
+static pthread_mutex_t sink_mutex = PTHREAD_MUTEX_INITIALIZER; /* guards the pointers in sinks */
+static struct {
+    hd_log_fn write;
+    void *user;
+    atomic_int level;
+} sinks[SINKS];
 static atomic_int own_rank = -1;
 static _Thread_local bool inside_sink;
 
@@ -27,14 +31,24 @@ const char *hd_log_level_name(hd_log_level level)
     return "none";
 }
 
-void hd_log_set_sink(hd_log_fn new_sink, void *user, hd_log_level level)
+static void set_sink(int which, hd_log_fn sink, void *user, hd_log_level level)
 {
     if (inside_sink) return; /* it holds the mutex */
     pthread_mutex_lock(&sink_mutex);
-    sink = new_sink;
-    sink_user = user;
-    atomic_store(&sink_level, new_sink ? (int)level : HD_LOG_NONE);
+    sinks[which].write = sink;
+    sinks[which].user = user;
+    atomic_store(&sinks[which].level, sink ? (int)level : HD_LOG_NONE);
     pthread_mutex_unlock(&sink_mutex);
+}
+
+void hd_log_set_sink(hd_log_fn sink, void *user, hd_log_level level)
+{
+    set_sink(PROGRAM, sink, user, level);
+}
+
+void hdi_log_attach(hd_log_fn sink, void *user, hd_log_level level)
+{
+    set_sink(RUN, sink, user, level);
 }
 
 void hdi_log_set_rank(int rank)
@@ -44,10 +58,12 @@ void hdi_log_set_rank(int rank)
 
 bool hdi_log_enabled(hd_log_level level)
 {
-    return level != HD_LOG_NONE && (int)level <= atomic_load(&sink_level);
+    if (level == HD_LOG_NONE) return false;
+    return (int)level <= atomic_load(&sinks[PROGRAM].level) ||
+           (int)level <= atomic_load(&sinks[RUN].level);
 }
 
-/* Hand `text`, which is changed, to the sink line by line. */
+/* Hand `text`, which is changed, to the sinks line by line. */
 static void emit_lines(hd_log_level level, char *text)
 {
     char lead[32], line[4096 + sizeof lead];
@@ -62,7 +78,9 @@ static void emit_lines(hd_log_level level, char *text)
         char *one = strsep(&rest, "\n");
         if (rest && *rest == '\0') rest = NULL; /* a final newline begins no line */
         snprintf(line, sizeof line, "%s%s", lead, one);
-        if (sink) sink(sink_user, level, line);
+        for (int s = 0; s < SINKS; s++)
+            if (sinks[s].write && (int)level <= atomic_load(&sinks[s].level))
+                sinks[s].write(sinks[s].user, level, line);
     }
 }
 

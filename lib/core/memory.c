@@ -59,6 +59,11 @@ void hdi_unmap(void *pointer, size_t bytes)
     if (pointer) munmap(pointer, bytes ? bytes : 1);
 }
 
+void hdi_free_foreign(void *pointer)
+{
+    free(pointer);
+}
+
 char *hdi_strdup(const char *text)
 {
     size_t bytes = strlen(text) + 1;

@@ -18,6 +18,9 @@ void hdi_free(void *pointer); /* takes NULL */
 void *hdi_map(size_t bytes);
 void hdi_unmap(void *pointer, size_t bytes);
 
+/* Release what another library took by malloc (jansson's texts); takes NULL. */
+void hdi_free_foreign(void *pointer);
+
 char *hdi_strdup(const char *text);
 char *hdi_format(const char *format, ...) __attribute__((format(printf, 1, 2)));
 

@@ -158,7 +158,7 @@ static hd_status parse(const char *path, const json_t *root, hdi_manifest *out)
     out->step = json_integer_value(step);
     char *text = json_dumps(state, JSON_COMPACT);
     out->state = text ? hdi_strdup(text) : NULL;
-    free(text);
+    hdi_free_foreign(text);
     out->files = hdi_alloc_array(json_array_size(files), sizeof *out->files);
     if (!out->state || !out->files) return hdi_error(HD_ERROR_MEMORY, "%s: no memory for it", path);
     out->count = (int)json_array_size(files);

@@ -152,7 +152,7 @@ hd_status hdi_safetensors_writer_prepare(hdi_safetensors_writer *writer)
         json_decref(writer->metadata);
         writer->header = writer->metadata = NULL;
     }
-    free(text);
+    hdi_free_foreign(text);
     return status;
 }
 

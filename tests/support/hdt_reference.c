@@ -123,6 +123,11 @@ static hd_status attention(hd_stream *stream, const hdi_attention_args *args)
 {
     (void)stream;
     double scores[256];
+    /* Heads were found by fp32 offsets in one packed matrix, which takes twice the room here. */
+    const double *keys =
+        (const double *)args->q + ((const float *)args->k - (const float *)args->q);
+    const double *values =
+        (const double *)args->q + ((const float *)args->v - (const float *)args->q);
     for (int64_t row = 0; row < args->batch * args->tokens * args->heads; row++) {
         const int64_t head = row % args->heads, token = row / args->heads % args->tokens;
         const int64_t batch = row / args->heads / args->tokens, dim = args->head_dim;
@@ -135,8 +140,8 @@ static hd_status attention(hd_stream *stream, const hdi_attention_args *args)
             (double *)args->out + (batch * args->tokens + token) * args->out_stride + head * dim;
         double max = -INFINITY, sum = 0;
         for (int64_t k = 0; k < visible; k++) {
-            const double *key = (const double *)args->k +
-                                (batch * args->kv_tokens + k) * args->k_stride + kv_head * dim;
+            const double *key =
+                keys + (batch * args->kv_tokens + k) * args->k_stride + kv_head * dim;
             scores[k] = 0;
             for (int64_t d = 0; d < dim; d++)
                 scores[k] += q[d] * key[d] * (double)args->scale;
@@ -149,8 +154,7 @@ static hd_status attention(hd_stream *stream, const hdi_attention_args *args)
             for (int64_t k = 0; k < visible; k++)
                 out[d] +=
                     scores[k] / sum *
-                    ((const double *)args
-                         ->v)[(batch * args->kv_tokens + k) * args->v_stride + kv_head * dim + d];
+                    values[(batch * args->kv_tokens + k) * args->v_stride + kv_head * dim + d];
         }
     }
     return HD_OK;

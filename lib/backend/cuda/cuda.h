@@ -39,6 +39,9 @@ struct hd_stream {
     hdi_device *device;
 };
 
+typedef struct hdi_cuda_gemms hdi_cuda_gemms;         /* gemm.c's */
+typedef struct hdi_cuda_attentions hdi_cuda_attentions; /* attention_cudnn.c's */
+
 struct hdi_device {
     hd_stream stream;
     int ordinal;
@@ -49,7 +52,8 @@ struct hdi_device {
     void *blas_workspace;   /* for GEMMs of `stream` */
     cudaEvent_t begin, end; /* time candidates */
     hdi_cuda_fault *fault;
-    void *attention; /* attention_cudnn.c's, made when first needed; NULL */
+    hdi_cuda_gemms *gemms;           /* these two are made when first needed */
+    hdi_cuda_attentions *attentions;
 };
 
 enum { HDI_CUDA_BLAS_WORKSPACE = 32 << 20 };
@@ -122,8 +126,9 @@ hd_status hdi_cuda_adamw(hd_stream *stream, const hdi_adamw_args *args);
 hd_status hdi_cuda_fill_normal(hd_stream *stream, hd_dtype dtype, void *out, int64_t elements,
                                uint64_t seed, uint64_t stream_number, int64_t first, float std);
 
-/* Frees the plans and the handle of cuDNN that a device holds; takes a device without. */
-void hdi_cuda_close_attention(hdi_device *device);
+/* Free what these files hold for a device; take a device that has none. */
+void hdi_cuda_close_gemms(hdi_device *device);
+void hdi_cuda_close_attentions(hdi_device *device);
 
 #ifdef __cplusplus
 }

@@ -117,7 +117,8 @@ void hdi_cuda_close(hdi_device *device)
 {
     if (!device) return;
     if (device->stream.handle) (void)cudaStreamSynchronize(device->stream.handle);
-    hdi_cuda_close_attention(device);
+    hdi_cuda_close_attentions(device);
+    hdi_cuda_close_gemms(device);
     if (device->blas_workspace) (void)cudaFree(device->blas_workspace);
     if (device->blas) (void)cublasLtDestroy(device->blas);
     if (device->fault) (void)cudaFreeHost(device->fault);

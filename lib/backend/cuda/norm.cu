@@ -78,27 +78,31 @@ __global__ void __launch_bounds__(kWidestBlock) norm_row(hdi_norm_args a, bool a
     }
 }
 
-/* Write the block's partial sums: warps of the block add theirs in turn, or each thread has its own
- * columns. */
-template <typename T, bool kWarpRow>
+/* The block's partial sums, where each thread has its own columns. */
+template <typename T>
 __device__ void store_partials(const float (&weight)[kVectors][kLanes<T>],
                                const float (&bias)[kVectors][kLanes<T>], int64_t columns,
                                float *out)
 {
+#pragma unroll
+    for (int v = 0; v < kVectors; v++)
+#pragma unroll
+        for (int i = 0; i < kLanes<T>; i++) {
+            const int64_t column = column_of<T>(v) + i;
+            if (column >= columns) continue;
+            out[column] = weight[v][i];
+            out[columns + column] = bias[v][i];
+        }
+}
+
+/* The same where each warp has a sum of all columns: they add theirs in turn. */
+template <typename T>
+__device__ void join_partials(const float (&weight)[kVectors][kLanes<T>],
+                              const float (&bias)[kVectors][kLanes<T>], int64_t columns,
+                              float *out)
+{
     constexpr int L = kLanes<T>;
-    if (!kWarpRow) {
-#pragma unroll
-        for (int v = 0; v < kVectors; v++)
-#pragma unroll
-            for (int i = 0; i < L; i++) {
-                const int64_t column = column_of<T>(v) + i;
-                if (column >= columns) continue;
-                out[column] = weight[v][i];
-                out[columns + column] = bias[v][i];
-            }
-        return;
-    }
-    __shared__ float sums[kWarpRow ? 2 * kWarpColumns : 1];
+    __shared__ float sums[2 * kWarpColumns];
     for (unsigned warp = 0; warp < blockDim.y; warp++) {
         if (threadIdx.y == warp) {
 #pragma unroll
@@ -170,9 +174,12 @@ __global__ void __launch_bounds__(kWarpRow ? kWarp *kWarpRows : kWidestBlock)
             store_part((T *)a.x_gradient + offset, left, aligned, g[v]);
         }
     }
-    if (a.partials)
-        store_partials<T, kWarpRow>(weight_sum, bias_sum, a.columns,
-                                    a.partials + (int64_t)blockIdx.x * 2 * a.columns);
+    if (!a.partials) return;
+    float *partials = a.partials + (int64_t)blockIdx.x * 2 * a.columns;
+    if constexpr (kWarpRow)
+        join_partials<T>(weight_sum, bias_sum, a.columns, partials);
+    else
+        store_partials<T>(weight_sum, bias_sum, a.columns, partials);
 }
 
 /* Threads of a row: a warp where that suffices, else two vectors each, up to the widest block. */

@@ -1,0 +1,149 @@
+/* The table of commands, and what each does with its words. */
+#include "command.h"
+
+#include "report.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+static hd_status run_train(const job_request *request)
+{
+    hd_train_result result;
+    const bool shows = own_rank() == 0 && !request->quiet;
+    const hd_status status =
+        hd_train_run(request->config, shows ? show_progress : NULL, NULL, &result);
+    end_progress();
+    if (status != HD_OK || !shows) return status;
+    printf("%" PRId64 " steps, loss %.4f", result.steps, result.loss);
+    if (!isnan(result.validation_loss)) printf(", validation %.4f", result.validation_loss);
+    printf(" (unigram entropy of the text: %.4f)\n", result.entropy);
+    printf("%.0f tokens/s, first step after %.2f s, weights %016" PRIx64 "\n",
+           result.tokens_per_second, result.first_step_seconds, result.weights_hash);
+    printf("everything is in %s\n", result.directory);
+    return HD_OK;
+}
+
+static hd_status run_generate(const job_request *request)
+{
+    return hd_generate_run(request->config, write_output, NULL);
+}
+
+static hd_status run_plan(const job_request *request)
+{
+    return hd_plan_run(request->config, request->ranks, request->directory, request->print,
+                       write_output, NULL);
+}
+
+static hd_status run_inspect(const job_request *request)
+{
+    for (int i = 0; i < request->argument_count; i++) {
+        if (i) write_output(NULL, "\n");
+        const hd_status status = hd_inspect_run(request->arguments[i], write_output, NULL);
+        if (status != HD_OK) return status;
+    }
+    return HD_OK;
+}
+
+static hd_status run_convert(const job_request *request)
+{
+    return hd_convert_run(request->arguments[0], request->arguments[1], request->shard_bytes,
+                          write_output, NULL);
+}
+
+const struct argp_option common_options[] = {
+    {.name = "quiet", .key = 'q', .doc = "no progress, no log but errors"},
+    {.name = "verbose", .key = 'v', .doc = "log what each object of the run is made of"},
+    {0}};
+
+const struct argp_option config_options[] = {
+    {.name = "show-config",
+     .key = KEY_SHOW_CONFIG,
+     .doc = "print the configuration as it would be used, and stop"},
+    {0}};
+
+static const struct argp_option generate_options[] = {
+    {.name = "prompt",
+     .key = KEY_PROMPT,
+     .arg = "TEXT",
+     .doc = "a text to continue, in place of generate.prompts; may be given again"},
+    {0}};
+
+static const struct argp_option plan_options[] = {
+    {.name = "ranks", .key = KEY_RANKS, .arg = "N", .doc = "plan for so many ranks (default 1)"},
+    {.name = "print", .key = KEY_PRINT, .doc = "list every op with shapes and addresses"},
+    {.name = "directory",
+     .key = KEY_DIRECTORY,
+     .arg = "DIR",
+     .doc = "write plan.json and plan.svg there"},
+    {0}};
+
+static const struct argp_option convert_options[] = {
+    {.name = "shard-bytes",
+     .key = KEY_SHARD_BYTES,
+     .arg = "N",
+     .doc = "largest size of one safetensors file (default 5000000000)"},
+    {0}};
+
+static const struct argp_option no_options[] = {{0}};
+
+const command_row commands[] = {
+    {.name = "train",
+     .arguments = "[CONFIG]",
+     .summary = "train a model on all ranks",
+     .details = "Trains as the JSON file CONFIG and the overrides say. Everything that is written "
+                "goes to run.directory: metrics, logs, the plan, pictures, checkpoints. Started "
+                "again, it goes on from the newest good checkpoint there, on any layout.",
+     .sections = "model data train optimizer layout memory checkpoint run",
+     .options = no_options,
+     .most = 1,
+     .run = run_train},
+    {.name = "generate",
+     .arguments = "[CONFIG]",
+     .summary = "continue prompts with the ranks as pipeline stages",
+     .details = "Loads the newest good checkpoint of a run (or Hugging Face weights) and writes "
+                "each prompt's continuation to standard output, in the prompts' order. The text "
+                "does not depend on the number of ranks.",
+     .sections = "generate model layout memory run",
+     .options = generate_options,
+     .most = 1,
+     .run = run_generate},
+    {.name = "plan",
+     .arguments = "[CONFIG]",
+     .summary = "place every byte of a training without running it",
+     .details = "Shows for each pipeline stage what memory holds, the costs and the schedule's "
+                "bubble, and checks that the ranks' communication matches. Needs neither MPI nor "
+                "the memory that it plans. What does not fit is named with the cheapest remedy.",
+     .sections = "model data train optimizer layout memory",
+     .options = plan_options,
+     .most = 1,
+     .is_local = true,
+     .run = run_plan},
+    {.name = "inspect",
+     .arguments = "FILE...",
+     .summary = "describe weights, checkpoints and runs",
+     .details = "FILE is a safetensors file or a folder of them, a checkpoint, or a run's folder.",
+     .options = no_options,
+     .least = 1,
+     .most = 1 << 20,
+     .is_local = true,
+     .run = run_inspect},
+    {.name = "convert",
+     .arguments = "CHECKPOINT FOLDER",
+     .summary = "write a checkpoint's weights as a Hugging Face folder",
+     .details = "CHECKPOINT is a step-N folder or a run, of which the newest is taken. FOLDER gets "
+                "config.json and safetensors files.",
+     .options = convert_options,
+     .least = 2,
+     .most = 2,
+     .is_local = true,
+     .run = run_convert},
+    {0}};
+
+const command_row *find_command(const char *name)
+{
+    for (const command_row *one = commands; one->name; one++)
+        if (strcmp(one->name, name) == 0) return one;
+    return NULL;
+}

@@ -1,0 +1,251 @@
+/* A checkpoint's weights as a Hugging Face folder. */
+#include "core/error.h"
+#include "core/file.h"
+#include "core/memory.h"
+#include "io/checkpoint.h"
+#include "jobs/listing.h"
+#include "models/model.h"
+#include "models/weights.h"
+#include "program/program.h"
+
+#include <heddle/job.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+static const int64_t default_shard_bytes = INT64_C(5000000000);
+
+typedef struct conversion {
+    hdi_checkpoint *checkpoint;
+    hd_model *model;
+    hd_program *program; /* the whole model, which declares all parameters */
+    const hd_parameter_options **parameters;
+    int *shards; /* of each parameter; owned */
+    int count, shard_count;
+    int64_t bytes; /* of all parameters */
+    const char *folder;
+} conversion;
+
+static hd_status out_of_memory(void)
+{
+    return hdi_error(HD_ERROR_MEMORY, "convert: out of host memory");
+}
+
+static int64_t elements_of(const hd_parameter_options *parameter)
+{
+    int64_t elements = 1;
+    for (int i = 0; i < parameter->rank; i++)
+        elements *= parameter->dims[i];
+    return elements;
+}
+
+/* The model that the checkpoint's state describes, built whole for its parameters' names. */
+static hd_status open_model(conversion *it)
+{
+    const char *folder = hdi_checkpoint_folder(it->checkpoint);
+    json_t *state = json_loads(hdi_checkpoint_state(it->checkpoint), 0, NULL);
+    json_t *config = json_object_get(state, "model");
+    hd_status status = config ? hdi_model_create(config, &it->model)
+                              : hdi_error(HD_ERROR_FORMAT,
+                                          "%s: its state does not say which model it holds (key "
+                                          "\"model\")",
+                                          folder);
+    json_decref(state);
+    if (status == HD_OK)
+        status = hd_program_create(&(hd_program_options){.name = "convert"}, &it->program);
+    if (status != HD_OK) return status;
+    const hd_stage whole = {.purpose = HD_PURPOSE_EVALUATE,
+                            .layers = hd_model_layers(it->model),
+                            .first = true,
+                            .last = true,
+                            .sequences = 1,
+                            .tokens = 1};
+    hd_model_build(it->model, it->program, &whole, (hd_tensor){0});
+    return hd_program_finish(it->program);
+}
+
+static bool is_listed(const conversion *it, const char *name)
+{
+    for (int i = 0; i < it->count; i++)
+        if (strcmp(it->parameters[i]->name, name) == 0) return true;
+    return false;
+}
+
+/* Each parameter once, checked against the checkpoint, and put into shards in order. */
+static hd_status list_parameters(conversion *it, int64_t shard_bytes)
+{
+    const size_t most = (size_t)it->program->use_count + 1;
+    it->parameters = hdi_alloc_array(most, sizeof *it->parameters);
+    it->shards = hdi_alloc_array(most, sizeof *it->shards);
+    if (!it->parameters || !it->shards) return out_of_memory();
+    int64_t in_shard = 0;
+    for (int i = 0; i < it->program->use_count; i++) {
+        const hd_parameter_options *parameter = &it->program->uses[i].options;
+        if (is_listed(it, parameter->name)) continue;
+        const int64_t bytes = elements_of(parameter) * (int64_t)sizeof(float);
+        if (it->count == 0 || in_shard + bytes > shard_bytes) {
+            it->shard_count++;
+            in_shard = 0;
+        }
+        in_shard += bytes;
+        it->bytes += bytes;
+        it->shards[it->count] = it->shard_count - 1;
+        it->parameters[it->count++] = parameter;
+    }
+    return HD_OK;
+}
+
+static void shard_name(const conversion *it, int shard, char out[64])
+{
+    if (it->shard_count == 1)
+        snprintf(out, 64, "model.safetensors");
+    else
+        snprintf(out, 64, "model-%05d-of-%05d.safetensors", shard + 1, it->shard_count);
+}
+
+static hd_status write_parameter(conversion *it, hdi_safetensors_writer *writer,
+                                 const hd_parameter_options *parameter)
+{
+    const int64_t elements = elements_of(parameter);
+    char *name = hdi_format("weights/%s", parameter->name);
+    float *values = hdi_alloc_array((size_t)elements, sizeof *values);
+    hd_status status = name && values ? HD_OK : out_of_memory();
+    const hdi_checkpoint_tensor *tensor =
+        status == HD_OK ? hdi_checkpoint_find(it->checkpoint, name) : NULL;
+    if (status == HD_OK && (!tensor || tensor->elements != elements))
+        status = hdi_error(
+            HD_ERROR_FORMAT, "%s: tensor \"%s\" has %" PRId64 " elements, want %" PRId64,
+            hdi_checkpoint_folder(it->checkpoint), name, tensor ? tensor->elements : 0, elements);
+    if (status == HD_OK)
+        status = hdi_checkpoint_read(it->checkpoint, name, 0, elements, HD_DTYPE_F32, values);
+    if (status == HD_OK) status = hdi_model_write_parameter(writer, parameter, values);
+    hdi_free(values);
+    hdi_free(name);
+    return status;
+}
+
+static hd_status write_tensors(conversion *it, int shard, hdi_safetensors_writer *writer,
+                               const char *path)
+{
+    HD_RETURN_IF_ERROR(hdi_safetensors_writer_metadata(writer, "format", "pt"));
+    for (int i = 0; i < it->count; i++)
+        if (it->shards[i] == shard)
+            HD_RETURN_IF_ERROR(hdi_model_declare_parameter(writer, it->parameters[i]));
+    HD_RETURN_IF_ERROR(hdi_safetensors_writer_prepare(writer));
+    HD_RETURN_IF_ERROR(hdi_safetensors_writer_begin(writer, path));
+    for (int i = 0; i < it->count; i++)
+        if (it->shards[i] == shard)
+            HD_RETURN_IF_ERROR(write_parameter(it, writer, it->parameters[i]));
+    return hdi_safetensors_writer_end(writer);
+}
+
+/* One file, under its name only when it is whole. */
+static hd_status write_shard(conversion *it, int shard)
+{
+    char name[64];
+    shard_name(it, shard, name);
+    char *path = hdi_format("%s/%s", it->folder, name);
+    char *temporary = hdi_format("%s/%s.tmp", it->folder, name);
+    hdi_safetensors_writer *writer = NULL;
+    hd_status status = path && temporary ? hdi_safetensors_writer_create(&writer) : out_of_memory();
+    if (status == HD_OK) status = write_tensors(it, shard, writer, temporary);
+    if (status == HD_OK) status = hdi_file_rename(temporary, path);
+    if (status != HD_OK && temporary) {
+        hdi_safetensors_writer_cancel(writer);
+        remove(temporary);
+    }
+    hdi_safetensors_writer_destroy(writer);
+    hdi_free(temporary);
+    hdi_free(path);
+    return status;
+}
+
+static hd_status write_text(const conversion *it, const char *name, const char *text)
+{
+    char *path = hdi_format("%s/%s", it->folder, name);
+    const hd_status status = path && text ? hdi_file_write_text(path, text) : out_of_memory();
+    hdi_free(path);
+    return status;
+}
+
+/* model.safetensors.index.json: which tensor is in which shard. */
+static hd_status write_index(const conversion *it)
+{
+    hdi_text text = {0};
+    hdi_text_printf(&text, "{\n  \"metadata\": {\"total_size\": %" PRId64 "},\n  \"weight_map\": {",
+                    it->bytes);
+    const char *separator = "";
+    for (int i = 0; i < it->count; i++) {
+        const hd_parameter_options *parameter = it->parameters[i];
+        char file[64];
+        shard_name(it, it->shards[i], file);
+        const int parts = parameter->parts ? parameter->parts : 1;
+        for (int part = 0; part < parts; part++) {
+            hdi_text_printf(&text, "%s\n    ", separator);
+            hdi_text_append_json(&text,
+                                 parameter->parts ? parameter->part[part].name : parameter->name);
+            hdi_text_printf(&text, ": \"%s\"", file);
+            separator = ",";
+        }
+    }
+    hdi_text_append(&text, "\n  }\n}\n");
+    char *index = hdi_text_take(&text);
+    const hd_status status = write_text(it, "model.safetensors.index.json", index);
+    hdi_free(index);
+    return status;
+}
+
+static hd_status check_folder(const char *folder)
+{
+    static const char *const names[] = {"config.json", "model.safetensors",
+                                        "model.safetensors.index.json"};
+    HD_RETURN_IF_ERROR(hdi_directory_create(folder));
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        char *path = hdi_path_join(folder, names[i]);
+        if (!path) return out_of_memory();
+        const bool exists = hdi_file_exists(path);
+        hdi_free(path);
+        if (exists)
+            return hdi_error(HD_ERROR_IO, "%s: holds a %s already, want a folder without a model",
+                             folder, names[i]);
+    }
+    return HD_OK;
+}
+
+/* config.json comes last: a folder with one is whole. */
+static hd_status write_folder(conversion *it)
+{
+    for (int shard = 0; shard < it->shard_count; shard++)
+        HD_RETURN_IF_ERROR(write_shard(it, shard));
+    if (it->shard_count > 1) HD_RETURN_IF_ERROR(write_index(it));
+    return write_text(it, "config.json", hd_model_config_json(it->model));
+}
+
+hd_status hd_convert_run(const char *checkpoint, const char *directory, int64_t shard_bytes,
+                         hd_write_fn write, void *user)
+{
+    if (!checkpoint || !directory || !write || shard_bytes < 0)
+        return hdi_error(HD_ERROR_ARGUMENT,
+                         "convert: a path is NULL, write is, or shard_bytes < 0");
+    hdi_listing to = {.write = write, .user = user};
+    conversion it = {.folder = directory};
+    char *warning = NULL;
+    hd_status status = hdi_checkpoint_open(checkpoint, NULL, &warning, &it.checkpoint);
+    if (warning) hdi_list(&to, "warning: %s\n", warning);
+    hdi_free(warning);
+    if (status == HD_OK) status = open_model(&it);
+    if (status == HD_OK)
+        status = list_parameters(&it, shard_bytes ? shard_bytes : default_shard_bytes);
+    if (status == HD_OK) status = check_folder(directory);
+    if (status == HD_OK) status = write_folder(&it);
+    if (status == HD_OK)
+        hdi_list(&to, "%s: step %" PRId64 " of %s, %d parameters, %" PRId64 " bytes in %d file%s\n",
+                 directory, hdi_checkpoint_step(it.checkpoint), hd_model_type(it.model), it.count,
+                 it.bytes, it.shard_count, it.shard_count == 1 ? "" : "s");
+    hdi_free(it.parameters);
+    hdi_free(it.shards);
+    hd_program_destroy(it.program);
+    hd_model_destroy(it.model);
+    hdi_checkpoint_close(it.checkpoint);
+    return status == HD_OK ? hdi_list_end(&to) : status;
+}

@@ -1,0 +1,392 @@
+/* The training job: from a configuration to a trained model, with everything that it writes. */
+#include "jobs/train.h"
+
+#include "core/clock.h"
+#include "core/error.h"
+#include "core/log.h"
+#include "core/memory.h"
+#include "jobs/job_model.h"
+#include "jobs/plan_report.h"
+#include "jobs/setup.h"
+#include "optim/learning_rate.h"
+#include "report/pipeline_chart.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+
+/* Set by SIGUSR1 and SIGTERM: save after the step, then stop. */
+static volatile sig_atomic_t stop_requested;
+
+static void request_stop(int signal_number)
+{
+    (void)signal_number;
+    stop_requested = 1;
+}
+
+typedef struct handlers {
+    struct sigaction user, terminate;
+} handlers;
+
+static void catch_signals(handlers *before)
+{
+    struct sigaction action = {.sa_handler = request_stop, .sa_flags = SA_RESTART};
+    stop_requested = 0;
+    sigaction(SIGUSR1, &action, &before->user);
+    sigaction(SIGTERM, &action, &before->terminate);
+}
+
+static void restore_signals(const handlers *before)
+{
+    sigaction(SIGUSR1, &before->user, NULL);
+    sigaction(SIGTERM, &before->terminate, NULL);
+}
+
+static hd_status train_options(const hd_config *config, hd_model *model, const hd_mesh *mesh,
+                               hd_trainer_options *out)
+{
+    const hdi_config *values = config->values;
+    int64_t micro_batch = hdi_config_int(values, "train.micro_batch");
+    int64_t batch = hdi_config_int(values, "train.batch");
+    int64_t accumulate = hdi_config_int(values, "train.accumulate");
+    int64_t at_once = micro_batch * hd_mesh_size(mesh, HD_AXIS_DATA);
+    if (batch > 0 && batch % at_once)
+        return hdi_error(HD_ERROR_CONFIG,
+                         "train.batch: seen %" PRId64
+                         ", want a multiple of train.micro_batch x data "
+                         "ranks = %" PRId64 " x %d",
+                         batch, micro_batch, hd_mesh_size(mesh, HD_AXIS_DATA));
+    if (batch > 0) accumulate = batch / at_once;
+    int64_t tokens = hdi_config_int(values, "train.tokens");
+    if (tokens > hd_model_max_tokens(model))
+        return hdi_error(HD_ERROR_CONFIG,
+                         "train.tokens: seen %" PRId64 ", the model takes at most %" PRId64, tokens,
+                         hd_model_max_tokens(model));
+    const char *schedule = hdi_config_string(values, "layout.schedule");
+    *out = (hd_trainer_options){
+        .build = hd_model_build,
+        .user = model,
+        .layers = hd_model_layers(model),
+        .mesh = mesh,
+        .sequences = micro_batch,
+        .tokens = tokens,
+        .accumulate = (int)accumulate,
+        .schedule = strcmp(schedule, "auto") ? schedule : NULL,
+        .chunks = (int)hdi_config_int(values, "layout.chunks"),
+        .exact = hdi_config_enum(values, "layout.reduction") == HDI_REDUCTION_EXACT,
+        .shard_state = hdi_config_bool(values, "layout.shard_state"),
+        .recompute = hdi_config_enum(values, "layout.recompute") == HDI_RECOMPUTE_LAYER,
+        .budget = (size_t)hdi_config_bytes(values, "memory.budget"),
+        .bucket_elements = hdi_config_bytes(values, "layout.bucket") / (int64_t)sizeof(float),
+        .adamw = {.beta1 = (float)hdi_config_float(values, "optimizer.beta1"),
+                  .beta2 = (float)hdi_config_float(values, "optimizer.beta2"),
+                  .epsilon = (float)hdi_config_float(values, "optimizer.epsilon"),
+                  .weight_decay = (float)hdi_config_float(values, "optimizer.weight_decay"),
+                  .decay_all = hdi_config_enum(values, "optimizer.decay") == HDI_DECAY_ALL},
+        .clip_norm = (float)hdi_config_float(values, "train.clip"),
+        .validate_batches = (int)hdi_config_int(values, "train.validate_batches")};
+    if (hdi_config_float(values, "data.validation_fraction") == 0) out->validate_batches = 0;
+    return HD_OK;
+}
+
+hd_status hdi_train_create(const hd_config *config, hd_model *model, const hd_mesh *mesh,
+                           hd_trainer **out)
+{
+    hd_trainer_options options;
+    HD_RETURN_IF_ERROR(train_options(config, model, mesh, &options));
+    int count, wanted = hd_mesh_size(mesh, HD_AXIS_PIPELINE) * options.chunks;
+    const int64_t *list = hdi_config_int_list(config->values, "layout.stages", &count);
+    if (count == 0) return hd_trainer_create(&options, out);
+    if (count != wanted)
+        return hdi_error(HD_ERROR_CONFIG,
+                         "layout.stages: seen %d entries, want one per virtual stage: %d", count,
+                         wanted);
+    int *stages = hdi_alloc_array((size_t)count, sizeof *stages);
+    if (!stages) return hdi_error(HD_ERROR_MEMORY, "train: out of host memory");
+    for (int i = 0; i < count; i++)
+        stages[i] = (int)list[i];
+    options.stage_layers = stages;
+    hd_status status = hd_trainer_create(&options, out);
+    hdi_free(stages);
+    return status;
+}
+
+static hd_status open_data(hdi_train_job *job)
+{
+    const hdi_config *values = job->config->values;
+    const char *path = hdi_config_string(values, "data.path");
+    if (!*path)
+        return hdi_error(HD_ERROR_CONFIG, "data.path: seen nothing, want a file or a folder");
+    HD_RETURN_IF_ERROR(hdi_dataset_open(
+        &(hdi_dataset_options){.path = path,
+                               .seq_len = job->tokens,
+                               .vocab_size = hd_model_vocab(job->model),
+                               .validation_fraction =
+                                   hdi_config_float(values, "data.validation_fraction")},
+        &job->dataset));
+    HD_RETURN_IF_ERROR(hdi_dataset_entropy(job->dataset, &job->entropy));
+    return hdi_dataset_fingerprint(job->dataset, &job->fingerprint);
+}
+
+static hd_status make_trainer(hdi_train_job *job)
+{
+    const hdi_config *values = job->config->values;
+    HD_RETURN_IF_ERROR(
+        hd_context_create(&(hd_context_options){.device = hdi_config_string(values, "run.device"),
+                                                .threads = hdi_job_threads(job->config)},
+                          &job->context)); /* before planning: workspaces follow from the threads */
+    HD_RETURN_IF_ERROR(hdi_job_model(job->config, &job->model));
+    HD_RETURN_IF_ERROR(open_data(job));
+    HD_RETURN_IF_ERROR(hdi_train_create(job->config, job->model, job->mesh, &job->trainer));
+    job->window = hdi_alloc_array((size_t)job->tokens + 1, sizeof *job->window);
+    return job->window ? HD_OK : hdi_error(HD_ERROR_MEMORY, "train: out of host memory");
+}
+
+static hd_status open_job(const hd_config *config, hdi_train_job *job)
+{
+    const hdi_config *values = config->values;
+    job->config = config;
+    job->micro_batch = hdi_config_int(values, "train.micro_batch");
+    job->tokens = hdi_config_int(values, "train.tokens");
+    job->seed = (uint64_t)hdi_config_int(values, "train.seed");
+    HD_RETURN_IF_ERROR(hdi_job_open_world(config, &job->world));
+    HD_RETURN_IF_ERROR(hdi_job_open_mesh(config, job->world, &job->mesh));
+    HD_RETURN_IF_ERROR(hd_comm_agree(job->world, make_trainer(job)));
+    HD_RETURN_IF_ERROR(hd_comm_check_equal(job->world, &job->fingerprint, sizeof job->fingerprint,
+                                           "the training data (data.path)"));
+    HD_RETURN_IF_ERROR(hdi_run_files_open(config, job->world, &job->files));
+    HD_RETURN_IF_ERROR(
+        hd_comm_agree(job->world, hd_trainer_start(job->trainer, job->context, job->seed)));
+    HD_RETURN_IF_ERROR(hdi_train_open_writer(job));
+    HD_RETURN_IF_ERROR(hdi_train_resume(job));
+    HD_RETURN_IF_ERROR(hdi_train_load_weights(job));
+    hd_status status = hdi_run_files_start(&job->files, config, job->trainer->steps);
+    if (status == HD_OK && job->files.rank == 0)
+        status = hdi_plan_report_write(job->trainer, job->files.directory);
+    if (status == HD_OK && hdi_config_bool(values, "run.trace"))
+        status = hdi_trace_create(job->files.rank, 1 << 16, &job->trace);
+    job->trainer->trace = job->trace;
+    return hd_comm_agree(job->world, status);
+}
+
+static void close_job(hdi_train_job *job)
+{
+    hdi_trace_destroy(job->trace);
+    hdi_checkpoint_writer_destroy(job->writer);
+    hd_trainer_destroy(job->trainer);
+    hd_context_destroy(job->context);
+    hdi_dataset_close(job->dataset);
+    hd_model_destroy(job->model);
+    hdi_free(job->window);
+    if (job->files.directory) hdi_run_files_close(&job->files);
+    hd_mesh_destroy(job->mesh);
+    hd_comm_destroy(job->world);
+}
+
+/* Which windows a step or a validation reads. */
+typedef struct feeder {
+    hdi_train_job *job;
+    hdi_dataset_split split;
+    int64_t first_sample;
+} feeder;
+
+static hd_status feed(void *user, const char *name, int64_t global_batch, void *out, size_t bytes)
+{
+    const feeder *from = user;
+    hdi_train_job *job = from->job;
+    const int shift = strcmp(name, "targets") == 0;
+    int32_t *ids = out;
+    size_t row_bytes = (size_t)job->tokens * sizeof *ids;
+    for (int64_t row = 0; row < (int64_t)(bytes / row_bytes); row++) {
+        int64_t sample = from->first_sample + global_batch * job->micro_batch + row;
+        HD_RETURN_IF_ERROR(
+            hdi_dataset_window(job->dataset, from->split, job->seed, sample, job->window));
+        memcpy(ids + row * job->tokens, job->window + shift, row_bytes);
+    }
+    return HD_OK;
+}
+
+static hd_status validate(hdi_train_job *job, double *loss)
+{
+    hd_step_result result;
+    feeder from = {.job = job, .split = HDI_DATASET_VALIDATION};
+    HD_RETURN_IF_ERROR(hd_trainer_validate(job->trainer, feed, &from, &result));
+    *loss = result.loss;
+    if (job->files.rank != 0) return HD_OK;
+    const hdi_metric record[] = {hdi_metric_int("step", job->trainer->steps),
+                                 hdi_metric_float("validation_loss", result.loss)};
+    hdi_log(HD_LOG_INFO, "step %" PRId64 ": validation loss %.4f", job->trainer->steps,
+            result.loss);
+    return hdi_metrics_append(job->files.metrics, record, 2);
+}
+
+/* All ranks stop after the same step, whoever was asked. */
+static hd_status agree_to_stop(hdi_train_job *job, bool asked, bool *stop)
+{
+    int32_t flag = asked || stop_requested;
+    hd_request request;
+    HD_RETURN_IF_ERROR(
+        hd_comm_all_reduce(job->world, &flag, 1, HD_DTYPE_I32, HD_REDUCE_MAX, &request));
+    HD_RETURN_IF_ERROR(hd_comm_wait(job->world, &request));
+    *stop = flag != 0;
+    return HD_OK;
+}
+
+typedef struct clock_state {
+    double begin, last; /* of the steps after the first; of the last step's end */
+    double tokens;      /* since begin */
+} clock_state;
+
+static hd_status record_step(hdi_train_job *job, const hd_step_result *result, double rate,
+                             double seconds)
+{
+    int64_t every = hdi_config_int(job->config->values, "run.log_every");
+    if (result->skipped)
+        hdi_log(HD_LOG_WARN,
+                "step %" PRId64 ": loss %g, gradient norm %g: not finite, step skipped",
+                job->trainer->steps, result->loss, result->grad_norm);
+    if (job->files.rank != 0 || (job->trainer->steps % every && !result->skipped)) return HD_OK;
+    const hdi_metric record[] = {hdi_metric_int("step", job->trainer->steps),
+                                 hdi_metric_float("loss", result->loss),
+                                 hdi_metric_float("grad_norm", result->grad_norm),
+                                 hdi_metric_float("learning_rate", rate),
+                                 hdi_metric_float("tokens", result->tokens),
+                                 hdi_metric_float("seconds", seconds),
+                                 hdi_metric_float("tokens_per_second", result->tokens / seconds),
+                                 hdi_metric_int("skipped", result->skipped)};
+    return hdi_metrics_append(job->files.metrics, record, sizeof record / sizeof record[0]);
+}
+
+static hd_status one_step(hdi_train_job *job, const hdi_rate_options *rates, clock_state *clock,
+                          hd_progress *progress, hd_train_result *out)
+{
+    hd_trainer *trainer = job->trainer;
+    double rate = hdi_learning_rate(rates, trainer->steps);
+    feeder from = {.job = job, .split = HDI_DATASET_TRAIN, .first_sample = job->samples};
+    hd_step_result result;
+    double begin = hdi_clock_seconds();
+    HD_RETURN_IF_ERROR(hd_trainer_step(trainer, rate, feed, &from, &result));
+    job->samples +=
+        job->micro_batch * trainer->options.accumulate * hd_mesh_size(job->mesh, HD_AXIS_DATA);
+    clock->last = hdi_clock_seconds();
+    if (out->first_step_seconds == 0) {
+        out->first_step_seconds = hdi_clock_process_age();
+        clock->begin = clock->last;
+    } else {
+        clock->tokens += result.tokens;
+        out->tokens_per_second = clock->tokens / (clock->last - clock->begin);
+    }
+    out->loss = result.loss;
+    out->steps = trainer->steps;
+    progress->step = trainer->steps;
+    progress->loss = result.loss;
+    progress->learning_rate = rate;
+    progress->tokens_per_second = result.tokens / (clock->last - begin);
+    progress->seconds_left = (double)(progress->steps - trainer->steps) * (clock->last - begin);
+    return record_step(job, &result, rate, clock->last - begin);
+}
+
+/* Steps until the end, or until somebody asks to stop: then HD_ERROR_INTERRUPTED after a save. */
+static hd_status run_steps(hdi_train_job *job, hd_progress_fn progress_fn, void *user,
+                           hd_train_result *out)
+{
+    const hdi_config *values = job->config->values;
+    int64_t steps = hdi_config_int(values, "train.steps"), total;
+    int64_t save_every = hdi_config_int(values, "checkpoint.every");
+    int64_t validate_every = hdi_config_int(values, "train.validate_every");
+    int64_t stop_after = hdi_config_int(values, "train.stop_after");
+    bool validates = job->trainer->options.validate_batches > 0;
+    total = hdi_config_int(values, "optimizer.decay_steps");
+    hdi_rate_options rates = {
+        .schedule = (hdi_rate_schedule)hdi_config_enum(values, "optimizer.schedule"),
+        .peak = hdi_config_float(values, "optimizer.learning_rate"),
+        .final_share = hdi_config_float(values, "optimizer.final_rate"),
+        .warmup = hdi_config_int(values, "optimizer.warmup"),
+        .total = total ? total : steps,
+        .decay_fraction = hdi_config_float(values, "optimizer.decay_fraction")};
+    clock_state clock = {0};
+    hd_progress progress = {.steps = steps};
+    int64_t begun_at = job->trainer->steps, saved_at = job->trainer->steps;
+    bool stop = false;
+    while (job->trainer->steps < steps && !stop) {
+        HD_RETURN_IF_ERROR(one_step(job, &rates, &clock, &progress, out));
+        int64_t step = job->trainer->steps;
+        bool asked = progress_fn && job->files.rank == 0 && !progress_fn(user, &progress);
+        asked = asked || (stop_after && step - begun_at >= stop_after && step < steps);
+        HD_RETURN_IF_ERROR(agree_to_stop(job, asked, &stop));
+        if (validates && (step == steps || (validate_every && step % validate_every == 0)))
+            HD_RETURN_IF_ERROR(validate(job, &out->validation_loss));
+        if (step == steps || stop || (save_every && step % save_every == 0)) {
+            hd_status saved = hdi_train_save(job);
+            if (saved == HD_OK) saved_at = step;
+            if (saved != HD_OK && (stop || step == steps)) return saved;
+            if (saved != HD_OK)
+                hdi_log(HD_LOG_ERROR, "step %" PRId64 ": not saved, going on: %s", step,
+                        hd_last_error());
+        }
+    }
+    if (stop && job->trainer->steps < steps)
+        return hdi_error(HD_ERROR_INTERRUPTED,
+                         "stopped on request after step %" PRId64 ", saved in %s at step %" PRId64,
+                         job->trainer->steps, job->files.checkpoints, saved_at);
+    return HD_OK;
+}
+
+static hd_status write_trace(hdi_train_job *job)
+{
+    if (!job->trace) return HD_OK;
+    char name[32];
+    snprintf(name, sizeof name, "ranks/%04d.trace.json", job->files.rank);
+    char *path = hdi_run_files_path(&job->files, name);
+    hd_status status = path ? hdi_trace_flush(job->trace, 0, path)
+                            : hdi_error(HD_ERROR_MEMORY, "trace: out of host memory");
+    hdi_free(path);
+    status = hd_comm_agree(job->world, status);
+    if (status != HD_OK || job->files.rank != 0) return status;
+    int ranks = hd_mesh_ranks(job->mesh);
+    char **paths = hdi_alloc_array((size_t)ranks, sizeof(char *));
+    char *picture = hdi_run_files_path(&job->files, "pipeline.svg");
+    bool ok = paths && picture;
+    for (int r = 0; r < ranks && ok; r++) {
+        snprintf(name, sizeof name, "ranks/%04d.trace.json", r);
+        ok = (paths[r] = hdi_run_files_path(&job->files, name)) != NULL;
+    }
+    status = ok ? hdi_pipeline_chart_from_files(picture, "one training step",
+                                                (const char *const *)paths, ranks, -1)
+                : hdi_error(HD_ERROR_MEMORY, "trace: out of host memory");
+    for (int r = 0; r < ranks && paths; r++)
+        hdi_free(paths[r]);
+    hdi_free(paths);
+    hdi_free(picture);
+    return status;
+}
+
+hd_status hd_train_run(const hd_config *config, hd_progress_fn progress, void *user,
+                       hd_train_result *out)
+{
+    *out = (hd_train_result){.validation_loss = (double)NAN};
+    hdi_train_job job = {.files = {.log = -1, .rank_log = -1}};
+    handlers before;
+    catch_signals(&before);
+    hd_status status = open_job(config, &job);
+    if (status == HD_OK) {
+        out->entropy = job.entropy;
+        out->steps = job.trainer->steps;
+        snprintf(out->directory, sizeof out->directory, "%s", job.files.directory);
+        status = run_steps(&job, progress, user, out);
+    }
+    if (status == HD_OK || status == HD_ERROR_INTERRUPTED) {
+        hd_status after = hd_trainer_weights_hash(job.trainer, &out->weights_hash);
+        if (after == HD_OK)
+            after = hd_comm_agree(job.world, hdi_run_files_loss_curve(&job.files, job.entropy));
+        if (after == HD_OK) after = hd_comm_agree(job.world, write_trace(&job));
+        if (after != HD_OK) status = after;
+    }
+    if (status != HD_OK && status != HD_ERROR_INTERRUPTED)
+        hdi_log(HD_LOG_ERROR, "%s: %s", hd_status_string(status), hd_last_error());
+    close_job(&job);
+    restore_signals(&before);
+    return status;
+}

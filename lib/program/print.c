@@ -1,0 +1,77 @@
+/* Programs and plans as text. */
+#include "program/plan.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+
+static void write_tensor(const hd_program *program, const hdi_unit *unit, hd_tensor handle,
+                         bool *more, hd_write_fn write, void *user)
+{
+    const hdi_tensor *tensor = hdi_tensor_of(program, handle);
+    if (!tensor || !*more) return;
+    char text[512];
+    int used = snprintf(text, sizeof text, " %%%d%s%.64s", handle.id, *tensor->info.name ? ":" : "",
+                        tensor->info.name);
+    used +=
+        snprintf(text + used, sizeof text - (size_t)used, "[%s", hd_dtype_name(tensor->info.dtype));
+    for (int d = 0; d < tensor->info.rank; d++)
+        used +=
+            snprintf(text + used, sizeof text - (size_t)used, " %" PRId64, tensor->info.dims[d]);
+    used += snprintf(text + used, sizeof text - (size_t)used, "]");
+    if (unit && unit->places[handle.id].placed) {
+        const hdi_place_of *place = &unit->places[handle.id];
+        snprintf(text + used, sizeof text - (size_t)used, "@%zu",
+                 unit->base[place->region] + place->offset);
+    }
+    *more = write(user, text);
+}
+
+static void write_program(const hd_program *program, const hdi_unit *unit, hd_write_fn write,
+                          void *user)
+{
+    char text[512];
+    snprintf(text, sizeof text, "program '%s': %d ops\n", program->name, program->op_count);
+    bool more = write(user, text);
+    for (int i = 0; i < program->op_count && more; i++) {
+        const hdi_op *op = program->ops[i];
+        char label[256];
+        hd_cost cost;
+        hdi_op_cost(op, &cost);
+        snprintf(text, sizeof text, "%5d %c %s%s:", i, op->phase == HDI_PHASE_FORWARD ? 'F' : 'B',
+                 hdi_op_label(program, op, label, sizeof label),
+                 op->op.kind->flags & HD_OP_COMMUNICATES ? " (comm stream)" : "");
+        more = write(user, text);
+        for (int k = 0; k < op->op.inputs; k++)
+            write_tensor(program, unit, op->op.in[k], &more, write, user);
+        if (more) more = write(user, " ->");
+        for (int k = 0; k < op->op.outputs; k++)
+            write_tensor(program, unit, op->op.out[k], &more, write, user);
+        if (unit)
+            for (int w = unit->wait_begin[i]; w < unit->wait_begin[i + 1] && more; w++) {
+                snprintf(text, sizeof text, " waits for %d", unit->waits[w]);
+                more = write(user, text);
+            }
+        snprintf(text, sizeof text, "  # %.4g FLOP, %.4g bytes\n", cost.flops, cost.bytes);
+        if (more) more = write(user, text);
+    }
+}
+
+void hd_program_print(const hd_program *program, hd_write_fn write, void *user)
+{
+    write_program(program, NULL, write, user);
+}
+
+void hd_plan_print(const hd_plan *plan, hd_write_fn write, void *user)
+{
+    char text[256];
+    bool more = true;
+    for (int r = 0; r < HD_REGIONS && more; r++) {
+        snprintf(text, sizeof text, "%-18s %16zu bytes\n", hd_region_name((hd_region)r),
+                 plan->bytes[r]);
+        more = write(user, text);
+    }
+    snprintf(text, sizeof text, "%-18s %16zu bytes\n", "total", hd_plan_total_bytes(plan));
+    if (more) more = write(user, text);
+    for (int u = 0; u < plan->unit_count && more; u++)
+        write_program(plan->units[u].program, &plan->units[u], write, user);
+}
