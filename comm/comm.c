@@ -308,6 +308,11 @@ hd_status hd_comm_barrier(hd_comm *comm)
     return hd_comm_wait(comm, &request);
 }
 
+void hdi_comm_progress(hd_comm *comm)
+{
+    if (comm && comm->transport->progress) comm->transport->progress(comm);
+}
+
 hd_status hdi_comm_gather(hd_comm *comm, size_t record_bytes)
 {
     int64_t *offsets = comm->counts + comm->size;

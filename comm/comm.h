@@ -33,6 +33,9 @@ typedef struct hdi_transport {
     /* One look, no waiting. A request that failed is complete: its id becomes 0. */
     hd_status (*test)(hd_comm *comm, hd_request *request, bool *done);
 
+    /* Let posted operations advance while the caller computes. NULL: they advance by themselves. */
+    void (*progress)(hd_comm *comm);
+
     /* The operation and the peers it still waits for, for messages. */
     void (*describe)(hd_comm *comm, const hd_request *request, char *text, size_t bytes);
 } hdi_transport;
@@ -65,6 +68,10 @@ hd_status hdi_comm_create_alone(hd_comm *parent, hd_comm **out);
 
 /* The name that messages use; cut to what fits. */
 void hdi_comm_set_name(hd_comm *comm, const char *name);
+
+/* Call now and then during long computations: MPI moves bytes only inside its calls. Local; takes
+ * NULL. */
+void hdi_comm_progress(hd_comm *comm);
 
 /* Every rank's record of `record_bytes`, at most HDI_COMM_RECORD, in rank order in comm->records,
  * where the caller has put its own at rank x record_bytes. Waits; allocates nothing. Collective. */

@@ -475,6 +475,13 @@ void hdi_comm_mpi_set_piece(hd_comm *comm, size_t bytes)
     if (comm->transport == &hdi_transport_mpi) state_of(comm)->world->piece_bytes = bytes;
 }
 
+/* Probing for a message that nobody sends makes MPI look at everything that is under way. */
+static void mpi_progress(hd_comm *comm)
+{
+    int found;
+    MPI_Iprobe(MPI_ANY_SOURCE, EXCHANGE_TAG + 1, state_of(comm)->mpi, &found, MPI_STATUS_IGNORE);
+}
+
 const hdi_transport hdi_transport_mpi = {
     .name = "mpi",
     .create_world = mpi_create_world,
@@ -489,5 +496,6 @@ const hdi_transport hdi_transport_mpi = {
     .broadcast = mpi_broadcast,
     .barrier = mpi_barrier,
     .test = mpi_test,
+    .progress = mpi_progress,
     .describe = mpi_describe,
 };

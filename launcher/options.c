@@ -233,7 +233,10 @@ int parse_words(const command_row *command, int argc, char **argv, job_request *
         status = 0;
     if (status == 0 && command->sections) {
         const hd_status made = make_config(&words, out);
-        if (made != HD_OK) status = report_failure(made);
+        if (made != HD_OK) {
+            report_failure(made);
+            status = EXIT_USAGE;
+        }
     }
     for (int i = 0; i < words.override_count; i++)
         free(words.overrides[i].key);

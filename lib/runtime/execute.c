@@ -1,4 +1,5 @@
 /* The executor: walks a program's ops in order, waits where the plan says so. Allocates nothing. */
+#include "comm/comm.h"
 #include "core/error.h"
 #include "runtime/session.h"
 
@@ -93,6 +94,7 @@ hd_status hd_session_run(hd_session *session, const hd_program *program,
         for (int w = unit->wait_begin[i]; w < unit->wait_begin[i + 1]; w++)
             HD_RETURN_IF_ERROR(wait_for(session, index, unit->waits[w]));
         HD_RETURN_IF_ERROR(run_op(session, index, i, options));
+        hdi_comm_progress(hd_mesh_comm(session->mesh, HD_AXIS_NONE));
     }
     return end_transient_communication(session, index);
 }

@@ -125,7 +125,7 @@ static hd_status make_layout(cublasLtMatrixLayout_t *out, cudaDataType_t type, i
 /* The descriptors of a call. fp32 is true fp32: no TF32. */
 static hd_status describe(const hdi_gemm_args *args, gemm *item)
 {
-    cudaDataType_t type, out_type;
+    cudaDataType_t type = CUDA_R_32F, out_type = CUDA_R_32F;
     HD_RETURN_IF_ERROR(data_type(args->dtype, &type));
     HD_RETURN_IF_ERROR(data_type(args->out_dtype, &out_type));
     if (args->bias && args->dtype != args->out_dtype)

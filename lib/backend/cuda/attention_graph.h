@@ -1,0 +1,57 @@
+/* Attention as graphs of cuDNN's primitive operations: built once for a shape, run many times. */
+#ifndef HDI_BACKEND_CUDA_ATTENTION_GRAPH_H
+#define HDI_BACKEND_CUDA_ATTENTION_GRAPH_H
+
+#include "backend/cuda/cudnn_library.h"
+
+/* What decides a plan. Token t of sequence b is row b * tokens + t; strides are elements between
+ * rows. Causal: top-left, so tokens equals kv_tokens. */
+typedef struct hdi_cudnn_shape {
+    int64_t batch, heads, kv_heads, tokens, kv_tokens, head_dim;
+    int64_t q_stride, k_stride, v_stride, out_stride;
+    int32_t half;       /* F16, else BF16 */
+    int32_t causal;
+    int32_t statistics; /* the forward writes log-sum-exp */
+    int32_t gradient;   /* the backward; else the forward */
+    int32_t exact;      /* the backward is bit-equal from run to run */
+    int32_t reserved;   /* 0: shapes are compared as bytes */
+} hdi_cudnn_shape;
+
+typedef struct hdi_cudnn_plan {
+    cudnnBackendDescriptor_t plan; /* owned */
+    int64_t workspace;             /* bytes */
+    int64_t engine;
+    bool only_compiled; /* for a described device: compiled, but there was no device to load it */
+} hdi_cudnn_plan;
+
+/* Numbers of the tensors that a run is given. */
+enum {
+    HDI_CUDNN_Q = 1,
+    HDI_CUDNN_K,
+    HDI_CUDNN_V,
+    HDI_CUDNN_OUT,
+    HDI_CUDNN_STATISTICS,
+    HDI_CUDNN_OUT_GRADIENT,
+    HDI_CUDNN_Q_GRADIENT,
+    HDI_CUDNN_K_GRADIENT,
+    HDI_CUDNN_V_GRADIENT,
+    HDI_CUDNN_SCALE,         /* these three are scalars on the host */
+    HDI_CUDNN_MINUS_INFINITY,
+    HDI_CUDNN_ONE,
+    HDI_CUDNN_Q_SUM,         /* fp32 [batch, heads, tokens, head_dim]; not if exact */
+    HDI_CUDNN_CENTER,        /* fp32 [batch, heads, tokens] */
+    HDI_CUDNN_TENSORS
+};
+
+/* Build the first plan whose workspace is at most `workspace_limit`. `device` describes a device that
+ * is not there, or is NULL with a handle. HD_ERROR_UNSUPPORTED: no engine takes the shape. */
+hd_status hdi_cudnn_build(const hdi_cudnn *cudnn, cudnnHandle_t handle,
+                          cudnnBackendDescriptor_t device, const hdi_cudnn_shape *shape,
+                          int64_t workspace_limit, hdi_cudnn_plan *out);
+void hdi_cudnn_destroy_plan(const hdi_cudnn *cudnn, hdi_cudnn_plan *plan);
+
+/* Queue the plan; pointers[n] belongs to tensor n and is NULL for those that the plan lacks. */
+hd_status hdi_cudnn_run(const hdi_cudnn *cudnn, cudnnHandle_t handle, const hdi_cudnn_plan *plan,
+                        void *const pointers[HDI_CUDNN_TENSORS], void *workspace);
+
+#endif
