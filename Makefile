@@ -27,11 +27,40 @@ gemm_libs_dnnl := -ldnnl
 gemm_flags_cblas := -DHDI_GEMM_CBLAS
 gemm_libs_cblas := -lblas
 
+# The GPU backend needs nvcc and the headers of cuDNN and NCCL; without one of them it is left out, and
+# `make` says so. CUDA=0 leaves it out, CUDA=1 insists. ARCHS: compute capabilities without the dot,
+# the last one as PTX, too; or native: that of the GPU at hand.
+CUDA_HOME ?= $(patsubst %/bin/nvcc,%,$(realpath $(shell command -v nvcc 2>/dev/null)))
+NVCC ?= $(CUDA_HOME)/bin/nvcc
+ARCHS ?= 80 86 89 90
+cuda_include := $(patsubst %,-isystem %/include,$(filter-out /usr,$(CUDA_HOME)))
+cuda_header = $(shell echo '$(hash)include <$(1)>' | $(CC) -E $(cuda_include) -x c - >/dev/null 2>&1 || echo $(1))
+cuda_missing := $(strip $(if $(wildcard $(NVCC)),,nvcc) $(call cuda_header,cudnn.h) $(call cuda_header,nccl.h))
+# Sanitizers and CUDA's libraries do not mix. Some systems have a folder in CUDA.
+ifeq ($(filter 0 1,$(CUDA)),)
+override CUDA := $(if $(SAN)$(cuda_missing),0,1)
+cuda_is_auto := yes
+endif
+ifeq ($(CUDA),1)
+ifneq ($(cuda_missing),)
+$(error CUDA=1 needs $(cuda_missing); CUDA_HOME=$(CUDA_HOME))
+endif
+cuda_cflags := -DHDI_CUDA $(cuda_include)
+cuda_folder := $(addsuffix /lib64,$(filter-out /usr,$(CUDA_HOME)))
+cuda_libs := $(addprefix -L,$(cuda_folder)) $(addprefix -Wl$(comma)-rpath$(comma),$(cuda_folder)) \
+             -lnccl -lcublasLt -lcudart -lstdc++
+endif
+gencode := $(if $(filter native,$(ARCHS)),-arch=native,$(foreach arch,$(ARCHS),-gencode arch=compute_$(arch)$(comma)code=sm_$(arch)) \
+           -gencode arch=compute_$(lastword $(ARCHS))$(comma)code=compute_$(lastword $(ARCHS)))
+
+export CUDA ARCHS # for the scripts among the tests, which call make
+
 # Each device has a folder under lib/backend.
-backends := cpu
+backends := cpu $(if $(filter 1,$(CUDA)),cuda)
+transports := $(if $(filter 1,$(CUDA)),nccl)
 
 CPPFLAGS += -Iinclude -Ilib -I. -D_GNU_SOURCE $(gemm_flags_$(GEMM))
-module_cflags := $(patsubst -I%,-isystem %,$(shell $(PKG_CONFIG) --cflags $(modules) 2>/dev/null))
+module_cflags := $(patsubst -I%,-isystem %,$(shell $(PKG_CONFIG) --cflags $(modules) 2>/dev/null)) $(cuda_cflags)
 warnings := -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wvla -Wundef -Wformat=2 -Wno-format-nonliteral
 c_warnings := -Wstrict-prototypes -Wmissing-prototypes
 common_flags := $(OPT) -g -fno-math-errno -fno-trapping-math -fPIC -fvisibility=hidden -pthread $(warnings) \
@@ -39,20 +68,29 @@ common_flags := $(OPT) -g -fno-math-errno -fno-trapping-math -fPIC -fvisibility=
 werror := $(if $(filter 1,$(WERROR)),-Werror)
 ALL_CFLAGS := -std=c11 $(common_flags) $(c_warnings) $(module_cflags) $(CFLAGS)
 ALL_CXXFLAGS := -std=c++17 $(common_flags) $(CXXFLAGS)
-LIBS := $(shell $(PKG_CONFIG) --libs $(modules) 2>/dev/null) $(gemm_libs_$(GEMM)) -lm -lpthread
+# What the host compiler is told through nvcc; its own -Wpedantic and -Wconversion do not fit CUDA's headers.
+ALL_NVCCFLAGS := -std=c++17 -O3 -lineinfo $(gencode) -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra \
+                 $(if $(werror),-Werror all-warnings) $(NVCCFLAGS)
+LIBS := $(shell $(PKG_CONFIG) --libs $(modules) 2>/dev/null) $(gemm_libs_$(GEMM)) $(cuda_libs) -lm -lpthread
 ALL_LDFLAGS := $(if $(SAN),-fsanitize=$(SAN)) $(LDFLAGS)
 
-lib_sources := $(wildcard lib/*/*.c $(backends:%=lib/backend/%/*.c) comm/*.c parallel/*.c)
-lib_objects := $(lib_sources:%.c=$(BUILD)/%.o)
+lib_sources := $(wildcard lib/*/*.c $(backends:%=lib/backend/%/*.c) comm/*.c $(transports:%=comm/%/*.c) parallel/*.c)
+kernel_sources := $(wildcard $(backends:%=lib/backend/%/*.cu))
+lib_objects := $(lib_sources:%.c=$(BUILD)/%.o) $(kernel_sources:%=$(BUILD)/%.o)
 launcher_objects := $(patsubst %.c,$(BUILD)/%.o,$(wildcard launcher/*.c))
-support_objects := $(patsubst %.c,$(BUILD)/%.o,$(wildcard tests/support/*.c))
-test_programs := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/unit/check_*.c tests/multi/check_*.c))
+support_objects := $(patsubst %.c,$(BUILD)/%.o,$(wildcard tests/support/*.c $(if $(filter 1,$(CUDA)),tests/gpu/hdt_*.c)))
+gpu_support := $(if $(filter 1,$(CUDA)),$(patsubst %.c,$(BUILD)/%.o,$(wildcard tests/gpu/hdt_*.c)))
+test_programs := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/unit/check_*.c tests/multi/check_*.c \
+                 $(if $(filter 1,$(CUDA)),tests/gpu/check_*.c tests/gpu/speed.c)))
 example_programs := $(addprefix $(BUILD)/,$(basename $(wildcard examples/*.c examples/*.cc)))
 programs := $(if $(launcher_objects),$(BUILD)/heddle) $(BUILD)/heddle-run
 objects := $(lib_objects) $(launcher_objects) $(support_objects) $(test_programs:=.o) $(example_programs:=.o)
 
-.PHONY: all tests examples check lint format bench demo install uninstall clean show help force
+.PHONY: all tests examples check lint format docs bench bench-gpu check-gpu demo install uninstall clean show help force
 all: $(BUILD)/libheddle.so $(BUILD)/libheddle.a $(programs) ## libraries and programs
+ifneq ($(CUDA),1)
+	@echo "  built without GPUs$(if $(cuda_is_auto),$(if $(cuda_missing),: missing $(cuda_missing)), (CUDA=0))"
+endif
 
 ifneq ($(have_modules),yes)
 ifneq ($(filter-out clean help show lint format uninstall,$(or $(MAKECMDGOALS),all)),)
@@ -69,6 +107,10 @@ $(BUILD)/flags: force
 	@echo '$(CC) $(CXX) $(CPPFLAGS) $(ALL_CFLAGS) $(CXXFLAGS)' | cmp -s - $@ || \
 	    echo '$(CC) $(CXX) $(CPPFLAGS) $(ALL_CFLAGS) $(CXXFLAGS)' >$@
 
+$(BUILD)/kernel-flags: force
+	@mkdir -p $(@D)
+	@echo '$(NVCC) $(CPPFLAGS) $(ALL_NVCCFLAGS)' | cmp -s - $@ || echo '$(NVCC) $(CPPFLAGS) $(ALL_NVCCFLAGS)' >$@
+
 # Examples see what a user sees: the public headers and the shared library.
 $(BUILD)/examples/%.o: CPPFLAGS := -Iinclude
 
@@ -79,6 +121,10 @@ $(BUILD)/%.o: %.c $(BUILD)/flags
 $(BUILD)/%.o: %.cc $(BUILD)/flags
 	@mkdir -p $(@D)
 	$(call say,c++)$(CXX) $(CPPFLAGS) $(ALL_CXXFLAGS) $(werror) -MMD -MP -c $< -o $@
+
+$(BUILD)/%.cu.o: %.cu $(BUILD)/kernel-flags
+	@mkdir -p $(@D)
+	$(call say,nvcc)$(NVCC) $(CPPFLAGS) $(ALL_NVCCFLAGS) -MMD -MP -MF $(@:.o=.d) -c $< -o $@
 
 $(BUILD)/libheddle.a: $(lib_objects)
 	@rm -f $@
@@ -96,6 +142,9 @@ $(BUILD)/heddle-run: launcher/heddle-run
 	@install -m 755 $< $@
 
 # Tests see the internals, so they link the archive.
+$(BUILD)/tests/gpu/%: $(BUILD)/tests/gpu/%.o $(gpu_support) $(support_objects) $(BUILD)/libheddle.a
+	$(call say,ld)$(CC) $(ALL_LDFLAGS) $^ $(shell $(PKG_CONFIG) --libs check) $(LIBS) -o $@
+
 $(BUILD)/tests/%: $(BUILD)/tests/%.o $(support_objects) $(BUILD)/libheddle.a
 	$(call say,ld)$(CC) $(ALL_LDFLAGS) $^ $(shell $(PKG_CONFIG) --libs check) $(LIBS) -o $@
 
@@ -109,11 +158,23 @@ examples: $(example_programs) ## example programs
 check: all tests examples ## build and run every test; ONLY=pattern picks some
 	@CC='$(CC)' CXX='$(CXX)' SAN='$(SAN)' RANKS='$(RANKS)' tests/run.sh $(BUILD) $(ONLY)
 
+# One GPU will do: ranks share it. NP='2 4 8' replaces the tests' own numbers of ranks; HEDDLE_TRANSPORT
+# is nccl or staged.
+check-gpu: all tests ## the suite on the GPU; NP='2 4 8', ONLY=pattern
+	@HEDDLE_DEVICE=cuda NP='$(NP)' CC='$(CC)' CXX='$(CXX)' SAN='$(SAN)' tests/run.sh $(BUILD) $(ONLY)
+
+bench-gpu: all ## speed on the GPU beside PyTorch
+	@HEDDLE_DEVICE=cuda tools/bench_gpu.sh $(BUILD)
+
 lint: ## rules of the house that a compiler does not check
 	@CC='$(CC)' CXX='$(CXX)' tests/lint/lint.sh
 
 format: ## clang-format 14 on every source file
 	find lib comm parallel include launcher examples tests -name '*.[ch]' -o -name '*.cc' -o -name '*.cu' | xargs clang-format -i
+
+docs: $(BUILD)/heddle ## manual page and table of keys, as the program prints them
+	$(BUILD)/heddle --man >docs/man/heddle.1
+	$(BUILD)/heddle --keys >docs/guide/config-keys.md
 
 bench: all ## speed of training, sampling and start-up
 	@tools/bench.sh $(BUILD)
@@ -149,13 +210,14 @@ clean: ## remove build/
 	rm -rf build
 
 show: ## the configuration
+	@echo "CUDA=$(CUDA) CUDA_HOME=$(CUDA_HOME) ARCHS=$(ARCHS) missing=$(cuda_missing)"
 	@echo "VERSION=$(VERSION) CC=$(CC) OPT=$(OPT) GEMM=$(GEMM) SAN=$(SAN) BUILD=$(BUILD) LIBS=$(LIBS)"
 	@echo "CPPFLAGS=$(CPPFLAGS)"
 	@echo "CFLAGS=$(ALL_CFLAGS)"
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "  %-10s %s\n", $$1, $$2 }'
-	@echo "variables: PREFIX DESTDIR CC OPT GEMM=dnnl|cblas WERROR=1 SAN=address,undefined RANKS='1 2 4' V=1"
+	@echo "variables: CUDA=0|1 ARCHS='80 86 89 90'|native CUDA_HOME PREFIX DESTDIR CC OPT GEMM=dnnl|cblas WERROR=1 SAN=address,undefined RANKS='1 2 4' V=1"
 
 .SECONDARY:
 -include $(objects:.o=.d)

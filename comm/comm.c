@@ -266,7 +266,7 @@ hd_status hd_comm_test(hd_comm *comm, hd_request *request, bool *done)
 
 /* A waiting rank must not take the core from one that computes: look again at once for a while, then
  * offer the core, then sleep. */
-static void back_off(int64_t look, int spins)
+void hdi_comm_back_off(int64_t look, int spins)
 {
     const int yields = 16, short_naps = 32;
     if (look < spins) return;
@@ -288,10 +288,14 @@ hd_status hd_comm_wait(hd_comm *comm, hd_request *request)
         HD_RETURN_IF_ERROR(hd_comm_test(comm, request, &done));
         if (done) return HD_OK;
         if (look < comm->spins) continue;
+        if (comm->transport->keeps_deadline) {
+            hdi_comm_back_off(look, comm->spins);
+            continue;
+        }
         double now = hdi_clock_seconds();
         if (deadline == 0) deadline = now + comm->deadline_seconds;
         if (now >= deadline) break;
-        back_off(look, comm->spins);
+        hdi_comm_back_off(look, comm->spins);
     }
     char text[1024];
     comm->transport->describe(comm, request, text, sizeof text);
@@ -311,6 +315,31 @@ hd_status hd_comm_barrier(hd_comm *comm)
 void hdi_comm_progress(hd_comm *comm)
 {
     if (comm && comm->transport->progress) comm->transport->progress(comm);
+}
+
+hd_status hdi_comm_order(hd_comm *comm, hd_request *request)
+{
+    if (!request->id) return HD_OK;
+    if (comm->transport->order) return comm->transport->order(comm, request);
+    return hd_comm_wait(comm, request);
+}
+
+hd_status hdi_comm_settle(hd_comm *comm)
+{
+    return comm && comm->transport->settle ? comm->transport->settle(comm) : HD_OK;
+}
+
+void hdi_comm_set_label(hd_comm *comm, const hd_request *request, const hdi_comm_label *label)
+{
+    if (request->id && comm->transport->label) comm->transport->label(comm, request, label);
+}
+
+hd_status hdi_comm_local(hd_comm *comm, int *rank, int *size)
+{
+    if (comm && comm->transport->local) return comm->transport->local(comm, rank, size);
+    *rank = 0;
+    *size = 1;
+    return HD_OK;
 }
 
 hd_status hdi_comm_gather(hd_comm *comm, size_t record_bytes)

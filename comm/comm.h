@@ -7,14 +7,22 @@
 
 #define HDI_COMM_CHANNELS 16
 
+/* Where in the caller's work a posted operation belongs, for messages. The texts live as long as the
+ * operation; NULL: not known. */
+typedef struct hdi_comm_label {
+    const char *program, *scope;
+    int op; /* of the program, or the micro-batch where there is no scope */
+} hdi_comm_label;
+
 /* Posts have checked arguments. They set *out to a request, or to a zeroed one if complete. */
 typedef struct hdi_transport {
-    const char *name; /* "self" or "mpi", for messages and test names */
+    const char *name; /* "self", "mpi", "nccl" or "staged", for messages and test names */
 
     hd_status (*create_world)(double deadline_seconds, hd_comm **out);
     hd_status (*split)(hd_comm *comm, int color, int key, hd_comm **out);
     void (*destroy)(hd_comm *comm); /* takes a half-built one; ends with hdi_comm_delete */
     void (*abort)(hd_comm *comm, int code);
+    hd_status (*local)(hd_comm *comm, int *rank, int *size); /* NULL: alone */
 
     hd_status (*send)(hd_comm *comm, const void *data, size_t bytes, int peer, int channel,
                       hd_request *out);
@@ -35,6 +43,17 @@ typedef struct hdi_transport {
 
     /* Let posted operations advance while the caller computes. NULL: they advance by themselves. */
     void (*progress)(hd_comm *comm);
+
+    /* Transports of device memory. Posts start after what the device's stream holds at that moment.
+     * order: what is queued on that stream from here on runs after the operation; the request is
+     * over for its caller. NULL: wait for it. settle: wait on the host until all that was ordered on
+     * the device is over. NULL: nothing outlives its request. label: NULL: unused. */
+    hd_status (*order)(hd_comm *comm, hd_request *request);
+    hd_status (*settle)(hd_comm *comm);
+    void (*label)(hd_comm *comm, const hd_request *request, const hdi_comm_label *label);
+
+    /* test itself fails with HD_ERROR_TIMEOUT: the deadline runs from when the device is ready. */
+    bool keeps_deadline;
 
     /* The operation and the peers it still waits for, for messages. */
     void (*describe)(hd_comm *comm, const hd_request *request, char *text, size_t bytes);
@@ -72,6 +91,18 @@ void hdi_comm_set_name(hd_comm *comm, const char *name);
 /* Call now and then during long computations: MPI moves bytes only inside its calls. Local; takes
  * NULL. */
 void hdi_comm_progress(hd_comm *comm);
+
+/* As the transport's slots of these names say; NULL slots are provided for. settle takes NULL. */
+hd_status hdi_comm_order(hd_comm *comm, hd_request *request);
+hd_status hdi_comm_settle(hd_comm *comm);
+void hdi_comm_set_label(hd_comm *comm, const hd_request *request, const hdi_comm_label *label);
+
+/* What a rank does before it looks for the `look`-th time: nothing for `spins` looks, then it offers its
+ * core, then it sleeps a little. */
+void hdi_comm_back_off(int64_t look, int spins);
+
+/* This rank's place among the ranks that share memory with it, and their number. Collective. */
+hd_status hdi_comm_local(hd_comm *comm, int *rank, int *size);
 
 /* Every rank's record of `record_bytes`, at most HDI_COMM_RECORD, in rank order in comm->records,
  * where the caller has put its own at rank x record_bytes. Waits; allocates nothing. Collective. */

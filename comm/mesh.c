@@ -2,6 +2,7 @@
 #include <heddle/mesh.h>
 
 #include "comm/comm.h"
+#include "comm/mesh.h"
 #include "core/checked.h"
 #include "core/error.h"
 #include "core/memory.h"
@@ -12,6 +13,7 @@ struct hd_mesh {
     int strides[HD_AXES];    /* how far apart in rank neighbours on the axis are */
     hd_comm *world;          /* borrowed; NULL on a fake mesh */
     hd_comm *comms[HD_AXES]; /* owned */
+    hdi_mesh_device device;  /* its communicators end with detach */
 };
 
 static const char *const axis_names[HD_AXES] = {
@@ -133,6 +135,7 @@ hd_status hd_mesh_create_fake(int rank, int ranks, const hd_mesh_options *option
 void hd_mesh_destroy(hd_mesh *mesh)
 {
     if (!mesh) return;
+    hdi_mesh_detach(mesh);
     for (int axis = HD_AXIS_TENSOR; axis < HD_AXES; axis++)
         hd_comm_destroy(mesh->comms[axis]);
     hdi_free(mesh);
@@ -170,4 +173,22 @@ hd_comm *hd_mesh_comm(const hd_mesh *mesh, hd_axis axis)
     if (!mesh) return NULL;
     if (axis == HD_AXIS_NONE) return mesh->world;
     return is_axis(axis) ? mesh->comms[axis] : NULL;
+}
+
+void hdi_mesh_attach(hd_mesh *mesh, const hdi_mesh_device *device)
+{
+    mesh->device = *device;
+}
+
+void hdi_mesh_detach(hd_mesh *mesh)
+{
+    const hdi_mesh_device device = mesh->device;
+    mesh->device = (hdi_mesh_device){0};
+    if (device.detach) device.detach(device.user);
+}
+
+hd_comm *hd_mesh_device_comm(const hd_mesh *mesh, hd_axis axis)
+{
+    if (!mesh || axis < HD_AXIS_NONE || axis >= HD_AXES) return NULL;
+    return mesh->device.comms[axis] ? mesh->device.comms[axis] : hd_mesh_comm(mesh, axis);
 }

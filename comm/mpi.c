@@ -266,6 +266,20 @@ static hd_status mpi_split(hd_comm *comm, int color, int key, hd_comm **out)
     return HD_OK;
 }
 
+/* The split blocks: come here soon after something that all ranks have passed. */
+static hd_status mpi_local(hd_comm *comm, int *rank, int *size)
+{
+    HD_RETURN_IF_ERROR(hd_comm_barrier(comm));
+    MPI_Comm local;
+    HD_RETURN_IF_ERROR(hdi_mpi_status(MPI_Comm_split_type(state_of(comm)->mpi, MPI_COMM_TYPE_SHARED,
+                                                          comm->rank, MPI_INFO_NULL, &local),
+                                      comm, "MPI_Comm_split_type"));
+    MPI_Comm_rank(local, rank);
+    MPI_Comm_size(local, size);
+    MPI_Comm_free(&local);
+    return HD_OK;
+}
+
 static void mpi_abort(hd_comm *comm, int code)
 {
     (void)comm;
@@ -385,25 +399,6 @@ static hd_status mpi_all_to_all(hd_comm *comm, const void *send, const int64_t *
     return hdi_mpi_end(pool, operation, status, out);
 }
 
-static MPI_Datatype mpi_type(hd_dtype dtype)
-{
-    switch (dtype) {
-    case HD_DTYPE_F32: return MPI_FLOAT;
-    case HD_DTYPE_F64: return MPI_DOUBLE;
-    case HD_DTYPE_I32: return MPI_INT32_T;
-    default: return MPI_INT64_T;
-    }
-}
-
-static MPI_Op mpi_op(hd_reduce op)
-{
-    switch (op) {
-    case HD_REDUCE_MAX: return MPI_MAX;
-    case HD_REDUCE_MIN: return MPI_MIN;
-    default: return MPI_SUM;
-    }
-}
-
 static hd_status mpi_all_reduce(hd_comm *comm, void *inout, int64_t count, hd_dtype dtype,
                                 hd_reduce op, hd_request *out)
 {
@@ -422,7 +417,7 @@ static hd_status mpi_all_reduce(hd_comm *comm, void *inout, int64_t count, hd_dt
         if (status == HD_OK)
             status = hdi_mpi_status(
                 MPI_Iallreduce(MPI_IN_PLACE, (char *)inout + (size_t)at * element, (int)piece,
-                               mpi_type(dtype), mpi_op(op), state->mpi, request),
+                               hdi_mpi_type(dtype), hdi_mpi_op(op), state->mpi, request),
                 comm, "all_reduce");
     }
     return hdi_mpi_end(world->pool, operation, status, out);
@@ -488,6 +483,7 @@ const hdi_transport hdi_transport_mpi = {
     .split = mpi_split,
     .destroy = mpi_destroy,
     .abort = mpi_abort,
+    .local = mpi_local,
     .send = mpi_send,
     .recv = mpi_recv,
     .all_reduce = mpi_all_reduce,

@@ -45,6 +45,25 @@ hd_status hdi_mpi_status(int code, const hd_comm *comm, const char *what)
                      comm->size, what, text);
 }
 
+MPI_Datatype hdi_mpi_type(hd_dtype dtype)
+{
+    switch (dtype) {
+    case HD_DTYPE_F32: return MPI_FLOAT;
+    case HD_DTYPE_F64: return MPI_DOUBLE;
+    case HD_DTYPE_I32: return MPI_INT32_T;
+    default: return MPI_INT64_T;
+    }
+}
+
+MPI_Op hdi_mpi_op(hd_reduce op)
+{
+    switch (op) {
+    case HD_REDUCE_MAX: return MPI_MAX;
+    case HD_REDUCE_MIN: return MPI_MIN;
+    default: return MPI_SUM;
+    }
+}
+
 hd_status hdi_mpi_begin(hdi_mpi_pool *pool, hd_comm *comm, const char *name, size_t bytes,
                         int channel, hdi_mpi_operation **out)
 {

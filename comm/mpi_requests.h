@@ -38,6 +38,10 @@ void hdi_mpi_pool_destroy(hdi_mpi_pool *pool); /* takes NULL */
 /* HD_OK, or HD_ERROR_COMM with MPI's text. */
 hd_status hdi_mpi_status(int code, const hd_comm *comm, const char *what);
 
+/* Of what an all-reduce takes. */
+MPI_Datatype hdi_mpi_type(hd_dtype dtype);
+MPI_Op hdi_mpi_op(hd_reduce op);
+
 /* Start an operation, add parts (post into the address that comes back), and end it with the status
  * of the posts: a request, or everything given up. */
 hd_status hdi_mpi_begin(hdi_mpi_pool *pool, hd_comm *comm, const char *name, size_t bytes,

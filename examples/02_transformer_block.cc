@@ -72,13 +72,15 @@ int main()
     hd_mesh *mesh;
     hd_context *context;
     hd_trainer *trainer;
-    hd_mesh_options axes = {};
+    const hd_context_options device = {"auto", 0, 1, true}; // ranks may share a GPU
     hd_trainer_options options = {};
     check(hd_comm_create_world(nullptr, &world));
-    axes.pipeline = hd_comm_size(world);
+    const hd_mesh_options axes = {1, 1, 1, hd_comm_size(world)}; // the last is the pipeline
     check(hd_mesh_create(world, &axes, &mesh));
-    check(hd_context_create(nullptr, &context));
+    check(hd_context_create_ranked(world, &device, &context));
+    check(hd_mesh_attach(mesh, context, HD_DEVICE_TRANSPORT_AUTO));
     options.build = build;
+    options.backend = hd_context_backend(context);
     options.layers = 4;
     options.mesh = mesh;
     options.sequences = kSequences;

@@ -18,6 +18,7 @@ typedef struct job_request {
     int ranks;             /* plan */
     int64_t shard_bytes;   /* convert */
     const char *directory; /* plan */
+    bool share_gpu;
     bool print, show_config, quiet, verbose;
 } job_request;
 
@@ -38,7 +39,15 @@ extern const command_row commands[];
 const command_row *find_command(const char *name);
 
 /* Keys of options without a short letter. */
-enum { KEY_RANKS = 256, KEY_PRINT, KEY_DIRECTORY, KEY_PROMPT, KEY_SHARD_BYTES, KEY_SHOW_CONFIG };
+enum {
+    KEY_RANKS = 256,
+    KEY_PRINT,
+    KEY_DIRECTORY,
+    KEY_PROMPT,
+    KEY_SHARD_BYTES,
+    KEY_SHOW_CONFIG,
+    KEY_SHARE_GPU
+};
 
 /* Options that every command has; those with a configuration have one more. */
 extern const struct argp_option common_options[], config_options[];

@@ -61,6 +61,7 @@ const struct argp_option config_options[] = {
     {.name = "show-config",
      .key = KEY_SHOW_CONFIG,
      .doc = "print the configuration as it would be used, and stop"},
+    {.name = "share-gpu", .key = KEY_SHARE_GPU, .doc = "run.share_gpu=true"},
     {0}};
 
 static const struct argp_option generate_options[] = {

@@ -95,5 +95,5 @@ int main(int argc, char **argv)
         return EXIT_USAGE;
     }
     const command_row *command = find_command(argv[1]);
-    return command ? run_command(command, argc - 1, argv + 1) : unknown_command(argv[1]);
+    return leave(command ? run_command(command, argc - 1, argv + 1) : unknown_command(argv[1]));
 }

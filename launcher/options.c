@@ -106,6 +106,7 @@ static error_t parse_option(int key, char *text, struct argp_state *state)
     case KEY_SHOW_CONFIG: request->show_config = true; return 0;
     case KEY_PRINT: request->print = true; return 0;
     case KEY_DIRECTORY: request->directory = text; return 0;
+    case KEY_SHARE_GPU: request->share_gpu = true; return 0;
     case KEY_PROMPT: request->prompts[request->prompt_count++] = text; return 0;
     case KEY_RANKS:
         if (!parse_count(text, 1 << 20, &count))
@@ -187,21 +188,23 @@ static bool parse_rest(const command_row *command, split_words *words, job_reque
 /* generate.prompts as a JSON list, so that commas and quotes in a prompt stay what they are. */
 static hd_status set_prompts(const job_request *request)
 {
-    size_t bytes = 3;
-    for (int i = 0; i < request->prompt_count; i++)
-        bytes += 6 * strlen(request->prompts[i]) + 4;
-    char *list = malloc(bytes), *at = list;
-    if (!list) return HD_ERROR_MEMORY;
-    *at++ = '[';
+    char *list = NULL;
+    size_t bytes;
+    FILE *out = open_memstream(&list, &bytes);
+    if (!out) return HD_ERROR_MEMORY;
     for (int i = 0; i < request->prompt_count; i++) {
-        at += sprintf(at, "%s\"", i ? "," : "");
+        fprintf(out, "%s\"", i ? "," : "[");
         for (const char *c = request->prompts[i]; *c; c++) {
             const bool is_plain = (unsigned char)*c >= ' ' && *c != '"' && *c != '\\';
-            at += sprintf(at, is_plain ? "%c" : "\\u%04x", *c);
+            fprintf(out, is_plain ? "%c" : "\\u%04x", *c);
         }
-        *at++ = '"';
+        fputc('"', out);
     }
-    memcpy(at, "]", 2);
+    fputc(']', out);
+    if (fclose(out) != 0) {
+        free(list);
+        return HD_ERROR_MEMORY;
+    }
     const hd_status status = hd_config_set(request->config, "generate.prompts", list);
     free(list);
     return status;
@@ -215,6 +218,8 @@ static hd_status make_config(const split_words *words, job_request *out)
     for (int i = 0; i < words->override_count && status == HD_OK; i++)
         status = hd_config_set(out->config, words->overrides[i].key, words->overrides[i].value);
     if (status == HD_OK && out->prompt_count) status = set_prompts(out);
+    if (status == HD_OK && out->share_gpu)
+        status = hd_config_set(out->config, "run.share_gpu", "true");
     return status;
 }
 

@@ -24,6 +24,10 @@ int usage_error(const char *format, ...) HD_PRINTF(1, 2);
  * moment for that. Those that are still there, each at its own time, say what they have seen. */
 int report_failure(hd_status status);
 
+/* The value of main. A rank that failed leaves at once: what other libraries do at exit may wait for
+ * peers, and the launcher ends them only when this rank is gone. */
+int leave(int status);
+
 /* hd_progress_fn and hd_write_fn of the jobs. */
 bool show_progress(void *user, const hd_progress *progress);
 void end_progress(void);

@@ -181,12 +181,29 @@ static void merge(reducer *r)
     hdi_program_index(program);
 }
 
+/* A parameter without a gradient would be updated by whatever its bytes hold. */
+static void check_gradients(hd_program *program, int index, const hdi_layout *layout)
+{
+    for (int u = 0; u < program->use_count; u++) {
+        int entry = hdi_layout_find(layout, program->uses[u].name);
+        bool found = false;
+        for (int i = 0; i < layout->instance_count; i++)
+            found = found ||
+                    (layout->instances[i].program == index && layout->instances[i].entry == entry);
+        if (!found)
+            hd_program_fail(program, HD_ERROR_ARGUMENT,
+                            "parameter '%s' has no gradient: the loss does not depend on it",
+                            program->uses[u].name);
+    }
+}
+
 void hdi_data_reduce(hd_program *program, int index, const hdi_layout *layout)
 {
+    check_gradients(program, index, layout);
     if (program->status != HD_OK || (layout->shards == 1 && !program->exact)) return;
     reducer r = {.program = program, .layout = layout, .original_ops = program->op_count};
     collect_runs(&r, index);
-    qsort(r.runs, (size_t)r.run_count, sizeof *r.runs, earlier_run);
+    if (r.run_count) qsort(r.runs, (size_t)r.run_count, sizeof *r.runs, earlier_run);
     r.after_capacity = program->op_count + 4 * r.run_count;
     r.after = hdi_alloc_array((size_t)r.after_capacity, sizeof *r.after);
     if (r.after && program->status == HD_OK) {

@@ -8,7 +8,8 @@
  * it travels while the rest computes: in exact mode the bucket first joins its partial sums
  * (gradient_fold); in the last micro-batch shards go to their owners by all-to-all, are summed in
  * the fixed tree over data ranks, and, unless the optimizer state is sharded, gathered again.
- * `layout` must outlive the program. Sticky errors of the program apply. */
+ * `layout` must outlive the program. Sticky errors of the program apply; a parameter that the loss
+ * does not depend on is one. */
 void hdi_data_reduce(hd_program *program, int index, const hdi_layout *layout);
 
 /* The gradient level that local micro-batch `micro_batch` of `count` writes, and how often it then

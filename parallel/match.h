@@ -10,7 +10,9 @@ typedef struct hdi_call {
     hd_axis axis;
     int64_t elements;
     hd_dtype dtype;
-    const char *program, *what; /* borrowed, for messages */
+    const int64_t *send, *recv; /* elements to and from each rank of the axis, or NULL; borrowed
+                                   from the program, as what follows */
+    const char *program, *what; /* for messages */
 } hdi_call;
 
 typedef struct hdi_calls {
@@ -22,8 +24,8 @@ typedef struct hdi_calls {
 hd_status hdi_calls_add(hdi_calls *calls, const hd_program *program, hdi_phase phase);
 void hdi_calls_free(hdi_calls *calls);
 
-/* Compare every rank's calls [rank] with those of the first rank of each group it is in.
- * meshes[rank] may be fake. HD_ERROR_INTERNAL names axis, ranks, position and both calls. */
+/* Compare every rank's calls [rank] with those of the others on each axis: kind, elements, dtype,
+ * and that what one sends is what the other receives. meshes[rank] may be fake. HD_ERROR_INTERNAL names axis, ranks, position and both calls. */
 hd_status hdi_calls_match(const hdi_calls *calls, hd_mesh *const *meshes, int ranks);
 
 #endif

@@ -2,6 +2,7 @@
  * need. */
 #include "parallel/pipeline.h"
 
+#include "comm/comm.h"
 #include "core/error.h"
 #include "core/memory.h"
 #include "parallel/data.h"
@@ -30,7 +31,7 @@ hd_status hdi_pipeline_create(const hdi_schedule *schedule, const hdi_pipeline_c
     if (!pipeline) return hdi_error(HD_ERROR_MEMORY, "pipeline: out of host memory");
     *pipeline =
         (hdi_pipeline){.schedule = schedule, .chunks = chunks, .mesh = mesh, .exact = exact};
-    pipeline->comm = hd_mesh_comm(mesh, HD_AXIS_PIPELINE);
+    pipeline->comm = hd_mesh_device_comm(mesh, HD_AXIS_PIPELINE);
     size_t count = (size_t)schedule->options.chunks * HDI_SCHEDULE_OPS *
                    (size_t)schedule->options.micro_batches;
     pipeline->requests = hdi_alloc_array(count, sizeof *pipeline->requests);
@@ -93,8 +94,12 @@ static hd_status communicate(hdi_pipeline *pipeline, hd_session *session,
     size_t bytes = hd_tensor_get(chunk->program, tensor)->bytes;
     hd_request *request = request_of(pipeline, row->chunk, row->op, row->micro_batch);
     bool send = row->op == HDI_SEND_FORWARD || row->op == HDI_SEND_BACKWARD;
-    return send ? hd_comm_send(pipeline->comm, data, bytes, row->peer, (int)row->channel, request)
-                : hd_comm_recv(pipeline->comm, data, bytes, row->peer, (int)row->channel, request);
+    HD_RETURN_IF_ERROR(
+        send ? hd_comm_send(pipeline->comm, data, bytes, row->peer, (int)row->channel, request)
+             : hd_comm_recv(pipeline->comm, data, bytes, row->peer, (int)row->channel, request));
+    hdi_comm_set_label(pipeline->comm, request,
+                       &(hdi_comm_label){.program = chunk->program->name, .op = row->micro_batch});
+    return HD_OK;
 }
 
 /* Wait until the input of a compute row is here and the slot of its output is free. */
@@ -112,8 +117,8 @@ static hd_status wait_before(hdi_pipeline *pipeline, const hdi_schedule_row *row
                              : NULL;
     if (!in->id && !(reused && reused->id)) return HD_OK;
     double begin = hdi_trace_now();
-    HD_RETURN_IF_ERROR(hd_comm_wait(pipeline->comm, in));
-    if (reused) HD_RETURN_IF_ERROR(hd_comm_wait(pipeline->comm, reused));
+    HD_RETURN_IF_ERROR(hdi_comm_order(pipeline->comm, in));
+    if (reused) HD_RETURN_IF_ERROR(hdi_comm_order(pipeline->comm, reused));
     hdi_trace_record(trace, &(hdi_trace_event){.name = "wait",
                                                .category = HDI_TRACE_COMM,
                                                .micro_batch = row->micro_batch,
@@ -187,6 +192,6 @@ hd_status hdi_pipeline_run(hdi_pipeline *pipeline, hd_session *session, hdi_trac
     }
     int requests = schedule->options.chunks * HDI_SCHEDULE_OPS * schedule->options.micro_batches;
     for (int i = 0; i < requests; i++)
-        HD_RETURN_IF_ERROR(hd_comm_wait(pipeline->comm, &pipeline->requests[i]));
+        HD_RETURN_IF_ERROR(hdi_comm_order(pipeline->comm, &pipeline->requests[i]));
     return HD_OK;
 }

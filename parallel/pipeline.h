@@ -25,8 +25,8 @@ void hdi_pipeline_destroy(hdi_pipeline *pipeline); /* takes NULL */
 void hdi_pipeline_set_slots(const hdi_schedule *schedule, int chunk,
                             const hdi_pipeline_chunk *tensors);
 
-/* Run the whole table once. Returns when all sends are over; gradient communication may still be
- * under way. `trace` may be NULL. Allocates nothing. Collective over the pipeline axis. */
+/* Run the whole table once. On return all sends are over, or on a GPU queued; gradient communication
+ * may still be under way. `trace` may be NULL. Allocates nothing. Collective over the pipeline axis. */
 hd_status hdi_pipeline_run(hdi_pipeline *pipeline, hd_session *session, hdi_trace *trace,
                            int64_t step);
 

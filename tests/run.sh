@@ -2,6 +2,7 @@
 # Run the test programs of a build and the test scripts; the last line is "N passed, N failed".
 # Usage: tests/run.sh [BUILD_FOLDER [NAME_PATTERN]], from the root of the source.
 # RANKS: the numbers of ranks for tests/multi, unless the test's source says /* ranks: 2 4 */.
+# HEDDLE_DEVICE=cuda: on the GPU, and tests/gpu, too. NP: numbers of ranks, whatever the sources say.
 # SAN: the sanitizers it was built with. TEST_TIMEOUT: seconds for each program. JOBS: unit programs at once.
 set -u
 
@@ -111,6 +112,18 @@ programs() { # folder: its test programs, by the sources, so that one that was n
     done
 }
 
+ranks_of() { # folder name: the numbers that its source asks for
+    sed -nE 's|.*/\* ranks: ([0-9 ]+) \*/.*|\1|p' "tests/$1/$2.c" | head -n 1
+}
+
+run_on_ranks() { # folder name numbers
+    local n
+    for n in ${NP:-${3:-$ranks}}; do
+        run "$1/$2 on $n" mpirun "${mpirun_flags[@]}" -np "$n" "$build/tests/$1/$2"
+        count "$1/$2 on $n"
+    done
+}
+
 start=$EPOCHREALTIME
 
 names=$(programs unit)
@@ -128,12 +141,20 @@ if [ -n "$names" ] && ! command -v mpirun >/dev/null; then
     names=
 fi
 for name in $names; do
-    own=$(sed -nE 's|.*/\* ranks: ([0-9 ]+) \*/.*|\1|p' "tests/multi/$name.c" | head -n 1)
-    for n in ${own:-$ranks}; do
-        run "multi/$name on $n" mpirun "${mpirun_flags[@]}" -np "$n" "$build/tests/multi/$name"
-        count "multi/$name on $n"
-    done
+    run_on_ranks multi "$name" "$(ranks_of multi "$name")"
 done
+
+if [ "${HEDDLE_DEVICE:-cpu}" = cuda ]; then
+    for name in $(programs gpu); do
+        own=$(ranks_of gpu "$name")
+        if [ -n "$own" ]; then
+            run_on_ranks gpu "$name" "$own"
+        else
+            run "gpu/$name" "$build/tests/gpu/$name"
+            count "gpu/$name"
+        fi
+    done
+fi
 
 for script in tests/scripts/test_*.sh; do
     name=${script##*/}

@@ -19,8 +19,9 @@ typedef struct hd_generator_options {
     hd_build_fn build; /* called with HD_PURPOSE_GENERATE; the last stage makes output "logits" */
     void *user;        /* borrowed */
     int layers;
-    const hd_mesh *mesh;     /* borrowed; NULL: one rank; a fake one serves planning only */
-    const int *stage_layers; /* [pipeline] layers of each stage; NULL: balanced by cost */
+    const hd_mesh *mesh;       /* borrowed; NULL: one rank; a fake one serves planning only */
+    const hd_backend *backend; /* that will run it, of hd_context_backend; NULL: the CPU's */
+    const int *stage_layers;   /* [pipeline] layers of each stage; NULL: balanced by cost */
     int64_t capacity; /* tokens of the longest sequence, prompt and generated ones together */
     int64_t prefill;  /* prompt tokens that one pass takes; zero means 32 */
     int slots; /* sequences in flight on each data rank, at most 256; zero: twice the stages. Fewer

@@ -51,19 +51,21 @@ typedef bool (*hd_progress_fn)(void *user, const hd_progress *progress);
 HD_API size_t hd_progress_format(const hd_progress *progress, int columns, char *out, size_t bytes);
 
 typedef struct hd_train_result {
-    int64_t steps;          /* at the end, those before a resume included */
-    double loss;            /* of the last step */
-    double validation_loss; /* of the last validation; NaN if there was none */
-    double entropy;         /* of the corpus: nats per token of its unigram distribution */
+    int64_t steps;             /* at the end, those before a resume included */
+    double loss;               /* of the last step */
+    double validation_loss;    /* of the last validation; NaN if there was none */
+    double entropy;            /* of the corpus: nats per token of its unigram distribution */
     double first_step_seconds; /* from the start of the process to the end of the first step */
     double tokens_per_second;  /* over all steps but the first */
     uint64_t weights_hash;
-    char directory[1024];   /* of the run */
+    char directory[1024]; /* of the run */
 } hd_train_result;
 
 /* Train as configured: data, model, layout, schedule, checkpoints, all outputs in the run
  * directory. Resumes from the newest good checkpoint there unless told otherwise. Collective over
- * all ranks that the launcher started. HD_ERROR_INTERRUPTED after a save on SIGUSR1 or SIGTERM. */
+ * all ranks that the launcher started. HD_ERROR_INTERRUPTED after a save on SIGUSR1 or SIGTERM. A
+ * rank that fails alone returns at once and leaves MPI as it is: end the process with a status that
+ * is not zero, and mpirun ends the others, which else fail after run.deadline. */
 HD_API hd_status hd_train_run(const hd_config *config, hd_progress_fn progress, void *user,
                               hd_train_result *out);
 

@@ -46,6 +46,10 @@ HD_API int hd_mesh_peer(const hd_mesh *mesh, hd_axis axis, int index);
  * NULL on a fake mesh. Local. */
 HD_API hd_comm *hd_mesh_comm(const hd_mesh *mesh, hd_axis axis);
 
+/* The communicator that moves what lies in the memory of the device that hd_mesh_attach gave the mesh;
+ * without one, or on the CPU, hd_mesh_comm's. Borrowed. Local. */
+HD_API hd_comm *hd_mesh_device_comm(const hd_mesh *mesh, hd_axis axis);
+
 /* "data", "pipeline", ... Local. */
 HD_API const char *hd_axis_name(hd_axis axis);
 

@@ -82,7 +82,9 @@ HD_API hd_tensor hd_attention_cached(hd_program *program, hd_tensor qkv,
 
 /* Cross-entropy of logits [rows, classes] against targets I32 [rows]; negative targets are ignored.
  * Returns the output "loss" F64 [2]: the sum over rows and the number of targets that count. To be
- * given to hd_program_backward; the gradient is that of the sum. */
+ * given to hd_program_backward; the gradient is that of the sum. In a program for training, F16
+ * logits' gradient is multiplied by the input "loss_scale" F32 [1], which is then declared, so that
+ * small gradients stay above what F16 can hold. */
 HD_API hd_tensor hd_cross_entropy(hd_program *program, hd_tensor logits, hd_tensor targets);
 
 /* Row *count - 1 of x [rows, columns]: [1, columns]. `count` is I32 [1]. No gradient. */

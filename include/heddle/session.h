@@ -15,12 +15,38 @@ typedef struct hd_context_options {
     const char *device; /* "cpu", "cuda" or "auto"; NULL means "auto" */
     int ordinal;        /* of the GPU on this host */
     int threads;        /* of the CPU backend; zero means 1 */
+    bool share_gpu;     /* hd_context_create_ranked: several ranks may have one GPU, for tests */
 } hd_context_options;
 
-/* One device of this process. Local. */
+/* One device of this process. `options` may be NULL: the defaults. Local. */
 HD_API hd_status hd_context_create(const hd_context_options *options, hd_context **out);
 HD_API void hd_context_destroy(hd_context *context); /* takes NULL; after its sessions */
 HD_API const char *hd_context_device(const hd_context *context);
+
+/* The backend that a device's name ("cpu", "cuda", "auto"; NULL: "auto") means on this machine, for
+ * plans that nobody runs here. Static. Local. */
+HD_API hd_status hd_backend_find(const char *device, const hd_backend **out);
+
+/* What plans for this device must be made with: workspaces follow from it. Static. Local. */
+HD_API const hd_backend *hd_context_backend(const hd_context *context);
+
+/* hd_context_create on the GPU that falls to this rank: the only one that it sees, or the one of its place among
+ * the ranks of its host; options->ordinal is not read. HD_ERROR_MISMATCH, on all ranks, if two of
+ * them have one GPU (unless options->share_gpu) or only some have any; it names ranks and host.
+ * Collective. */
+HD_API hd_status hd_context_create_ranked(hd_comm *comm, const hd_context_options *options,
+                                          hd_context **out);
+
+/* How bytes get from one rank's device to another's. */
+typedef enum hd_device_transport {
+    HD_DEVICE_TRANSPORT_AUTO,  /* nccl between GPUs; on the CPU the ranks' own */
+    HD_DEVICE_TRANSPORT_NCCL,  /* from GPU to GPU; sends are between neighbours of the pipeline */
+    HD_DEVICE_TRANSPORT_STAGED /* through pinned host memory and the ranks' own transport */
+} hd_device_transport;
+
+/* Give a mesh communicators for what lies in the context's memory: hd_mesh_device_comm. Ends with
+ * either of the two, sessions first. Collective over the mesh. */
+HD_API hd_status hd_mesh_attach(hd_mesh *mesh, hd_context *context, hd_device_transport transport);
 
 /* Reserve the arena of a finished plan, make tables and clear states. `context`, `plan` and `mesh`
  * (NULL: one rank) are borrowed and must outlive the session. Local. */

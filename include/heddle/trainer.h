@@ -20,11 +20,19 @@ typedef struct hd_adamw_options {
     bool decay_all; /* else parameters of one dim (norms, biases) are left alone */
 } hd_adamw_options;
 
+/* What the optimizer updates when weights have 16 bits. Both kinds train the same weights bit for
+ * bit. */
+typedef enum hd_master {
+    HD_MASTER_F32,      /* an fp32 copy of each weight: 4 bytes */
+    HD_MASTER_REMAINDER /* BF16 only: the 16 bits that the weight leaves of the fp32 value: 2 bytes */
+} hd_master;
+
 typedef struct hd_trainer_options {
     hd_build_fn build; /* called several times, for whole stages and for single layers */
     void *user;        /* borrowed */
     int layers;
     const hd_mesh *mesh;       /* borrowed; a fake one serves planning only */
+    const hd_backend *backend; /* that will run it, of hd_context_backend; NULL: the CPU's */
     int64_t sequences, tokens; /* of a micro-batch */
     int accumulate;            /* micro-batches a step on each data rank; zero means 1 */
     const char
@@ -36,6 +44,10 @@ typedef struct hd_trainer_options {
     bool recompute;          /* each layer's activations are made again in the backward */
     size_t budget, foreign;  /* bytes of device memory; zero budget: no limit */
     int64_t bucket_elements; /* of a gradient bucket; zero means 8 Mi */
+    hd_dtype dtype;          /* of weights and activations: F32 (zero means it), BF16 or F16 */
+    hd_master master;
+    float loss_scale;     /* F16: the first; zero means 32768 */
+    int loss_scale_steps; /* F16: the scale doubles after so many steps without overflow; zero: 1000 */
     hd_adamw_options adamw;
     float clip_norm;      /* global gradient norm; zero: no clipping */
     int validate_batches; /* micro-batches of a validation on each data rank; zero: none */
@@ -47,10 +59,12 @@ typedef hd_status (*hd_feed_fn)(void *user, const char *name, int64_t global_bat
                                 size_t bytes);
 
 typedef struct hd_step_result {
-    double loss;      /* mean over the step's tokens */
-    double tokens;    /* that counted: targets that are not ignored */
-    double grad_norm; /* before clipping, of the mean loss; 0 from hd_trainer_validate */
-    bool skipped;     /* loss or norm was not finite: nothing was updated, on any rank */
+    double loss;       /* mean over the step's tokens */
+    double tokens;     /* that counted: targets that are not ignored */
+    double grad_norm;  /* before clipping, of the mean loss; 0 from hd_trainer_validate */
+    double loss_scale; /* of the step's gradients, divided out of everything here; 1 unless F16 */
+    bool skipped;      /* loss or norm was not finite: nothing was updated, on any rank. In F16 the
+                          loss scale is then halved for the next step */
 } hd_step_result;
 
 /* Build and plan; allocates host memory only. HD_ERROR_BUDGET if it cannot fit. Local: every rank
@@ -76,7 +90,8 @@ HD_API hd_status hd_trainer_validate(hd_trainer *trainer, hd_feed_fn feed, void 
 /* The session, for reading tensors and the high-water mark; borrowed, NULL before start. Local. */
 HD_API hd_session *hd_trainer_session(hd_trainer *trainer);
 
-/* XXH3 over all weights in global order, equal on all ranks: what "same bits" means. Collective. */
+/* XXH3 over all weights in global order, as the forward uses them (16 bits each in BF16 and F16),
+ * equal on all ranks: what "same bits" means. Collective. */
 HD_API hd_status hd_trainer_weights_hash(hd_trainer *trainer, uint64_t *out);
 
 #ifdef __cplusplus

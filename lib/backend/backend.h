@@ -1,7 +1,7 @@
 /* The backend table: what a device can compute. ops/ has checked shapes and dtypes, a backend only
  * computes. Matrices are row-major; `_stride` counts elements between rows. `dtype` is that of the
- * activations and weights of a call (the CPU backend has F32 only); sums, statistics and weight
- * gradients are fp32. Results do not depend on how many threads or blocks computed them. */
+ * activations and weights of a call: F32, F16 or BF16; sums, statistics and weight gradients are
+ * fp32, and what is stored as 16 bits is rounded to the nearest, ties to even. Results do not depend on how many threads or blocks computed them. */
 #ifndef HDI_BACKEND_BACKEND_H
 #define HDI_BACKEND_BACKEND_H
 
@@ -184,12 +184,21 @@ typedef struct hdi_cross_entropy_args {
 /* AdamW (Loshchilov and Hutter, arXiv 1711.05101; eps outside the root, as torch.optim.AdamW):
  * g = gradient * scalars[1]; decoupled decay first. Nothing changes if scalars[4] is 0.
  * scalars (device): [0] learning rate, [1] gradient scale, [2] 1 - beta1^t, [3] 1 - beta2^t,
- * [4] 1 to apply, 0 to skip. With master NULL, weights are F32 and updated themselves. */
+ * [4] 1 to apply, 0 to skip.
+ *
+ * F32 weights are updated themselves (a master, if given, is updated and copied to them). 16-bit weights are what the
+ * updated fp32 value rounds to: F16 with ties to even, BF16 with ties away from zero (why:
+ * core/half.h): NaN -> 0x7fc0, else (bits + 0x8000) >> 16. The value is `master`, or, for BF16 with
+ * a remainder instead, it is put together from the two and taken apart again:
+ *     bits = (weight << 16) + remainder (sign-extended, modulo 2^32)
+ *     remainder = (int16_t)(bits & 0xffff), 0 for NaN
+ * The two kinds give the same weights bit for bit. For 16 bits one of them is given. */
 typedef struct hdi_adamw_args {
     hd_dtype dtype;
     int64_t elements;
     void *weights;
-    float *master; /* fp32 copy that is updated and then rounded to weights; NULL when F32 */
+    float *master;
+    int16_t *remainder;
     float *m, *v;
     const float *gradient;
     const float *scalars;
@@ -263,7 +272,14 @@ struct hd_backend {
     hd_status (*tree_sum)(hd_stream *stream, const float *x, int64_t stride, int parts,
                           int64_t elements, float *out);
     hd_status (*adamw)(hd_stream *stream, const hdi_adamw_args *args);
-    /* out[i] = std * normal(seed, stream_number, first + i), bits equal to hdi_random_normal. */
+    /* 16-bit weights of fp32 values, rounded as adamw does; BF16: the remainder, if not NULL. */
+    hd_status (*split_weights)(hd_stream *stream, hd_dtype dtype, int64_t elements,
+                               const float *values, void *weights, int16_t *remainder);
+    /* The fp32 values of BF16 weights and their remainders. */
+    hd_status (*join_weights)(hd_stream *stream, int64_t elements, const void *weights,
+                              const int16_t *remainder, float *values);
+    /* out[i] = std * normal(seed, stream_number, first + i), bits equal to hdi_random_normal; 16
+     * bits: rounded to the nearest, ties to even. */
     hd_status (*fill_normal)(hd_stream *stream, hd_dtype dtype, void *out, int64_t elements,
                              uint64_t seed, uint64_t stream_number, int64_t first, float std);
 };

@@ -64,7 +64,7 @@ bool hdi_log_enabled(hd_log_level level)
 }
 
 /* Hand `text`, which is changed, to the sinks line by line. */
-static void emit_lines(hd_log_level level, char *text)
+static void emit_lines(hd_log_level level, char *text, int first_sink)
 {
     char lead[32], line[4096 + sizeof lead];
     int rank = atomic_load(&own_rank);
@@ -78,25 +78,38 @@ static void emit_lines(hd_log_level level, char *text)
         char *one = strsep(&rest, "\n");
         if (rest && *rest == '\0') rest = NULL; /* a final newline begins no line */
         snprintf(line, sizeof line, "%s%s", lead, one);
-        for (int s = 0; s < SINKS; s++)
+        for (int s = first_sink; s < SINKS; s++)
             if (sinks[s].write && (int)level <= atomic_load(&sinks[s].level))
                 sinks[s].write(sinks[s].user, level, line);
     }
 }
 
-void hdi_log(hd_log_level level, const char *format, ...)
+static void log_text(hd_log_level level, int first_sink, const char *format, va_list arguments)
 {
     if (inside_sink || !hdi_log_enabled(level)) return;
     char text[4096];
-    va_list arguments;
-    va_start(arguments, format);
     int length = vsnprintf(text, sizeof text, format, arguments);
-    va_end(arguments);
     if (length >= (int)sizeof text) memcpy(text + sizeof text - 4, "...", 4);
 
     pthread_mutex_lock(&sink_mutex);
     inside_sink = true;
-    emit_lines(level, text);
+    emit_lines(level, text, first_sink);
     inside_sink = false;
     pthread_mutex_unlock(&sink_mutex);
+}
+
+void hdi_log(hd_log_level level, const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    log_text(level, PROGRAM, format, arguments);
+    va_end(arguments);
+}
+
+void hdi_log_run(hd_log_level level, const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    log_text(level, RUN, format, arguments);
+    va_end(arguments);
 }

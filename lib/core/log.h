@@ -16,4 +16,7 @@ void hdi_log_attach(hd_log_fn sink, void *user, hd_log_level level);
 /* Log the text, one line per line of it. Allocates nothing: text beyond 4 kB is cut and marked. */
 void hdi_log(hd_log_level level, const char *format, ...) HD_PRINTF(2, 3);
 
+/* The same for the run's files alone: what the program will say itself. */
+void hdi_log_run(hd_log_level level, const char *format, ...) HD_PRINTF(2, 3);
+
 #endif

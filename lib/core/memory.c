@@ -9,15 +9,29 @@
 #include <sys/mman.h>
 
 static atomic_uint_fast64_t allocations;
+static atomic_size_t largest;
+
+static void count_request(size_t bytes)
+{
+    atomic_fetch_add(&allocations, 1);
+    size_t seen = atomic_load(&largest);
+    while (bytes > seen && !atomic_compare_exchange_weak(&largest, &seen, bytes))
+        ;
+}
 
 uint64_t hdi_alloc_count(void)
 {
     return atomic_load(&allocations);
 }
 
+size_t hdi_alloc_take_largest(void)
+{
+    return atomic_exchange(&largest, 0);
+}
+
 void *hdi_alloc(size_t bytes)
 {
-    atomic_fetch_add(&allocations, 1);
+    count_request(bytes);
     return calloc(1, bytes ? bytes : 1);
 }
 
@@ -32,7 +46,7 @@ void *hdi_realloc_array(void *pointer, size_t old_count, size_t count, size_t el
 {
     size_t bytes;
     if (__builtin_mul_overflow(count, element_bytes, &bytes)) return NULL;
-    atomic_fetch_add(&allocations, 1);
+    count_request(bytes);
     char *grown = realloc(pointer, bytes ? bytes : 1);
     if (grown && count > old_count)
         memset(grown + old_count * element_bytes, 0, (count - old_count) * element_bytes);
@@ -47,7 +61,7 @@ void hdi_free(void *pointer)
 void *hdi_map(size_t bytes)
 {
     if (!bytes) bytes = 1;
-    atomic_fetch_add(&allocations, 1);
+    count_request(bytes);
     void *mapped = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (mapped == MAP_FAILED) return NULL;
     (void)madvise(mapped, bytes, MADV_HUGEPAGE); /* a hint: fewer page faults and TLB misses */

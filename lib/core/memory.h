@@ -27,6 +27,9 @@ char *hdi_format(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* Allocations made by this process through these calls since it began. */
 uint64_t hdi_alloc_count(void);
 
+/* Bytes of the largest request since this was last asked: for tests of what is refused in time. */
+size_t hdi_alloc_take_largest(void);
+
 /* Make room for one more element in a growing array: count and capacity are the caller's.
  * Returns false when memory is out. Usage: if (!HDI_GROW(a->items, a->count, a->capacity)) ... */
 #define HDI_GROW(items, count, capacity) \

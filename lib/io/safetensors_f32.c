@@ -3,24 +3,8 @@
 #include <string.h>
 
 #include "core/error.h"
+#include "core/half.h"
 #include "io/safetensors.h"
-
-static float from_bits(uint32_t bits)
-{
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-static float from_half(uint16_t half)
-{
-    const uint32_t sign = (uint32_t)(half & 0x8000) << 16;
-    const uint32_t exponent = half >> 10 & 31, mantissa = half & 1023;
-    if (exponent == 31) return from_bits(sign | 0x7f800000 | mantissa << 13);
-    if (exponent > 0) return from_bits(sign | (exponent + 112) << 23 | mantissa << 13);
-    const float magnitude = (float)mantissa * 0x1p-24f; /* subnormal halves are exact here */
-    return sign ? -magnitude : magnitude;
-}
 
 static void widen(hd_dtype dtype, const unsigned char *data, int64_t count, float *out)
 {
@@ -32,7 +16,7 @@ static void widen(hd_dtype dtype, const unsigned char *data, int64_t count, floa
         } else {
             uint16_t word;
             memcpy(&word, data + 2 * i, sizeof word);
-            out[i] = dtype == HD_DTYPE_F16 ? from_half(word) : from_bits((uint32_t)word << 16);
+            out[i] = hdi_half_to_float(dtype, word);
         }
     }
 }

@@ -17,6 +17,8 @@ extern const int hdi_job_schema_rows;
 /* Names of enums, for hdi_config_enum. */
 typedef enum hdi_job_reduction { HDI_REDUCTION_FAST, HDI_REDUCTION_EXACT } hdi_job_reduction;
 typedef enum hdi_job_recompute { HDI_RECOMPUTE_NONE, HDI_RECOMPUTE_LAYER } hdi_job_recompute;
+typedef enum hdi_job_dtype { HDI_JOB_F32, HDI_JOB_BF16, HDI_JOB_F16 } hdi_job_dtype;
+typedef enum hdi_job_master { HDI_JOB_MASTER_FP32, HDI_JOB_MASTER_REMAINDER } hdi_job_master;
 typedef enum hdi_job_decay { HDI_DECAY_MATRICES, HDI_DECAY_ALL } hdi_job_decay;
 
 #endif

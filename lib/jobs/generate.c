@@ -103,11 +103,14 @@ static hd_status make_generator(job *it)
     const int data = hd_mesh_size(it->mesh, HD_AXIS_DATA);
     const int share = (it->prompts.count + data - 1) / data;
     const int busy = 2 * hd_mesh_size(it->mesh, HD_AXIS_PIPELINE);
+    const hd_backend *backend;
+    HD_RETURN_IF_ERROR(hd_backend_find(hdi_config_string(values, "run.device"), &backend));
     return hd_generator_create(
         &(hd_generator_options){.build = hd_model_build,
                                 .user = it->model,
                                 .layers = hd_model_layers(it->model),
                                 .mesh = it->mesh,
+                                .backend = backend,
                                 .capacity = it->prompts.longest + it->tokens,
                                 .prefill = hdi_config_int(values, "generate.prefill"),
                                 .slots = share < busy ? share : busy,
@@ -118,11 +121,6 @@ static hd_status make_generator(job *it)
 /* All that a rank can do by itself before weights are read. */
 static hd_status prepare(job *it)
 {
-    const hdi_config *values = it->config->values;
-    HD_RETURN_IF_ERROR(
-        hd_context_create(&(hd_context_options){.device = hdi_config_string(values, "run.device"),
-                                                .threads = hdi_job_threads(it->config)},
-                          &it->context));
     HD_RETURN_IF_ERROR(hdi_checkpoint_exists(it->path) ? model_of_checkpoint(it, &it->model)
                                                        : model_of_files(it, &it->model));
     HD_RETURN_IF_ERROR(hdi_prompts_read(it->config, hd_model_vocab(it->model), &it->prompts));
@@ -197,6 +195,7 @@ static hd_status run_job(job *it, hd_write_fn write, void *user)
     const hdi_config *values = it->config->values;
     HD_RETURN_IF_ERROR(hdi_job_open_world(it->config, &it->world));
     HD_RETURN_IF_ERROR(hdi_job_open_mesh(it->config, it->world, &it->mesh));
+    HD_RETURN_IF_ERROR(hdi_job_open_device(it->config, it->world, it->mesh, &it->context));
     HD_RETURN_IF_ERROR(hd_comm_agree(it->world, prepare(it)));
     HD_RETURN_IF_ERROR(hd_generator_start(it->generator, it->context, 0));
     HD_RETURN_IF_ERROR(hd_generator_load(it->generator, it->path));

@@ -48,8 +48,8 @@ static hd_status read_entry(hd_generator *generator, source *from, const hdi_ent
         else
             HD_RETURN_IF_ERROR(
                 hdi_checkpoint_read(from->checkpoint, name, at, count, HD_DTYPE_F32, values));
-        HD_RETURN_IF_ERROR(hdi_session_write_flat(generator->session, HD_DTYPE_F32,
-                                                  entry->first + at, count, values));
+        HD_RETURN_IF_ERROR(
+            hdi_session_write_flat(generator->session, entry->first + at, count, values));
     }
     return HD_OK;
 }

@@ -44,8 +44,8 @@ static hd_status measure_part(hd_generator *generator, part kind, double *flops)
     const hd_generator_options *o = &generator->options;
     hdi_generator_facts *facts = &generator->facts;
     hd_program *program;
-    HD_RETURN_IF_ERROR(
-        hd_program_create(&(hd_program_options){.name = "census", .mesh = o->mesh}, &program));
+    HD_RETURN_IF_ERROR(hd_program_create(
+        &(hd_program_options){.name = "census", .mesh = o->mesh, .backend = o->backend}, &program));
     const hd_tensor x = kind == PART_FIRST ? (hd_tensor){0} : add_x(program, facts, 1);
     const hd_stage stage = {.purpose = HD_PURPOSE_GENERATE,
                             .first_layer = kind == PART_LAST ? o->layers : 0,
@@ -131,7 +131,8 @@ hd_status hdi_generator_build(hd_generator *generator, hdi_generator_pass pass)
     it->tokens = pass == HDI_PASS_PREFILL ? o->prefill : 1;
     HD_RETURN_IF_ERROR(hd_program_create(
         &(hd_program_options){.name = pass == HDI_PASS_PREFILL ? "prefill" : "decode",
-                              .mesh = o->mesh},
+                              .mesh = o->mesh,
+                              .backend = o->backend},
         &it->program));
     if (!first) it->x = add_x(it->program, facts, it->tokens);
     const hd_stage stage = {.purpose = HD_PURPOSE_GENERATE,

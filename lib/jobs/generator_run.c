@@ -24,9 +24,10 @@ typedef struct call {
     int64_t tokens;
     const hd_sampling_options *sampling;
     int32_t *out;
-    hd_comm *comm;  /* along the pipeline; NULL on one rank */
-    int next;       /* prompt that the next free slot takes */
-    int bad_prompt; /* whose logits left no choice; -1: none */
+    hd_comm *comm;   /* along the pipeline; NULL on one rank */
+    hd_comm *device; /* the same for device memory: what stages pass on; tokens travel on comm */
+    int next;        /* prompt that the next free slot takes */
+    int bad_prompt;  /* whose logits left no choice; -1: none */
     int64_t bad_position;
     double busy;
 } call;
@@ -76,21 +77,21 @@ static hd_status post_receive(call *it, int index)
     hdi_generator_slot *slot = &it->generator->slots[index];
     if (slot->prompt < 0 || it->generator->stage == 0) return HD_OK;
     const hdi_generator_program *program = &it->generator->programs[turn_of(it, slot).pass];
-    return hd_comm_recv(it->comm, address(it, program, program->x, index),
+    return hd_comm_recv(it->device, address(it, program, program->x, index),
                         hd_tensor_get(program->program, program->x)->bytes,
                         it->generator->stage - 1, CHANNEL_X, &slot->receive);
 }
 
-static hd_status wait_for(call *it, hd_request *request)
+static hd_status wait_for(hd_comm *comm, hd_request *request)
 {
-    return request->id ? hd_comm_wait(it->comm, request) : HD_OK;
+    return request->id ? hd_comm_wait(comm, request) : HD_OK;
 }
 
 /* The token that was under way for the slot is needed now. */
 static hd_status settle_token(call *it, hdi_generator_slot *slot)
 {
     if (slot->token_place < 0) return HD_OK;
-    HD_RETURN_IF_ERROR(wait_for(it, &slot->token_request));
+    HD_RETURN_IF_ERROR(wait_for(it->comm, &slot->token_request));
     if (it->generator->stage == 0) it->out[slot->token_place] = slot->token;
     slot->token_place = -1;
     return HD_OK;
@@ -176,11 +177,11 @@ static hd_status run_slot(call *it, int index)
     const turn now = turn_of(it, slot);
     const hdi_generator_program *program = &generator->programs[now.pass];
     HD_RETURN_IF_ERROR(settle_token(it, slot));
-    HD_RETURN_IF_ERROR(wait_for(it, &slot->receive));
-    HD_RETURN_IF_ERROR(wait_for(it, &slot->send[now.pass]));
+    HD_RETURN_IF_ERROR(wait_for(it->device, &slot->receive));
+    HD_RETURN_IF_ERROR(wait_for(it->device, &slot->send[now.pass]));
     HD_RETURN_IF_ERROR(compute(it, program, index, &now));
     if (program->out.id)
-        HD_RETURN_IF_ERROR(hd_comm_send(it->comm, address(it, program, program->out, index),
+        HD_RETURN_IF_ERROR(hd_comm_send(it->device, address(it, program, program->out, index),
                                         hd_tensor_get(program->program, program->out)->bytes,
                                         generator->stage + 1, CHANNEL_X, &slot->send[now.pass]));
     HD_RETURN_IF_ERROR(pass_token(it, slot, &now));
@@ -212,7 +213,7 @@ static hd_status run_waves(call *it)
     for (int s = 0; s < generator->slot_count; s++) {
         HD_RETURN_IF_ERROR(settle_token(it, &generator->slots[s]));
         for (int pass = 0; pass < HDI_PASSES; pass++)
-            HD_RETURN_IF_ERROR(wait_for(it, &generator->slots[s].send[pass]));
+            HD_RETURN_IF_ERROR(wait_for(it->device, &generator->slots[s].send[pass]));
     }
     return HD_OK;
 }
@@ -325,6 +326,7 @@ hd_status hd_generator_run(hd_generator *generator, const hd_prompt *prompts, in
                .sampling = sampling,
                .out = out,
                .comm = hd_mesh_comm(mesh, HD_AXIS_PIPELINE),
+               .device = hd_mesh_device_comm(mesh, HD_AXIS_PIPELINE),
                .next = hd_mesh_index(mesh, HD_AXIS_DATA),
                .bad_prompt = -1};
     HD_RETURN_IF_ERROR(run_call(&it));

@@ -17,6 +17,7 @@
 typedef struct planning {
     const hd_config *config;
     hd_model *model;
+    const hd_backend *backend;
     int ranks;
     hd_mesh **meshes;      /* [ranks] */
     hd_trainer **trainers; /* [ranks] */
@@ -48,9 +49,12 @@ static hd_status plan_ranks(planning *p)
     hd_mesh_options options;
     HD_RETURN_IF_ERROR(hdi_job_mesh_options(p->config, p->ranks, &options));
     HD_RETURN_IF_ERROR(hdi_job_model(p->config, &p->model));
+    HD_RETURN_IF_ERROR(
+        hd_backend_find(hdi_config_string(p->config->values, "run.device"), &p->backend));
     for (int r = 0; r < p->ranks; r++) {
         HD_RETURN_IF_ERROR(hd_mesh_create_fake(r, p->ranks, &options, &p->meshes[r]));
-        hd_status status = hdi_train_create(p->config, p->model, p->meshes[r], &p->trainers[r]);
+        hd_status status =
+            hdi_train_create(p->config, p->model, p->meshes[r], p->backend, 0, &p->trainers[r]);
         if (status != HD_OK) return hdi_error_context(status, "rank %d of %d", r, p->ranks);
         HD_RETURN_IF_ERROR(collect_calls(p->trainers[r], &p->calls[r]));
     }

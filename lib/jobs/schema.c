@@ -7,8 +7,11 @@ static const char *const rates[] = {"constant", "linear", "cosine", "wsd", NULL}
 static const char *const schedules[] = {"auto", "gpipe", "1f1b", "interleaved", NULL};
 static const char *const reductions[] = {"fast", "exact", NULL};
 static const char *const recomputes[] = {"none", "layer", NULL};
+static const char *const dtypes[] = {"f32", "bf16", "f16", NULL};
+static const char *const masters[] = {"fp32", "remainder", NULL};
 static const char *const decays[] = {"matrices", "all", NULL};
 static const char *const transports[] = {"auto", "self", "mpi", NULL};
+static const char *const device_transports[] = {"auto", "nccl", "staged", NULL};
 static const char *const resumes[] = {"auto", "never", "require", NULL};
 
 #define BOOL(k, f, h, g)                                                        \
@@ -72,6 +75,8 @@ const hdi_config_row hdi_job_schema[] = {
         "micro-batches a step on each data rank", 0),
     INT("train.batch", "0", "0", "1073741824", "sequences",
         "sequences a step over all ranks; if given, train.accumulate follows from it", 0),
+    ENUM("train.dtype", "f32", dtypes,
+         "of weights and activations; sums and the optimizer are fp32", 0),
     INT("train.seed", "1", "0", NULL, NULL, "of initial weights and of the data's order", 0),
     FLOAT("train.clip", "1", "0", NULL, NULL, "global gradient norm; zero: no clipping", 0),
     INT("train.validate_every", "0", "0", NULL, "steps", "zero: at the end only", QUIET),
@@ -93,6 +98,9 @@ const hdi_config_row hdi_job_schema[] = {
     FLOAT("optimizer.beta2", "0.95", "0", "0.999999", NULL, "decay of the second moment", 0),
     FLOAT("optimizer.epsilon", "1e-8", "0", "1", NULL, "added to the root of the second moment", 0),
     FLOAT("optimizer.weight_decay", "0.1", "0", "10", NULL, "decoupled weight decay", 0),
+    ENUM("optimizer.master", "fp32", masters,
+         "what 16-bit weights are rounded from; remainder: half the bytes, the same bits (bf16)",
+         0),
     ENUM("optimizer.decay", "matrices", decays, "which parameters decay: those of two dims, or all",
          0),
 
@@ -124,11 +132,15 @@ const hdi_config_row hdi_job_schema[] = {
     INT("checkpoint.keep", "2", "1", "1000000", "checkpoints", "newest ones that stay", QUIET),
     ENUM("checkpoint.resume", "auto", resumes,
          "auto: from the newest good checkpoint of the run, if there is one", QUIET),
+    BOOL("checkpoint.save_last", "true", "save at the end", QUIET),
     BOOL("checkpoint.verify", "false", "check every byte of a checkpoint before it is used", QUIET),
 
     STRING("run.directory", "runs/default", "everything that the job writes goes here", QUIET),
     STRING("run.device", "auto", "auto, cpu or cuda", QUIET),
     ENUM("run.transport", "auto", transports, "between ranks", QUIET),
+    ENUM("run.device_transport", "auto", device_transports,
+         "between their GPUs; staged: through host memory, where NCCL cannot", QUIET),
+    BOOL("run.share_gpu", "false", "ranks may have one GPU: slow, for tests (--share-gpu)", QUIET),
     INT("run.threads", "0", "0", "4096", "threads",
         "of the CPU backend; zero: OMP_NUM_THREADS, or 1", QUIET),
     FLOAT("run.deadline", "120", "0.1", NULL, "seconds", "longest wait for another rank", QUIET),

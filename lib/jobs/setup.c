@@ -6,6 +6,7 @@
 #include "core/memory.h"
 #include "core/number.h"
 #include "core/text.h"
+#include "runtime/session.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -132,6 +133,20 @@ hd_status hdi_job_open_mesh(const hd_config *config, hd_comm *world, hd_mesh **o
     return hd_mesh_create(world, &options, out);
 }
 
+hd_status hdi_job_open_device(const hd_config *config, hd_comm *world, hd_mesh *mesh,
+                              hd_context **out)
+{
+    const hd_device_transport transports[] = {HD_DEVICE_TRANSPORT_AUTO, HD_DEVICE_TRANSPORT_NCCL,
+                                              HD_DEVICE_TRANSPORT_STAGED};
+    const hd_context_options options = {.device = hdi_config_string(config->values, "run.device"),
+                                        .threads = hdi_job_threads(config),
+                                        .share_gpu =
+                                            hdi_config_bool(config->values, "run.share_gpu")};
+    HD_RETURN_IF_ERROR(hd_context_create_ranked(world, &options, out));
+    return hd_mesh_attach(mesh, *out,
+                          transports[hdi_config_enum(config->values, "run.device_transport")]);
+}
+
 int hdi_job_threads(const hd_config *config)
 {
     int64_t threads = hdi_config_int(config->values, "run.threads");
@@ -139,4 +154,14 @@ int hdi_job_threads(const hd_config *config)
     if (threads == 0 && given && hdi_parse_int(given, &threads) && (threads < 1 || threads > 4096))
         threads = 0;
     return threads > 0 ? (int)threads : 1;
+}
+
+hd_status hdi_job_foreign(const hd_context *context, size_t *out)
+{
+    *out = 0;
+    if (context->backend == &hdi_backend_cpu) return HD_OK;
+    hdi_memory_info info;
+    HD_RETURN_IF_ERROR(context->backend->memory_info(context->device, &info));
+    *out = info.total_bytes - info.free_bytes;
+    return HD_OK;
 }

@@ -5,6 +5,7 @@
 #include "jobs/config.h"
 
 #include <heddle/mesh.h>
+#include <heddle/session.h>
 
 /* The communicator of all ranks by run.transport and run.deadline; log lines are led by its rank
  * from here on. Owned by the caller. Collective. */
@@ -22,7 +23,16 @@ hd_status hdi_job_mesh_options(const hd_config *config, int ranks, hd_mesh_optio
  * owned by the caller. Collective. */
 hd_status hdi_job_open_mesh(const hd_config *config, hd_comm *world, hd_mesh **out);
 
+/* This rank's device, and communicators of its memory for the mesh. Both are owned by the caller, who
+ * destroys the context first or last. Collective. */
+hd_status hdi_job_open_device(const hd_config *config, hd_comm *world, hd_mesh *mesh,
+                              hd_context **out);
+
 /* Threads of the CPU backend: run.threads, else OMP_NUM_THREADS, else 1. Local. */
 int hdi_job_threads(const hd_config *config);
+
+/* Bytes of the device that are not the arena's: what is in use when nothing of ours is there yet, and
+ * what libraries load later. 0 on the CPU. Local. */
+hd_status hdi_job_foreign(const hd_context *context, size_t *out);
 
 #endif

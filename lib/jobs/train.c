@@ -7,6 +7,7 @@
 #include "core/memory.h"
 #include "jobs/job_model.h"
 #include "jobs/plan_report.h"
+#include "jobs/remedy.h"
 #include "jobs/setup.h"
 #include "optim/learning_rate.h"
 #include "report/pipeline_chart.h"
@@ -65,6 +66,14 @@ static hd_status train_options(const hd_config *config, hd_model *model, const h
                          "train.tokens: seen %" PRId64 ", the model takes at most %" PRId64, tokens,
                          hd_model_max_tokens(model));
     const char *schedule = hdi_config_string(values, "layout.schedule");
+    const int dtype = hdi_config_enum(values, "train.dtype");
+    const int master = hdi_config_enum(values, "optimizer.master");
+    if (master == HDI_JOB_MASTER_REMAINDER && dtype != HDI_JOB_BF16)
+        return hdi_error(HD_ERROR_CONFIG,
+                         "optimizer.master: seen remainder with train.dtype %s, want bf16",
+                         hdi_config_string(values, "train.dtype"));
+    const hd_dtype dtypes[] = {
+        [HDI_JOB_F32] = HD_DTYPE_F32, [HDI_JOB_BF16] = HD_DTYPE_BF16, [HDI_JOB_F16] = HD_DTYPE_F16};
     *out = (hd_trainer_options){
         .build = hd_model_build,
         .user = model,
@@ -80,6 +89,8 @@ static hd_status train_options(const hd_config *config, hd_model *model, const h
         .recompute = hdi_config_enum(values, "layout.recompute") == HDI_RECOMPUTE_LAYER,
         .budget = (size_t)hdi_config_bytes(values, "memory.budget"),
         .bucket_elements = hdi_config_bytes(values, "layout.bucket") / (int64_t)sizeof(float),
+        .dtype = dtypes[dtype],
+        .master = master == HDI_JOB_MASTER_REMAINDER ? HD_MASTER_REMAINDER : HD_MASTER_F32,
         .adamw = {.beta1 = (float)hdi_config_float(values, "optimizer.beta1"),
                   .beta2 = (float)hdi_config_float(values, "optimizer.beta2"),
                   .epsilon = (float)hdi_config_float(values, "optimizer.epsilon"),
@@ -92,14 +103,15 @@ static hd_status train_options(const hd_config *config, hd_model *model, const h
 }
 
 hd_status hdi_train_create(const hd_config *config, hd_model *model, const hd_mesh *mesh,
-                           hd_trainer **out)
+                           const hd_backend *backend, size_t foreign, hd_trainer **out)
 {
     hd_trainer_options options;
     HD_RETURN_IF_ERROR(train_options(config, model, mesh, &options));
+    options.backend = backend;
+    options.foreign = foreign;
     int count, wanted = hd_mesh_size(mesh, HD_AXIS_PIPELINE) * options.chunks;
     const int64_t *list = hdi_config_int_list(config->values, "layout.stages", &count);
-    if (count == 0) return hd_trainer_create(&options, out);
-    if (count != wanted)
+    if (count && count != wanted)
         return hdi_error(HD_ERROR_CONFIG,
                          "layout.stages: seen %d entries, want one per virtual stage: %d", count,
                          wanted);
@@ -107,8 +119,9 @@ hd_status hdi_train_create(const hd_config *config, hd_model *model, const hd_me
     if (!stages) return hdi_error(HD_ERROR_MEMORY, "train: out of host memory");
     for (int i = 0; i < count; i++)
         stages[i] = (int)list[i];
-    options.stage_layers = stages;
+    if (count) options.stage_layers = stages;
     hd_status status = hd_trainer_create(&options, out);
+    if (status == HD_ERROR_BUDGET) status = hdi_remedy_add(config, &options);
     hdi_free(stages);
     return status;
 }
@@ -132,14 +145,12 @@ static hd_status open_data(hdi_train_job *job)
 
 static hd_status make_trainer(hdi_train_job *job)
 {
-    const hdi_config *values = job->config->values;
-    HD_RETURN_IF_ERROR(
-        hd_context_create(&(hd_context_options){.device = hdi_config_string(values, "run.device"),
-                                                .threads = hdi_job_threads(job->config)},
-                          &job->context)); /* before planning: workspaces follow from the threads */
     HD_RETURN_IF_ERROR(hdi_job_model(job->config, &job->model));
     HD_RETURN_IF_ERROR(open_data(job));
-    HD_RETURN_IF_ERROR(hdi_train_create(job->config, job->model, job->mesh, &job->trainer));
+    size_t foreign;
+    HD_RETURN_IF_ERROR(hdi_job_foreign(job->context, &foreign));
+    HD_RETURN_IF_ERROR(hdi_train_create(job->config, job->model, job->mesh, job->context->backend,
+                                        foreign, &job->trainer));
     job->window = hdi_alloc_array((size_t)job->tokens + 1, sizeof *job->window);
     return job->window ? HD_OK : hdi_error(HD_ERROR_MEMORY, "train: out of host memory");
 }
@@ -153,6 +164,8 @@ static hd_status open_job(const hd_config *config, hdi_train_job *job)
     job->seed = (uint64_t)hdi_config_int(values, "train.seed");
     HD_RETURN_IF_ERROR(hdi_job_open_world(config, &job->world));
     HD_RETURN_IF_ERROR(hdi_job_open_mesh(config, job->world, &job->mesh));
+    /* Before planning: workspaces follow from the device. */
+    HD_RETURN_IF_ERROR(hdi_job_open_device(config, job->world, job->mesh, &job->context));
     HD_RETURN_IF_ERROR(hd_comm_agree(job->world, make_trainer(job)));
     HD_RETURN_IF_ERROR(hd_comm_check_equal(job->world, &job->fingerprint, sizeof job->fingerprint,
                                            "the training data (data.path)"));
@@ -171,10 +184,20 @@ static hd_status open_job(const hd_config *config, hdi_train_job *job)
     return hd_comm_agree(job->world, status);
 }
 
+/* Peers may wait for a rank that fails alone, in the middle of a step, and it must not wait for them
+ * in turn to end MPI together. What they may still read or write here stays until the process ends. */
+static void leave_job(hdi_train_job *job)
+{
+    if (job->files.directory) hdi_run_files_close(&job->files);
+}
+
 static void close_job(hdi_train_job *job)
 {
     hdi_trace_destroy(job->trace);
     hdi_checkpoint_writer_destroy(job->writer);
+    for (int i = 0; i < job->mirror_count; i++)
+        hdi_unmap(job->mirrors[i].host, job->mirrors[i].bytes);
+    hdi_free(job->mirrors);
     hd_trainer_destroy(job->trainer);
     hd_context_destroy(job->context);
     hdi_dataset_close(job->dataset);
@@ -208,6 +231,15 @@ static hd_status feed(void *user, const char *name, int64_t global_batch, void *
     return HD_OK;
 }
 
+/* A full disk may cost records, with one warning, but not the run. */
+static void keep_record(hdi_train_job *job, const hdi_metric *record, int count)
+{
+    hd_status status = hdi_metrics_append(job->files.metrics, record, count);
+    if (status != HD_OK && !job->records_lost)
+        hdi_log(HD_LOG_WARN, "going on without records: %s", hd_last_error());
+    job->records_lost = status != HD_OK;
+}
+
 static hd_status validate(hdi_train_job *job, double *loss)
 {
     hd_step_result result;
@@ -219,7 +251,8 @@ static hd_status validate(hdi_train_job *job, double *loss)
                                  hdi_metric_float("validation_loss", result.loss)};
     hdi_log(HD_LOG_INFO, "step %" PRId64 ": validation loss %.4f", job->trainer->steps,
             result.loss);
-    return hdi_metrics_append(job->files.metrics, record, 2);
+    keep_record(job, record, 2);
+    return HD_OK;
 }
 
 /* All ranks stop after the same step, whoever was asked. */
@@ -239,15 +272,15 @@ typedef struct clock_state {
     double tokens;      /* since begin */
 } clock_state;
 
-static hd_status record_step(hdi_train_job *job, const hd_step_result *result, double rate,
-                             double seconds)
+static void record_step(hdi_train_job *job, const hd_step_result *result, double rate,
+                        double seconds)
 {
     int64_t every = hdi_config_int(job->config->values, "run.log_every");
     if (result->skipped)
         hdi_log(HD_LOG_WARN,
                 "step %" PRId64 ": loss %g, gradient norm %g: not finite, step skipped",
                 job->trainer->steps, result->loss, result->grad_norm);
-    if (job->files.rank != 0 || (job->trainer->steps % every && !result->skipped)) return HD_OK;
+    if (job->files.rank != 0 || (job->trainer->steps % every && !result->skipped)) return;
     const hdi_metric record[] = {hdi_metric_int("step", job->trainer->steps),
                                  hdi_metric_float("loss", result->loss),
                                  hdi_metric_float("grad_norm", result->grad_norm),
@@ -255,8 +288,10 @@ static hd_status record_step(hdi_train_job *job, const hd_step_result *result, d
                                  hdi_metric_float("tokens", result->tokens),
                                  hdi_metric_float("seconds", seconds),
                                  hdi_metric_float("tokens_per_second", result->tokens / seconds),
-                                 hdi_metric_int("skipped", result->skipped)};
-    return hdi_metrics_append(job->files.metrics, record, sizeof record / sizeof record[0]);
+                                 hdi_metric_int("skipped", result->skipped),
+                                 hdi_metric_float("loss_scale", result->loss_scale)};
+    const int scaled = job->trainer->options.dtype == HD_DTYPE_F16;
+    keep_record(job, record, (int)(sizeof record / sizeof record[0]) - !scaled);
 }
 
 static hd_status one_step(hdi_train_job *job, const hdi_rate_options *rates, clock_state *clock,
@@ -285,7 +320,15 @@ static hd_status one_step(hdi_train_job *job, const hdi_rate_options *rates, clo
     progress->learning_rate = rate;
     progress->tokens_per_second = result.tokens / (clock->last - begin);
     progress->seconds_left = (double)(progress->steps - trainer->steps) * (clock->last - begin);
-    return record_step(job, &result, rate, clock->last - begin);
+    record_step(job, &result, rate, clock->last - begin);
+    return HD_OK;
+}
+
+/* Where ranks do not agree on what comes out. */
+static hd_status note_alone(hdi_train_job *job, hd_status status)
+{
+    job->alone = status != HD_OK;
+    return status;
 }
 
 /* Steps until the end, or until somebody asks to stop: then HD_ERROR_INTERRUPTED after a save. */
@@ -298,6 +341,7 @@ static hd_status run_steps(hdi_train_job *job, hd_progress_fn progress_fn, void 
     int64_t validate_every = hdi_config_int(values, "train.validate_every");
     int64_t stop_after = hdi_config_int(values, "train.stop_after");
     bool validates = job->trainer->options.validate_batches > 0;
+    bool save_last = hdi_config_bool(values, "checkpoint.save_last");
     total = hdi_config_int(values, "optimizer.decay_steps");
     hdi_rate_options rates = {
         .schedule = (hdi_rate_schedule)hdi_config_enum(values, "optimizer.schedule"),
@@ -311,14 +355,14 @@ static hd_status run_steps(hdi_train_job *job, hd_progress_fn progress_fn, void 
     int64_t begun_at = job->trainer->steps, saved_at = job->trainer->steps;
     bool stop = false;
     while (job->trainer->steps < steps && !stop) {
-        HD_RETURN_IF_ERROR(one_step(job, &rates, &clock, &progress, out));
+        HD_RETURN_IF_ERROR(note_alone(job, one_step(job, &rates, &clock, &progress, out)));
         int64_t step = job->trainer->steps;
         bool asked = progress_fn && job->files.rank == 0 && !progress_fn(user, &progress);
         asked = asked || (stop_after && step - begun_at >= stop_after && step < steps);
-        HD_RETURN_IF_ERROR(agree_to_stop(job, asked, &stop));
+        HD_RETURN_IF_ERROR(note_alone(job, agree_to_stop(job, asked, &stop)));
         if (validates && (step == steps || (validate_every && step % validate_every == 0)))
-            HD_RETURN_IF_ERROR(validate(job, &out->validation_loss));
-        if (step == steps || stop || (save_every && step % save_every == 0)) {
+            HD_RETURN_IF_ERROR(note_alone(job, validate(job, &out->validation_loss)));
+        if ((step == steps && save_last) || stop || (save_every && step % save_every == 0)) {
             hd_status saved = hdi_train_save(job);
             if (saved == HD_OK) saved_at = step;
             if (saved != HD_OK && (stop || step == steps)) return saved;
@@ -332,6 +376,16 @@ static hd_status run_steps(hdi_train_job *job, hd_progress_fn progress_fn, void 
                          "stopped on request after step %" PRId64 ", saved in %s at step %" PRId64,
                          job->trainer->steps, job->files.checkpoints, saved_at);
     return HD_OK;
+}
+
+static void report_memory(const hdi_train_job *job)
+{
+    hdi_memory_info info;
+    const hd_context *context = job->context;
+    if (context->backend->memory_info(context->device, &info) != HD_OK) return;
+    hdi_log(HD_LOG_INFO, "memory: planned %zu bytes; in use %zu bytes of the device's %zu",
+            hd_plan_total_bytes(job->trainer->plan), info.total_bytes - info.free_bytes,
+            info.total_bytes);
 }
 
 static hd_status write_trace(hdi_train_job *job)
@@ -376,17 +430,24 @@ hd_status hd_train_run(const hd_config *config, hd_progress_fn progress, void *u
         out->steps = job.trainer->steps;
         snprintf(out->directory, sizeof out->directory, "%s", job.files.directory);
         status = run_steps(&job, progress, user, out);
+        report_memory(&job);
     }
     if (status == HD_OK || status == HD_ERROR_INTERRUPTED) {
-        hd_status after = hd_trainer_weights_hash(job.trainer, &out->weights_hash);
+        hd_status after =
+            note_alone(&job, hd_trainer_weights_hash(job.trainer, &out->weights_hash));
         if (after == HD_OK)
             after = hd_comm_agree(job.world, hdi_run_files_loss_curve(&job.files, job.entropy));
         if (after == HD_OK) after = hd_comm_agree(job.world, write_trace(&job));
         if (after != HD_OK) status = after;
     }
+    char text[4096]; /* closing down may fail too, for reasons that follow from the first */
+    snprintf(text, sizeof text, "%s", hd_last_error());
     if (status != HD_OK && status != HD_ERROR_INTERRUPTED)
-        hdi_log(HD_LOG_ERROR, "%s: %s", hd_status_string(status), hd_last_error());
-    close_job(&job);
+        hdi_log_run(HD_LOG_ERROR, "%s: %s", hd_status_string(status), text);
+    if ((job.alone || status == HD_ERROR_TIMEOUT) && hd_comm_size(job.world) > 1)
+        leave_job(&job);
+    else
+        close_job(&job);
     restore_signals(&before);
-    return status;
+    return status == HD_OK ? HD_OK : hdi_error(status, "%s", text);
 }

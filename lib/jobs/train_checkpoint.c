@@ -16,13 +16,40 @@ static hd_status out_of_memory(void)
 }
 
 typedef struct piece_list {
+    hdi_train_job *job;
     hdi_checkpoint_piece *pieces;
     int count, capacity;
 } piece_list;
 
+/* Where the writer finds a piece: in the arena, or on a device in a host copy made at each save. */
+static hd_status host_data(hdi_train_job *job, const void *data, int64_t count, const void **out)
+{
+    *out = data;
+    if (job->context->backend == &hdi_backend_cpu || count == 0) return HD_OK;
+    size_t bytes = (size_t)count * sizeof(float);
+    hdi_mirror mirror = {.device = data, .bytes = bytes, .host = hdi_map(bytes)};
+    if (!mirror.host || !HDI_GROW(job->mirrors, job->mirror_count, job->mirror_capacity)) {
+        if (mirror.host) hdi_unmap(mirror.host, bytes);
+        return out_of_memory();
+    }
+    job->mirrors[job->mirror_count++] = mirror;
+    *out = mirror.host;
+    return HD_OK;
+}
+
+static hd_status fill_mirrors(const hdi_train_job *job)
+{
+    const hd_context *context = job->context;
+    for (int i = 0; i < job->mirror_count; i++)
+        HD_RETURN_IF_ERROR(context->backend->copy_out(
+            context->stream, job->mirrors[i].host, job->mirrors[i].device, job->mirrors[i].bytes));
+    return context->backend->synchronize(context->stream);
+}
+
 static hd_status add_piece(piece_list *list, const char *kind, const hdi_trainer_part *part,
                            const void *data)
 {
+    HD_RETURN_IF_ERROR(host_data(list->job, data, part->count, &data));
     char *name = hdi_format("%s/%s", kind, part->entry->name);
     if (!name || !HDI_GROW(list->pieces, list->count, list->capacity)) {
         hdi_free(name);
@@ -39,14 +66,14 @@ static hd_status add_piece(piece_list *list, const char *kind, const hdi_trainer
 
 static hd_status add_part(void *user, const hdi_trainer_part *part)
 {
-    HD_RETURN_IF_ERROR(add_piece(user, "weights", part, part->weights));
+    HD_RETURN_IF_ERROR(add_piece(user, "weights", part, part->values));
     HD_RETURN_IF_ERROR(add_piece(user, "adam_m", part, part->m));
     return add_piece(user, "adam_v", part, part->v);
 }
 
 hd_status hdi_train_open_writer(hdi_train_job *job)
 {
-    piece_list list = {0};
+    piece_list list = {.job = job};
     hd_status status = hdi_trainer_saved_parts(job->trainer, add_part, &list);
     status = hd_comm_agree(job->world, status);
     if (status == HD_OK)
@@ -63,11 +90,15 @@ hd_status hdi_train_open_writer(hdi_train_job *job)
 static char *state_text(const hdi_train_job *job)
 {
     const hd_trainer *trainer = job->trainer;
+    char scale[96] = "";
+    if (trainer->options.dtype == HD_DTYPE_F16)
+        snprintf(scale, sizeof scale, ", \"loss_scale\": %.17g, \"clean_steps\": %" PRId64,
+                 trainer->loss_scale, trainer->clean_steps);
     return hdi_format(
         "{\"format\": 1, \"step\": %" PRId64 ", \"updates\": %" PRId64 ", \"samples\": %" PRId64
         ", \"seed\": %" PRIu64 ", \"data\": {\"fingerprint\": \"%016" PRIx64 "\"}"
-        ", \"layout\": {\"ranks\": %d, \"data\": %d, \"pipeline\": %d}, \"model\": %s}",
-        trainer->steps, trainer->updates, job->samples, job->seed, job->fingerprint,
+        "%s, \"layout\": {\"ranks\": %d, \"data\": %d, \"pipeline\": %d}, \"model\": %s}",
+        trainer->steps, trainer->updates, job->samples, job->seed, job->fingerprint, scale,
         hd_mesh_ranks(job->mesh), hd_mesh_size(job->mesh, HD_AXIS_DATA),
         hd_mesh_size(job->mesh, HD_AXIS_PIPELINE), hd_model_config_json(job->model));
 }
@@ -75,7 +106,9 @@ static char *state_text(const hdi_train_job *job)
 hd_status hdi_train_save(hdi_train_job *job)
 {
     char *state = state_text(job);
-    hd_status status = hd_comm_agree(job->world, state ? HD_OK : out_of_memory());
+    hd_status status = state ? hdi_trainer_join(job->trainer) : out_of_memory();
+    if (status == HD_OK) status = fill_mirrors(job);
+    status = hd_comm_agree(job->world, status);
     if (status == HD_OK) status = hdi_checkpoint_save(job->writer, job->trainer->steps, state);
     hdi_free(state);
     if (status == HD_OK && *hdi_checkpoint_writer_warning(job->writer))
@@ -91,6 +124,19 @@ static hd_status read_int(const json_t *state, const char *key, const char *fold
         return hdi_error(HD_ERROR_FORMAT, "%s: state has no integer '%s'", folder, key);
     *out = json_integer_value(value);
     return HD_OK;
+}
+
+/* F16's loss scale; a checkpoint of another dtype has none, and the run starts with its own. */
+static hd_status read_loss_scale(hd_trainer *trainer, const json_t *state, const char *folder)
+{
+    const json_t *value = json_object_get(state, "loss_scale");
+    if (!value || trainer->options.dtype != HD_DTYPE_F16) return HD_OK;
+    double scale = json_number_value(value);
+    if (!json_is_number(value) || !(scale >= 1 && scale <= 0x1p32))
+        return hdi_error(HD_ERROR_FORMAT, "%s: state: loss_scale is %g, want 1 to 2^32", folder,
+                         scale);
+    trainer->loss_scale = scale;
+    return read_int(state, "clean_steps", folder, &trainer->clean_steps);
 }
 
 static hd_status check_model(const hdi_train_job *job, const json_t *state, const char *folder)
@@ -121,6 +167,7 @@ static hd_status take_state(hdi_train_job *job, const hdi_checkpoint *checkpoint
     if (status == HD_OK) status = check_model(job, state, folder);
     if (status == HD_OK) status = read_int(state, "step", folder, &job->trainer->steps);
     if (status == HD_OK) status = read_int(state, "updates", folder, &job->trainer->updates);
+    if (status == HD_OK) status = read_loss_scale(job->trainer, state, folder);
     if (status == HD_OK) status = read_int(state, "samples", folder, &job->samples);
     if (status == HD_OK) status = read_int(state, "seed", folder, &seed);
     if (status == HD_OK && (uint64_t)seed != job->seed)
@@ -141,12 +188,21 @@ static hd_status take_state(hdi_train_job *job, const hdi_checkpoint *checkpoint
 
 typedef struct reader {
     hdi_checkpoint *checkpoint;
-    const hd_context *context;
+    hd_trainer *trainer;
 } reader;
 
-/* Read one range of a tensor to where it lives, through a host piece of bounded size. */
+static hd_status copy_in(const hd_context *context, float *place, const float *values,
+                         int64_t count)
+{
+    HD_RETURN_IF_ERROR(
+        context->backend->copy_in(context->stream, place, values, (size_t)count * sizeof *values));
+    return context->backend->synchronize(context->stream);
+}
+
+/* Read one range of a tensor to where it lives, through a host piece of bounded size; `state` is
+ * the place of a moment, NULL for the weights' values. */
 static hd_status read_range(const reader *r, const char *kind, const hdi_trainer_part *part,
-                            char *place)
+                            float *state)
 {
     enum { PIECE = 1 << 20 };
     char *name = hdi_format("%s/%s", kind, part->entry->name);
@@ -157,10 +213,9 @@ static hd_status read_range(const reader *r, const char *kind, const hdi_trainer
         status = hdi_checkpoint_read(r->checkpoint, name, part->begin + done, count, HD_DTYPE_F32,
                                      values);
         if (status == HD_OK)
-            status = r->context->backend->copy_in(r->context->stream,
-                                                  place + done * (int64_t)sizeof(float), values,
-                                                  (size_t)count * sizeof(float));
-        if (status == HD_OK) status = r->context->backend->synchronize(r->context->stream);
+            status = state ? copy_in(r->trainer->session->context, state + done, values, count)
+                           : hdi_trainer_write(r->trainer, part->entry, part->begin + done, count,
+                                               values);
     }
     hdi_free(values);
     hdi_free(name);
@@ -169,10 +224,31 @@ static hd_status read_range(const reader *r, const char *kind, const hdi_trainer
 
 static hd_status read_part(void *user, const hdi_trainer_part *part)
 {
-    HD_RETURN_IF_ERROR(read_range(user, "weights", part, part->weights));
+    HD_RETURN_IF_ERROR(read_range(user, "weights", part, NULL));
     if (!part->m) return HD_OK;
-    HD_RETURN_IF_ERROR(read_range(user, "adam_m", part, (char *)part->m));
-    return read_range(user, "adam_v", part, (char *)part->v);
+    HD_RETURN_IF_ERROR(read_range(user, "adam_m", part, part->m));
+    return read_range(user, "adam_v", part, part->v);
+}
+
+/* Read the newest checkpoint that verifies; *damaged if its content turned out to be bad. */
+static hd_status take_up(hdi_train_job *job, bool verify, bool *damaged)
+{
+    char *warning = NULL;
+    reader r = {.trainer = job->trainer};
+    *damaged = false;
+    hd_status status = hdi_checkpoint_open_all(job->world, job->files.checkpoints,
+                                               &(hdi_checkpoint_options){.verify_all = verify},
+                                               &warning, &r.checkpoint);
+    if (warning) hdi_log(HD_LOG_WARN, "%s", warning);
+    hdi_free(warning);
+    if (status == HD_OK) status = hd_comm_agree(job->world, take_state(job, r.checkpoint));
+    if (status == HD_OK) {
+        status = hdi_trainer_loaded_parts(job->trainer, read_part, &r);
+        status = hd_comm_agree(job->world, status);
+        *damaged = status != HD_OK;
+    }
+    hdi_checkpoint_close(r.checkpoint);
+    return status;
 }
 
 hd_status hdi_train_resume(hdi_train_job *job)
@@ -188,18 +264,15 @@ hd_status hdi_train_resume(hdi_train_job *job)
         return hdi_error(HD_ERROR_IO, "%s: holds no checkpoint, and checkpoint.resume is 'require'",
                          job->files.checkpoints);
     if (!exists) return HD_OK;
-    char *warning = NULL;
-    reader r = {.context = job->context};
-    hd_status status = hdi_checkpoint_open_all(
-        job->world, job->files.checkpoints,
-        &(hdi_checkpoint_options){.verify_all = hdi_config_bool(values, "checkpoint.verify")},
-        &warning, &r.checkpoint);
-    if (warning) hdi_log(HD_LOG_WARN, "%s", warning);
-    hdi_free(warning);
-    if (status == HD_OK) status = take_state(job, r.checkpoint);
-    if (status == HD_OK) status = hdi_trainer_loaded_parts(job->trainer, read_part, &r);
-    hdi_checkpoint_close(r.checkpoint);
-    status = hd_comm_agree(job->world, status);
+    const bool verify = hdi_config_bool(values, "checkpoint.verify");
+    bool damaged;
+    hd_status status = take_up(job, verify, &damaged);
+    if (damaged && !verify) {
+        /* Sums of what is read are checked on the way. One that fails makes it worth to check
+         * everything, and to choose again. */
+        hdi_log(HD_LOG_WARN, "checking every byte of the checkpoints: %s", hd_last_error());
+        status = take_up(job, true, &damaged);
+    }
     if (status == HD_OK)
         hdi_log(HD_LOG_INFO, "resumed from step %" PRId64 " in %s", job->trainer->steps,
                 job->files.checkpoints);
@@ -208,7 +281,7 @@ hd_status hdi_train_resume(hdi_train_job *job)
 
 typedef struct weights_reader {
     hdi_weights *weights;
-    hd_session *session;
+    hd_trainer *trainer;
 } weights_reader;
 
 static hd_status read_weights(void *user, const hdi_trainer_part *part)
@@ -222,8 +295,7 @@ static hd_status read_weights(void *user, const hdi_trainer_part *part)
         status = hdi_model_read_parameter(r->weights, part->entry->options, part->begin + done,
                                           count, values);
         if (status == HD_OK)
-            status = hdi_session_write_flat(r->session, HD_DTYPE_F32,
-                                            part->entry->first + part->begin + done, count, values);
+            status = hdi_trainer_write(r->trainer, part->entry, part->begin + done, count, values);
     }
     hdi_free(values);
     return status;
@@ -233,7 +305,7 @@ hd_status hdi_train_load_weights(hdi_train_job *job)
 {
     const char *path = hdi_config_string(job->config->values, "model.weights");
     if (!*path || job->trainer->steps > 0) return HD_OK;
-    weights_reader r = {.session = job->trainer->session};
+    weights_reader r = {.trainer = job->trainer};
     hd_status status = hdi_weights_open(path, &r.weights);
     if (status == HD_OK) status = hdi_trainer_loaded_parts(job->trainer, read_weights, &r);
     hdi_weights_close(r.weights);

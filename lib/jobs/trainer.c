@@ -11,6 +11,27 @@ static hd_status out_of_memory(void)
     return hdi_error(HD_ERROR_MEMORY, "trainer: out of host memory");
 }
 
+static hd_status check_dtype(hd_trainer *trainer)
+{
+    hd_trainer_options *o = &trainer->options;
+    if (!o->dtype) o->dtype = HD_DTYPE_F32;
+    if (o->dtype != HD_DTYPE_F32 && o->dtype != HD_DTYPE_BF16 && o->dtype != HD_DTYPE_F16)
+        return hdi_error(HD_ERROR_ARGUMENT, "trainer: dtype is %s, want F32, BF16 or F16",
+                         hd_dtype_name(o->dtype));
+    if (o->master == HD_MASTER_REMAINDER && o->dtype != HD_DTYPE_BF16)
+        return hdi_error(HD_ERROR_UNSUPPORTED,
+                         "trainer: masters as remainders want weights of BF16, seen %s",
+                         hd_dtype_name(o->dtype));
+    if (o->loss_scale == 0) o->loss_scale = 32768;
+    if (o->loss_scale_steps == 0) o->loss_scale_steps = 1000;
+    if (!(o->loss_scale >= 1) || o->loss_scale_steps < 1)
+        return hdi_error(HD_ERROR_ARGUMENT,
+                         "trainer: loss scale is %g, doubled after %d steps; want both >= 1",
+                         (double)o->loss_scale, o->loss_scale_steps);
+    trainer->loss_scale = o->dtype == HD_DTYPE_F16 ? (double)o->loss_scale : 1;
+    return HD_OK;
+}
+
 static hd_status check_options(hd_trainer *trainer, const hd_trainer_options *given)
 {
     hd_trainer_options *o = &trainer->options;
@@ -26,6 +47,7 @@ static hd_status check_options(hd_trainer *trainer, const hd_trainer_options *gi
     if (o->adamw.beta1 == 0) o->adamw.beta1 = 0.9F;
     if (o->adamw.beta2 == 0) o->adamw.beta2 = 0.999F;
     if (o->adamw.epsilon == 0) o->adamw.epsilon = 1e-8F;
+    HD_RETURN_IF_ERROR(check_dtype(trainer));
     trainer->pipeline = hd_mesh_size(o->mesh, HD_AXIS_PIPELINE);
     trainer->stage = hd_mesh_index(o->mesh, HD_AXIS_PIPELINE);
     trainer->chunks = o->chunks;
@@ -223,5 +245,5 @@ hd_status hd_trainer_start(hd_trainer *trainer, hd_context *context, uint64_t se
     trainer->square_sums = hdi_alloc_array((size_t)trainer->census.blocks, sizeof(double));
     trainer->staging = hdi_alloc(train > validate ? train : validate);
     if (!trainer->losses || !trainer->square_sums || !trainer->staging) return out_of_memory();
-    return hd_session_initialize(trainer->session, seed);
+    return hdi_trainer_initialize(trainer, seed);
 }

@@ -61,6 +61,8 @@ struct hd_trainer {
     void *staging;       /* of the largest input */
     int64_t steps;       /* taken, skipped ones included */
     int64_t updates;     /* applied: AdamW's t */
+    double loss_scale;   /* of the next step; 1 unless F16 */
+    int64_t clean_steps; /* since the scale changed */
 };
 
 /* trainer_census.c: learn parameters, costs and the boundary; cut the layers into stages. */
@@ -84,13 +86,37 @@ static inline int hdi_trainer_rank_of(const hd_trainer *trainer, int virtual_sta
 /* The first pipeline rank that holds a parameter speaks for it: norms and checkpoints. */
 bool hdi_trainer_speaks_for(const hd_trainer *trainer, const char *name);
 
+/* trainer_master.c: fp32 values whatever the dtype of the weights. */
+
+/* First values of all weights and of what is kept behind them. */
+hd_status hdi_trainer_initialize(hd_trainer *trainer, uint64_t seed);
+
+/* Give elements of a parameter these values, between steps; host memory. */
+hd_status hdi_trainer_write(hd_trainer *trainer, const hdi_entry *entry, int64_t begin,
+                            int64_t count, const float *values);
+
+/* Make the values of saved parts readable: they last until the next step or validation. */
+hd_status hdi_trainer_join(hd_trainer *trainer);
+
+/* Device addresses: of weights from flat position `first`, of optimizer state in fp32 elements, and
+ * of the values behind weights whose state begins at `state`. */
+char *hdi_trainer_weights(const hd_trainer *trainer, int64_t first);
+float *hdi_trainer_state(const hd_trainer *trainer, int64_t element);
+float *hdi_trainer_values(const hd_trainer *trainer, int64_t first, int64_t state);
+
+/* The optimizer region holds m, v and then what is kept behind 16-bit weights. */
+static inline int64_t hdi_trainer_master_first(const hd_trainer *trainer)
+{
+    return 2 * trainer->plan->layout->optimizer_elements;
+}
+
 /* This rank's part of what a checkpoint holds: flat runs of parameters. Called once per run;
- * weights, m and v are device addresses. Stops at the first error. */
+ * values, m and v are device addresses, values valid after hdi_trainer_join and only where m is
+ * given. Stops at the first error. */
 typedef struct hdi_trainer_part {
     const hdi_entry *entry;
     int64_t begin, count; /* elements of the parameter */
-    char *weights;
-    float *m, *v;
+    float *values, *m, *v;
 } hdi_trainer_part;
 typedef hd_status (*hdi_trainer_part_fn)(void *user, const hdi_trainer_part *part);
 

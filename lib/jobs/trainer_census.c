@@ -43,8 +43,11 @@ static hd_status build_part(hd_trainer *trainer, int layer, bool first, bool las
     const hd_trainer_options *options = &trainer->options;
     const hdi_census *census = &trainer->census;
     *out = (part){0};
-    HD_RETURN_IF_ERROR(hd_program_create(
-        &(hd_program_options){.name = "census", .mesh = options->mesh}, &out->program));
+    HD_RETURN_IF_ERROR(hd_program_create(&(hd_program_options){.name = "census",
+                                                               .dtype = options->dtype,
+                                                               .mesh = options->mesh,
+                                                               .backend = options->backend},
+                                         &out->program));
     hd_tensor x = {0};
     if (!first)
         x = hdi_tensor_add(out->program, "x", census->x_dtype, HD_ROLE_BOUNDARY, census->x_rank,
@@ -78,6 +81,12 @@ static hd_status count_uses(hdi_census *census, const hd_program *program, int s
             census->count++;
             census->blocks += hdi_ceil_div(found->elements, HDI_BLOCK_ELEMENTS_LAYOUT);
         }
+        int64_t elements = hd_tensor_get(program, use->tensor)->elements;
+        if (elements != found->elements)
+            return hdi_error(HD_ERROR_ARGUMENT,
+                             "trainer: parameter '%s' has %lld elements in one stage, %lld in "
+                             "another",
+                             use->name, (long long)found->elements, (long long)elements);
         bool known = found->stage_count && found->stages[found->stage_count - 1] == stage;
         if (known) continue;
         if (!HDI_GROW(found->stages, found->stage_count, found->stage_capacity))
@@ -85,6 +94,18 @@ static hd_status count_uses(hdi_census *census, const hd_program *program, int s
         found->stages[found->stage_count++] = stage;
     }
     return HD_OK;
+}
+
+/* What passes between stages has one shape all the way. */
+static hd_status check_x(const hdi_census *census, int layer, const part *built)
+{
+    const hd_tensor_info *x = hd_tensor_get(built->program, built->out);
+    bool same = x && x->dtype == census->x_dtype && x->rank == census->x_rank &&
+                memcmp(x->dims, census->x_dims, sizeof census->x_dims) == 0;
+    if (same) return HD_OK;
+    return hdi_error(HD_ERROR_ARGUMENT,
+                     "trainer: layer %d returns %s, want a tensor of the shape that it was given",
+                     layer, x ? "another shape" : "no tensor");
 }
 
 static double part_cost(const hd_program *program)
@@ -114,6 +135,7 @@ static hd_status learn_parts(hd_trainer *trainer, part *parts)
     HD_RETURN_IF_ERROR(learn_first(trainer, &parts[0]));
     for (int i = 0; i < layers; i++) {
         HD_RETURN_IF_ERROR(build_part(trainer, i, false, false, &parts[1 + i]));
+        HD_RETURN_IF_ERROR(check_x(census, i, &parts[1 + i]));
         census->layer_costs[i] = part_cost(parts[1 + i].program);
     }
     HD_RETURN_IF_ERROR(build_part(trainer, layers, false, true, &parts[1 + layers]));

@@ -5,17 +5,6 @@
 
 #include <xxhash.h>
 
-static char *weights_base(const hd_trainer *trainer)
-{
-    return trainer->session->arena + trainer->plan->units[0].base[HD_REGION_WEIGHTS];
-}
-
-static float *state_base(const hd_trainer *trainer)
-{
-    return (float *)(void *)(trainer->session->arena +
-                             trainer->plan->units[0].base[HD_REGION_OPTIMIZER]);
-}
-
 static hd_status visit_range(hd_trainer *trainer, const hdi_entry *entry, int64_t first,
                              int64_t count, hdi_trainer_part_fn visit, void *user)
 {
@@ -28,14 +17,14 @@ static hd_status visit_range(hd_trainer *trainer, const hdi_entry *entry, int64_
     if (layout->state_sharded)
         own = hdi_layout_shard(layout, entry->bucket, layout->shard, &own_first);
     bool has_state = begin >= own_first && end <= own_first + own;
-    float *state = state_base(trainer) + bucket->state_first + (begin - own_first);
-    return visit(
-        user, &(hdi_trainer_part){.entry = entry,
-                                  .begin = begin - entry->first,
-                                  .count = end - begin,
-                                  .weights = weights_base(trainer) + (size_t)begin * sizeof(float),
-                                  .m = has_state ? state : NULL,
-                                  .v = has_state ? state + layout->optimizer_elements : NULL});
+    int64_t state = bucket->state_first + (begin - own_first);
+    float *m = hdi_trainer_state(trainer, state);
+    return visit(user, &(hdi_trainer_part){.entry = entry,
+                                           .begin = begin - entry->first,
+                                           .count = end - begin,
+                                           .values = hdi_trainer_values(trainer, begin, state),
+                                           .m = has_state ? m : NULL,
+                                           .v = has_state ? m + layout->optimizer_elements : NULL});
 }
 
 hd_status hdi_trainer_saved_parts(hd_trainer *trainer, hdi_trainer_part_fn visit, void *user)
@@ -82,13 +71,12 @@ hd_status hd_trainer_weights_hash(hd_trainer *trainer, uint64_t *out)
     for (int i = 0; i < layout->entry_count && status == HD_OK; i++) {
         const hdi_entry *entry = &layout->entries[i];
         if (!speaks || !hdi_trainer_speaks_for(trainer, entry->name)) continue;
-        size_t bytes = (size_t)entry->elements * sizeof(float);
+        size_t bytes = (size_t)entry->elements * hd_dtype_bytes(trainer->options.dtype);
         void *copy = hdi_alloc(bytes);
         if (!copy) status = hdi_error(HD_ERROR_MEMORY, "trainer: out of host memory");
         if (status == HD_OK)
-            status = context->backend->copy_out(
-                context->stream, copy, weights_base(trainer) + (size_t)entry->first * sizeof(float),
-                bytes);
+            status = context->backend->copy_out(context->stream, copy,
+                                                hdi_trainer_weights(trainer, entry->first), bytes);
         if (status == HD_OK) status = context->backend->synchronize(context->stream);
         if (status == HD_OK)
             sums[hdi_census_find(census, entry->name) - census->parameters] =

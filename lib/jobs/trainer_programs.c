@@ -45,10 +45,13 @@ hd_status hdi_trainer_build_chunk(hd_trainer *trainer, int chunk_index, hd_purpo
     char *name = hdi_format("%s.%d", train ? "train" : "validate", stage_index);
     if (!name) return hdi_error(HD_ERROR_MEMORY, "trainer: out of host memory");
     hd_program *program = NULL;
-    hd_status status = hd_program_create(
-        &(hd_program_options){
-            .name = name, .mesh = options->mesh, .training = train, .exact = options->exact},
-        &program);
+    hd_status status = hd_program_create(&(hd_program_options){.name = name,
+                                                               .dtype = options->dtype,
+                                                               .mesh = options->mesh,
+                                                               .backend = options->backend,
+                                                               .training = train,
+                                                               .exact = options->exact},
+                                         &program);
     hdi_free(name);
     if (status != HD_OK) return status;
     out->program = program;

@@ -1,6 +1,7 @@
 /* One training step and one validation. Allocates nothing. */
 #include "core/error.h"
 #include "jobs/trainer.h"
+#include "ops/ops.h"
 
 #include <math.h>
 #include <string.h>
@@ -16,8 +17,11 @@ static hd_status feed_inputs(hd_trainer *trainer, const hdi_pipeline_chunk *chun
             const hd_tensor_info *info = &program->tensors[i]->info;
             if (info->role != HD_ROLE_INPUT) continue;
             for (int b = 0; b < batches; b++) {
-                HD_RETURN_IF_ERROR(
-                    feed(user, info->name, first + b, trainer->staging, info->bytes));
+                if (strcmp(info->name, HDI_LOSS_SCALE) == 0)
+                    *(float *)trainer->staging = (float)trainer->loss_scale;
+                else
+                    HD_RETURN_IF_ERROR(
+                        feed(user, info->name, first + b, trainer->staging, info->bytes));
                 HD_RETURN_IF_ERROR(hd_session_write(trainer->session, program, (hd_tensor){i}, b,
                                                     trainer->staging));
             }
@@ -78,7 +82,7 @@ static hd_status apply_update(hd_trainer *trainer, double learning_rate,
                               const hd_step_result *result)
 {
     const hd_trainer_options *o = &trainer->options;
-    double scale = 1 / result->tokens, t = (double)trainer->updates + 1;
+    double scale = 1 / (result->tokens * trainer->loss_scale), t = (double)trainer->updates + 1;
     if (o->clip_norm > 0 && result->grad_norm > 0) {
         double coefficient = o->clip_norm / (result->grad_norm + 1e-6);
         if (coefficient < 1) scale *= coefficient;
@@ -93,6 +97,18 @@ static hd_status apply_update(hd_trainer *trainer, double learning_rate,
     HD_RETURN_IF_ERROR(hd_session_drain(trainer->session));
     trainer->updates++;
     return HD_OK;
+}
+
+/* Halve the scale after an overflow, try twice as much after many steps without one. */
+static void adapt_loss_scale(hd_trainer *trainer, bool overflow)
+{
+    const double least = 1, most = 0x1p32;
+    if (trainer->options.dtype != HD_DTYPE_F16) return;
+    bool grow = !overflow && ++trainer->clean_steps >= trainer->options.loss_scale_steps;
+    if (overflow || grow) trainer->clean_steps = 0;
+    trainer->loss_scale *= overflow ? 0.5 : grow ? 2 : 1;
+    if (trainer->loss_scale < least) trainer->loss_scale = least;
+    if (trainer->loss_scale > most) trainer->loss_scale = most;
 }
 
 static void record(hd_trainer *trainer, const char *name, hdi_trace_category category, double begin)
@@ -124,10 +140,12 @@ hd_status hd_trainer_step(hd_trainer *trainer, double learning_rate, hd_feed_fn 
     HD_RETURN_IF_ERROR(measure_norm(trainer, &out->grad_norm));
     record(trainer, "norm", HDI_TRACE_OPTIMIZER, begin);
     out->loss = sum / out->tokens;
-    out->grad_norm /= out->tokens;
+    out->grad_norm /= out->tokens * trainer->loss_scale;
+    out->loss_scale = trainer->loss_scale;
     out->skipped = !isfinite(out->loss) || !isfinite(out->grad_norm);
     begin = hdi_trace_now();
     if (!out->skipped) HD_RETURN_IF_ERROR(apply_update(trainer, learning_rate, out));
+    adapt_loss_scale(trainer, out->skipped);
     record(trainer, "update", HDI_TRACE_OPTIMIZER, begin);
     trainer->steps++;
     return HD_OK;

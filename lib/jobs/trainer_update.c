@@ -150,8 +150,10 @@ static void sum_tie(hd_trainer *trainer, const hdi_layout *layout, const hdi_tie
 
 static hd_status build_norm(hd_trainer *trainer, const hdi_layout *layout)
 {
-    HD_RETURN_IF_ERROR(hd_program_create(
-        &(hd_program_options){.name = "norm", .mesh = trainer->options.mesh}, &trainer->norm));
+    HD_RETURN_IF_ERROR(hd_program_create(&(hd_program_options){.name = "norm",
+                                                               .mesh = trainer->options.mesh,
+                                                               .backend = trainer->options.backend},
+                                         &trainer->norm));
     hd_program *program = trainer->norm;
     const hdi_census *census = &trainer->census;
     join_instances(program, layout);
@@ -177,21 +179,37 @@ static hd_status build_norm(hd_trainer *trainer, const hdi_layout *layout)
     return hd_program_finish(program);
 }
 
+/* What is kept behind 16-bit weights, after all of m and v: fp32, or remainders of half the size. */
+static hd_tensor master(hd_trainer *trainer, const hdi_layout *layout, int64_t state_first,
+                        int64_t elements)
+{
+    int64_t after = 2 * layout->optimizer_elements;
+    if (trainer->options.master == HD_MASTER_REMAINDER)
+        return hdi_flat_tensor(trainer->update, "remainder", HDI_FLAT_OPTIMIZER, HD_DTYPE_I16,
+                               2 * after + state_first, elements);
+    return hdi_flat_tensor(trainer->update, "master", HDI_FLAT_OPTIMIZER, HD_DTYPE_F32,
+                           after + state_first, elements);
+}
+
 static void update_bucket(hd_trainer *trainer, const hdi_layout *layout, int index, int first_piece,
                           int pieces)
 {
     hd_program *program = trainer->update;
     const hdi_bucket *bucket = &layout->buckets[index];
     const hd_adamw_options *adamw = &trainer->options.adamw;
+    hd_dtype dtype = trainer->options.dtype;
     int64_t first, elements = updated_range(layout, index, &first);
     if (pieces) {
         hd_tensor in[] = {gradients(program, first, elements), trainer->scalars};
-        hd_tensor out[] = {
-            hdi_flat_tensor(program, "weights", HDI_FLAT_WEIGHTS, HD_DTYPE_F32, first, elements),
+        hd_tensor out[4] = {
+            hdi_flat_tensor(program, "weights", HDI_FLAT_WEIGHTS, dtype, first, elements),
             hdi_flat_tensor(program, "m", HDI_FLAT_OPTIMIZER, HD_DTYPE_F32, bucket->state_first,
                             elements),
             hdi_flat_tensor(program, "v", HDI_FLAT_OPTIMIZER, HD_DTYPE_F32,
                             layout->optimizer_elements + bucket->state_first, elements)};
+        int outs = 3;
+        if (dtype != HD_DTYPE_F32)
+            out[outs++] = master(trainer, layout, bucket->state_first, elements);
         hdi_op_append(program, &hdi_op_adamw,
                       &(hdi_adamw_options){.pieces = trainer->update_pieces + first_piece,
                                            .count = pieces,
@@ -200,11 +218,11 @@ static void update_bucket(hd_trainer *trainer, const hdi_layout *layout, int ind
                                            .beta1 = adamw->beta1,
                                            .beta2 = adamw->beta2,
                                            .epsilon = adamw->epsilon},
-                      2, in, 3, out);
+                      2, in, outs, out);
     }
     if (!layout->state_sharded || layout->shards == 1) return;
-    hd_tensor weights = hdi_flat_tensor(program, "weights", HDI_FLAT_WEIGHTS, HD_DTYPE_F32,
-                                        bucket->first, bucket->elements);
+    hd_tensor weights = hdi_flat_tensor(program, "weights", HDI_FLAT_WEIGHTS, dtype, bucket->first,
+                                        bucket->elements);
     hdi_op_append(
         program, &hdi_op_all_gather,
         &(hdi_all_gather_options){.collective = {HD_AXIS_DATA, bucket->elements, "weights"},
@@ -215,8 +233,10 @@ static void update_bucket(hd_trainer *trainer, const hdi_layout *layout, int ind
 
 static hd_status build_update(hd_trainer *trainer, const hdi_layout *layout)
 {
-    HD_RETURN_IF_ERROR(hd_program_create(
-        &(hd_program_options){.name = "update", .mesh = trainer->options.mesh}, &trainer->update));
+    HD_RETURN_IF_ERROR(hd_program_create(&(hd_program_options){.name = "update",
+                                                               .mesh = trainer->options.mesh,
+                                                               .backend = trainer->options.backend},
+                                         &trainer->update));
     trainer->scalars = hd_input(trainer->update, "adamw.scalars", HD_DTYPE_F32, 1, &(int64_t){5});
     int piece = 0;
     for (int b = 0; b < layout->bucket_count; b++) {

@@ -19,7 +19,7 @@ static void cost_moved(const hd_op *op, hd_cost *out)
 static hd_comm *comm_of(const hd_run *run)
 {
     const hdi_collective *options = run->op->options;
-    return hd_mesh_comm(run->mesh, options->axis);
+    return hd_mesh_device_comm(run->mesh, options->axis);
 }
 
 static hd_status run_all_to_all(const hd_run *run)
@@ -105,5 +105,7 @@ const hd_op_kind hdi_op_gradient_fold = {
 
 const hdi_collective *hdi_op_collective(const hd_op *op)
 {
-    return op->kind->flags & HD_OP_COMMUNICATES ? op->options : NULL;
+    bool ours = op->kind == &hdi_op_all_to_all || op->kind == &hdi_op_all_gather ||
+                op->kind == &hdi_op_all_reduce;
+    return ours ? op->options : NULL;
 }

@@ -41,7 +41,7 @@ extern const hd_op_kind hdi_op_gradient_join;
 /* Join the level that out[0] was written at with run->folds levels below; no inputs. */
 extern const hd_op_kind hdi_op_gradient_fold;
 
-/* NULL unless the op communicates. */
+/* NULL unless the op is one of these; a user's own ops may communicate by other means. */
 const hdi_collective *hdi_op_collective(const hd_op *op);
 
 #endif

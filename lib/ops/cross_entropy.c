@@ -7,7 +7,8 @@ typedef struct cross_entropy_options {
     bool gradient;
 } cross_entropy_options;
 
-/* out: gradient of the logits (training only); F64 [2], sum of losses and count of targets. */
+/* in: logits, targets, loss scale (may be absent).
+ * out: gradient of the logits (training only); F64 [2], sum of losses and count of targets. */
 static hd_status cross_entropy_shape(hd_program *program, const hd_op *op)
 {
     const cross_entropy_options *options = op->options;
@@ -15,7 +16,9 @@ static hd_status cross_entropy_shape(hd_program *program, const hd_op *op)
     HD_RETURN_IF_ERROR(hdi_check_dims(op, 0, "logits", HD_DTYPE_NONE, 2, any));
     const hd_tensor_info *logits = op->in_info[0];
     HD_RETURN_IF_ERROR(hdi_check_dims(op, 1, "targets", HD_DTYPE_I32, 1, logits->dims));
-    const int64_t two = 2;
+    const int64_t one = 1, two = 2;
+    if (op->in_info[2])
+        HD_RETURN_IF_ERROR(hdi_check_dims(op, 2, "loss scale", HD_DTYPE_F32, 1, &one));
     if (options->gradient) hd_op_output(program, logits->dtype, 2, logits->dims);
     hd_op_output(program, HD_DTYPE_F64, 1, &two);
     return HD_OK;
@@ -51,6 +54,7 @@ static hd_status cross_entropy_run(const hd_run *run)
                                   .logits_stride = logits->dims[1],
                                   .logits = run->in[0],
                                   .targets = run->in[1],
+                                  .scale = run->in[2],
                                   .loss = run->workspace,
                                   .gradient = options->gradient ? run->out[0] : NULL}));
     return run->backend->loss_sum(run->stream, run->workspace, run->in[1], logits->dims[0],
@@ -72,7 +76,14 @@ const hd_op_kind hdi_op_cross_entropy = {
 hd_tensor hd_cross_entropy(hd_program *program, hd_tensor logits, hd_tensor targets)
 {
     const cross_entropy_options options = {.gradient = program->training};
-    const hd_tensor in[] = {logits, targets};
-    if (!hd_custom_op(program, &hdi_op_cross_entropy, &options, 2, in).id) return (hd_tensor){0};
+    const hd_tensor_info *info = hd_tensor_get(program, logits);
+    const int64_t one = 1;
+    hd_tensor scale = {0};
+    if (program->training && info && info->dtype == HD_DTYPE_F16) {
+        scale = hd_tensor_find(program, HDI_LOSS_SCALE);
+        if (!scale.id) scale = hd_input(program, HDI_LOSS_SCALE, HD_DTYPE_F32, 1, &one);
+    }
+    const hd_tensor in[] = {logits, targets, scale};
+    if (!hd_custom_op(program, &hdi_op_cross_entropy, &options, 3, in).id) return (hd_tensor){0};
     return hd_output(program, hd_op_result(program, options.gradient ? 1 : 0), "loss");
 }

@@ -10,7 +10,7 @@
 
 /* Rows of partial sums for the gradients of weight and bias: fixed by the shape, so that sums do
  * not depend on the device. */
-enum { MOST_PARTIALS = 256 };
+enum { MOST_PARTIALS = 512 };
 
 static int deviation_index(const hdi_norm_options *options)
 {

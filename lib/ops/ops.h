@@ -57,6 +57,9 @@ typedef struct hdi_norm_options {
 hd_tensor hdi_norm(hd_program *program, hdi_norm_kind kind, float epsilon, hd_tensor x,
                    hd_tensor delta, hd_tensor weight, hd_tensor bias, hd_tensor *sum);
 
+/* The input, F32 [1], that multiplies the gradient of F16 logits. */
+#define HDI_LOSS_SCALE "loss_scale"
+
 extern const hd_op_kind hdi_op_linear, hdi_op_embedding, hdi_op_positions, hdi_op_norm,
     hdi_op_activation, hdi_op_swiglu, hdi_op_rope, hdi_op_attention, hdi_op_attention_cached,
     hdi_op_cross_entropy, hdi_op_select_last;

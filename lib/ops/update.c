@@ -28,6 +28,9 @@ static hd_status run_adamw(const hd_run *run)
     const hdi_adamw_options *o = run->op->options;
     hd_dtype dtype = run->op->out_info[0]->dtype;
     size_t weight_bytes = hd_dtype_bytes(dtype);
+    const hd_dtype kept = run->op->outputs > 3 ? run->op->out_info[3]->dtype : HD_DTYPE_NONE;
+    float *master = kept == HD_DTYPE_F32 ? run->out[3] : NULL;
+    int16_t *remainder = kept == HD_DTYPE_I16 ? run->out[3] : NULL;
     for (int i = 0; i < o->count; i++) {
         const hdi_piece *piece = &o->pieces[i];
         int64_t at = piece->first - o->first, state_at = piece->state_first - o->state_first;
@@ -36,6 +39,8 @@ static hd_status run_adamw(const hd_run *run)
             &(hdi_adamw_args){.dtype = dtype,
                               .elements = piece->elements,
                               .weights = (char *)run->out[0] + (size_t)at * weight_bytes,
+                              .master = master ? master + state_at : NULL,
+                              .remainder = remainder ? remainder + state_at : NULL,
                               .m = (float *)run->out[1] + state_at,
                               .v = (float *)run->out[2] + state_at,
                               .gradient = (const float *)run->in[0] + at,

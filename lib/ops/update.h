@@ -19,7 +19,8 @@ typedef struct hdi_squares_options {
 } hdi_squares_options;
 extern const hd_op_kind hdi_op_squares;
 
-/* in: gradients, scalars; out: weights, m, v (ranges of flat storage). Positions of the pieces count
+/* in: gradients, scalars; out: weights, m, v (ranges of flat storage) and, for 16-bit weights, their
+ * fp32 master or, I16, remainders, which lie as m does. Positions of the pieces count
  * from the ranges' first elements. */
 typedef struct hdi_adamw_options {
     const hdi_piece *pieces; /* borrowed */

@@ -22,6 +22,7 @@ double hdi_learning_rate(const hdi_rate_options *o, int64_t step)
     case HDI_RATE_COSINE: return fall(o, 0.5 * (1 - cos(pi * progress)));
     case HDI_RATE_WSD: {
         double decay = o->decay_fraction * (double)o->total;
+        if (decay > span) decay = span;
         double into = (double)step - ((double)o->total - decay);
         if (into <= 0 || decay <= 0) return o->peak;
         return fall(o, into < decay ? into / decay : 1);

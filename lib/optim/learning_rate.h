@@ -16,7 +16,8 @@ typedef struct hdi_rate_options {
     hdi_rate_schedule schedule;
     double peak, final_share; /* the schedule ends at peak * final_share */
     int64_t warmup, total;    /* steps; total includes the warm-up */
-    double decay_fraction;    /* wsd: share of total that decays, linearly, at its end */
+    double decay_fraction;    /* wsd: share of total that decays, linearly, at its end; at most
+                                 what the warm-up leaves */
 } hdi_rate_options;
 
 /* The rate of step `step`, counted from 0. The warm-up reaches the peak at step warmup - 1. */

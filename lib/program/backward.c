@@ -81,7 +81,10 @@ void hd_backward_weight(hd_backward *context, int input, const hd_op_kind *kind,
             program->ops[i]->op.out[0].id == gradient.id)
             first = false;
     hdi_op *op = hdi_op_append(program, kind, options, inputs, in, 1, &gradient);
-    if (op) op->first_writer = first;
+    if (!op) return;
+    op->first_writer = first;
+    hd_status status = kind->shape ? kind->shape(program, &op->op) : HD_OK;
+    if (status != HD_OK) hd_program_fail(program, status, "%s: %s", kind->name, hd_last_error());
 }
 
 /* The outermost scope around `scope` that is marked for recompute, or -1. */
@@ -152,6 +155,19 @@ void hd_program_backward(hd_program *program, hd_tensor loss, hd_tensor seed)
     if (!program->training || !hdi_tensor_of(program, loss)) {
         hd_program_fail(program, HD_ERROR_ARGUMENT,
                         "backward: wants a program made for training and a valid loss");
+        return;
+    }
+    if (program->phase == HDI_PHASE_BACKWARD) {
+        hd_program_fail(program, HD_ERROR_ARGUMENT, "backward: the program has one already");
+        return;
+    }
+    const hd_tensor_info *top = hd_tensor_get(program, loss), *given = hd_tensor_get(program, seed);
+    if (seed.id && (!given || given->elements != top->elements || given->dtype != top->dtype)) {
+        hd_program_fail(program, HD_ERROR_ARGUMENT,
+                        "backward: the seed has %lld elements of %s, want %lld of %s",
+                        given ? (long long)given->elements : 0LL,
+                        given ? hd_dtype_name(given->dtype) : "another program",
+                        (long long)top->elements, hd_dtype_name(top->dtype));
         return;
     }
     hd_backward context = {.program = program, .tensors = program->tensor_count};

@@ -34,7 +34,7 @@ typedef struct hdi_bucket {
     int first_entry, entries;
     int program; /* whose backward finishes it; entries of one bucket share it */
     bool tied;
-    int64_t *shard_first; /* [shards + 1] flat positions; owned, as what follows */
+    int64_t *shard_first;              /* [shards + 1] flat positions; owned, as what follows */
     int64_t *counts, *offsets;         /* [shards] of each shard, from the bucket's first element */
     int64_t *own_counts, *own_offsets; /* [shards] one copy of this rank's shard from each rank */
     int64_t state_first; /* this rank's optimizer state of the bucket, in flat optimizer elements */

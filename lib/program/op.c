@@ -57,6 +57,9 @@ hd_tensor hd_custom_op(hd_program *program, const hd_op_kind *kind, const void *
     if (inputs < 0 || inputs > HD_OP_INPUTS)
         return hd_program_fail(program, HD_ERROR_ARGUMENT, "%s: %d inputs, want at most %d",
                                kind->name, inputs, HD_OP_INPUTS);
+    if (!kind->shape || !kind->run)
+        return hd_program_fail(program, HD_ERROR_ARGUMENT, "%s: the record lacks shape or run",
+                               kind->name);
     hdi_op *op = hdi_op_append(program, kind, options, inputs, in, 0, NULL);
     if (!op) return (hd_tensor){0};
     bool needs_gradient = false;
@@ -117,6 +120,8 @@ void hdi_op_move(hd_program *program, int from, int to)
 
 void hdi_program_index(hd_program *program)
 {
+    for (int i = 1; i < program->tensor_count; i++)
+        program->tensors[i]->producer = -1;
     for (int i = 0; i < program->op_count; i++) {
         const hd_op *op = &program->ops[i]->op;
         for (int k = 0; k < op->outputs; k++) {

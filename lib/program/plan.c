@@ -38,6 +38,12 @@ hd_status hd_plan_add(hd_plan *plan, hd_program *program, const hd_plan_program_
 {
     if (!program->finished)
         return hdi_error(HD_ERROR_ARGUMENT, "plan: program '%s' is not finished", program->name);
+    if (plan->finished)
+        return hdi_error(HD_ERROR_ARGUMENT, "plan: program '%s' is added to a finished plan",
+                         program->name);
+    for (int i = 0; i < plan->unit_count; i++)
+        if (plan->units[i].program == program)
+            return hdi_error(HD_ERROR_ARGUMENT, "plan: program '%s' is added twice", program->name);
     if (!HDI_GROW(plan->units, plan->unit_count, plan->unit_capacity)) return out_of_memory();
     hdi_unit *unit = &plan->units[plan->unit_count++];
     *unit = (hdi_unit){.program = program,
@@ -103,10 +109,14 @@ static hd_status place_state(hd_plan *plan, hdi_unit *unit, int id)
     int slots = tensor->per_slot ? unit->options.cache_slots : 1;
     size_t stride = hdi_place_round(tensor->info.bytes);
     hdi_state *state = find_state(plan, tensor->info.name);
-    if (state && state->bytes != stride * (size_t)slots)
+    if (state &&
+        (state->bytes != stride * (size_t)slots || state->from->info.bytes != tensor->info.bytes))
         return hdi_error(HD_ERROR_ARGUMENT,
-                         "plan: state '%s' has %zu bytes in one program, %zu in another",
-                         tensor->info.name, state->bytes, stride * (size_t)slots);
+                         "plan: state '%s' has %zu bytes x %zu slots in one program, %zu x %d in "
+                         "another",
+                         tensor->info.name, state->from->info.bytes,
+                         state->bytes / hdi_place_round(state->from->info.bytes),
+                         tensor->info.bytes, slots);
     if (!state) {
         if (!HDI_GROW(plan->states, plan->state_count, plan->state_capacity))
             return out_of_memory();
@@ -157,8 +167,12 @@ static hd_status place_shared(hd_plan *plan, int index)
                 (size_t)plan->layout->weights_elements * hd_dtype_bytes(tensor->info.dtype);
             if (plan->bytes[HD_REGION_WEIGHTS] < end) plan->bytes[HD_REGION_WEIGHTS] = end;
         } else if (tensor->info.role == HD_ROLE_GRADIENT) {
-            put_flat(unit, i, HD_REGION_GRADIENTS,
-                     hdi_layout_gradient(plan->layout, index, (hd_tensor){i}));
+            int64_t first = hdi_layout_gradient(plan->layout, index, (hd_tensor){i});
+            if (first < 0)
+                return hdi_error(HD_ERROR_INTERNAL,
+                                 "plan: gradient %d of program '%s' has no place in the layout", i,
+                                 program->name);
+            put_flat(unit, i, HD_REGION_GRADIENTS, first);
         } else if (tensor->info.role == HD_ROLE_STATE) {
             HD_RETURN_IF_ERROR(place_state(plan, unit, i));
         }
@@ -259,10 +273,25 @@ static hd_status check_budget(const hd_plan *plan)
         largest, table);
 }
 
+/* Forget what an attempt that failed left behind. */
+static void start_again(hd_plan *plan)
+{
+    memset(plan->bytes, 0, sizeof plan->bytes);
+    plan->state_count = 0;
+    for (int i = 0; i < plan->unit_count; i++) {
+        hdi_unit *unit = &plan->units[i];
+        memset(unit->bytes, 0, sizeof unit->bytes);
+        memset(unit->places, 0, (size_t)unit->program->tensor_count * sizeof *unit->places);
+        unit->peak_bytes = 0;
+        unit->wait_count = 0;
+    }
+}
+
 hd_status hd_plan_finish(hd_plan *plan)
 {
     if (plan->finished) return HD_OK;
     if (plan->unit_count == 0) return hdi_error(HD_ERROR_ARGUMENT, "plan: it has no programs");
+    start_again(plan);
     if (!plan->layout) HD_RETURN_IF_ERROR(plain_layout(plan));
     plan->gradient_level_bytes =
         hdi_place_round((size_t)plan->layout->gradient_elements * sizeof(float));

@@ -67,6 +67,10 @@ hd_status hdi_unit_waits(const hd_plan *plan, int index);
 /* Prove the plan: aliasing and ordering (verify.c). HD_ERROR_INTERNAL names the op. */
 hd_status hdi_plan_verify(const hd_plan *plan);
 
+/* The part of the proof that spans programs and slots (verify_regions.c): what outlives a program's
+ * run shares no bytes with anything that runs meanwhile, in any slot or gradient level. */
+hd_status hdi_plan_verify_regions(const hd_plan *plan);
+
 /* Byte range [*begin, *end) in the arena of tensor `id` of a unit, slot 0, level 0. */
 bool hdi_unit_range(const hd_plan *plan, const hdi_unit *unit, int id, size_t *begin, size_t *end);
 

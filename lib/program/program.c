@@ -141,10 +141,17 @@ const hd_tensor_info *hd_tensor_get(const hd_program *program, hd_tensor tensor)
 
 hd_tensor hd_tensor_find(const hd_program *program, const char *name)
 {
-    for (int i = 1; i < program->tensor_count; i++)
-        if (strcmp(program->tensors[i]->info.name, name) == 0) return (hd_tensor){i};
+    for (int i = 1; i < program->tensor_count && name && *name; i++) {
+        const hd_tensor_info *info = &program->tensors[i]->info;
+        bool named = info->role == HD_ROLE_INPUT || info->role == HD_ROLE_STATE ||
+                     info->role == HD_ROLE_OUTPUT;
+        if (named && strcmp(info->name, name) == 0) return (hd_tensor){i};
+    }
     return (hd_tensor){0};
 }
+
+/* No tensor is larger, so that a plan can add up many of them without overflow. */
+static const uint64_t most_bytes = UINT64_C(1) << 48;
 
 static bool count_elements(int rank, const int64_t *dims, size_t element_bytes, int64_t *elements,
                            size_t *bytes)
@@ -153,7 +160,8 @@ static bool count_elements(int rank, const int64_t *dims, size_t element_bytes, 
     if (rank < 0 || rank > HD_MAX_DIMS) return false;
     for (int i = 0; i < rank; i++)
         if (dims[i] < 0 || !hdi_mul_i64(*elements, dims[i], elements)) return false;
-    return !__builtin_mul_overflow((uint64_t)*elements, (uint64_t)element_bytes, bytes);
+    return !__builtin_mul_overflow((uint64_t)*elements, (uint64_t)element_bytes, bytes) &&
+           *bytes <= most_bytes;
 }
 
 hd_tensor hdi_tensor_add(hd_program *program, const char *name, hd_dtype dtype, hd_role role,
@@ -163,10 +171,10 @@ hd_tensor hdi_tensor_add(hd_program *program, const char *name, hd_dtype dtype, 
     int64_t elements;
     size_t bytes;
     if (!count_elements(rank, dims, hd_dtype_bytes(dtype), &elements, &bytes))
-        return hd_program_fail(
-            program, HD_ERROR_ARGUMENT,
-            "tensor '%s': rank %d or a dim is out of range (rank <= %d, 0 <= dim)",
-            name ? name : "", rank, HD_MAX_DIMS);
+        return hd_program_fail(program, HD_ERROR_ARGUMENT,
+                               "tensor '%s': rank %d or a dim is out of range (rank <= %d, 0 <= "
+                               "dim, 2^48 bytes in all)",
+                               name ? name : "", rank, HD_MAX_DIMS);
     hdi_tensor *tensor = hdi_alloc(sizeof *tensor);
     char *copy = hdi_strdup(name ? name : "");
     if (!tensor || !copy ||
@@ -192,6 +200,8 @@ hd_tensor hdi_tensor_add(hd_program *program, const char *name, hd_dtype dtype, 
 static hd_tensor named_tensor(hd_program *program, const char *name, hd_dtype dtype, hd_role role,
                               int rank, const int64_t *dims)
 {
+    if (!name || !*name)
+        return hd_program_fail(program, HD_ERROR_ARGUMENT, "an input or state wants a name");
     if (hd_tensor_find(program, name).id)
         return hd_program_fail(program, HD_ERROR_ARGUMENT, "tensor '%s' is declared twice", name);
     return hdi_tensor_add(program, name, dtype, role, rank, dims);
@@ -256,7 +266,16 @@ hd_tensor hd_output(hd_program *program, hd_tensor x, const char *name)
     if (!tensor) return x;
     if (tensor->info.role != HD_ROLE_ACTIVATION)
         return hd_program_fail(program, HD_ERROR_ARGUMENT,
-                               "output '%s': only tensors made by ops can be outputs", name);
+                               "output '%s': wants a tensor made by an op that is no output yet",
+                               name ? name : "(NULL)");
+    bool taken = !name || !*name;
+    for (int i = 1; i < program->tensor_count && !taken; i++)
+        taken = program->tensors[i]->info.role == HD_ROLE_OUTPUT &&
+                strcmp(program->tensors[i]->info.name, name) == 0;
+    if (taken)
+        return hd_program_fail(program, HD_ERROR_ARGUMENT,
+                               "output '%s': wants a name that no other output has",
+                               name ? name : "(NULL)");
     char *copy = hdi_strdup(name);
     if (!copy) return hd_program_fail(program, HD_ERROR_MEMORY, "out of host memory");
     hdi_free((void *)(uintptr_t)tensor->info.name);
@@ -299,9 +318,14 @@ hd_tensor hd_parameter(hd_program *program, const hd_parameter_options *options)
         rows += options->part[i].rows;
     if (options->parts > HD_MAX_PARTS || (options->parts && rows != options->dims[0]))
         return hd_program_fail(program, HD_ERROR_ARGUMENT,
-                               "parameter '%s': %d parts with %" PRId64 " rows, want %" PRId64
-                               " rows",
-                               options->name, options->parts, rows, options->dims[0]);
+                               "parameter '%s': %d parts with %" PRId64
+                               " rows, want at most %d with %" PRId64 " rows",
+                               options->name, options->parts, rows, HD_MAX_PARTS, options->dims[0]);
+    for (int i = 0; i < options->parts; i++)
+        if (!options->part[i].name || options->part[i].rows <= 0)
+            return hd_program_fail(program, HD_ERROR_ARGUMENT,
+                                   "parameter '%s': part %d has no name or no rows", options->name,
+                                   i);
     for (int i = 0; i < options->rank; i++)
         if (options->dims[i] <= 0)
             return hd_program_fail(program, HD_ERROR_ARGUMENT,

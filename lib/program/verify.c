@@ -34,10 +34,11 @@ static bool scratch(const hdi_unit *unit, int id)
            region == HD_REGION_BOUNDARY;
 }
 
-static bool reads(const hd_op *op, int id)
+/* May op write tensor `id` over `other`, which it reads? */
+static bool in_place(const hd_op *op, int id, int other)
 {
     for (int k = 0; k < op->inputs; k++)
-        if (op->in[k].id == id) return true;
+        if (op->in[k].id == other && (op->kind->in_place >> k & 1)) return op->out[0].id == id;
     return false;
 }
 
@@ -45,15 +46,16 @@ static bool reads(const hd_op *op, int id)
 static hd_status check_write(const replay *r, int index, int id, size_t begin, size_t end)
 {
     const hd_op *op = &r->unit->program->ops[index]->op;
+    if (end > r->plan->arena_bytes) return broken(r, index, "writes past the arena:", id);
     for (int i = 0; i < r->live_count; i++) {
         int other = r->live[i];
         size_t other_begin, other_end;
         if (other == id || !hdi_unit_range(r->plan, r->unit, other, &other_begin, &other_end))
             continue;
         if (begin >= other_end || other_begin >= end) continue;
-        bool in_place = id && reads(op, other) && r->last_read[other] == index &&
-                        begin == other_begin && end == other_end && op->kind->in_place;
-        if (!in_place) return broken(r, index, "overwrites live", other);
+        bool allowed = id && in_place(op, id, other) && r->last_read[other] == index &&
+                       begin == other_begin && end == other_end;
+        if (!allowed) return broken(r, index, "overwrites live", other);
     }
     return HD_OK;
 }
@@ -77,8 +79,12 @@ static hd_status replay_op(replay *r, int index)
         int id = op->in[k].id;
         if (!id) continue;
         if (!r->unit->places[id].placed) return broken(r, index, "reads unplaced", id);
-        if (program->tensors[id]->producer >= 0 && !r->written[id])
-            return broken(r, index, "reads unwritten", id);
+        int producer = program->tensors[id]->producer;
+        if (producer >= 0 && !r->written[id]) return broken(r, index, "reads unwritten", id);
+        /* Between the phases other micro-batches run and use the transients. */
+        if (producer >= 0 && program->ops[producer]->phase != program->ops[index]->phase &&
+            r->unit->places[id].region == HD_REGION_TRANSIENT)
+            return broken(r, index, "reads, made in another phase but not saved,", id);
     }
     if (r->unit->workspace_bytes[index]) {
         size_t begin = r->unit->base[HD_REGION_TRANSIENT] + r->unit->workspaces[index];
@@ -90,7 +96,6 @@ static hd_status replay_op(replay *r, int index)
         size_t begin, end;
         if (!r->unit->places[id].placed) return broken(r, index, "writes unplaced", id);
         if (!hdi_unit_range(r->plan, r->unit, id, &begin, &end)) continue;
-        if (end > r->plan->arena_bytes) return broken(r, index, "writes past the arena into", id);
         HD_RETURN_IF_ERROR(check_write(r, index, id, begin, end));
         if (scratch(r->unit, id) && !r->written[id]) r->live[r->live_count++] = id;
         r->written[id] = true;
@@ -99,7 +104,52 @@ static hd_status replay_op(replay *r, int index)
     return HD_OK;
 }
 
-/* Between a posted operation and the first op that waits for it, nobody may touch its bytes. */
+/* A gradient is complete when something else first touches it: no weight gradient may come later. */
+static hd_status check_gradient_complete(const replay *r, int index)
+{
+    const hd_program *program = r->unit->program;
+    size_t begin, end, other_begin, other_end;
+    int gradient = program->ops[index]->op.out[0].id;
+    if (!hdi_unit_range(r->plan, r->unit, gradient, &begin, &end)) return HD_OK;
+    for (int i = 0; i < index; i++) {
+        const hd_op *op = &program->ops[i]->op;
+        if (op->kind->flags & HD_OP_WEIGHT_GRADIENT) continue;
+        for (int k = 0; k < op->inputs + op->outputs; k++) {
+            int id = k < op->inputs ? op->in[k].id : op->out[k - op->inputs].id;
+            if (program->tensors[id] && program->tensors[id]->flat == HDI_FLAT_GRADIENTS &&
+                hdi_unit_range(r->plan, r->unit, id, &other_begin, &other_end) &&
+                begin < other_end && other_begin < end)
+                return broken(r, index, "adds to a gradient that has been used,", gradient);
+        }
+    }
+    return HD_OK;
+}
+
+static bool overlaps(const replay *r, int id, size_t begin, size_t end)
+{
+    size_t other_begin, other_end;
+    return hdi_unit_range(r->plan, r->unit, id, &other_begin, &other_end) && begin < other_end &&
+           other_begin < end;
+}
+
+/* Does op `index` write bytes in [begin, end), or, with `reading`, read them? */
+static hd_status check_untouched(const replay *r, int index, size_t begin, size_t end, bool reading)
+{
+    const hd_op *op = &r->unit->program->ops[index]->op;
+    for (int k = 0; k < op->outputs; k++)
+        if (overlaps(r, op->out[k].id, begin, end))
+            return broken(r, index, "writes, unordered with posted communication,", op->out[k].id);
+    for (int k = 0; reading && k < op->inputs; k++)
+        if (overlaps(r, op->in[k].id, begin, end))
+            return broken(r, index, "reads, unordered with posted communication,", op->in[k].id);
+    size_t scratch_begin = r->unit->base[HD_REGION_TRANSIENT] + r->unit->workspaces[index];
+    if (scratch_begin < end && begin < scratch_begin + r->unit->workspace_bytes[index])
+        return broken(r, index, "writes, unordered with posted communication,", 0);
+    return HD_OK;
+}
+
+/* Between a posted operation and the first op that waits for it, nobody may write what it reads or
+ * touch what it writes. */
 static hd_status check_posted(const replay *r, int posted)
 {
     const hd_program *program = r->unit->program;
@@ -107,27 +157,12 @@ static hd_status check_posted(const replay *r, int posted)
     for (int i = posted + 1; i < program->op_count; i++) {
         for (int w = r->unit->wait_begin[i]; w < r->unit->wait_begin[i + 1]; w++)
             if (r->unit->waits[w] == posted) return HD_OK;
-        const hd_op *later = &program->ops[i]->op;
-        for (int side = 0; side < 2; side++) {
-            int count = side ? op->outputs : op->inputs;
-            for (int k = 0; k < count; k++) {
-                size_t begin, end, other_begin, other_end;
-                if (!hdi_unit_range(r->plan, r->unit, side ? op->out[k].id : op->in[k].id, &begin,
-                                    &end))
-                    continue;
-                for (int o = 0; o < later->outputs; o++)
-                    if (hdi_unit_range(r->plan, r->unit, later->out[o].id, &other_begin,
-                                       &other_end) &&
-                        begin < other_end && other_begin < end)
-                        return broken(r, i, "writes, unordered with posted communication,",
-                                      later->out[o].id);
-                for (int o = 0; side && o < later->inputs; o++)
-                    if (hdi_unit_range(r->plan, r->unit, later->in[o].id, &other_begin,
-                                       &other_end) &&
-                        begin < other_end && other_begin < end)
-                        return broken(r, i, "reads, unordered with posted communication,",
-                                      later->in[o].id);
-            }
+        for (int k = 0; k < op->inputs + op->outputs; k++) {
+            bool written = k >= op->inputs;
+            int id = written ? op->out[k - op->inputs].id : op->in[k].id;
+            size_t begin, end;
+            if (hdi_unit_range(r->plan, r->unit, id, &begin, &end))
+                HD_RETURN_IF_ERROR(check_untouched(r, i, begin, end, written));
         }
     }
     return HD_OK;
@@ -159,8 +194,12 @@ static hd_status verify_unit(const hd_plan *plan, const hdi_unit *unit)
     }
     for (int i = 0; i < program->op_count && status == HD_OK; i++)
         status = replay_op(&r, i);
-    for (int i = 0; i < program->op_count && status == HD_OK; i++)
-        if (program->ops[i]->op.kind->flags & HD_OP_COMMUNICATES) status = check_posted(&r, i);
+    for (int i = 0; i < program->op_count && status == HD_OK; i++) {
+        uint32_t flags = program->ops[i]->op.kind->flags;
+        if (flags & HD_OP_COMMUNICATES) status = check_posted(&r, i);
+        if (status == HD_OK && flags & HD_OP_WEIGHT_GRADIENT)
+            status = check_gradient_complete(&r, i);
+    }
     hdi_free(r.last_read);
     hdi_free(r.live);
     hdi_free(r.written);
@@ -171,5 +210,5 @@ hd_status hdi_plan_verify(const hd_plan *plan)
 {
     for (int i = 0; i < plan->unit_count; i++)
         HD_RETURN_IF_ERROR(verify_unit(plan, &plan->units[i]));
-    return HD_OK;
+    return hdi_plan_verify_regions(plan);
 }

@@ -7,7 +7,7 @@ static hd_status wait_for(hd_session *session, int unit, int op)
 {
     hdi_posted *posted = &session->posted[unit][op];
     if (!posted->comm) return HD_OK;
-    hd_status status = hd_comm_wait(posted->comm, &posted->request);
+    hd_status status = hdi_comm_order(posted->comm, &posted->request);
     posted->comm = NULL;
     if (status == HD_OK) return HD_OK;
     char label[256];
@@ -56,6 +56,11 @@ static hd_status run_op(hd_session *session, int index, int op_index,
         run.workspace = session->arena + at;
     }
     hd_status status = op->op.kind->run(&run);
+    if (status == HD_OK && posted->comm)
+        hdi_comm_set_label(posted->comm, &posted->request,
+                           &(hdi_comm_label){.program = unit->program->name,
+                                             .scope = unit->program->scopes[op->scope].name,
+                                             .op = op_index});
     if (status == HD_OK) return HD_OK;
     char label[256];
     return hdi_error_context(status, "program '%s', op %d (%s)", unit->program->name, op_index,
@@ -86,6 +91,14 @@ hd_status hd_session_run(hd_session *session, const hd_program *program,
     if (index < 0)
         return hdi_error(HD_ERROR_ARGUMENT, "session: program '%s' is not in its plan",
                          program->name);
+    int levels = session->plan->options.gradient_levels;
+    if (options->micro_batch < 0 || options->level < 0 || options->level >= levels ||
+        options->folds < 0 || options->folds > options->level)
+        return hdi_error(HD_ERROR_ARGUMENT,
+                         "session: program '%s': micro-batch %d, gradient level %d, %d folds; want "
+                         "folds <= level < %d",
+                         program->name, options->micro_batch, options->level, options->folds,
+                         levels);
     const hdi_unit *unit = &session->plan->units[index];
     hdi_phase phase = options->phase == HD_PHASE_BACKWARD ? HDI_PHASE_BACKWARD : HDI_PHASE_FORWARD;
     for (int i = 0; i < program->op_count; i++) {
@@ -94,7 +107,7 @@ hd_status hd_session_run(hd_session *session, const hd_program *program,
         for (int w = unit->wait_begin[i]; w < unit->wait_begin[i + 1]; w++)
             HD_RETURN_IF_ERROR(wait_for(session, index, unit->waits[w]));
         HD_RETURN_IF_ERROR(run_op(session, index, i, options));
-        hdi_comm_progress(hd_mesh_comm(session->mesh, HD_AXIS_NONE));
+        hdi_comm_progress(hd_mesh_device_comm(session->mesh, HD_AXIS_NONE));
     }
     return end_transient_communication(session, index);
 }
@@ -104,5 +117,11 @@ hd_status hd_session_drain(hd_session *session)
     for (int u = 0; u < session->plan->unit_count; u++)
         for (int i = 0; i < session->plan->units[u].program->op_count; i++)
             HD_RETURN_IF_ERROR(wait_for(session, u, i));
+    return hdi_session_synchronize(session);
+}
+
+hd_status hdi_session_synchronize(hd_session *session)
+{
+    HD_RETURN_IF_ERROR(hdi_comm_settle(hd_mesh_device_comm(session->mesh, HD_AXIS_NONE)));
     return session->context->backend->synchronize(session->context->stream);
 }

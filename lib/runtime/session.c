@@ -2,6 +2,7 @@
 #include "runtime/session.h"
 
 #include "core/error.h"
+#include "core/half.h"
 #include "core/memory.h"
 #include "core/random.h"
 #include "program/place.h"
@@ -47,6 +48,10 @@ hd_status hd_session_create(hd_context *context, const hd_plan *plan, const hd_m
 {
     *out = NULL;
     if (!plan->finished) return hdi_error(HD_ERROR_ARGUMENT, "session: the plan is not finished");
+    if (context->backend != &hdi_backend_cpu && hd_mesh_ranks(mesh) > 1 &&
+        context->attached != mesh)
+        return hdi_error(HD_ERROR_ARGUMENT, "session: %d ranks on '%s' want hd_mesh_attach first",
+                         hd_mesh_ranks(mesh), context->backend->name);
     hd_session *session = hdi_alloc(sizeof *session);
     if (!session) return hdi_error(HD_ERROR_MEMORY, "session: out of host memory");
     session->context = context;
@@ -93,60 +98,89 @@ static hd_dtype weights_dtype(const hd_session *session)
     return HD_DTYPE_F32;
 }
 
-static hd_status fill_ones(hd_session *session, hd_dtype dtype, const hdi_entry *entry)
+/* Copy fp32 values in as weights of `dtype`. */
+static hd_status write_values(hd_session *session, hd_dtype dtype, char *place, int64_t elements,
+                              const float *values)
+{
+    enum { PIECE = 1 << 20 };
+    const hd_backend *backend = session->context->backend;
+    hd_stream *stream = session->context->stream;
+    if (dtype == HD_DTYPE_F32) {
+        HD_RETURN_IF_ERROR(
+            backend->copy_in(stream, place, values, (size_t)elements * sizeof(float)));
+        return backend->synchronize(stream);
+    }
+    uint16_t *rounded =
+        hdi_alloc_array((size_t)(elements < PIECE ? elements : PIECE), sizeof *rounded);
+    hd_status status = rounded ? HD_OK : hdi_error(HD_ERROR_MEMORY, "session: out of host memory");
+    for (int64_t done = 0; done < elements && status == HD_OK; done += PIECE) {
+        int64_t count = elements - done < PIECE ? elements - done : PIECE;
+        for (int64_t i = 0; i < count; i++)
+            rounded[i] = hdi_half_weight(dtype, values[done + i]);
+        status = backend->copy_in(stream, place + (size_t)done * sizeof *rounded, rounded,
+                                  (size_t)count * sizeof *rounded);
+        if (status == HD_OK) status = backend->synchronize(stream);
+    }
+    hdi_free(rounded);
+    return status;
+}
+
+static hd_status fill_ones(hd_session *session, hd_dtype dtype, char *place, int64_t elements)
 {
     enum { PIECE = 1024 };
     float ones[PIECE];
     for (int i = 0; i < PIECE; i++)
         ones[i] = 1;
-    for (int64_t done = 0; done < entry->elements; done += PIECE) {
-        int64_t count = entry->elements - done < PIECE ? entry->elements - done : PIECE;
-        HD_RETURN_IF_ERROR(
-            hdi_session_write_flat(session, dtype, entry->first + done, count, ones));
+    for (int64_t done = 0; done < elements; done += PIECE) {
+        int64_t count = elements - done < PIECE ? elements - done : PIECE;
+        HD_RETURN_IF_ERROR(write_values(session, dtype, place, count, ones));
+        place += (size_t)count * hd_dtype_bytes(dtype);
     }
     return HD_OK;
 }
 
-hd_status hd_session_initialize(hd_session *session, uint64_t seed)
+hd_status hdi_session_fill(hd_session *session, const hdi_entry *entry, uint64_t seed,
+                           hd_dtype dtype, char *place)
 {
-    const hd_plan *plan = session->plan;
     const hd_backend *backend = session->context->backend;
     hd_stream *stream = session->context->stream;
-    hd_dtype dtype = weights_dtype(session);
-    char *weights = session->arena + plan->units[0].base[HD_REGION_WEIGHTS];
-    for (int i = 0; i < plan->layout->entry_count; i++) {
-        const hdi_entry *entry = &plan->layout->entries[i];
-        char *place = weights + (size_t)entry->first * hd_dtype_bytes(dtype);
-        size_t bytes = (size_t)entry->elements * hd_dtype_bytes(dtype);
-        switch (entry->options->init) {
-        case HD_INIT_ZEROS: HD_RETURN_IF_ERROR(backend->zero(stream, place, bytes)); break;
-        case HD_INIT_ONES: HD_RETURN_IF_ERROR(fill_ones(session, dtype, entry)); break;
-        case HD_INIT_NORMAL:
-            HD_RETURN_IF_ERROR(backend->fill_normal(stream, dtype, place, entry->elements, seed,
-                                                    hdi_random_stream(entry->name), 0,
-                                                    (float)entry->options->std));
-            break;
-        }
+    switch (entry->options->init) {
+    case HD_INIT_ZEROS:
+        return backend->zero(stream, place, (size_t)entry->elements * hd_dtype_bytes(dtype));
+    case HD_INIT_ONES: return fill_ones(session, dtype, place, entry->elements);
+    case HD_INIT_NORMAL: break;
     }
-    return backend->synchronize(stream);
+    return backend->fill_normal(stream, dtype, place, entry->elements, seed,
+                                hdi_random_stream(entry->name), 0, (float)entry->options->std);
 }
 
-hd_status hdi_session_write_flat(hd_session *session, hd_dtype dtype, int64_t first,
-                                 int64_t elements, const float *values)
+static char *weights_at(const hd_session *session, hd_dtype dtype, int64_t first)
 {
-    const hd_backend *backend = session->context->backend;
-    hd_stream *stream = session->context->stream;
-    char *place = session->arena + session->plan->units[0].base[HD_REGION_WEIGHTS] +
-                  (size_t)first * hd_dtype_bytes(dtype);
-    if (dtype != HD_DTYPE_F32)
-        return hdi_error(HD_ERROR_UNSUPPORTED, "weights of dtype %s cannot be written on %s",
-                         hd_dtype_name(dtype), backend->name);
-    HD_RETURN_IF_ERROR(backend->copy_in(stream, place, values, (size_t)elements * sizeof(float)));
-    return backend->synchronize(stream);
+    return session->arena + session->plan->units[0].base[HD_REGION_WEIGHTS] +
+           (size_t)first * hd_dtype_bytes(dtype);
+}
+
+hd_status hd_session_initialize(hd_session *session, uint64_t seed)
+{
+    const hdi_layout *layout = session->plan->layout;
+    hd_dtype dtype = weights_dtype(session);
+    for (int i = 0; i < layout->entry_count; i++) {
+        const hdi_entry *entry = &layout->entries[i];
+        HD_RETURN_IF_ERROR(hdi_session_fill(session, entry, seed, dtype,
+                                            weights_at(session, dtype, entry->first)));
+    }
+    return session->context->backend->synchronize(session->context->stream);
+}
+
+hd_status hdi_session_write_flat(hd_session *session, int64_t first, int64_t elements,
+                                 const float *values)
+{
+    hd_dtype dtype = weights_dtype(session);
+    return write_values(session, dtype, weights_at(session, dtype, first), elements, values);
 }
 
 static hd_status find(const hd_session *session, const hd_program *program, hd_tensor tensor,
-                      int *unit)
+                      int micro_batch, int *unit)
 {
     *unit = hdi_session_unit(session, program);
     if (*unit < 0)
@@ -155,6 +189,9 @@ static hd_status find(const hd_session *session, const hd_program *program, hd_t
     if (!hdi_tensor_of(program, tensor) || !session->plan->units[*unit].places[tensor.id].placed)
         return hdi_error(HD_ERROR_ARGUMENT, "session: program '%s' has no tensor %d with a place",
                          program->name, tensor.id);
+    if (micro_batch < 0)
+        return hdi_error(HD_ERROR_ARGUMENT, "session: program '%s': micro-batch is %d, want >= 0",
+                         program->name, micro_batch);
     return HD_OK;
 }
 
@@ -162,22 +199,22 @@ hd_status hd_session_write(hd_session *session, const hd_program *program, hd_te
                            int micro_batch, const void *host)
 {
     int unit;
-    HD_RETURN_IF_ERROR(find(session, program, tensor, &unit));
+    HD_RETURN_IF_ERROR(find(session, program, tensor, micro_batch, &unit));
     HD_RETURN_IF_ERROR(session->context->backend->copy_in(
         session->context->stream, hdi_session_address(session, unit, tensor, micro_batch), host,
         program->tensors[tensor.id]->info.bytes));
-    return session->context->backend->synchronize(session->context->stream);
+    return hdi_session_synchronize(session);
 }
 
 hd_status hd_session_read(hd_session *session, const hd_program *program, hd_tensor tensor,
                           int micro_batch, void *host)
 {
     int unit;
-    HD_RETURN_IF_ERROR(find(session, program, tensor, &unit));
+    HD_RETURN_IF_ERROR(find(session, program, tensor, micro_batch, &unit));
     HD_RETURN_IF_ERROR(session->context->backend->copy_out(
         session->context->stream, host, hdi_session_address(session, unit, tensor, micro_batch),
         program->tensors[tensor.id]->info.bytes));
-    return session->context->backend->synchronize(session->context->stream);
+    return hdi_session_synchronize(session);
 }
 
 size_t hd_session_high_water(const hd_session *session)

@@ -11,6 +11,10 @@ struct hd_context {
     const hd_backend *backend;
     hdi_device *device; /* owned */
     hd_stream *stream;  /* borrowed from the device */
+    int ordinal;
+    hd_mesh *attached;   /* borrowed: carries communicators of this device's memory, or NULL */
+    bool shares_gpu;     /* with another rank */
+    bool is_on_one_host; /* all ranks are */
 };
 
 typedef struct hdi_posted {
@@ -33,9 +37,16 @@ int hdi_session_unit(const hd_session *session, const hd_program *program);
 /* Device address of a tensor in the slot of a micro-batch (level 0). */
 void *hdi_session_address(const hd_session *session, int unit, hd_tensor tensor, int micro_batch);
 
-/* Make `elements` fp32 values at flat weight position `first` the weights there, converting to
- * the weights' dtype. */
-hd_status hdi_session_write_flat(hd_session *session, hd_dtype dtype, int64_t first,
-                                 int64_t elements, const float *values);
+/* Wait for what has been queued, communication that it waits for included, with its deadline. */
+hd_status hdi_session_synchronize(hd_session *session);
+
+/* Make `elements` fp32 values at flat weight position `first` the weights there, rounded to the
+ * weights' dtype as training rounds them. */
+hd_status hdi_session_write_flat(hd_session *session, int64_t first, int64_t elements,
+                                 const float *values);
+
+/* Put a parameter's first values, of `dtype`, at a place on the device. */
+hd_status hdi_session_fill(hd_session *session, const hdi_entry *entry, uint64_t seed,
+                           hd_dtype dtype, char *place);
 
 #endif

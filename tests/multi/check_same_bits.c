@@ -18,19 +18,24 @@ static const layout layouts[] = {
 enum { STEPS = 20, LAYERS = 4 };
 static const char *const families[] = {"gpt2", "llama"};
 
-static hdt_trained reference(const char *family)
+static hdt_trained reference_of(const char *family, int steps, hd_trainer_options options)
 {
     hd_comm *self = NULL;
     hdt_assert_ok(hd_comm_split(hdt_world, hd_comm_rank(hdt_world), 0, &self));
     hdt_trained trained;
+    options.exact = true;
     hd_status status = hdt_train(
         self,
-        &(hdt_training){
-            .family = family, .layers = LAYERS, .steps = STEPS, .options = {.exact = true}},
+        &(hdt_training){.family = family, .layers = LAYERS, .steps = steps, .options = options},
         &trained);
     hd_comm_destroy(self);
     hdt_assert_ok(status);
     return trained;
+}
+
+static hdt_trained reference(const char *family)
+{
+    return reference_of(family, STEPS, (hd_trainer_options){0});
 }
 
 START_TEST(weights_are_equal_bit_for_bit_on_every_layout)
@@ -72,6 +77,46 @@ START_TEST(weights_are_equal_bit_for_bit_on_every_layout)
 }
 END_TEST
 
+/* F16 starts so high that some steps are skipped. */
+static const hd_trainer_options mixed[] = {
+    {.dtype = HD_DTYPE_BF16},
+    {.dtype = HD_DTYPE_BF16, .shard_state = true, .recompute = true},
+    {.dtype = HD_DTYPE_BF16, .master = HD_MASTER_REMAINDER},
+    {.dtype = HD_DTYPE_BF16, .master = HD_MASTER_REMAINDER, .shard_state = true},
+    {.dtype = HD_DTYPE_F16, .shard_state = true, .loss_scale = 0x1p18F, .loss_scale_steps = 3},
+};
+
+START_TEST(weights_of_16_bits_are_equal_bit_for_bit_on_every_layout)
+{
+    enum { FEWER = 10 };
+    const char *family = families[_i % 2];
+    hdt_trained one = reference_of(family, FEWER, mixed[_i]);
+    for (size_t l = 0; l < sizeof layouts / sizeof layouts[0]; l++) {
+        const layout *tried = &layouts[l];
+        if (tried->data * tried->pipeline != hd_comm_size(hdt_world)) continue;
+        hdt_trained got;
+        hdt_training training = {.family = family,
+                                 .layers = LAYERS,
+                                 .steps = FEWER,
+                                 .mesh = {.data = tried->data, .pipeline = tried->pipeline},
+                                 .options = mixed[_i]};
+        training.options.exact = true;
+        training.options.schedule = tried->schedule;
+        training.options.chunks = tried->chunks;
+        hdt_assert_ok(hdt_train(hdt_world, &training, &got));
+        ck_assert_msg(
+            got.hash == one.hash && got.last_loss == one.last_loss &&
+                got.last_norm == one.last_norm && got.validation_loss == one.validation_loss,
+            "%s, variant %d, data %d x pipeline %d x chunks %d: loss %.17g norm %.17g validation "
+            "%.17g, one rank has %.17g, %.17g, %.17g",
+            family, _i, tried->data, tried->pipeline, tried->chunks, got.last_loss, got.last_norm,
+            got.validation_loss, one.last_loss, one.last_norm, one.validation_loss);
+        ck_assert_uint_eq(got.high_water, got.planned);
+        ck_assert_uint_eq(got.allocations, 0);
+    }
+}
+END_TEST
+
 START_TEST(fast_mode_agrees_within_rounding)
 {
     hdt_trained one = reference("gpt2");
@@ -100,6 +145,8 @@ int main(int argc, char **argv)
 {
     TCase *tests = tcase_create("same_bits");
     tcase_add_loop_test(tests, weights_are_equal_bit_for_bit_on_every_layout, 0, 2);
+    tcase_add_loop_test(tests, weights_of_16_bits_are_equal_bit_for_bit_on_every_layout, 0,
+                        sizeof mixed / sizeof mixed[0]);
     tcase_add_test(tests, fast_mode_agrees_within_rounding);
     return hdt_main_ranks(argc, argv, "same_bits", tests);
 }

@@ -12,6 +12,6 @@ if make --no-print-directory -j2 CC=clang CXX=clang++ WERROR=1 OPT=-O0 SAN= BUIL
     echo "ok clang_has_no_warning"
 else
     echo "not ok clang_has_no_warning"
-    grep -vE '^  (cc|c\+\+|ar|ld) +build/' "$log" | head -n 60
+    grep -vE '^  (cc|c\+\+|nvcc|ar|ld) +build/' "$log" | head -n 60
 fi
 rm -f "$log"

@@ -15,7 +15,7 @@ static double unit_roundoff(hd_dtype dtype)
     case HD_DTYPE_F64: return ldexp(1, -53);
     case HD_DTYPE_F32: return ldexp(1, -24);
     case HD_DTYPE_F16: return ldexp(1, -11);
-    case HD_DTYPE_BF16: return ldexp(1, -9);
+    case HD_DTYPE_BF16: return ldexp(1, -8);
     case HD_DTYPE_F8_E4M3: return ldexp(1, -4);
     case HD_DTYPE_F8_E5M2: return ldexp(1, -3);
     default: return 0;

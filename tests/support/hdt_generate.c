@@ -2,17 +2,19 @@
 #include "tests/support/hdt_generate.h"
 
 #include "core/error.h"
+#include "tests/support/hdt_device.h"
 
 hd_status hdt_open_generator(hd_comm *comm, const hdt_generating *with, hdt_generator *out)
 {
     *out = (hdt_generator){0};
     HD_RETURN_IF_ERROR(hd_mesh_create(comm, &with->mesh, &out->mesh));
-    HD_RETURN_IF_ERROR(hd_context_create(&(hd_context_options){.device = "cpu"}, &out->context));
+    HD_RETURN_IF_ERROR(hdt_open_context(comm, out->mesh, &out->context));
     HD_RETURN_IF_ERROR(
         hd_generator_create(&(hd_generator_options){.build = hd_model_build,
                                                     .user = with->model,
                                                     .layers = hd_model_layers(with->model),
                                                     .mesh = out->mesh,
+                                                    .backend = hd_context_backend(out->context),
                                                     .capacity = with->capacity,
                                                     .prefill = with->prefill,
                                                     .slots = with->slots,

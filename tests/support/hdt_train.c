@@ -3,6 +3,7 @@
 
 #include "core/memory.h"
 #include "core/random.h"
+#include "tests/support/hdt_device.h"
 
 #include <stdio.h>
 
@@ -76,14 +77,14 @@ hd_status hdt_train(hd_comm *comm, const hdt_training *training, hdt_trained *ou
     hd_trainer *trainer = NULL;
     hd_model *model = hdt_tiny_model(training->family, training->layers);
     hd_status status = hd_mesh_create(comm, &training->mesh, &mesh);
-    if (status == HD_OK)
-        status = hd_context_create(&(hd_context_options){.device = "cpu"}, &context);
+    if (status == HD_OK) status = hdt_open_context(comm, mesh, &context);
     if (status == HD_OK) {
         hd_trainer_options options = training->options;
         options.build = hd_model_build;
         options.user = model;
         options.layers = training->layers;
         options.mesh = mesh;
+        options.backend = hd_context_backend(context);
         options.sequences = HDT_SEQUENCES;
         options.tokens = HDT_TOKENS;
         options.accumulate = HDT_GLOBAL_BATCHES / hd_mesh_size(mesh, HD_AXIS_DATA);

@@ -332,8 +332,8 @@ START_TEST(device_memory_is_aligned_and_zeroed)
     ck_assert(memcmp(values, back, sizeof back) == 0 && *(float *)arena == 0);
     cpu->release(device, arena, BYTES);
     hdt_assert_status(cpu->reserve(device, SIZE_MAX / 2, &arena), HD_ERROR_MEMORY, "refused");
-    hdt_assert_status(cpu->convert(stream, HD_DTYPE_BF16, back, HD_DTYPE_F32, back, 1),
-                      HD_ERROR_UNSUPPORTED, "BF16");
+    hdt_assert_status(cpu->convert(stream, HD_DTYPE_I32, back, HD_DTYPE_F32, back, 1),
+                      HD_ERROR_UNSUPPORTED, "I32");
     cpu->close(device);
     cpu->close(NULL);
 }

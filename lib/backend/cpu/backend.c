@@ -8,19 +8,11 @@
 #include "core/error.h"
 #include "core/memory.h"
 
-struct hd_stream {
-    hdi_device *device;
-};
-
-struct hdi_device {
-    hd_stream stream;
-};
-
 hd_status hdi_cpu_check_dtype(const char *what, hd_dtype dtype)
 {
     if (dtype == HD_DTYPE_F32) return HD_OK;
-    return hdi_error(HD_ERROR_UNSUPPORTED, "%s: dtype is %s, the CPU backend has F32 only", what,
-                     hd_dtype_name(dtype));
+    return hdi_error(HD_ERROR_UNSUPPORTED, "%s: dtype is %s, the CPU backend has F32, F16 and BF16",
+                     what, hd_dtype_name(dtype));
 }
 
 static hd_status open_device(int ordinal, hdi_device **out)
@@ -34,6 +26,9 @@ static hd_status open_device(int ordinal, hdi_device **out)
 
 static void close_device(hdi_device *device)
 {
+    if (!device) return;
+    for (int i = 0; i < HDI_CPU_SCRATCH; i++)
+        hdi_free(device->scratch[i]);
     hdi_free(device);
 }
 
@@ -112,33 +107,35 @@ const hd_backend hdi_backend_cpu = {
     .copy = copy,
     .zero = zero,
     .synchronize = synchronize,
-    .gemm = hdi_cpu_gemm,
-    .column_sum = hdi_cpu_column_sum,
+    .gemm = hdi_cpu_any_gemm,
+    .column_sum = hdi_cpu_any_column_sum,
     .column_sum_workspace = hdi_cpu_column_sum_workspace,
-    .embedding = hdi_cpu_embedding,
-    .embedding_gradient = hdi_cpu_embedding_gradient,
+    .embedding = hdi_cpu_any_embedding,
+    .embedding_gradient = hdi_cpu_any_embedding_gradient,
     .embedding_gradient_workspace = hdi_cpu_embedding_gradient_workspace,
     .positions = hdi_cpu_positions,
     .select_row = hdi_cpu_select_row,
-    .norm = hdi_cpu_norm,
-    .norm_gradient = hdi_cpu_norm_gradient,
-    .activation = hdi_cpu_activation,
-    .activation_gradient = hdi_cpu_activation_gradient,
-    .gated = hdi_cpu_gated,
-    .gated_gradient = hdi_cpu_gated_gradient,
-    .rope = hdi_cpu_rope,
-    .attention = hdi_cpu_attention,
+    .norm = hdi_cpu_any_norm,
+    .norm_gradient = hdi_cpu_any_norm_gradient,
+    .activation = hdi_cpu_any_activation,
+    .activation_gradient = hdi_cpu_any_activation_gradient,
+    .gated = hdi_cpu_any_gated,
+    .gated_gradient = hdi_cpu_any_gated_gradient,
+    .rope = hdi_cpu_any_rope,
+    .attention = hdi_cpu_any_attention,
     .attention_workspace = hdi_cpu_attention_workspace,
-    .attention_gradient = hdi_cpu_attention_gradient,
+    .attention_gradient = hdi_cpu_any_attention_gradient,
     .attention_gradient_workspace = hdi_cpu_attention_gradient_workspace,
-    .attention_cached = hdi_cpu_attention_cached,
+    .attention_cached = hdi_cpu_any_attention_cached,
     .attention_cached_workspace = hdi_cpu_attention_cached_workspace,
-    .cross_entropy = hdi_cpu_cross_entropy,
-    .add = hdi_cpu_add,
-    .convert = hdi_cpu_convert,
+    .cross_entropy = hdi_cpu_any_cross_entropy,
+    .add = hdi_cpu_any_add,
+    .convert = hdi_cpu_any_convert,
     .loss_sum = hdi_cpu_loss_sum,
     .sum_of_squares = hdi_cpu_sum_of_squares,
     .tree_sum = hdi_cpu_tree_sum,
     .adamw = hdi_cpu_adamw,
-    .fill_normal = hdi_cpu_fill_normal,
+    .split_weights = hdi_cpu_split_weights,
+    .join_weights = hdi_cpu_join_weights,
+    .fill_normal = hdi_cpu_any_fill_normal,
 };

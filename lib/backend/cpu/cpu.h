@@ -19,8 +19,24 @@ static inline int64_t hdi_cpu_min(int64_t a, int64_t b)
     return a < b ? a : b;
 }
 
+/* Buffers that 16-bit calls compute in; see half.c. */
+enum { HDI_CPU_SCRATCH = 8 };
+
+struct hd_stream {
+    hdi_device *device;
+};
+
+struct hdi_device {
+    hd_stream stream;
+    float *scratch[HDI_CPU_SCRATCH]; /* owned */
+    int64_t scratch_elements[HDI_CPU_SCRATCH];
+};
+
 /* HD_OK for F32, else an error that names `what`. */
 hd_status hdi_cpu_check_dtype(const char *what, hd_dtype dtype);
+
+/* The kernels compute on F32. The table holds hdi_cpu_any_* where activations or weights may be
+ * F16 or BF16: they widen, call the kernel and round (half.c). */
 
 hd_status hdi_cpu_gemm(hd_stream *stream, const hdi_gemm_args *args);
 hd_status hdi_cpu_column_sum(hd_stream *stream, const hdi_column_sum_args *args);
@@ -55,7 +71,34 @@ hd_status hdi_cpu_adamw(hd_stream *stream, const hdi_adamw_args *args);
 hd_status hdi_cpu_fill_normal(hd_stream *stream, hd_dtype dtype, void *out, int64_t elements,
                               uint64_t seed, uint64_t stream_number, int64_t first, float std);
 
+hd_status hdi_cpu_split_weights(hd_stream *stream, hd_dtype dtype, int64_t elements,
+                                const float *values, void *weights, int16_t *remainder);
+hd_status hdi_cpu_join_weights(hd_stream *stream, int64_t elements, const void *weights,
+                               const int16_t *remainder, float *values);
 hd_status hdi_cpu_tree_sum(hd_stream *stream, const float *x, int64_t stride, int parts,
                            int64_t elements, float *out);
+
+hd_status hdi_cpu_any_gemm(hd_stream *stream, const hdi_gemm_args *args);
+hd_status hdi_cpu_any_column_sum(hd_stream *stream, const hdi_column_sum_args *args);
+hd_status hdi_cpu_any_embedding(hd_stream *stream, const hdi_embedding_args *args);
+hd_status hdi_cpu_any_embedding_gradient(hd_stream *stream,
+                                         const hdi_embedding_gradient_args *args);
+hd_status hdi_cpu_any_norm(hd_stream *stream, const hdi_norm_args *args);
+hd_status hdi_cpu_any_norm_gradient(hd_stream *stream, const hdi_norm_gradient_args *args);
+hd_status hdi_cpu_any_activation(hd_stream *stream, const hdi_activation_args *args);
+hd_status hdi_cpu_any_activation_gradient(hd_stream *stream, const hdi_activation_args *args);
+hd_status hdi_cpu_any_gated(hd_stream *stream, const hdi_gated_args *args);
+hd_status hdi_cpu_any_gated_gradient(hd_stream *stream, const hdi_gated_args *args);
+hd_status hdi_cpu_any_rope(hd_stream *stream, const hdi_rope_args *args);
+hd_status hdi_cpu_any_attention(hd_stream *stream, const hdi_attention_args *args);
+hd_status hdi_cpu_any_attention_gradient(hd_stream *stream, const hdi_attention_args *args);
+hd_status hdi_cpu_any_attention_cached(hd_stream *stream, const hdi_attention_cached_args *args);
+hd_status hdi_cpu_any_cross_entropy(hd_stream *stream, const hdi_cross_entropy_args *args);
+hd_status hdi_cpu_any_add(hd_stream *stream, hd_dtype dtype, int64_t elements, const void *x,
+                          const void *y, void *out);
+hd_status hdi_cpu_any_convert(hd_stream *stream, hd_dtype from, const void *x, hd_dtype to,
+                              void *out, int64_t elements);
+hd_status hdi_cpu_any_fill_normal(hd_stream *stream, hd_dtype dtype, void *out, int64_t elements,
+                                  uint64_t seed, uint64_t stream_number, int64_t first, float std);
 
 #endif

@@ -103,10 +103,9 @@ hd_status hdi_cpu_positions(hd_stream *stream, const hdi_positions_args *args)
 hd_status hdi_cpu_select_row(hd_stream *stream, const hdi_select_row_args *args)
 {
     (void)stream;
-    HD_RETURN_IF_ERROR(hdi_cpu_check_dtype("select_row", args->dtype));
     const int64_t count = hdi_cpu_min(*args->count, args->rows);
     const int64_t row = count < 1 ? 0 : count - 1;
-    memcpy(args->out, (const float *)args->x + row * args->columns,
-           (size_t)args->columns * sizeof(float));
+    const size_t bytes = (size_t)args->columns * hd_dtype_bytes(args->dtype);
+    memcpy(args->out, (const char *)args->x + (size_t)row * bytes, bytes);
     return HD_OK;
 }

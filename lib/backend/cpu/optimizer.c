@@ -1,20 +1,14 @@
-/* AdamW on fp32 weights. */
+/* AdamW on fp32 values: F32 weights, or what 16-bit weights are rounded from. */
 #include "backend/cpu/cpu.h"
 #include "backend/cpu/threads.h"
 #include "backend/cpu/vector.h"
 #include "core/error.h"
+#include "core/half.h"
 
-static void update_chunk(void *context, int64_t index, int lane)
+static void update(const hdi_adamw_args *args, int64_t first, int64_t count, float *values)
 {
-    const hdi_adamw_args *args = context;
-    (void)lane;
-    const int64_t first = index * HDI_CPU_CHUNK;
-    const int64_t count = hdi_cpu_min(HDI_CPU_CHUNK, args->elements - first);
     const float *gradient = args->gradient + first;
     float *m = args->m + first, *v = args->v + first;
-    float *weights = (float *)args->weights + first;
-    float *master = args->master ? args->master + first : weights;
-
     const float rate = args->scalars[0], gradient_scale = args->scalars[1];
     const float kept = 1.0f - rate * args->weight_decay;
     const float beta1 = args->beta1, beta2 = args->beta2, epsilon = args->epsilon;
@@ -28,17 +22,83 @@ static void update_chunk(void *context, int64_t index, int lane)
         const float root = sqrtf(square) * root_scale + epsilon;
         m[i] = mean;
         v[i] = square;
-        master[i] = master[i] * kept - step * mean / root;
+        values[i] = values[i] * kept - step * mean / root;
     }
-    if (master != weights) memcpy(weights, master, (size_t)count * sizeof *weights);
+}
+
+static void split(hd_dtype dtype, const float *values, int64_t count, uint16_t *weights,
+                  int16_t *remainder)
+{
+    for (int64_t i = 0; i < count; i++)
+        weights[i] = hdi_half_weight(dtype, values[i]);
+    for (int64_t i = 0; i < count && remainder; i++)
+        remainder[i] = hdi_bf16_remainder(values[i]);
+}
+
+static void join(const uint16_t *weights, const int16_t *remainder, int64_t count, float *values)
+{
+    for (int64_t i = 0; i < count; i++)
+        values[i] = hdi_bf16_join(weights[i], remainder[i]);
+}
+
+static void update_chunk(void *context, int64_t index, int lane)
+{
+    enum {
+        PIECE = 1024
+    }; /* values that exist at a time where only weights and remainders are kept */
+    const hdi_adamw_args *args = context;
+    (void)lane;
+    const int64_t first = index * HDI_CPU_CHUNK;
+    const int64_t count = hdi_cpu_min(HDI_CPU_CHUNK, args->elements - first);
+    if (args->dtype == HD_DTYPE_F32) {
+        float *own = (float *)args->weights + first;
+        float *values = args->master ? args->master + first : own;
+        update(args, first, count, values);
+        if (values != own) memcpy(own, values, (size_t)count * sizeof *own);
+        return;
+    }
+    uint16_t *weights = args->weights;
+    if (args->master) {
+        update(args, first, count, args->master + first);
+        split(args->dtype, args->master + first, count, weights + first, NULL);
+        return;
+    }
+    float values[PIECE];
+    for (int64_t at = first; at < first + count; at += PIECE) {
+        const int64_t piece = hdi_cpu_min(PIECE, first + count - at);
+        join(weights + at, args->remainder + at, piece, values);
+        update(args, at, piece, values);
+        split(args->dtype, values, piece, weights + at, args->remainder + at);
+    }
 }
 
 hd_status hdi_cpu_adamw(hd_stream *stream, const hdi_adamw_args *args)
 {
     (void)stream;
-    HD_RETURN_IF_ERROR(hdi_cpu_check_dtype("adamw", args->dtype));
+    if (!hdi_is_half(args->dtype)) HD_RETURN_IF_ERROR(hdi_cpu_check_dtype("adamw", args->dtype));
+    const bool kept = args->master || (args->remainder && args->dtype == HD_DTYPE_BF16);
+    if (hdi_is_half(args->dtype) && !kept)
+        return hdi_error(HD_ERROR_ARGUMENT,
+                         "adamw: weights are %s, want an fp32 master or, for BF16, remainders",
+                         hd_dtype_name(args->dtype));
     if (args->scalars[4] == 0.0f) return HD_OK;
     hdi_adamw_args work = *args;
     hdi_cpu_parallel(hdi_ceil_div(args->elements, HDI_CPU_CHUNK), update_chunk, &work);
+    return HD_OK;
+}
+
+hd_status hdi_cpu_split_weights(hd_stream *stream, hd_dtype dtype, int64_t elements,
+                                const float *values, void *weights, int16_t *remainder)
+{
+    (void)stream;
+    split(dtype, values, elements, weights, remainder);
+    return HD_OK;
+}
+
+hd_status hdi_cpu_join_weights(hd_stream *stream, int64_t elements, const void *weights,
+                               const int16_t *remainder, float *values)
+{
+    (void)stream;
+    join(weights, remainder, elements, values);
     return HD_OK;
 }

@@ -46,15 +46,14 @@ static const driver *driver_calls(void)
     static driver calls;
     static int known; /* 1: found, -1: not there */
     if (known == 0) {
-        const bool complete = find("cuMemAddressReserve", &calls.reserve_address) &&
-                              find("cuMemAddressFree", &calls.free_address) &&
-                              find("cuMemCreate", &calls.create) &&
-                              find("cuMemRelease", &calls.release) && find("cuMemMap", &calls.map) &&
-                              find("cuMemUnmap", &calls.unmap) &&
-                              find("cuMemSetAccess", &calls.set_access) &&
-                              find("cuMemGetAllocationGranularity", &calls.granularity) &&
-                              find("cuDeviceGetAttribute", &calls.attribute) &&
-                              find("cuGetErrorString", &calls.error_string);
+        const bool complete =
+            find("cuMemAddressReserve", &calls.reserve_address) &&
+            find("cuMemAddressFree", &calls.free_address) && find("cuMemCreate", &calls.create) &&
+            find("cuMemRelease", &calls.release) && find("cuMemMap", &calls.map) &&
+            find("cuMemUnmap", &calls.unmap) && find("cuMemSetAccess", &calls.set_access) &&
+            find("cuMemGetAllocationGranularity", &calls.granularity) &&
+            find("cuDeviceGetAttribute", &calls.attribute) &&
+            find("cuGetErrorString", &calls.error_string);
         known = complete ? 1 : -1;
     }
     return known > 0 ? &calls : NULL;
@@ -117,8 +116,7 @@ static hd_status map_pieces(const driver *calls, int ordinal, CUdeviceptr base, 
     const CUmemAccessDesc access = {.location = properties.location,
                                     .flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
     const CUresult result = calls->set_access(base, bytes, &access, 1);
-    return result == CUDA_SUCCESS ? HD_OK
-                                  : failed(calls, result, "cuMemSetAccess", bytes, *mapped);
+    return result == CUDA_SUCCESS ? HD_OK : failed(calls, result, "cuMemSetAccess", bytes, *mapped);
 }
 
 /* A range is unmapped piece by piece as it was mapped. */

@@ -7,7 +7,8 @@
 namespace
 {
 
-template <typename T> __global__ void __launch_bounds__(kTileThreads) attend_tile(attention_problem a)
+template <typename T>
+__global__ void __launch_bounds__(kTileThreads) attend_tile(attention_problem a)
 {
     __shared__ panels shared;
     __shared__ tile weights; /* [key][query] */
@@ -17,12 +18,12 @@ template <typename T> __global__ void __launch_bounds__(kTileThreads) attend_til
     const int64_t head = blockIdx.y / a.chunks, column = blockIdx.y % a.chunks * kTile;
     const int64_t kv_head = head * a.kv_heads / a.heads, sequence = blockIdx.z;
     if (first >= extent.queries) return;
-    const matrix<T> q = head_rows<T>(a.q, sequence, head, a.q_stride, a.tokens, extent.queries,
-                                     a.head_dim);
-    const matrix<T> k = head_rows<T>(a.k, sequence, kv_head, a.k_stride, a.kv_tokens, extent.keys,
-                                     a.head_dim);
-    const matrix<T> v = head_rows<T>(a.v, sequence, kv_head, a.v_stride, a.kv_tokens, extent.keys,
-                                     a.head_dim);
+    const matrix<T> q =
+        head_rows<T>(a.q, sequence, head, a.q_stride, a.tokens, extent.queries, a.head_dim);
+    const matrix<T> k =
+        head_rows<T>(a.k, sequence, kv_head, a.k_stride, a.kv_tokens, extent.keys, a.head_dim);
+    const matrix<T> v =
+        head_rows<T>(a.v, sequence, kv_head, a.v_stride, a.kv_tokens, extent.keys, a.head_dim);
     const int64_t keys = extent.visible(first + kTile - 1);
     float out[4][4] = {}, sum[4] = {}, max[4] = {-FLT_MAX, -FLT_MAX, -FLT_MAX, -FLT_MAX};
     for (int64_t key = 0; key < keys; key += kTile) {
@@ -43,7 +44,7 @@ template <typename T> __global__ void __launch_bounds__(kTileThreads) attend_til
 #pragma unroll
             for (int j = 0; j < 4; j++) {
                 const float p = exponential<T>(scores[i][j] - largest);
-                weights[tile_column() + j][tile_row() + i] = p;
+                weights.at[tile_column() + j][tile_row() + i] = p;
                 part += p;
                 out[i][j] *= correction;
             }

@@ -7,7 +7,7 @@ namespace
 {
 
 constexpr int kThreads = 128;
-constexpr int kRun = 256;      /* keys */
+constexpr int kRun = 256; /* keys */
 constexpr int kFewTokens = 8;
 
 attention_problem problem_of(const hdi_attention_cached_args *args)
@@ -45,10 +45,8 @@ __global__ void append_row(hdi_attention_cached_args a, attention_problem proble
 {
     const attention_extent extent = extent_of(problem);
     const int64_t token = blockIdx.x, columns = a.kv_heads * a.head_dim;
-    const int64_t end = (int64_t)*a.position + *a.count;
-    const bool bad = extent.keys != end || *a.count < 0;
-    if (bad && token == 0 && threadIdx.x == 0)
-        report_fault(fault, HDI_FAULT_CACHE, (int32_t)end, *a.count, a.capacity + 1);
+    if (token == 0 && threadIdx.x == 0 && !cache_holds(problem))
+        report_fault(fault, HDI_FAULT_CACHE, *a.count, *a.position, a.capacity);
     if (token >= extent.queries) return;
     T *k = (T *)a.k_cache + (extent.offset + token) * columns;
     T *v = (T *)a.v_cache + (extent.offset + token) * columns;
@@ -117,8 +115,7 @@ __global__ void __launch_bounds__(kThreads)
     }
 }
 
-template <typename T>
-__global__ void join_runs(attention_problem a, int64_t runs, float *results)
+template <typename T> __global__ void join_runs(attention_problem a, int64_t runs, float *results)
 {
     const attention_extent extent = extent_of(a);
     const int64_t head = blockIdx.x, token = blockIdx.y;
@@ -145,8 +142,7 @@ __global__ void join_runs(attention_problem a, int64_t runs, float *results)
 extern "C" size_t hdi_cuda_attention_cached_workspace(const hdi_attention_cached_args *args)
 {
     if (args->tokens > kFewTokens) return 0;
-    return (size_t)(args->tokens * args->heads * run_count(args->capacity) *
-                    (args->head_dim + 2)) *
+    return (size_t)(args->tokens * args->heads * run_count(args->capacity) * (args->head_dim + 2)) *
            sizeof(float);
 }
 
@@ -170,8 +166,7 @@ extern "C" hd_status hdi_cuda_attention_cached(hd_stream *stream,
         const size_t shared = (size_t)args->head_dim * sizeof(float);
         attend_run<T><<<dim3((unsigned)runs, heads, tokens), kThreads, shared, stream->handle>>>(
             problem, runs, results);
-        join_runs<T>
-            <<<dim3(heads, tokens), kThreads, 0, stream->handle>>>(problem, runs, results);
+        join_runs<T><<<dim3(heads, tokens), kThreads, 0, stream->handle>>>(problem, runs, results);
         return launched("cached attention");
     });
 }

@@ -19,12 +19,13 @@ __device__ head_pointers<T> pointers_of(const attention_problem &a, int64_t sequ
 {
     const int64_t kv_head = head * a.kv_heads / a.heads;
     const int64_t statistics = (sequence * a.heads + head) * a.tokens;
-    return {head_rows<T>(a.q, sequence, head, a.q_stride, a.tokens, a.tokens, a.head_dim),
-            head_rows<T>(a.k, sequence, kv_head, a.k_stride, a.kv_tokens, a.kv_tokens, a.head_dim),
-            head_rows<T>(a.v, sequence, kv_head, a.v_stride, a.kv_tokens, a.kv_tokens, a.head_dim),
-            head_rows<T>(a.out_gradient, sequence, head, a.out_stride, a.tokens, a.tokens,
-                         a.head_dim),
-            a.lse + statistics, a.center + statistics};
+    return {
+        head_rows<T>(a.q, sequence, head, a.q_stride, a.tokens, a.tokens, a.head_dim),
+        head_rows<T>(a.k, sequence, kv_head, a.k_stride, a.kv_tokens, a.kv_tokens, a.head_dim),
+        head_rows<T>(a.v, sequence, kv_head, a.v_stride, a.kv_tokens, a.kv_tokens, a.head_dim),
+        head_rows<T>(a.out_gradient, sequence, head, a.out_stride, a.tokens, a.tokens, a.head_dim),
+        a.lse + statistics,
+        a.center + statistics};
 }
 
 /* out times its gradient, summed over the head: one warp each. */
@@ -90,8 +91,8 @@ __global__ void __launch_bounds__(kTileThreads) key_gradient_tile(attention_prob
             for (int i = 0; i < 4; i++)
 #pragma unroll
                 for (int j = 0; j < 4; j++) {
-                    probability_tile[tile_row() + i][tile_column() + j] = probabilities[i][j];
-                    slope_tile[tile_row() + i][tile_column() + j] = slopes[i][j];
+                    probability_tile.at[tile_row() + i][tile_column() + j] = probabilities[i][j];
+                    slope_tile.at[tile_row() + i][tile_column() + j] = slopes[i][j];
                 }
             add_weighted_rows(probability_tile, pointers.out_gradient, query, column, shared,
                               v_gradient);
@@ -125,7 +126,7 @@ __global__ void __launch_bounds__(kTileThreads) query_gradient_tile(attention_pr
         for (int i = 0; i < 4; i++)
 #pragma unroll
             for (int j = 0; j < 4; j++)
-                slope_tile[tile_column() + j][tile_row() + i] = slopes[i][j];
+                slope_tile.at[tile_column() + j][tile_row() + i] = slopes[i][j];
         add_weighted_rows(slope_tile, pointers.k, key, column, shared, q_gradient);
     }
     const float ones[4] = {1, 1, 1, 1};

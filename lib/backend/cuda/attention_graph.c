@@ -68,6 +68,7 @@ static descriptor scaled_scores(builder *b, const layouts *l, descriptor q, desc
     return hdi_cudnn_pointwise(b, CUDNN_POINTWISE_MUL, scores, scale, number(b, l->scores));
 }
 
+/* The statistics are always written: no engine takes the graph without them. */
 static void build_forward(builder *b, const hdi_cudnn_shape *shape, const layouts *l)
 {
     descriptor out = hdi_cudnn_tensor(b, HDI_CUDNN_OUT, l->type, l->out);
@@ -77,18 +78,14 @@ static void build_forward(builder *b, const hdi_cudnn_shape *shape, const layout
     descriptor x = scaled_scores(b, l, q, k, hdi_cudnn_scalar(b, HDI_CUDNN_SCALE));
     if (shape->causal) x = hdi_cudnn_mask_causal(b, x, l->scores);
     descriptor max = hdi_cudnn_reduce(b, CUDNN_REDUCE_TENSOR_MAX, x, number(b, l->row));
-    descriptor shifted =
-        hdi_cudnn_pointwise(b, CUDNN_POINTWISE_SUB, x, max, number(b, l->scores));
+    descriptor shifted = hdi_cudnn_pointwise(b, CUDNN_POINTWISE_SUB, x, max, number(b, l->scores));
     descriptor powers =
         hdi_cudnn_pointwise(b, CUDNN_POINTWISE_EXP, shifted, NULL, number(b, l->scores));
     descriptor sum = hdi_cudnn_reduce(b, CUDNN_REDUCE_TENSOR_ADD, powers, number(b, l->row));
-    if (shape->statistics) {
-        descriptor logarithm =
-            hdi_cudnn_pointwise(b, CUDNN_POINTWISE_LOG, sum, NULL, number(b, l->row));
-        hdi_cudnn_pointwise(
-            b, CUDNN_POINTWISE_ADD, max, logarithm,
-            hdi_cudnn_tensor(b, HDI_CUDNN_STATISTICS, CUDNN_DATA_FLOAT, l->row));
-    }
+    descriptor logarithm =
+        hdi_cudnn_pointwise(b, CUDNN_POINTWISE_LOG, sum, NULL, number(b, l->row));
+    hdi_cudnn_pointwise(b, CUDNN_POINTWISE_ADD, max, logarithm,
+                        hdi_cudnn_tensor(b, HDI_CUDNN_STATISTICS, CUDNN_DATA_FLOAT, l->row));
     descriptor weights = hdi_cudnn_pointwise(b, CUDNN_POINTWISE_DIV, powers, sum,
                                              hdi_cudnn_tensor(b, VIRTUAL, l->type, l->scores));
     hdi_cudnn_matmul(b, weights, v, out);
@@ -99,8 +96,8 @@ static void sum_over_queries(builder *b, const hdi_cudnn_shape *s, const layouts
                              descriptor weights, descriptor rows, descriptor out)
 {
     const bool shared = s->heads != s->kv_heads;
-    descriptor turned = hdi_cudnn_reshape(
-        b, weights, hdi_cudnn_tensor(b, VIRTUAL, l->type, l->scores_transposed));
+    descriptor turned =
+        hdi_cudnn_reshape(b, weights, hdi_cudnn_tensor(b, VIRTUAL, l->type, l->scores_transposed));
     const layout all_heads = packed(s->batch, s->heads, s->kv_tokens, s->head_dim);
     descriptor full = shared ? hdi_cudnn_tensor(b, VIRTUAL, l->type, all_heads) : out;
     hdi_cudnn_matmul(b, turned, rows, full);
@@ -112,8 +109,7 @@ static void build_backward(builder *b, const hdi_cudnn_shape *s, const layouts *
     descriptor q = hdi_cudnn_tensor(b, HDI_CUDNN_Q, l->type, l->q);
     descriptor out = hdi_cudnn_tensor(b, HDI_CUDNN_OUT, l->type, l->out);
     descriptor out_gradient = hdi_cudnn_tensor(b, HDI_CUDNN_OUT_GRADIENT, l->type, l->out);
-    descriptor statistics =
-        hdi_cudnn_tensor(b, HDI_CUDNN_STATISTICS, CUDNN_DATA_FLOAT, l->row);
+    descriptor statistics = hdi_cudnn_tensor(b, HDI_CUDNN_STATISTICS, CUDNN_DATA_FLOAT, l->row);
     descriptor q_gradient = hdi_cudnn_tensor(b, HDI_CUDNN_Q_GRADIENT, l->type, l->q);
     descriptor k_gradient = hdi_cudnn_tensor(b, HDI_CUDNN_K_GRADIENT, l->type, l->k);
     descriptor v_gradient = hdi_cudnn_tensor(b, HDI_CUDNN_V_GRADIENT, l->type, l->v);
@@ -123,26 +119,23 @@ static void build_backward(builder *b, const hdi_cudnn_shape *s, const layouts *
     descriptor center = hdi_cudnn_tensor(b, HDI_CUDNN_CENTER, CUDNN_DATA_FLOAT, l->row);
 
     /* center = sum of out * out_gradient; the product with 1 makes it a tensor of its own. */
-    const layout plain = {{s->batch, s->heads, s->tokens, s->head_dim},
-                          {s->heads * s->tokens * s->head_dim, s->tokens * s->head_dim,
-                           s->heads * s->head_dim, 1}};
-    descriptor x =
-        hdi_cudnn_pointwise(b, CUDNN_POINTWISE_MUL, out_gradient, out, number(b, plain));
+    const layout plain = {
+        {s->batch, s->heads, s->tokens, s->head_dim},
+        {s->heads * s->tokens * s->head_dim, s->tokens * s->head_dim, s->heads * s->head_dim, 1}};
+    descriptor x = hdi_cudnn_pointwise(b, CUDNN_POINTWISE_MUL, out_gradient, out, number(b, plain));
     x = hdi_cudnn_reduce(b, CUDNN_REDUCE_TENSOR_ADD, x, number(b, l->row));
     hdi_cudnn_pointwise(b, CUDNN_POINTWISE_MUL, x, hdi_cudnn_scalar(b, HDI_CUDNN_ONE), center);
 
     x = scaled_scores(b, l, q, k, scale);
     x = hdi_cudnn_pointwise(b, CUDNN_POINTWISE_SUB, x, statistics, number(b, l->scores));
     if (s->causal) x = hdi_cudnn_mask_causal(b, x, l->scores);
-    descriptor weights =
-        hdi_cudnn_pointwise(b, CUDNN_POINTWISE_EXP, x, NULL, number(b, l->scores));
+    descriptor weights = hdi_cudnn_pointwise(b, CUDNN_POINTWISE_EXP, x, NULL, number(b, l->scores));
     sum_over_queries(b, s, l, weights, out_gradient, v_gradient);
 
     x = hdi_cudnn_matmul(b, out_gradient, v, number(b, l->scores));
     x = hdi_cudnn_pointwise(b, CUDNN_POINTWISE_SUB, x, center, number(b, l->scores));
     x = hdi_cudnn_pointwise(b, CUDNN_POINTWISE_MUL, x, weights, number(b, l->scores));
-    descriptor slopes =
-        hdi_cudnn_pointwise(b, CUDNN_POINTWISE_MUL, x, scale, number(b, l->scores));
+    descriptor slopes = hdi_cudnn_pointwise(b, CUDNN_POINTWISE_MUL, x, scale, number(b, l->scores));
     sum_over_queries(b, s, l, slopes, q, k_gradient);
 
     descriptor keys = hdi_cudnn_reshape(b, k, number(b, l->k));
@@ -193,16 +186,15 @@ hd_status hdi_cudnn_run(const hdi_cudnn *cudnn, cudnnHandle_t handle, const hdi_
         given[count++] = pointers[i];
     }
     cudnnBackendDescriptor_t pack = NULL;
-    cudnnStatus_t status =
-        cudnn->create_descriptor(CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR, &pack);
+    cudnnStatus_t status = cudnn->create_descriptor(CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR, &pack);
     if (status == CUDNN_STATUS_SUCCESS)
         status = cudnn->set(pack, CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS, CUDNN_TYPE_INT64, count, ids);
     if (status == CUDNN_STATUS_SUCCESS)
         status = cudnn->set(pack, CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS, CUDNN_TYPE_VOID_PTR, count,
                             given);
     if (status == CUDNN_STATUS_SUCCESS)
-        status = cudnn->set(pack, CUDNN_ATTR_VARIANT_PACK_WORKSPACE, CUDNN_TYPE_VOID_PTR, 1,
-                            &workspace);
+        status =
+            cudnn->set(pack, CUDNN_ATTR_VARIANT_PACK_WORKSPACE, CUDNN_TYPE_VOID_PTR, 1, &workspace);
     if (status == CUDNN_STATUS_SUCCESS) status = cudnn->finalize(pack);
     if (status == CUDNN_STATUS_SUCCESS) status = cudnn->execute(handle, plan->plan, pack);
     if (pack) (void)cudnn->destroy_descriptor(pack);

@@ -2,6 +2,7 @@
 #ifndef HDI_BACKEND_CUDA_ATTENTION_GRAPH_H
 #define HDI_BACKEND_CUDA_ATTENTION_GRAPH_H
 
+#include "backend/backend.h"
 #include "backend/cuda/cudnn_library.h"
 
 /* What decides a plan. Token t of sequence b is row b * tokens + t; strides are elements between
@@ -9,12 +10,10 @@
 typedef struct hdi_cudnn_shape {
     int64_t batch, heads, kv_heads, tokens, kv_tokens, head_dim;
     int64_t q_stride, k_stride, v_stride, out_stride;
-    int32_t half;       /* F16, else BF16 */
+    int32_t half; /* F16, else BF16 */
     int32_t causal;
-    int32_t statistics; /* the forward writes log-sum-exp */
-    int32_t gradient;   /* the backward; else the forward */
-    int32_t exact;      /* the backward is bit-equal from run to run */
-    int32_t reserved;   /* 0: shapes are compared as bytes */
+    int32_t gradient; /* the backward; else the forward */
+    int32_t exact;    /* the backward is bit-equal from run to run */
 } hdi_cudnn_shape;
 
 typedef struct hdi_cudnn_plan {
@@ -35,13 +34,19 @@ enum {
     HDI_CUDNN_Q_GRADIENT,
     HDI_CUDNN_K_GRADIENT,
     HDI_CUDNN_V_GRADIENT,
-    HDI_CUDNN_SCALE,         /* these three are scalars on the host */
+    HDI_CUDNN_SCALE, /* these three are scalars on the host */
     HDI_CUDNN_MINUS_INFINITY,
     HDI_CUDNN_ONE,
-    HDI_CUDNN_Q_SUM,         /* fp32 [batch, heads, tokens, head_dim]; not if exact */
-    HDI_CUDNN_CENTER,        /* fp32 [batch, heads, tokens] */
+    HDI_CUDNN_Q_SUM,  /* fp32 [batch, heads, tokens, head_dim]; not if exact */
+    HDI_CUDNN_CENTER, /* fp32 [batch, heads, tokens] */
     HDI_CUDNN_TENSORS
 };
+
+/* The shape of one run for a call (the exact backward goes in slices of the batch), and the bytes that
+ * the call's workspace has for the engine. */
+hdi_cudnn_shape hdi_cuda_cudnn_shape(const hdi_attention_args *args, bool gradient);
+int64_t hdi_cuda_cudnn_engine_bytes(const hdi_attention_args *args, bool gradient,
+                                    int architecture);
 
 /* Build the first plan whose workspace is at most `workspace_limit`. `device` describes a device that
  * is not there, or is NULL with a handle. HD_ERROR_UNSUPPORTED: no engine takes the shape. */

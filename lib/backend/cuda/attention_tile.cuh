@@ -5,15 +5,19 @@
 
 #include "backend/cuda/common.cuh"
 
-constexpr int kTile = 64;              /* queries or keys of a tile, and columns of its result */
-constexpr int kDepth = 16;             /* of a panel */
-constexpr int kPitch = kTile + 4;      /* keeps rows at multiples of 16 bytes */
-constexpr int kTileThreads = 256;      /* as a square of 16 x 16 */
+constexpr int kTile = 64;         /* queries or keys of a tile, and columns of its result */
+constexpr int kDepth = 16;        /* of a panel */
+constexpr int kPitch = kTile + 4; /* keeps rows at multiples of 16 bytes */
+constexpr int kTileThreads = 256; /* as a square of 16 x 16 */
 constexpr int kSquare = 16;
 
-typedef float panel[kDepth][kPitch];
-typedef float tile[kTile][kPitch];
-
+/* At multiples of 16 bytes, for accesses of that width. */
+struct panel {
+    alignas(16) float at[kDepth][kPitch];
+};
+struct tile {
+    alignas(16) float at[kTile][kPitch];
+};
 struct panels {
     panel left, right;
 };
@@ -39,24 +43,24 @@ __device__ inline int tile_column()
     return (int)threadIdx.x % kSquare * 4;
 }
 
-/* out[k][r] = m[row + r, column + k]. */
+/* out.at[k][r] = m[row + r, column + k]. */
 template <typename T>
 __device__ void stage_transposed(panel &out, const matrix<T> &m, int64_t row, int64_t column)
 {
     const int k = (int)threadIdx.x % kDepth, first = (int)threadIdx.x / kDepth;
 #pragma unroll
     for (int r = first; r < kTile; r += kTileThreads / kDepth)
-        out[k][r] = m.at(row + r, column + k);
+        out.at[k][r] = m.at(row + r, column + k);
 }
 
-/* out[k][c] = m[row + k, column + c]. */
+/* out.at[k][c] = m[row + k, column + c]. */
 template <typename T>
 __device__ void stage(panel &out, const matrix<T> &m, int64_t row, int64_t column)
 {
     const int c = (int)threadIdx.x % kTile, first = (int)threadIdx.x / kTile;
 #pragma unroll
     for (int k = first; k < kDepth; k += kTileThreads / kTile)
-        out[k][c] = m.at(row + k, column + c);
+        out.at[k][c] = m.at(row + k, column + c);
 }
 
 /* sum[i][j] += sum over k of left[k][row + i] * right[k][column + j]. */
@@ -92,11 +96,11 @@ __device__ void multiply_rows(const matrix<T> &a, int64_t a_row, const matrix<T>
         stage_transposed(shared.left, a, a_row, column);
         stage_transposed(shared.right, b, b_row, column);
         __syncthreads();
-        multiply_panels(shared.left, shared.right, out);
+        multiply_panels(shared.left.at, shared.right.at, out);
     }
 }
 
-/* sum[i][j] += sum over k of weights[k][row + i] * b[b_row + k, b_column + column + j]. Begins with
+/* sum[i][j] += sum over k of weights.at[k][row + i] * b[b_row + k, b_column + column + j]. Begins with
  * a barrier, behind which the weights of all threads are there. */
 template <typename T>
 __device__ void add_weighted_rows(const tile &weights, const matrix<T> &b, int64_t b_row,
@@ -106,7 +110,7 @@ __device__ void add_weighted_rows(const tile &weights, const matrix<T> &b, int64
         __syncthreads();
         stage(shared.right, b, b_row + k, b_column);
         __syncthreads();
-        multiply_panels(weights + k, shared.right, sum);
+        multiply_panels(weights.at + k, shared.right.at, sum);
     }
 }
 
@@ -169,13 +173,19 @@ struct attention_extent {
     }
 };
 
-/* Nothing, if the cache could not hold the new tokens. */
+/* Whether a cache has room for the new tokens. */
+__device__ inline bool cache_holds(const attention_problem &a)
+{
+    const int64_t position = *a.position, count = *a.count;
+    return position >= 0 && count >= 0 && count <= a.tokens && position + count <= a.kv_tokens;
+}
+
+/* Nothing, if the cache has no room. */
 __device__ inline attention_extent extent_of(const attention_problem &a)
 {
     if (!a.position) return {a.tokens, a.kv_tokens, a.kv_tokens - a.tokens, a.causal};
+    if (!cache_holds(a)) return {0, 0, 0, true};
     const int64_t position = *a.position, count = *a.count;
-    if (position < 0 || count < 0 || count > a.tokens || position + count > a.kv_tokens)
-        return {0, 0, 0, true};
     return {count, position + count, position, true};
 }
 

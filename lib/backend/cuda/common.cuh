@@ -204,8 +204,9 @@ template <typename Call> hd_status with_type(hd_dtype dtype, const char *what, C
     case HD_DTYPE_F16: return call(type_tag<hdi_half>());
     case HD_DTYPE_BF16: return call(type_tag<hdi_bfloat>());
     default:
-        return hdi_error(HD_ERROR_UNSUPPORTED, "%s: dtype is %s, the CUDA backend has F32, F16, BF16",
-                         what, hd_dtype_name(dtype));
+        return hdi_error(HD_ERROR_UNSUPPORTED,
+                         "%s: dtype is %s, the CUDA backend has F32, F16, BF16", what,
+                         hd_dtype_name(dtype));
     }
 }
 

@@ -39,7 +39,7 @@ struct hd_stream {
     hdi_device *device;
 };
 
-typedef struct hdi_cuda_gemms hdi_cuda_gemms;         /* gemm.c's */
+typedef struct hdi_cuda_gemms hdi_cuda_gemms;           /* gemm.c's */
 typedef struct hdi_cuda_attentions hdi_cuda_attentions; /* attention_cudnn.c's */
 
 struct hdi_device {
@@ -52,7 +52,7 @@ struct hdi_device {
     void *blas_workspace;   /* for GEMMs of `stream` */
     cudaEvent_t begin, end; /* time candidates */
     hdi_cuda_fault *fault;
-    hdi_cuda_gemms *gemms;           /* these two are made when first needed */
+    hdi_cuda_gemms *gemms; /* these two are made when first needed */
     hdi_cuda_attentions *attentions;
 };
 
@@ -123,6 +123,10 @@ hd_status hdi_cuda_sum_of_squares(hd_stream *stream, const float *x, int64_t ele
 hd_status hdi_cuda_tree_sum(hd_stream *stream, const float *x, int64_t stride, int parts,
                             int64_t elements, float *out);
 hd_status hdi_cuda_adamw(hd_stream *stream, const hdi_adamw_args *args);
+hd_status hdi_cuda_split_weights(hd_stream *stream, hd_dtype dtype, int64_t elements,
+                                 const float *values, void *weights, int16_t *remainder);
+hd_status hdi_cuda_join_weights(hd_stream *stream, int64_t elements, const void *weights,
+                                const int16_t *remainder, float *values);
 hd_status hdi_cuda_fill_normal(hd_stream *stream, hd_dtype dtype, void *out, int64_t elements,
                                uint64_t seed, uint64_t stream_number, int64_t first, float std);
 

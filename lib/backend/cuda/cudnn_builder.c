@@ -53,10 +53,8 @@ static hdi_descriptor make_tensor(hdi_cudnn_builder *builder, int64_t number, cu
     set(builder, tensor, CUDNN_ATTR_TENSOR_STRIDES, CUDNN_TYPE_INT64, 4, layout.strides);
     set(builder, tensor, CUDNN_ATTR_TENSOR_UNIQUE_ID, CUDNN_TYPE_INT64, 1, &id);
     set(builder, tensor, CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, CUDNN_TYPE_INT64, 1, &alignment);
-    if (is_virtual)
-        set(builder, tensor, CUDNN_ATTR_TENSOR_IS_VIRTUAL, CUDNN_TYPE_BOOLEAN, 1, &yes);
-    if (by_value)
-        set(builder, tensor, CUDNN_ATTR_TENSOR_IS_BY_VALUE, CUDNN_TYPE_BOOLEAN, 1, &yes);
+    if (is_virtual) set(builder, tensor, CUDNN_ATTR_TENSOR_IS_VIRTUAL, CUDNN_TYPE_BOOLEAN, 1, &yes);
+    if (by_value) set(builder, tensor, CUDNN_ATTR_TENSOR_IS_BY_VALUE, CUDNN_TYPE_BOOLEAN, 1, &yes);
     finalize(builder, tensor, "tensor");
     return tensor;
 }
@@ -107,8 +105,7 @@ static hdi_descriptor pointwise(hdi_cudnn_builder *builder, cudnnPointwiseMode_t
     hdi_descriptor description = create(builder, CUDNN_BACKEND_POINTWISE_DESCRIPTOR);
     set(builder, description, CUDNN_ATTR_POINTWISE_MODE, CUDNN_TYPE_POINTWISE_MODE, 1, &mode);
     set(builder, description, CUDNN_ATTR_POINTWISE_MATH_PREC, CUDNN_TYPE_DATA_TYPE, 1, &type);
-    if (axis >= 0)
-        set(builder, description, CUDNN_ATTR_POINTWISE_AXIS, CUDNN_TYPE_INT64, 1, &axis);
+    if (axis >= 0) set(builder, description, CUDNN_ATTR_POINTWISE_AXIS, CUDNN_TYPE_INT64, 1, &axis);
     finalize(builder, description, "pointwise");
     hdi_descriptor operation = create(builder, CUDNN_BACKEND_OPERATION_POINTWISE_DESCRIPTOR);
     link_to(builder, operation, CUDNN_ATTR_OPERATION_POINTWISE_PW_DESCRIPTOR, description);

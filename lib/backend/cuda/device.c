@@ -13,8 +13,7 @@ static int planned_architecture;
 hd_status hdi_cuda_status(cudaError_t error, const char *what)
 {
     if (error == cudaSuccess) return HD_OK;
-    const hd_status status =
-        error == cudaErrorMemoryAllocation ? HD_ERROR_MEMORY : HD_ERROR_DEVICE;
+    const hd_status status = error == cudaErrorMemoryAllocation ? HD_ERROR_MEMORY : HD_ERROR_DEVICE;
     return hdi_error(status, "cuda: %s: %s (%s)", what, cudaGetErrorString(error),
                      cudaGetErrorName(error));
 }
@@ -75,9 +74,9 @@ static hd_status open_parts(hdi_device *device)
 {
     HD_RETURN_IF_ERROR(hdi_cuda_status(cudaSetDevice(device->ordinal), "cudaSetDevice"));
     HD_RETURN_IF_ERROR(read_attributes(device));
-    HD_RETURN_IF_ERROR(hdi_cuda_status(
-        cudaStreamCreateWithFlags(&device->stream.handle, cudaStreamNonBlocking),
-        "cudaStreamCreateWithFlags"));
+    HD_RETURN_IF_ERROR(
+        hdi_cuda_status(cudaStreamCreateWithFlags(&device->stream.handle, cudaStreamNonBlocking),
+                        "cudaStreamCreateWithFlags"));
     HD_RETURN_IF_ERROR(hdi_cuda_status(cudaEventCreate(&device->begin), "cudaEventCreate"));
     HD_RETURN_IF_ERROR(hdi_cuda_status(cudaEventCreate(&device->end), "cudaEventCreate"));
     HD_RETURN_IF_ERROR(hdi_cuda_status(
@@ -214,18 +213,22 @@ hd_status hdi_cuda_zero(hd_stream *stream, void *out, size_t bytes)
 static hd_status fault_status(const hdi_cuda_fault *fault)
 {
     static const char *const what[] = {
-        [HDI_FAULT_NONE] = "",
         [HDI_FAULT_EMBEDDING] = "embedding: id",
         [HDI_FAULT_SECOND_EMBEDDING] = "embedding, second table: id",
         [HDI_FAULT_EMBEDDING_GRADIENT] = "embedding gradient: id",
         [HDI_FAULT_TARGET] = "cross_entropy: target",
         [HDI_FAULT_POSITION] = "rope: position",
         [HDI_FAULT_FIRST_POSITION] = "positions: first position",
-        [HDI_FAULT_CACHE] = "cached attention: end of the new tokens",
     };
-    return hdi_error(HD_ERROR_ARGUMENT,
-                     "%s %" PRId32 " in row %" PRId64 ", want 0 or more and below %" PRId64,
-                     what[fault->kind], fault->value, fault->row, fault->limit);
+    if (fault->kind == HDI_FAULT_CACHE)
+        return hdi_error(HD_ERROR_ARGUMENT,
+                         "cached attention: %" PRId32 " tokens at position %" PRId64
+                         " do not fit a capacity of %" PRId64 " or the call's tokens",
+                         fault->value, fault->row, fault->limit);
+    return hdi_error(
+        HD_ERROR_ARGUMENT, "%s %" PRId32 " in row %" PRId64 ", want below %" PRId64 "%s",
+        what[fault->kind], fault->value, fault->row, fault->limit,
+        fault->kind == HDI_FAULT_TARGET ? " (negative: ignored)" : " and not negative");
 }
 
 hd_status hdi_cuda_synchronize(hd_stream *stream)

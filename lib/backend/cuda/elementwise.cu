@@ -148,8 +148,7 @@ extern "C" hd_status hdi_cuda_select_row(hd_stream *stream, const hdi_select_row
     if (args->columns <= 0) return HD_OK;
     return with_type(args->dtype, "select_row", [&](auto tag) {
         using T = typename decltype(tag)::type;
-        copy_row<T>
-            <<<block_count(args->columns, kThreads), kThreads, 0, stream->handle>>>(*args);
+        copy_row<T><<<block_count(args->columns, kThreads), kThreads, 0, stream->handle>>>(*args);
         return launched("select_row");
     });
 }

@@ -6,11 +6,11 @@
 namespace
 {
 
-constexpr int kWarps = 8;       /* of a block: rows, or ids, at a time */
-constexpr int kDigits = 256;    /* of the radix sort, one thread each */
-constexpr int kTile = 1024;     /* rows that a block of the sort orders */
+constexpr int kWarps = 8;    /* of a block: rows, or ids, at a time */
+constexpr int kDigits = 256; /* of the radix sort, one thread each */
+constexpr int kTile = 1024;  /* rows that a block of the sort orders */
 constexpr int kScanThreads = 1024;
-constexpr int kFewRows = 32;    /* of one id that a warp adds alone */
+constexpr int kFewRows = 32; /* of one id that a warp adds alone */
 
 template <typename T>
 __device__ void add_entry(const void *table, int32_t id, int64_t entries, int64_t columns,
@@ -282,9 +282,9 @@ extern "C" hd_status hdi_cuda_embedding_gradient(hd_stream *stream,
 {
     if (args->columns <= 0) return HD_OK;
     if (!args->accumulate)
-        HD_RETURN_IF_ERROR(hdi_cuda_zero(
-            stream, args->table_gradient,
-            (size_t)args->entries * (size_t)args->columns * sizeof *args->table_gradient));
+        HD_RETURN_IF_ERROR(hdi_cuda_zero(stream, args->table_gradient,
+                                         (size_t)args->entries * (size_t)args->columns *
+                                             sizeof *args->table_gradient));
     if (args->rows <= 0) return HD_OK;
     if (args->rows > INT32_MAX / 8)
         return hdi_error(HD_ERROR_UNSUPPORTED, "embedding gradient: %lld rows, want at most %d",
@@ -297,7 +297,8 @@ extern "C" hd_status hdi_cuda_embedding_gradient(hd_stream *stream,
         add_few_rows<T>
             <<<block_count(args->rows, kWarps), dim3(kWarp, kWarps), 0, stream->handle>>>(
                 *args, sorted, aligned);
-        const dim3 grid(block_count(args->rows, kFewRows), block_count(args->columns, 8 * kLanes<T>));
+        const dim3 grid(block_count(args->rows, kFewRows),
+                        block_count(args->columns, 8 * kLanes<T>));
         add_many_rows<T><<<grid, dim3(8, 32), 0, stream->handle>>>(*args, sorted, aligned);
         return launched("embedding gradient");
     });

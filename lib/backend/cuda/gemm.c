@@ -59,11 +59,21 @@ static int64_t alignment_of(const void *pointer)
 static void make_key(const hdi_gemm_args *args, int64_t *key)
 {
     const int64_t words[HDI_GEMM_KEY_WORDS] = {
-        args->dtype,       args->out_dtype,           args->rows,
-        args->columns,     args->inner,               args->a_stride,
-        args->b_stride,    args->out_stride,          args->transpose_a,
-        args->transpose_b, args->accumulate,          args->bias != NULL,
-        alignment_of(args->a), alignment_of(args->b), alignment_of(args->out),
+        args->dtype,
+        args->out_dtype,
+        args->rows,
+        args->columns,
+        args->inner,
+        args->a_stride,
+        args->b_stride,
+        args->out_stride,
+        args->transpose_a,
+        args->transpose_b,
+        args->accumulate,
+        args->bias != NULL,
+        alignment_of(args->a),
+        alignment_of(args->b),
+        alignment_of(args->out),
         args->bias ? alignment_of(args->bias) : 0,
     };
     memcpy(key, words, sizeof words);
@@ -171,11 +181,16 @@ static hd_status find_candidates(const hdi_device *device, const gemm *item,
     const uint32_t alignments[] = {(uint32_t)key[13], (uint32_t)key[12], (uint32_t)key[14],
                                    (uint32_t)key[14]};
     const size_t workspace = HDI_CUDA_BLAS_WORKSPACE;
+    /* Parts of a split sum meet in fp32, never in a 16-bit output. */
+    const uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
     cublasLtMatmulPreference_t preference = NULL;
-    HD_RETURN_IF_ERROR(blas_status(cublasLtMatmulPreferenceCreate(&preference),
-                                   "cublasLtMatmulPreferenceCreate"));
+    HD_RETURN_IF_ERROR(
+        blas_status(cublasLtMatmulPreferenceCreate(&preference), "cublasLtMatmulPreferenceCreate"));
     cublasStatus_t status = cublasLtMatmulPreferenceSetAttribute(
         preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace);
+    if (status == CUBLAS_STATUS_SUCCESS)
+        status = cublasLtMatmulPreferenceSetAttribute(
+            preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reductions, sizeof reductions);
     for (int i = 0; i < 4 && status == CUBLAS_STATUS_SUCCESS; i++)
         status = cublasLtMatmulPreferenceSetAttribute(preference, attributes[i], &alignments[i],
                                                       sizeof alignments[i]);
@@ -241,8 +256,9 @@ static hd_status choose_fastest(const hd_stream *stream, const hdi_gemm_args *ar
     }
     (void)cudaGetLastError(); /* of candidates that did not run */
     if (chosen < 0)
-        return hdi_error(HD_ERROR_DEVICE, "gemm: none of %d algorithms runs for %" PRId64
-                                          " x %" PRId64 " x %" PRId64,
+        return hdi_error(HD_ERROR_DEVICE,
+                         "gemm: none of %d algorithms runs for %" PRId64 " x %" PRId64
+                         " x %" PRId64,
                          count, args->rows, args->columns, args->inner);
     item->algorithm = results[chosen].algo;
     item->workspace_bytes = results[chosen].workspaceSize;

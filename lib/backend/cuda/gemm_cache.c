@@ -126,8 +126,7 @@ static hd_status save(const hdi_gemm_cache *cache)
         hdi_text_append(&text, "\n");
     }
     if (text.data)
-        hdi_text_printf(&text, "sum %" PRIx64 "\n",
-                        (uint64_t)XXH3_64bits(text.data, text.length));
+        hdi_text_printf(&text, "sum %" PRIx64 "\n", (uint64_t)XXH3_64bits(text.data, text.length));
     char *taken = hdi_text_take(&text);
     if (!taken) return hdi_error(HD_ERROR_MEMORY, "gemm: out of host memory for the cache file");
     const hd_status status = hdi_file_write_text(cache->path, taken);

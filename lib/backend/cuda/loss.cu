@@ -96,8 +96,8 @@ extern "C" hd_status hdi_cuda_cross_entropy(hd_stream *stream, const hdi_cross_e
     });
 }
 
-extern "C" hd_status hdi_cuda_loss_sum(hd_stream *stream, const float *loss,
-                                       const int32_t *targets, int64_t rows, double out[2])
+extern "C" hd_status hdi_cuda_loss_sum(hd_stream *stream, const float *loss, const int32_t *targets,
+                                       int64_t rows, double out[2])
 {
     sum_losses<<<1, kWidest, 0, stream->handle>>>(loss, targets, rows, out);
     return launched("loss_sum");

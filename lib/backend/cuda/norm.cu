@@ -6,10 +6,11 @@
 namespace
 {
 
-constexpr int kVectors = 4;           /* 16-byte vectors that a thread holds of a row */
-constexpr int kWarpRows = 8;          /* warps of a block, where a row is a warp's */
-constexpr int kWidestBlock = 512;     /* threads of a row that is a block's */
-constexpr int kWarpColumns = 8 * kVectors * kWarp; /* most columns of a row that is a warp's */
+/* A thread holds kVectors vectors of 16 bytes of a row. */
+constexpr int kWarpRows = 4;      /* warps of a block, where a row is a warp's */
+constexpr int kWidestBlock = 512; /* threads of a row that is a block's */
+constexpr int kMostVectors = 4;
+constexpr int kWarpColumns = 8 * kMostVectors * kWarp; /* most columns of a row that is a warp's */
 
 template <typename T> __device__ inline int64_t column_of(int vector)
 {
@@ -21,8 +22,9 @@ template <bool kWarpRow> __device__ inline float row_sum(float x)
     return kWarpRow ? warp_sum(x) : block_sum(x);
 }
 
-template <typename T, bool kWarpRow>
-__global__ void __launch_bounds__(kWidestBlock) norm_row(hdi_norm_args a, bool aligned)
+template <typename T, int kVectors, bool kWarpRow>
+__global__ void __launch_bounds__(kWarpRow ? kWarp *kWarpRows : kWidestBlock)
+    norm_row(hdi_norm_args a, bool aligned)
 {
     constexpr int L = kLanes<T>;
     const int64_t row = (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
@@ -79,7 +81,7 @@ __global__ void __launch_bounds__(kWidestBlock) norm_row(hdi_norm_args a, bool a
 }
 
 /* The block's partial sums, where each thread has its own columns. */
-template <typename T>
+template <typename T, int kVectors>
 __device__ void store_partials(const float (&weight)[kVectors][kLanes<T>],
                                const float (&bias)[kVectors][kLanes<T>], int64_t columns,
                                float *out)
@@ -96,10 +98,9 @@ __device__ void store_partials(const float (&weight)[kVectors][kLanes<T>],
 }
 
 /* The same where each warp has a sum of all columns: they add theirs in turn. */
-template <typename T>
+template <typename T, int kVectors>
 __device__ void join_partials(const float (&weight)[kVectors][kLanes<T>],
-                              const float (&bias)[kVectors][kLanes<T>], int64_t columns,
-                              float *out)
+                              const float (&bias)[kVectors][kLanes<T>], int64_t columns, float *out)
 {
     constexpr int L = kLanes<T>;
     __shared__ float sums[2 * kWarpColumns];
@@ -126,8 +127,9 @@ __device__ void join_partials(const float (&weight)[kVectors][kLanes<T>],
 }
 
 /* Block p does rows [p * chunk, (p + 1) * chunk). */
-template <typename T, bool kWarpRow>
-__global__ void __launch_bounds__(kWarpRow ? kWarp *kWarpRows : kWidestBlock)
+template <typename T, int kVectors, bool kWarpRow>
+__global__ void __launch_bounds__(kWarpRow ? kWarp *kWarpRows : kWidestBlock,
+                                  kWarpRow ? (kVectors < 4 ? 4 : 2) : 1)
     norm_gradient_rows(hdi_norm_gradient_args a, int64_t chunk, bool aligned)
 {
     constexpr int L = kLanes<T>;
@@ -177,22 +179,52 @@ __global__ void __launch_bounds__(kWarpRow ? kWarp *kWarpRows : kWidestBlock)
     if (!a.partials) return;
     float *partials = a.partials + (int64_t)blockIdx.x * 2 * a.columns;
     if constexpr (kWarpRow)
-        join_partials<T>(weight_sum, bias_sum, a.columns, partials);
+        join_partials<T, kVectors>(weight_sum, bias_sum, a.columns, partials);
     else
-        store_partials<T>(weight_sum, bias_sum, a.columns, partials);
+        store_partials<T, kVectors>(weight_sum, bias_sum, a.columns, partials);
 }
 
-/* Threads of a row: a warp where that suffices, else two vectors each, up to the widest block. */
-template <typename T> hd_status row_threads(const char *what, int64_t columns, unsigned *out)
+/* Threads of a row and vectors that each holds: a warp where that suffices, else a block. */
+typedef struct row_split {
+    unsigned threads;
+    int vectors;
+} row_split;
+
+template <typename T> hd_status split_row(const char *what, int64_t columns, row_split *out)
 {
     const int64_t vectors = hdi_ceil_div(columns, kLanes<T>);
-    *out = kWarp;
-    if (vectors <= kWarp * kVectors) return HD_OK;
-    const int64_t wanted = hdi_round_up(hdi_ceil_div(vectors, 2), kWarp);
-    *out = (unsigned)(wanted < kWidestBlock ? wanted : kWidestBlock);
-    if (vectors <= (int64_t)*out * kVectors) return HD_OK;
+    const int64_t pairs = hdi_round_up(hdi_ceil_div(vectors, 2), kWarp);
+    if (vectors <= kMostVectors * kWarp)
+        *out = {kWarp, vectors <= 3 * kWarp ? 3 : 4};
+    else if (pairs <= kWidestBlock)
+        *out = {(unsigned)pairs, 2};
+    else
+        *out = {kWidestBlock, 4};
+    if (vectors <= (int64_t)out->threads * out->vectors) return HD_OK;
     return hdi_error(HD_ERROR_UNSUPPORTED, "%s: rows have %lld columns, want at most %d", what,
-                     (long long)columns, kWidestBlock * kVectors * kLanes<T>);
+                     (long long)columns, kWidestBlock * kMostVectors * kLanes<T>);
+}
+
+template <typename T, int kVectors, bool kWarpRow>
+hd_status run_norm(hd_stream *stream, const hdi_norm_args *args, unsigned threads, bool aligned)
+{
+    const int rows = kWarpRow ? kWarpRows : 1;
+    norm_row<T, kVectors, kWarpRow>
+        <<<block_count(args->rows, rows), dim3(threads, (unsigned)rows), 0, stream->handle>>>(
+            *args, aligned);
+    return launched("norm");
+}
+
+template <typename T, int kVectors, bool kWarpRow>
+hd_status run_gradient(hd_stream *stream, const hdi_norm_gradient_args *args, unsigned threads,
+                       bool aligned)
+{
+    const int rows = kWarpRow ? kWarpRows : 1;
+    const int64_t parts = args->partials ? args->partial_rows : hdi_ceil_div(args->rows, rows);
+    norm_gradient_rows<T, kVectors, kWarpRow>
+        <<<block_count(parts, 1), dim3(threads, (unsigned)rows), 0, stream->handle>>>(
+            *args, hdi_ceil_div(args->rows, parts), aligned);
+    return launched("norm gradient");
 }
 
 } // namespace
@@ -202,18 +234,15 @@ extern "C" hd_status hdi_cuda_norm(hd_stream *stream, const hdi_norm_args *args)
     if (args->rows <= 0 || args->columns <= 0) return HD_OK;
     return with_type(args->dtype, "norm", [&](auto tag) {
         using T = typename decltype(tag)::type;
-        const bool aligned = args->columns % kLanes<T> == 0 &&
-                             are_aligned(args->x, args->residual, args->weight, args->bias,
-                                         args->sum, args->out);
-        unsigned threads;
-        HD_RETURN_IF_ERROR(row_threads<T>("norm", args->columns, &threads));
-        if (threads == kWarp)
-            norm_row<T, true><<<block_count(args->rows, kWarpRows), dim3(kWarp, kWarpRows), 0,
-                                stream->handle>>>(*args, aligned);
-        else
-            norm_row<T, false>
-                <<<block_count(args->rows, 1), threads, 0, stream->handle>>>(*args, aligned);
-        return launched("norm");
+        const bool aligned =
+            args->columns % kLanes<T> == 0 &&
+            are_aligned(args->x, args->residual, args->weight, args->bias, args->sum, args->out);
+        row_split row;
+        HD_RETURN_IF_ERROR(split_row<T>("norm", args->columns, &row));
+        if (row.vectors == 2) return run_norm<T, 2, false>(stream, args, row.threads, aligned);
+        if (row.threads != kWarp) return run_norm<T, 4, false>(stream, args, row.threads, aligned);
+        if (row.vectors == 3) return run_norm<T, 3, true>(stream, args, row.threads, aligned);
+        return run_norm<T, 4, true>(stream, args, row.threads, aligned);
     });
 }
 
@@ -222,21 +251,15 @@ extern "C" hd_status hdi_cuda_norm_gradient(hd_stream *stream, const hdi_norm_gr
     if (args->columns <= 0 || (args->rows <= 0 && !args->partials)) return HD_OK;
     return with_type(args->dtype, "norm gradient", [&](auto tag) {
         using T = typename decltype(tag)::type;
-        const bool aligned = args->columns % kLanes<T> == 0 &&
-                             are_aligned(args->gradient, args->x, args->weight, args->carry,
-                                         args->x_gradient);
-        unsigned threads;
-        HD_RETURN_IF_ERROR(row_threads<T>("norm gradient", args->columns, &threads));
-        const int64_t rows_at_once = threads == kWarp ? kWarpRows : 1;
-        const int64_t parts =
-            args->partials ? args->partial_rows : hdi_ceil_div(args->rows, rows_at_once);
-        const int64_t chunk = hdi_ceil_div(args->rows, parts);
-        if (threads == kWarp)
-            norm_gradient_rows<T, true><<<block_count(parts, 1), dim3(kWarp, kWarpRows), 0,
-                                          stream->handle>>>(*args, chunk, aligned);
-        else
-            norm_gradient_rows<T, false><<<block_count(parts, 1), threads, 0, stream->handle>>>(
-                *args, chunk, aligned);
-        return launched("norm gradient");
+        const bool aligned =
+            args->columns % kLanes<T> == 0 &&
+            are_aligned(args->gradient, args->x, args->weight, args->carry, args->x_gradient);
+        row_split row;
+        HD_RETURN_IF_ERROR(split_row<T>("norm gradient", args->columns, &row));
+        if (row.vectors == 2) return run_gradient<T, 2, false>(stream, args, row.threads, aligned);
+        if (row.threads != kWarp)
+            return run_gradient<T, 4, false>(stream, args, row.threads, aligned);
+        if (row.vectors == 3) return run_gradient<T, 3, true>(stream, args, row.threads, aligned);
+        return run_gradient<T, 4, true>(stream, args, row.threads, aligned);
     });
 }

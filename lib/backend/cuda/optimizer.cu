@@ -37,10 +37,33 @@ __device__ void update(const adamw_step &step, float gradient, float &weight, fl
     weight = __fsub_rn(__fmul_rn(weight, step.kept), __fmul_rn(step.rate, m) / root);
 }
 
+/* A weight as backend.h defines it: BF16 takes ties away from zero, see core/half.h. */
+template <typename T> __device__ inline T weight_of(float x)
+{
+    return from_float<T>(x);
+}
+template <> __device__ inline hdi_bfloat weight_of<hdi_bfloat>(float x)
+{
+    const uint32_t bits = x != x ? 0x7fc00000u : __float_as_uint(x) + 0x8000u;
+    return __ushort_as_bfloat16((unsigned short)(bits >> 16));
+}
+
+__device__ inline int16_t remainder_of(float x)
+{
+    return x != x ? (int16_t)0 : (int16_t)(uint16_t)__float_as_uint(x);
+}
+
+__device__ inline float join(hdi_bfloat weight, int16_t remainder)
+{
+    return __uint_as_float(((uint32_t)__bfloat16_as_ushort(weight) << 16) +
+                           (uint32_t)(int32_t)remainder);
+}
+
 __device__ inline void store_four(hdi_bfloat *out, float4 x)
 {
-    __nv_bfloat162 pairs[2] = {__floats2bfloat162_rn(x.x, x.y), __floats2bfloat162_rn(x.z, x.w)};
-    *reinterpret_cast<uint2 *>(out) = *reinterpret_cast<uint2 *>(pairs);
+    hdi_bfloat four[4] = {weight_of<hdi_bfloat>(x.x), weight_of<hdi_bfloat>(x.y),
+                          weight_of<hdi_bfloat>(x.z), weight_of<hdi_bfloat>(x.w)};
+    *reinterpret_cast<uint2 *>(out) = *reinterpret_cast<uint2 *>(four);
 }
 __device__ inline void store_four(hdi_half *out, float4 x)
 {
@@ -52,38 +75,114 @@ __device__ inline void store_four(float *out, float4 x)
     *reinterpret_cast<float4 *>(out) = x;
 }
 
+/* The fp32 values that weights are rounded from: kept as they are, or as weights and remainders. */
+struct whole_values {
+    float *values;
+    __device__ whole_values(const hdi_adamw_args &a, int64_t first)
+        : values((a.master ? a.master : (float *)a.weights) + first)
+    {
+    }
+    __device__ float4 load_four() const
+    {
+        return __ldcs((const float4 *)values);
+    }
+    __device__ void store_four(float4 x) const
+    {
+        __stcs((float4 *)values, x);
+    }
+    __device__ float load(int i) const
+    {
+        return values[i];
+    }
+    __device__ void store(int i, float x) const
+    {
+        values[i] = x;
+    }
+};
+
+struct joined_values {
+    const hdi_bfloat *weights;
+    int16_t *remainder;
+    __device__ joined_values(const hdi_adamw_args &a, int64_t first)
+        : weights((const hdi_bfloat *)a.weights + first), remainder(a.remainder + first)
+    {
+    }
+    __device__ float4 load_four() const
+    {
+        const uint2 w = *(const uint2 *)weights, r = *(const uint2 *)remainder;
+        const hdi_bfloat *weight = (const hdi_bfloat *)&w;
+        const int16_t *rest = (const int16_t *)&r;
+        return make_float4(join(weight[0], rest[0]), join(weight[1], rest[1]),
+                           join(weight[2], rest[2]), join(weight[3], rest[3]));
+    }
+    __device__ void store_four(float4 x) const
+    {
+        const int16_t four[4] = {remainder_of(x.x), remainder_of(x.y), remainder_of(x.z),
+                                 remainder_of(x.w)};
+        uint2 bits;
+        memcpy(&bits, four, sizeof bits);
+        *(uint2 *)remainder = bits;
+    }
+    __device__ float load(int i) const
+    {
+        return join(weights[i], remainder[i]);
+    }
+    __device__ void store(int i, float x) const
+    {
+        remainder[i] = remainder_of(x);
+    }
+};
+
 /* Four elements a thread, one at a time where 16 bytes cannot be had. */
-template <typename T> __global__ void adamw_four(hdi_adamw_args a, bool aligned)
+template <typename T, typename Values> __global__ void adamw_four(hdi_adamw_args a, bool aligned)
 {
     if (a.scalars[4] == 0.0f) return;
     const int64_t first = ((int64_t)blockIdx.x * kThreads + threadIdx.x) * 4;
     const int64_t left = a.elements - first;
     if (left <= 0) return;
     const adamw_step step = step_of(a);
-    float *master = (a.master ? a.master : (float *)a.weights) + first;
-    T *weights = a.master ? (T *)a.weights + first : NULL;
+    const Values values(a, first);
+    T *weights = a.master || a.remainder ? (T *)a.weights + first : NULL;
     float *m = a.m + first, *v = a.v + first;
     const float *gradient = a.gradient + first;
     if (aligned && left >= 4) {
         const float4 g = __ldcs((const float4 *)gradient);
-        float4 w = __ldcs((const float4 *)master), m4 = __ldcs((const float4 *)m);
+        float4 w = values.load_four(), m4 = __ldcs((const float4 *)m);
         float4 v4 = __ldcs((const float4 *)v);
         update(step, g.x, w.x, m4.x, v4.x);
         update(step, g.y, w.y, m4.y, v4.y);
         update(step, g.z, w.z, m4.z, v4.z);
         update(step, g.w, w.w, m4.w, v4.w);
-        __stcs((float4 *)master, w);
+        values.store_four(w);
         __stcs((float4 *)m, m4);
         __stcs((float4 *)v, v4);
         if (weights) store_four(weights, w);
         return;
     }
     for (int i = 0; i < 4 && i < left; i++) {
-        float weight = master[i];
+        float weight = values.load(i);
         update(step, gradient[i], weight, m[i], v[i]);
-        master[i] = weight;
-        if (weights) weights[i] = from_float<T>(weight);
+        values.store(i, weight);
+        if (weights) weights[i] = weight_of<T>(weight);
     }
+}
+
+/* One element a thread: once at start, and at saves. */
+template <typename T>
+__global__ void split_values(const float *values, int64_t elements, T *weights, int16_t *remainder)
+{
+    const int64_t element = (int64_t)blockIdx.x * kThreads + threadIdx.x;
+    if (element >= elements) return;
+    const float x = values[element];
+    weights[element] = weight_of<T>(x);
+    if (remainder) remainder[element] = remainder_of(x);
+}
+
+__global__ void join_values(const hdi_bfloat *weights, const int16_t *remainder, int64_t elements,
+                            float *values)
+{
+    const int64_t element = (int64_t)blockIdx.x * kThreads + threadIdx.x;
+    if (element < elements) values[element] = join(weights[element], remainder[element]);
 }
 
 /* One block of threads per block of elements: 16 squares a thread in fp32, then a tree in fp64. */
@@ -142,17 +241,45 @@ __global__ void add_two(const float *x, const float *y, int64_t elements, bool a
 extern "C" hd_status hdi_cuda_adamw(hd_stream *stream, const hdi_adamw_args *args)
 {
     if (args->elements <= 0) return HD_OK;
-    if (!args->master && args->dtype != HD_DTYPE_F32)
-        return hdi_error(HD_ERROR_ARGUMENT, "adamw: weights are %s and there is no fp32 master copy",
+    const bool joined = args->remainder && !args->master && args->dtype == HD_DTYPE_BF16;
+    if (!args->master && !joined && args->dtype != HD_DTYPE_F32)
+        return hdi_error(HD_ERROR_ARGUMENT,
+                         "adamw: weights are %s, want an fp32 master or, for BF16, remainders",
                          hd_dtype_name(args->dtype));
+    const unsigned blocks = block_count(args->elements, 4 * kThreads);
+    const bool aligned =
+        are_aligned(args->weights, args->master, args->remainder, args->m, args->v, args->gradient);
+    if (joined) {
+        adamw_four<hdi_bfloat, joined_values>
+            <<<blocks, kThreads, 0, stream->handle>>>(*args, aligned);
+        return launched("adamw");
+    }
     return with_type(args->dtype, "adamw", [&](auto tag) {
         using T = typename decltype(tag)::type;
-        const bool aligned =
-            are_aligned(args->weights, args->master, args->m, args->v, args->gradient);
-        adamw_four<T><<<block_count(args->elements, 4 * kThreads), kThreads, 0, stream->handle>>>(
-            *args, aligned);
+        adamw_four<T, whole_values><<<blocks, kThreads, 0, stream->handle>>>(*args, aligned);
         return launched("adamw");
     });
+}
+
+extern "C" hd_status hdi_cuda_split_weights(hd_stream *stream, hd_dtype dtype, int64_t elements,
+                                            const float *values, void *weights, int16_t *remainder)
+{
+    if (elements <= 0) return HD_OK;
+    return with_type(dtype, "split_weights", [&](auto tag) {
+        using T = typename decltype(tag)::type;
+        split_values<T><<<block_count(elements, kThreads), kThreads, 0, stream->handle>>>(
+            values, elements, (T *)weights, remainder);
+        return launched("split_weights");
+    });
+}
+
+extern "C" hd_status hdi_cuda_join_weights(hd_stream *stream, int64_t elements, const void *weights,
+                                           const int16_t *remainder, float *values)
+{
+    if (elements <= 0) return HD_OK;
+    join_values<<<block_count(elements, kThreads), kThreads, 0, stream->handle>>>(
+        (const hdi_bfloat *)weights, remainder, elements, values);
+    return launched("join_weights");
 }
 
 extern "C" hd_status hdi_cuda_sum_of_squares(hd_stream *stream, const float *x, int64_t elements,
@@ -164,8 +291,8 @@ extern "C" hd_status hdi_cuda_sum_of_squares(hd_stream *stream, const float *x, 
     return launched("sum_of_squares");
 }
 
-extern "C" hd_status hdi_cuda_tree_sum(hd_stream *stream, const float *x, int64_t stride,
-                                       int parts, int64_t elements, float *out)
+extern "C" hd_status hdi_cuda_tree_sum(hd_stream *stream, const float *x, int64_t stride, int parts,
+                                       int64_t elements, float *out)
 {
     if (elements <= 0 || parts <= 0) return HD_OK;
     if (parts == 1) return hdi_cuda_copy(stream, out, x, (size_t)elements * sizeof *out);
@@ -173,7 +300,7 @@ extern "C" hd_status hdi_cuda_tree_sum(hd_stream *stream, const float *x, int64_
         add_two<<<block_count(elements, 4 * kThreads), kThreads, 0, stream->handle>>>(
             x, x + stride, elements, are_aligned(x, x + stride, out), out);
     else
-        add_tree<<<block_count(elements, kThreads), kThreads, 0, stream->handle>>>(
-            x, stride, parts, elements, out);
+        add_tree<<<block_count(elements, kThreads), kThreads, 0, stream->handle>>>(x, stride, parts,
+                                                                                   elements, out);
     return launched("tree_sum");
 }

@@ -1,0 +1,262 @@
+/* Making and ending the lanes of a communicator. NCCL's calls do not block here: all lanes start at once
+ * and are polled with the deadline, so that a rank that is missing is no hang. */
+#include <pthread.h>
+#include <signal.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "comm/nccl/nccl.h"
+#include "core/clock.h"
+#include "core/error.h"
+#include "core/memory.h"
+
+/* Neighbours need little: a message of a pipeline is some MiB, and the cores are for computing. */
+enum { LINK_BLOCKS = 4, ABORT_SECONDS = 10 };
+
+hd_status hdi_nccl_cuda_status(cudaError_t error, const char *what)
+{
+    if (error == cudaSuccess) return HD_OK;
+    return hdi_error(error == cudaErrorMemoryAllocation ? HD_ERROR_MEMORY : HD_ERROR_DEVICE,
+                     "nccl: %s: %s (%s)", what, cudaGetErrorString(error), cudaGetErrorName(error));
+}
+
+hd_status hdi_nccl_status(ncclResult_t result, ncclComm_t nccl, const hd_comm *comm,
+                          const char *what)
+{
+    if (result == ncclSuccess) return HD_OK;
+    return hdi_error(HD_ERROR_COMM, "comm '%s' (nccl), rank %d of %d: %s: %s (%s)", comm->name,
+                     comm->rank, comm->size, what, ncclGetErrorString(result),
+                     ncclGetLastError(nccl));
+}
+
+static hd_status poll_until(const hd_comm *comm, hdi_nccl_lane *lane, const char *what, double end)
+{
+    for (int64_t turn = 0;; turn++) {
+        ncclResult_t result = ncclInProgress;
+        HD_RETURN_IF_ERROR(hdi_nccl_status(ncclCommGetAsyncError(lane->nccl, &result), lane->nccl,
+                                           comm, "ncclCommGetAsyncError"));
+        if (result != ncclInProgress) return hdi_nccl_status(result, lane->nccl, comm, what);
+        if (hdi_clock_seconds() > end)
+            return hdi_error(HD_ERROR_TIMEOUT,
+                             "comm '%s' (nccl), rank %d of %d: %s: peers did not take part within "
+                             "the deadline of %g s",
+                             comm->name, comm->rank, comm->size, what, comm->deadline_seconds);
+        hdi_comm_back_off(turn, 1000);
+    }
+}
+
+hd_status hdi_nccl_poll(const hd_comm *comm, hdi_nccl_lane *lane, const char *what)
+{
+    return poll_until(comm, lane, what, hdi_clock_seconds() + comm->deadline_seconds);
+}
+
+/* The ranks of a lane that this rank is on, in the order that open_lanes makes on all ranks. */
+static void lay_lanes(hdi_nccl_state *state, bool links)
+{
+    const int rank = state->comm->rank, size = state->comm->size;
+    const int up = (rank + 1) % size, down = (rank + size - 1) % size;
+    const hdi_nccl_lane all[HDI_NCCL_LANES] = {
+        [HDI_NCCL_GATHER] = {.channel = -1},      [HDI_NCCL_REDUCE] = {.channel = -1},
+        {.from = rank, .to = up, .channel = 0},   {.from = down, .to = rank, .channel = 0},
+        {.from = rank, .to = down, .channel = 1}, {.from = up, .to = rank, .channel = 1},
+    };
+    memcpy(state->lanes, all, sizeof all);
+    state->lane_count = links ? HDI_NCCL_LANES : HDI_NCCL_FIRST_LINK;
+}
+
+/* Who makes the identity of a lane: rank 0 for all ranks, the sender of a link. */
+enum { IDS_EACH = 4 };
+
+static hd_status exchange_ids(const hdi_nccl_state *state, ncclUniqueId *ids)
+{
+    const hd_comm *comm = state->comm;
+    hd_status status = HD_OK;
+    ncclUniqueId *own = ids + (ptrdiff_t)comm->rank * IDS_EACH;
+    for (int i = 0; i < state->lane_count && status == HD_OK; i++) {
+        const hdi_nccl_lane *lane = &state->lanes[i];
+        const bool is_link = lane->channel >= 0;
+        if (is_link ? lane->from != comm->rank : comm->rank != 0) continue;
+        ncclUniqueId *id = is_link ? &own[2 + lane->channel] : &own[i];
+        status = hdi_nccl_status(ncclGetUniqueId(id), NULL, comm, "ncclGetUniqueId");
+    }
+    HD_RETURN_IF_ERROR(hd_comm_agree(state->host, status));
+    int64_t *counts = comm->counts, *offsets = comm->counts + comm->size;
+    for (int r = 0; r < comm->size; r++) {
+        counts[r] = IDS_EACH * (int64_t)sizeof *ids;
+        offsets[r] = r * counts[r];
+    }
+    hd_request request;
+    HD_RETURN_IF_ERROR(
+        hd_comm_all_gather(state->host, ids, counts, offsets, HD_DTYPE_U8, &request));
+    return hd_comm_wait(state->host, &request);
+}
+
+static hd_status start_lane(const hdi_nccl_state *state, hdi_nccl_lane *lane, ncclUniqueId id)
+{
+    const hd_comm *comm = state->comm;
+    const bool is_link = lane->channel >= 0;
+    ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+    config.blocking = 0;
+    config.commName = comm->name;
+    if (is_link) config.maxCTAs = LINK_BLOCKS;
+    int least, greatest;
+    HD_RETURN_IF_ERROR(hdi_nccl_cuda_status(cudaDeviceGetStreamPriorityRange(&least, &greatest),
+                                            "cudaDeviceGetStreamPriorityRange"));
+    /* Bytes that others wait for go before computation. */
+    HD_RETURN_IF_ERROR(hdi_nccl_cuda_status(
+        cudaStreamCreateWithPriority(&lane->stream, cudaStreamNonBlocking, greatest),
+        "cudaStreamCreateWithPriority"));
+    const int size = is_link ? 2 : comm->size, rank = is_link ? lane->to == comm->rank : comm->rank;
+    const ncclResult_t result = ncclCommInitRankConfig(&lane->nccl, size, id, rank, &config);
+    return result == ncclInProgress ? HD_OK : hdi_nccl_status(result, NULL, comm, "init");
+}
+
+static hd_status start_lanes(hdi_nccl_state *state, const ncclUniqueId *ids)
+{
+    for (int i = 0; i < state->lane_count; i++) {
+        hdi_nccl_lane *lane = &state->lanes[i];
+        const ptrdiff_t maker = (ptrdiff_t)lane->from * IDS_EACH;
+        HD_RETURN_IF_ERROR(
+            start_lane(state, lane, lane->channel >= 0 ? ids[maker + 2 + lane->channel] : ids[i]));
+    }
+    const double end = hdi_clock_seconds() + state->comm->deadline_seconds;
+    for (int i = 0; i < state->lane_count; i++)
+        HD_RETURN_IF_ERROR(poll_until(state->comm, &state->lanes[i], "init", end));
+    return HD_OK;
+}
+
+static ncclResult_t first_exchange(const hdi_nccl_state *state, const hdi_nccl_lane *lane)
+{
+    char *scratch = state->device->scratch;
+    const hd_comm *comm = state->comm;
+    if (lane->channel >= 0)
+        return lane->from == comm->rank
+                   ? ncclSend(scratch, 1, ncclUint8, 1, lane->nccl, lane->stream)
+                   : ncclRecv(scratch + 1, 1, ncclUint8, 0, lane->nccl, lane->stream);
+    ncclResult_t result = ncclGroupStart();
+    for (int peer = 0; peer < comm->size; peer++) {
+        if (peer == comm->rank) continue;
+        if (result == ncclSuccess || result == ncclInProgress)
+            result = ncclSend(scratch, 1, ncclUint8, peer, lane->nccl, lane->stream);
+        if (result == ncclSuccess || result == ncclInProgress)
+            result = ncclRecv(scratch + 1, 1, ncclUint8, peer, lane->nccl, lane->stream);
+    }
+    const ncclResult_t ended = ncclGroupEnd();
+    return result == ncclSuccess || result == ncclInProgress ? ended : result;
+}
+
+/* NCCL connects peers at their first exchange, and the call waits for both. Later, when each rank
+ * posts in its own time, that would be a deadlock; and it takes memory, which belongs here. */
+static hd_status connect_lanes(hdi_nccl_state *state)
+{
+    for (int i = 0; i < state->lane_count; i++) {
+        const ncclResult_t result = first_exchange(state, &state->lanes[i]);
+        if (result != ncclInProgress)
+            HD_RETURN_IF_ERROR(
+                hdi_nccl_status(result, state->lanes[i].nccl, state->comm, "first exchange"));
+    }
+    const double end = hdi_clock_seconds() + state->comm->deadline_seconds;
+    for (int i = 0; i < state->lane_count; i++)
+        HD_RETURN_IF_ERROR(poll_until(state->comm, &state->lanes[i], "first exchange", end));
+    hdi_nccl_lane *reduce = &state->lanes[HDI_NCCL_REDUCE];
+    const ncclResult_t result = ncclAllReduce(state->device->scratch, state->device->scratch, 1,
+                                              ncclFloat64, ncclSum, reduce->nccl, reduce->stream);
+    if (result != ncclInProgress)
+        HD_RETURN_IF_ERROR(hdi_nccl_status(result, reduce->nccl, state->comm, "first exchange"));
+    HD_RETURN_IF_ERROR(poll_until(state->comm, reduce, "first exchange", end));
+    for (int i = 0; i < state->lane_count; i++)
+        for (cudaError_t error = cudaErrorNotReady; error != cudaSuccess;) {
+            error = cudaStreamQuery(state->lanes[i].stream);
+            if (error != cudaSuccess && error != cudaErrorNotReady)
+                return hdi_nccl_cuda_status(error, "first exchange");
+            if (error == cudaErrorNotReady && hdi_clock_seconds() > end)
+                return hdi_error(HD_ERROR_TIMEOUT,
+                                 "comm '%s' (nccl), rank %d of %d: first exchange: no answer "
+                                 "within the deadline of %g s",
+                                 state->comm->name, state->comm->rank, state->comm->size,
+                                 state->comm->deadline_seconds);
+        }
+    (void)cudaGetLastError();
+    return HD_OK;
+}
+
+hd_status hdi_nccl_open_lanes(hdi_nccl_state *state, bool links)
+{
+    lay_lanes(state, links);
+    ncclUniqueId *ids = hdi_alloc_array((size_t)state->comm->size * IDS_EACH, sizeof *ids);
+    hd_status status = ids ? HD_OK : hdi_error(HD_ERROR_MEMORY, "nccl: out of host memory");
+    status = hd_comm_agree(state->host, status);
+    if (status == HD_OK) status = exchange_ids(state, ids);
+    if (status == HD_OK) status = hd_comm_agree(state->host, start_lanes(state, ids));
+    if (status == HD_OK) status = hd_comm_agree(state->host, connect_lanes(state));
+    hdi_free(ids);
+    return status;
+}
+
+/* Peers must come, too: those that do not are not waited for long. */
+static void end_lane(const hd_comm *comm, hdi_nccl_lane *lane, bool is_clean)
+{
+    if (!lane->nccl) return;
+    if (is_clean) {
+        const double end = hdi_clock_seconds() + 5;
+        const ncclResult_t result = ncclCommFinalize(lane->nccl);
+        is_clean = result == ncclSuccess || result == ncclInProgress;
+        is_clean = is_clean && poll_until(comm, lane, "finalize", end) == HD_OK;
+    }
+    if (is_clean)
+        (void)ncclCommDestroy(lane->nccl);
+    else
+        (void)ncclCommAbort(lane->nccl);
+    lane->nccl = NULL;
+}
+
+void hdi_nccl_close_lanes(hdi_nccl_state *state, bool is_clean)
+{
+    for (int i = 0; i < state->lane_count; i++) {
+        hdi_nccl_lane *lane = &state->lanes[i];
+        end_lane(state->comm, lane, is_clean && state->device->failed == HD_OK);
+        if (lane->stream) (void)cudaStreamDestroy(lane->stream);
+        lane->stream = NULL;
+    }
+}
+
+typedef struct last_resort {
+    pthread_mutex_t mutex;
+    pthread_cond_t over;
+    bool is_over;
+} last_resort;
+
+/* An abort that hangs in the driver would leave a rank that nobody can end but the kernel, and its
+ * peers waiting. This is the one place where heddle ends a process. */
+static void *end_process_if_stuck(void *user)
+{
+    last_resort *resort = user;
+    struct timespec end;
+    clock_gettime(CLOCK_REALTIME, &end);
+    end.tv_sec += ABORT_SECONDS;
+    pthread_mutex_lock(&resort->mutex);
+    int result = 0;
+    while (!resort->is_over && result == 0)
+        result = pthread_cond_timedwait(&resort->over, &resort->mutex, &end);
+    const bool is_stuck = !resort->is_over;
+    pthread_mutex_unlock(&resort->mutex);
+    if (is_stuck) kill(getpid(), SIGKILL);
+    return NULL;
+}
+
+void hdi_nccl_abort_lanes(hdi_nccl_device *device)
+{
+    last_resort resort = {.mutex = PTHREAD_MUTEX_INITIALIZER, .over = PTHREAD_COND_INITIALIZER};
+    pthread_t thread;
+    const bool is_guarded = pthread_create(&thread, NULL, end_process_if_stuck, &resort) == 0;
+    for (hdi_nccl_state *state = device->communicators; state; state = state->next)
+        for (int i = 0; i < state->lane_count; i++)
+            end_lane(state->comm, &state->lanes[i], false);
+    if (!is_guarded) return;
+    pthread_mutex_lock(&resort.mutex);
+    resort.is_over = true;
+    pthread_cond_signal(&resort.over);
+    pthread_mutex_unlock(&resort.mutex);
+    pthread_join(thread, NULL);
+}

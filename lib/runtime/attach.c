@@ -1,0 +1,121 @@
+/* A mesh's communicators of device memory. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "comm/mesh.h"
+#include "core/error.h"
+#include "core/memory.h"
+#include "runtime/gpu.h"
+#include "runtime/session.h"
+
+/* What a mesh is given; ends with the mesh or the context. */
+typedef struct attachment {
+    hd_context *context; /* borrowed */
+    hdi_nccl_device *nccl;
+    hdi_staged_group staged;
+    hd_comm *comms[HD_AXES]; /* owned; the world's may stand for an axis, too */
+} attachment;
+
+static void detach(void *user)
+{
+    attachment *it = user;
+    it->context->attached = NULL;
+    for (int axis = HD_AXES - 1; axis > HD_AXIS_NONE; axis--)
+        if (it->comms[axis] != it->comms[HD_AXIS_NONE]) hd_comm_destroy(it->comms[axis]);
+    hd_comm_destroy(it->comms[HD_AXIS_NONE]);
+    hdi_gpu_nccl_close(it->nccl);
+    hdi_free(it);
+}
+
+/* Ranks of one GPU are one host to NCCL, which refuses them; with a host each they meet over the
+ * network's sockets. NCCL reads this before its first communicator. */
+static hd_status pose_as_hosts(const hd_mesh *mesh, const hd_context *context)
+{
+    char name[64];
+    if (!context->shares_gpu) return HD_OK;
+    snprintf(name, sizeof name, "heddle-%d-%ld", hd_mesh_rank(mesh), (long)getpid());
+    if (setenv("NCCL_HOSTID", name, 1) ||
+        (context->is_on_one_host && setenv("NCCL_SOCKET_IFNAME", "lo", 0)))
+        return hdi_error(HD_ERROR_MEMORY, "mesh_attach: out of host memory");
+    return HD_OK;
+}
+
+static hd_status create_staged(attachment *it, hd_comm *host, hd_comm **out)
+{
+    hdi_staging *staging = NULL;
+    hd_status status = it->context->backend == &hdi_backend_cpu
+                           ? hdi_staging_create_host(&staging)
+                           : hdi_gpu_staging(it->context->stream, &staging);
+    if (status == HD_OK) status = hdi_comm_create_staged(host, &it->staged, staging, out);
+    return hd_comm_agree(host, status);
+}
+
+/* An axis of one rank needs copies only; an axis of all ranks is the world. */
+static hd_status create_comms(attachment *it, const hd_mesh *mesh, bool by_nccl)
+{
+    const int ranks = hd_mesh_ranks(mesh);
+    for (int axis = HD_AXIS_NONE; axis < HD_AXES; axis++) {
+        hd_comm *host = hd_mesh_comm(mesh, (hd_axis)axis);
+        const int size = hd_comm_size(host);
+        const bool is_world = size == ranks;
+        if (axis != HD_AXIS_NONE && is_world) {
+            it->comms[axis] = it->comms[HD_AXIS_NONE];
+            continue;
+        }
+        const bool links =
+            size == hd_mesh_size(mesh, HD_AXIS_PIPELINE) && (is_world || axis == HD_AXIS_PIPELINE);
+        if (size > 1 && by_nccl)
+            HD_RETURN_IF_ERROR(hdi_gpu_nccl_comm(host, it->nccl, links, &it->comms[axis]));
+        else
+            HD_RETURN_IF_ERROR(create_staged(it, host, &it->comms[axis]));
+    }
+    return HD_OK;
+}
+
+static hd_status fill(attachment *it, const hd_mesh *mesh, hd_device_transport transport)
+{
+    hd_comm *world = hd_mesh_comm(mesh, HD_AXIS_NONE);
+    const hd_context *context = it->context;
+    const bool by_nccl = transport != HD_DEVICE_TRANSPORT_STAGED && hd_mesh_ranks(mesh) > 1;
+    hd_status status = HD_OK;
+    if (by_nccl) status = pose_as_hosts(mesh, context);
+    if (by_nccl && status == HD_OK)
+        status = hdi_gpu_nccl(context->ordinal, context->stream, &it->nccl);
+    HD_RETURN_IF_ERROR(hd_comm_agree(world, status));
+    return create_comms(it, mesh, by_nccl);
+}
+
+hd_status hd_mesh_attach(hd_mesh *mesh, hd_context *context, hd_device_transport transport)
+{
+    if (!mesh || !context || !hd_mesh_comm(mesh, HD_AXIS_NONE))
+        return hdi_error(HD_ERROR_ARGUMENT, "mesh_attach: mesh or context is NULL, or a fake mesh");
+    if (context->attached ||
+        hd_mesh_device_comm(mesh, HD_AXIS_NONE) != hd_mesh_comm(mesh, HD_AXIS_NONE))
+        return hdi_error(HD_ERROR_ARGUMENT, "mesh_attach: mesh or context is attached already");
+    const bool is_cpu = context->backend == &hdi_backend_cpu;
+    if (is_cpu && transport == HD_DEVICE_TRANSPORT_AUTO) return HD_OK;
+    if (is_cpu && transport == HD_DEVICE_TRANSPORT_NCCL)
+        return hdi_error(HD_ERROR_CONFIG, "device transport nccl: this context is on the CPU; want "
+                                          "auto or staged");
+    attachment *it = hdi_alloc(sizeof *it);
+    hd_status status = it ? HD_OK : hdi_error(HD_ERROR_MEMORY, "mesh_attach: out of host memory");
+    status = hd_comm_agree(hd_mesh_comm(mesh, HD_AXIS_NONE), status);
+    if (status == HD_OK) {
+        it->context = context;
+        status = fill(it, mesh, transport);
+    }
+    if (status != HD_OK) {
+        if (it) {
+            it->context = context;
+            detach(it);
+        }
+        return status;
+    }
+    hdi_mesh_device device = {.detach = detach, .user = it};
+    for (int axis = HD_AXIS_NONE; axis < HD_AXES; axis++)
+        device.comms[axis] = it->comms[axis];
+    hdi_mesh_attach(mesh, &device);
+    context->attached = mesh;
+    return HD_OK;
+}

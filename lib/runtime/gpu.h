@@ -1,0 +1,24 @@
+/* What the runtime must know of GPUs beyond the backend's table. Without CUDA in the build there are
+ * none. */
+#ifndef HDI_RUNTIME_GPU_H
+#define HDI_RUNTIME_GPU_H
+
+#include "backend/backend.h"
+#include "comm/device.h"
+
+/* NULL without CUDA in the build. */
+const hd_backend *hdi_gpu_backend(void);
+
+/* GPUs that this process sees. */
+int hdi_gpu_count(void);
+
+/* Which GPU an ordinal means, whatever other processes call it. */
+hd_status hdi_gpu_uuid(int ordinal, uint8_t uuid[16]);
+
+/* Transports for memory that `stream` works on. */
+hd_status hdi_gpu_nccl(int ordinal, hd_stream *stream, hdi_nccl_device **out);
+hd_status hdi_gpu_nccl_comm(hd_comm *host, hdi_nccl_device *device, bool links, hd_comm **out);
+void hdi_gpu_nccl_close(hdi_nccl_device *device); /* takes NULL */
+hd_status hdi_gpu_staging(hd_stream *stream, hdi_staging **out);
+
+#endif

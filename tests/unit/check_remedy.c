@@ -1,0 +1,153 @@
+/* What is said when a plan does not fit: every remedy named fits, cheap ones are named before dear
+ * ones, and the budget named as the smallest is the smallest. */
+#include "tests/support/hdt.h"
+
+#include <heddle/job.h>
+
+#include <stdio.h>
+#include <stdlib.h>
+
+typedef struct run {
+    const char *pipeline, *schedule, *shard_state;
+    int ranks;
+} run;
+
+static const run runs[] = {{"1", "auto", "false", 1},
+                           {"1", "auto", "false", 4},
+                           {"2", "gpipe", "false", 4},
+                           {"2", "auto", "true", 8},
+                           {"4", "1f1b", "false", 4}};
+enum { RUNS = sizeof runs / sizeof runs[0] };
+
+static void set(hd_config *config, const char *key, const char *value)
+{
+    hdt_assert_ok(hd_config_set(config, key, value));
+}
+
+static hd_config *configure(const run *one, size_t budget)
+{
+    hd_config *config;
+    char text[32];
+    hdt_assert_ok(hd_config_create(&config));
+    set(config, "model.layers", "8");
+    set(config, "model.hidden", "64");
+    set(config, "model.heads", "4");
+    set(config, "train.tokens", "64");
+    set(config, "train.micro_batch", "8");
+    set(config, "train.accumulate", "4");
+    set(config, "layout.pipeline", one->pipeline);
+    set(config, "layout.schedule", one->schedule);
+    set(config, "layout.shard_state", one->shard_state);
+    snprintf(text, sizeof text, "%zu", budget);
+    set(config, "memory.budget", text);
+    return config;
+}
+
+/* Plan with a budget, changed by "KEY=VALUE KEY=VALUE ... [on N ranks]". The text of a refusal goes
+ * to `refusal`, which is empty if the plan fits. */
+static void plan(const run *one, size_t budget, const char *changes, char refusal[4096])
+{
+    hd_config *config = configure(one, budget);
+    char words[512];
+    int ranks = one->ranks;
+    snprintf(words, sizeof words, "%s", changes);
+    for (char *word = strtok(words, " "); word; word = strtok(NULL, " ")) {
+        char *value = strchr(word, '=');
+        if (!value) {
+            ck_assert_str_eq(word, "on");
+            ranks = atoi(strtok(NULL, " "));
+            break;
+        }
+        *value = '\0';
+        set(config, word, value + 1);
+    }
+    hd_status status = hd_plan_run(config, ranks, NULL, false, NULL, NULL);
+    refusal[0] = '\0';
+    if (status == HD_ERROR_BUDGET)
+        snprintf(refusal, 4096, "%s", hd_last_error());
+    else
+        hdt_assert_ok(status);
+    hd_config_destroy(config);
+}
+
+/* What stands between two words of a text. */
+static bool between(const char *text, const char *before, const char *after, char out[512])
+{
+    const char *begin = strstr(text, before);
+    const char *end = begin ? strstr(begin + strlen(before), after) : NULL;
+    if (!end) return false;
+    begin += strlen(before);
+    snprintf(out, 512, "%.*s", (int)(end - begin), begin);
+    return true;
+}
+
+static size_t smallest_budget(const char *refusal)
+{
+    char text[512];
+    ck_assert_msg(between(refusal, "memory.budget=", " is the smallest", text), "%s", refusal);
+    return strtoull(text, NULL, 10);
+}
+
+START_TEST(the_smallest_budget_that_is_named_is_the_smallest)
+{
+    char refusal[4096];
+    plan(&runs[_i], 1, "", refusal);
+    const size_t smallest = smallest_budget(refusal);
+    plan(&runs[_i], smallest, "", refusal);
+    ck_assert_str_eq(refusal, "");
+    plan(&runs[_i], smallest - 1, "", refusal);
+    ck_assert_uint_eq(smallest_budget(refusal), smallest);
+}
+END_TEST
+
+START_TEST(every_remedy_that_is_named_fits)
+{
+    char refusal[4096], changes[512], bytes[512];
+    plan(&runs[_i], 1, "", refusal);
+    const size_t smallest = smallest_budget(refusal);
+    int remedies = 0;
+    for (int share = 19; share > 0; share--) {
+        const size_t budget = smallest * (size_t)share / 20;
+        plan(&runs[_i], budget, "", refusal);
+        if (!between(refusal, "\nwith ", " it needs ", changes)) {
+            /* Then the smallest need that was found is above the budget, and true. */
+            if (!between(refusal, "smallest found is ", " bytes with ", bytes)) continue;
+            ck_assert_uint_gt(strtoull(bytes, NULL, 10), budget);
+            continue;
+        }
+        ck_assert(between(refusal, " it needs ", " bytes and fits", bytes));
+        const size_t need = strtoull(bytes, NULL, 10);
+        ck_assert_uint_le(need, budget);
+        plan(&runs[_i], need, changes, refusal);
+        ck_assert_msg(!*refusal, "%s does not fit: %s", changes, refusal);
+        plan(&runs[_i], need - 1, changes, refusal);
+        ck_assert_msg(*refusal, "%s needs less than %zu bytes", changes, need);
+        remedies++;
+    }
+    ck_assert_int_gt(remedies, 0);
+}
+END_TEST
+
+START_TEST(cheap_remedies_are_named_before_dear_ones)
+{
+    char refusal[4096], changes[512];
+    static const char *const first[RUNS] = {"layout.recompute=layer", "layout.shard_state=true",
+                                            "layout.schedule=1f1b", "layout.recompute=layer",
+                                            "layout.recompute=layer"};
+    plan(&runs[_i], 1, "", refusal);
+    plan(&runs[_i], smallest_budget(refusal) - 1, "", refusal);
+    ck_assert_msg(between(refusal, "\nwith ", " it needs ", changes), "%s", refusal);
+    ck_assert_str_eq(changes, first[_i]);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("remedy");
+    TCase *tests = tcase_create("remedy");
+    tcase_add_loop_test(tests, the_smallest_budget_that_is_named_is_the_smallest, 0, RUNS);
+    tcase_add_loop_test(tests, every_remedy_that_is_named_fits, 0, RUNS);
+    tcase_add_loop_test(tests, cheap_remedies_are_named_before_dear_ones, 0, RUNS);
+    suite_add_tcase(suite, tests);
+    return hdt_main(suite);
+}
