@@ -46,7 +46,9 @@ static hd_status open_context(const hd_backend *backend, int ordinal, int thread
 
 hd_status hd_context_create(const hd_context_options *options, hd_context **out)
 {
+    const hd_context_options defaults = {0};
     *out = NULL;
+    if (!options) options = &defaults;
     const hd_backend *backend;
     HD_RETURN_IF_ERROR(hd_backend_find(options->device, &backend));
     return open_context(backend, options->ordinal, options->threads, out);
