@@ -1,5 +1,4 @@
-// Building blocks, in C++17: a transformer block of one's own, cut into pipeline stages.
-// Run with: mpirun -np 2 02_transformer_block
+// Building blocks: a transformer block of one's own, on pipeline stages (mpirun -np 2 ...).
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -34,8 +33,7 @@ static hd_tensor block(hd_program *p, hd_tensor x)
     const hd_tensor h = hd_rms_norm(p, x, &norm);
     const hd_tensor a = hd_attention(p, linear(p, h, "qkv", 3 * kHidden), &attention);
     const hd_tensor m = hd_silu(p, linear(p, h, "up", 2 * kHidden));
-    x = hd_add(p, x, linear(p, a, "out", kHidden));
-    return hd_add(p, x, linear(p, m, "down", kHidden));
+    return hd_add(p, hd_add(p, x, linear(p, a, "out", kHidden)), linear(p, m, "down", kHidden));
 }
 
 // heddle asks for any run of layers; the first and the last also hold what stands around them.

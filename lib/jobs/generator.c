@@ -160,6 +160,13 @@ static hd_status start_here(hd_generator *generator, hd_context *context, uint64
 
 hd_status hd_generator_start(hd_generator *generator, hd_context *context, uint64_t seed)
 {
+    const hd_backend *planned =
+        generator->options.backend ? generator->options.backend : &hdi_backend_cpu;
+    if (planned != context->backend)
+        return hdi_error(HD_ERROR_ARGUMENT,
+                         "generator: planned for %s, started on %s; give "
+                         "hd_generator_options.backend what hd_context_backend says",
+                         planned->name, context->backend->name);
     hd_comm *world = hd_mesh_comm(generator->options.mesh, HD_AXIS_NONE);
     hd_status status = start_here(generator, context, seed);
     if (world) status = hd_comm_agree(world, status);

@@ -230,6 +230,12 @@ static size_t largest_input(const hdi_pipeline_chunk *chunks, int count)
 hd_status hd_trainer_start(hd_trainer *trainer, hd_context *context, uint64_t seed)
 {
     const hd_trainer_options *o = &trainer->options;
+    const hd_backend *planned = o->backend ? o->backend : &hdi_backend_cpu;
+    if (planned != context->backend)
+        return hdi_error(HD_ERROR_ARGUMENT,
+                         "trainer: planned for %s, started on %s; give hd_trainer_options.backend "
+                         "what hd_context_backend says",
+                         planned->name, context->backend->name);
     HD_RETURN_IF_ERROR(hd_session_create(context, trainer->plan, o->mesh, &trainer->session));
     HD_RETURN_IF_ERROR(hdi_pipeline_create(trainer->schedule, trainer->train, o->mesh, o->exact,
                                            &trainer->train_run));
