@@ -160,7 +160,8 @@ for script in tests/scripts/test_*.sh; do
     name=${script##*/}
     # shellcheck disable=SC2053
     { [ -e "$script" ] && [[ ${name%.sh} == $pattern ]]; } || continue
-    run "scripts/$name" bash "$script"
+    own=$(sed -n 's/^# timeout: \([0-9]*\)$/\1/p' "$script") # a script may ask for more seconds
+    timeout=${own:-$timeout} run "scripts/$name" bash "$script"
     count_script "scripts/$name"
 done
 

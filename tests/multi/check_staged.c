@@ -29,16 +29,28 @@ static late_device *of(hdi_staging *staging)
     return (late_device *)staging;
 }
 
+/* Memory of a receive that timed out stays reserved, because its message may still come: it is kept
+ * reachable here. */
+enum { RESERVED = 256 };
+static void *reserved[RESERVED];
+
 static hd_status late_reserve(hdi_staging *staging, size_t bytes, void **out)
 {
     (void)staging;
     *out = malloc(bytes);
+    for (int i = 0; i < RESERVED; i++) {
+        if (reserved[i]) continue;
+        reserved[i] = *out;
+        break;
+    }
     return *out ? HD_OK : HD_ERROR_MEMORY;
 }
 
 static void late_release(hdi_staging *staging, void *memory, size_t bytes)
 {
     (void)staging, (void)bytes;
+    for (int i = 0; i < RESERVED; i++)
+        if (reserved[i] == memory) reserved[i] = NULL;
     free(memory);
 }
 

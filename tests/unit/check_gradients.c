@@ -124,6 +124,12 @@ static hd_tensor build_gelu_tanh(hd_program *p)
     return hd_gelu_tanh(p, matrix(p, "x", HIDDEN));
 }
 
+static hd_tensor build_gelu_mlp(hd_program *p)
+{
+    const hd_linear_options up = {"up", 12, .bias = true}, down = {"down", 5, .bias = true};
+    return hd_gelu_mlp(p, matrix(p, "x", HIDDEN), &up, &down);
+}
+
 static hd_tensor build_silu(hd_program *p)
 {
     return hd_silu(p, matrix(p, "x", HIDDEN));
@@ -234,6 +240,7 @@ static const struct {
     {"residual norm, norm unused", build_residual_norm_unused, 2},
     {"gelu", build_gelu, 4},
     {"gelu tanh", build_gelu_tanh, 4},
+    {"gelu between linear maps", build_gelu_mlp, 8 * HIDDEN},
     {"silu", build_silu, 4},
     {"swiglu", build_swiglu, 4},
     {"rope halves", build_rope_halves, 2},
