@@ -287,6 +287,7 @@ hd_status hd_comm_wait(hd_comm *comm, hd_request *request)
         bool done;
         HD_RETURN_IF_ERROR(hd_comm_test(comm, request, &done));
         if (done) return HD_OK;
+        hdi_comm_progress(comm->rider);
         if (look < comm->spins) continue;
         if (comm->transport->keeps_deadline) {
             hdi_comm_back_off(look, comm->spins);

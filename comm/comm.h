@@ -73,6 +73,8 @@ struct hd_comm {
     void *records;    /* size x HDI_COMM_RECORD bytes of control messages; owned */
     char text[1024];  /* of the rank that failed, while ranks agree */
     void *state;      /* the transport's; owned */
+    hd_comm
+        *rider; /* borrowed, or NULL: moves on whenever somebody waits here; peers may need it */
 };
 
 #define HDI_COMM_RECORD 32

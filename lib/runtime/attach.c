@@ -11,7 +11,8 @@
 
 /* What a mesh is given; ends with the mesh or the context. */
 typedef struct attachment {
-    hd_context *context; /* borrowed */
+    hd_context *context; /* these two are borrowed */
+    hd_mesh *mesh;
     hdi_nccl_device *nccl;
     hdi_staged_group staged;
     hd_comm *comms[HD_AXES]; /* owned; the world's may stand for an axis, too */
@@ -21,6 +22,8 @@ static void detach(void *user)
 {
     attachment *it = user;
     it->context->attached = NULL;
+    for (int axis = HD_AXIS_NONE; axis < HD_AXES; axis++)
+        hd_mesh_comm(it->mesh, (hd_axis)axis)->rider = NULL;
     for (int axis = HD_AXES - 1; axis > HD_AXIS_NONE; axis--)
         if (it->comms[axis] != it->comms[HD_AXIS_NONE]) hd_comm_destroy(it->comms[axis]);
     hd_comm_destroy(it->comms[HD_AXIS_NONE]);
@@ -103,15 +106,20 @@ hd_status hd_mesh_attach(hd_mesh *mesh, hd_context *context, hd_device_transport
     status = hd_comm_agree(hd_mesh_comm(mesh, HD_AXIS_NONE), status);
     if (status == HD_OK) {
         it->context = context;
+        it->mesh = mesh;
         status = fill(it, mesh, transport);
     }
     if (status != HD_OK) {
         if (it) {
             it->context = context;
+            it->mesh = mesh;
             detach(it);
         }
         return status;
     }
+    /* A rank that waits on the host must still move on what its peers wait for on the device. */
+    for (int axis = HD_AXIS_NONE; axis < HD_AXES; axis++)
+        hd_mesh_comm(mesh, (hd_axis)axis)->rider = it->comms[axis];
     hdi_mesh_device device = {.detach = detach, .user = it};
     for (int axis = HD_AXIS_NONE; axis < HD_AXES; axis++)
         device.comms[axis] = it->comms[axis];
