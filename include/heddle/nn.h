@@ -61,6 +61,11 @@ typedef struct hd_linear_options {
 /* x [..., inputs] by the weight [outputs, inputs], plus bias [outputs]: [..., outputs]. */
 HD_API hd_tensor hd_linear(hd_program *program, hd_tensor x, const hd_linear_options *options);
 
+/* down(hd_gelu_tanh(up(x))), in fewer passes over memory where the device has them: [..., outputs of
+ * down]. */
+HD_API hd_tensor hd_gelu_mlp(hd_program *program, hd_tensor x, const hd_linear_options *up,
+                             const hd_linear_options *down);
+
 typedef enum hd_norm_kind {
     HD_NORM_LAYER, /* weight and bias */
     HD_NORM_RMS    /* weight */

@@ -13,6 +13,13 @@ typedef struct hdi_device hdi_device;
 
 typedef enum hdi_activation { HDI_GELU_ERF, HDI_GELU_TANH, HDI_SILU } hdi_activation;
 
+/* What gemm_gelu does to a product, in the tanh form. */
+typedef enum hdi_gemm_gelu {
+    HDI_GEMM_PLAIN,
+    HDI_GEMM_GELU,         /* pre = product, out = gelu(product) */
+    HDI_GEMM_GELU_GRADIENT /* out = product * gelu'(pre) */
+} hdi_gemm_gelu;
+
 /* out[rows, columns] = a * b (+ bias over rows) (+ out, if accumulate). a is [rows, inner], or
  * [inner, rows] if transpose_a; b is [inner, columns], or [columns, inner] if transpose_b. */
 typedef struct hdi_gemm_args {
@@ -23,6 +30,8 @@ typedef struct hdi_gemm_args {
     bool transpose_a, transpose_b, accumulate;
     const void *bias; /* [columns] of dtype, or NULL */
     void *out;
+    hdi_gemm_gelu gelu; /* gemm_gelu only, as is `pre` [rows, columns], of dtype */
+    void *pre;
 } hdi_gemm_args;
 
 /* out[columns] (+)= sum over rows of x. Deterministic. */
@@ -61,10 +70,11 @@ typedef struct hdi_select_row_args {
 } hdi_select_row_args;
 
 /* table_gradient[e, :] (+)= sum of the rows r of gradient with ids[r] == e, in the order of r.
- * Without accumulate, entries that no row names become zero. */
+ * Without accumulate, entries that no row names become zero. A period, at most `entries`, says that
+ * ids[r] is r % period; 0: anything. */
 typedef struct hdi_embedding_gradient_args {
     hd_dtype dtype;
-    int64_t rows, columns, entries;
+    int64_t rows, columns, entries, period;
     const int32_t *ids;
     const void *gradient;
     float *table_gradient;
@@ -75,7 +85,8 @@ typedef struct hdi_embedding_gradient_args {
 typedef enum hdi_norm_kind { HDI_LAYER_NORM, HDI_RMS_NORM } hdi_norm_kind;
 
 /* s = x (+ residual); out = norm(s) * weight (+ bias). Saves mean (layer norm) and rstd. If `sum`
- * is given it receives s. weight and bias may be NULL: 1 and 0. */
+ * is given it receives s. weight and bias may be NULL: 1 and 0. Bits are those of `add` followed by
+ * the norm of its result: s is rounded to the dtype before statistics and scaling see it. */
 typedef struct hdi_norm_args {
     hdi_norm_kind kind;
     hd_dtype dtype;
@@ -89,7 +100,8 @@ typedef struct hdi_norm_args {
 /* x_gradient = gradient through norm at s (+ carry); partials[p, 0:columns] and
  * partials[p, columns:2*columns] are partial sums over rows of the gradients of weight and bias,
  * for partial_rows rows p; the caller sums them with column_sum. `x` is s of the forward. carry may
- * alias x_gradient. */
+ * alias x_gradient. Bits are those of the call without carry followed by `add`: the gradient is
+ * rounded to the dtype before carry is added. */
 typedef struct hdi_norm_gradient_args {
     hdi_norm_kind kind;
     hd_dtype dtype;
@@ -234,6 +246,10 @@ struct hd_backend {
 
     /* Computation, queued on `stream`. */
     hd_status (*gemm)(hd_stream *stream, const hdi_gemm_args *args);
+    /* The product and GELU in one pass, perhaps with the product rounded once less; NULL: call
+     * hdi_gemm_then_gelu. No accumulate, out_dtype is dtype, out_stride is columns; no bias to a
+     * gradient; out and pre do not overlap. */
+    hd_status (*gemm_gelu)(hd_stream *stream, const hdi_gemm_args *args);
     hd_status (*column_sum)(hd_stream *stream, const hdi_column_sum_args *args);
     size_t (*column_sum_workspace)(int64_t rows, int64_t columns);
     hd_status (*embedding)(hd_stream *stream, const hdi_embedding_args *args);
@@ -283,6 +299,11 @@ struct hd_backend {
     hd_status (*fill_normal)(hd_stream *stream, hd_dtype dtype, void *out, int64_t elements,
                              uint64_t seed, uint64_t stream_number, int64_t first, float std);
 };
+
+/* What gemm_gelu does, by gemm and activation; and the arguments of that gemm. */
+hd_status hdi_gemm_then_gelu(const hd_backend *backend, hd_stream *stream,
+                             const hdi_gemm_args *args);
+hdi_gemm_args hdi_gemm_before_gelu(const hdi_gemm_args *args);
 
 extern const hd_backend hdi_backend_cpu;
 

@@ -68,12 +68,15 @@ static double residual_std(const hdi_model_config *config)
     return config->init_std / sqrt(2.0 * (double)config->layers);
 }
 
-static hd_tensor block(hd_program *p, const hdi_model_stage *at, int layer, hd_tensor x)
+static hdi_model_stream block(hd_program *p, const hdi_model_stage *at, int layer,
+                              hdi_model_stream from)
 {
     const hdi_model_config *config = at->config;
     hd_scope_begin(p, "h.%d", layer);
     if (at->stage->recompute) hd_scope_recompute(p);
-    hd_tensor h = hd_layer_norm(p, x, &(hd_norm_options){"ln_1", .epsilon = config->epsilon});
+    hd_tensor x;
+    hd_tensor h =
+        hdi_model_norm(p, from, &(hd_norm_options){"ln_1", .epsilon = config->epsilon}, &x);
     h = hd_linear(p, h,
                   &(hd_linear_options){.name = "attn.c_attn",
                                        .outputs = 3 * config->hidden,
@@ -90,24 +93,23 @@ static hd_tensor block(hd_program *p, const hdi_model_stage *at, int layer, hd_t
                                        .transposed = true,
                                        .split = HD_SPLIT_ROWS});
     h = hd_residual_norm(p, x, h, &(hd_norm_options){"ln_2", .epsilon = config->epsilon}, &x);
-    h = hd_linear(p, h,
-                  &(hd_linear_options){.name = "mlp.c_fc",
-                                       .outputs = config->inner,
-                                       .bias = true,
-                                       .std = config->init_std,
-                                       .transposed = true,
-                                       .split = HD_SPLIT_COLUMNS});
-    h = config->gelu_tanh ? hd_gelu_tanh(p, h) : hd_gelu(p, h);
-    h = hd_linear(p, h,
-                  &(hd_linear_options){.name = "mlp.c_proj",
-                                       .outputs = config->hidden,
-                                       .bias = true,
-                                       .std = residual_std(config),
-                                       .transposed = true,
-                                       .split = HD_SPLIT_ROWS});
-    x = hd_add(p, x, h);
+    const hd_linear_options up = {.name = "mlp.c_fc",
+                                  .outputs = config->inner,
+                                  .bias = true,
+                                  .std = config->init_std,
+                                  .transposed = true,
+                                  .split = HD_SPLIT_COLUMNS};
+    const hd_linear_options down = {.name = "mlp.c_proj",
+                                    .outputs = config->hidden,
+                                    .bias = true,
+                                    .std = residual_std(config),
+                                    .transposed = true,
+                                    .split = HD_SPLIT_ROWS};
+    h = config->gelu_tanh ? hd_gelu_mlp(p, h, &up, &down)
+                          : hd_linear(p, hd_gelu(p, hd_linear(p, h, &up)), &down);
+    from = hdi_model_hand_on(p, at, x, h);
     hd_scope_end(p);
-    return x;
+    return from;
 }
 
 static hd_tensor build_gpt2(void *user, hd_program *p, const hd_stage *stage, hd_tensor x)
@@ -129,12 +131,11 @@ static hd_tensor build_gpt2(void *user, hd_program *p, const hd_stage *stage, hd
                                                                    .first = at.position,
                                                                    .std = config->init_std});
     }
+    hdi_model_stream stream = {.x = x};
     for (int i = 0; i < stage->layers; i++)
-        x = block(p, &at, stage->first_layer + i, x);
-    if (stage->last) {
-        x = hdi_model_last_rows(p, &at, x);
-        x = hd_layer_norm(p, x, &(hd_norm_options){"ln_f", .epsilon = config->epsilon});
-    }
+        stream = block(p, &at, stage->first_layer + i, stream);
+    const hd_norm_options final = {"ln_f", .epsilon = config->epsilon};
+    x = stage->last ? hdi_model_final_norm(p, &at, stream, &final) : hdi_model_sum(p, stream);
     hd_scope_end(p);
     if (!stage->last) return x;
     return hdi_model_finish(p, &at, x,

@@ -125,14 +125,16 @@ static hd_tensor attention(hd_program *p, const hdi_model_stage *at, hd_tensor h
                                           .split = HD_SPLIT_ROWS});
 }
 
-static hd_tensor block(hd_program *p, const hdi_model_stage *at, int layer, hd_tensor x)
+static hdi_model_stream block(hd_program *p, const hdi_model_stage *at, int layer,
+                              hdi_model_stream from)
 {
     const hdi_model_config *config = at->config;
+    const hd_norm_options before = {"input_layernorm", config->epsilon, HD_NORM_RMS};
     const hd_norm_options after = {"post_attention_layernorm", config->epsilon, HD_NORM_RMS};
     hd_scope_begin(p, "layers.%d", layer);
     if (at->stage->recompute) hd_scope_recompute(p);
-    hd_tensor h =
-        hd_rms_norm(p, x, &(hd_norm_options){"input_layernorm", .epsilon = config->epsilon});
+    hd_tensor x;
+    hd_tensor h = hdi_model_norm(p, from, &before, &x);
     h = attention(p, at, h);
     h = hd_residual_norm(p, x, h, &after, &x);
     h = hd_linear(p, h,
@@ -149,9 +151,9 @@ static hd_tensor block(hd_program *p, const hdi_model_stage *at, int layer, hd_t
                                        .outputs = config->hidden,
                                        .std = config->init_std,
                                        .split = HD_SPLIT_ROWS});
-    x = hd_add(p, x, h);
+    from = hdi_model_hand_on(p, at, x, h);
     hd_scope_end(p);
-    return x;
+    return from;
 }
 
 static hd_tensor build_llama(void *user, hd_program *p, const hd_stage *stage, hd_tensor x)
@@ -166,12 +168,11 @@ static hd_tensor build_llama(void *user, hd_program *p, const hd_stage *stage, h
                                                  .entries = config->vocab,
                                                  .columns = config->hidden,
                                                  .std = config->init_std});
+    hdi_model_stream stream = {.x = x};
     for (int i = 0; i < stage->layers; i++)
-        x = block(p, &at, stage->first_layer + i, x);
-    if (stage->last) {
-        x = hdi_model_last_rows(p, &at, x);
-        x = hd_rms_norm(p, x, &(hd_norm_options){"norm", .epsilon = config->epsilon});
-    }
+        stream = block(p, &at, stage->first_layer + i, stream);
+    const hd_norm_options final = {"norm", config->epsilon, HD_NORM_RMS};
+    x = stage->last ? hdi_model_final_norm(p, &at, stream, &final) : hdi_model_sum(p, stream);
     hd_scope_end(p);
     if (!stage->last) return x;
     return hdi_model_finish(p, &at, x,

@@ -51,19 +51,38 @@ enum { HDI_JSON_TEXT = 96 };
 const char *hdi_model_json_text(const json_t *value, char out[HDI_JSON_TEXT]);
 
 /* The ends of a stage, the same for all families. `begin` checks the stage and declares what a
- * generating one needs; `tokens` declares the token ids; `finish` makes the loss or the logits from
- * the normed x. */
+ * generating one needs; `tokens` declares the token ids; `final_norm` norms what the head reads;
+ * `finish` makes the loss or the logits from the normed x. */
 typedef struct hdi_model_stage {
     const hdi_model_config *config;
     const hd_stage *stage;
     hd_tensor position, count; /* when generating */
 } hdi_model_stage;
 
+/* The residual stream between two blocks: its value is x + delta. The sum is left to the next norm,
+ * which makes both in one pass and one gradient of both. Without a delta: x. */
+typedef struct hdi_model_stream {
+    hd_tensor x, delta;
+} hdi_model_stream;
+
+/* Norm of the stream's value, which *sum receives. `options` must say the kind. */
+hd_tensor hdi_model_norm(hd_program *program, hdi_model_stream from, const hd_norm_options *options,
+                         hd_tensor *sum);
+
+/* The stream's value as one tensor: where a stage ends. */
+hd_tensor hdi_model_sum(hd_program *program, hdi_model_stream from);
+
+/* What a block hands on: x and what its second half adds. Where blocks run again in the backward the
+ * two are joined, so that one tensor is kept for each block, not two. The bits are the same. */
+hdi_model_stream hdi_model_hand_on(hd_program *program, const hdi_model_stage *at, hd_tensor x,
+                                   hd_tensor delta);
+
 bool hdi_model_stage_begin(hd_program *program, const hdi_model_config *config,
                            const hd_stage *stage, hd_tensor x, hdi_model_stage *out);
 hd_tensor hdi_model_tokens(hd_program *program, const hdi_model_stage *at);
 hd_tensor hdi_model_attention(hd_program *program, const hdi_model_stage *at, hd_tensor qkv);
-hd_tensor hdi_model_last_rows(hd_program *program, const hdi_model_stage *at, hd_tensor x);
+hd_tensor hdi_model_final_norm(hd_program *program, const hdi_model_stage *at,
+                               hdi_model_stream from, const hd_norm_options *options);
 hd_tensor hdi_model_finish(hd_program *program, const hdi_model_stage *at, hd_tensor x,
                            const char *head_weight);
 

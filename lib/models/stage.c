@@ -61,9 +61,37 @@ hd_tensor hdi_model_attention(hd_program *program, const hdi_model_stage *at, hd
                                                      : hd_attention(program, qkv, &options);
 }
 
-hd_tensor hdi_model_last_rows(hd_program *program, const hdi_model_stage *at, hd_tensor x)
+hd_tensor hdi_model_norm(hd_program *program, hdi_model_stream from, const hd_norm_options *options,
+                         hd_tensor *sum)
 {
-    return at->stage->purpose == HD_PURPOSE_GENERATE ? hd_select_last(program, x, at->count) : x;
+    if (from.delta.id) return hd_residual_norm(program, from.x, from.delta, options, sum);
+    *sum = from.x;
+    return options->kind == HD_NORM_RMS ? hd_rms_norm(program, from.x, options)
+                                        : hd_layer_norm(program, from.x, options);
+}
+
+hd_tensor hdi_model_sum(hd_program *program, hdi_model_stream from)
+{
+    return from.delta.id ? hd_add(program, from.x, from.delta) : from.x;
+}
+
+hdi_model_stream hdi_model_hand_on(hd_program *program, const hdi_model_stage *at, hd_tensor x,
+                                   hd_tensor delta)
+{
+    const hdi_model_stream stream = {x, delta};
+    if (!at->stage->recompute) return stream;
+    return (hdi_model_stream){.x = hdi_model_sum(program, stream)};
+}
+
+hd_tensor hdi_model_final_norm(hd_program *program, const hdi_model_stage *at,
+                               hdi_model_stream from, const hd_norm_options *options)
+{
+    if (at->stage->purpose == HD_PURPOSE_GENERATE) {
+        from.x = hd_select_last(program, from.x, at->count);
+        if (from.delta.id) from.delta = hd_select_last(program, from.delta, at->count);
+    }
+    hd_tensor sum;
+    return hdi_model_norm(program, from, options, &sum);
 }
 
 hd_tensor hdi_model_finish(hd_program *program, const hdi_model_stage *at, hd_tensor x,

@@ -3,7 +3,7 @@
 
 #include "core/memory.h"
 #include "nn/nn.h"
-#include "program/program.h"
+#include "ops/ops.h"
 
 #include <inttypes.h>
 
@@ -68,27 +68,59 @@ static hd_tensor declare_bias(hd_program *program, const hd_linear_options *opti
     return declare(program, options, "bias", &bias);
 }
 
-hd_tensor hd_linear(hd_program *program, hd_tensor x, const hd_linear_options *options)
+typedef struct parameters {
+    hd_tensor weight, bias; /* invalid weight: the program has failed */
+} parameters;
+
+static parameters fail(hd_tensor none)
+{
+    return (parameters){.weight = none};
+}
+
+static parameters declare_linear(hd_program *program, hd_tensor x, const hd_linear_options *options)
 {
     const char *name = options->name ? options->name : options->weight;
     const hd_tensor_info *info = hd_tensor_get(program, x);
     if (!name || (options->bias && !options->name))
-        return hd_program_fail(program, HD_ERROR_ARGUMENT, "linear: name is NULL, want a name");
+        return fail(
+            hd_program_fail(program, HD_ERROR_ARGUMENT, "linear: name is NULL, want a name"));
     if (!info || info->rank < 1)
-        return hd_program_fail(program, HD_ERROR_ARGUMENT,
-                               "linear '%s': x is %s, want a tensor [..., inputs]", name,
-                               info ? "a scalar" : "invalid");
+        return fail(hd_program_fail(program, HD_ERROR_ARGUMENT,
+                                    "linear '%s': x is %s, want a tensor [..., inputs]", name,
+                                    info ? "a scalar" : "invalid"));
     if (options->parts < 0 || options->parts > HD_MAX_PARTS)
-        return hd_program_fail(program, HD_ERROR_ARGUMENT, "linear '%s': %d parts, want 0 to %d",
-                               name, options->parts, HD_MAX_PARTS);
+        return fail(hd_program_fail(program, HD_ERROR_ARGUMENT,
+                                    "linear '%s': %d parts, want 0 to %d", name, options->parts,
+                                    HD_MAX_PARTS));
     const int ranks = hd_mesh_size(program->mesh, HD_AXIS_TENSOR);
     if (options->split != HD_SPLIT_NONE && ranks > 1)
-        return hd_program_fail(program, HD_ERROR_UNSUPPORTED,
-                               "linear '%s': the mesh's tensor axis has %d ranks, want 1: layers "
-                               "are not split over ranks",
-                               name, ranks);
+        return fail(
+            hd_program_fail(program, HD_ERROR_UNSUPPORTED,
+                            "linear '%s': the mesh's tensor axis has %d ranks, want 1: layers "
+                            "are not split over ranks",
+                            name, ranks));
     const int64_t inputs = info->dims[info->rank - 1];
-    const hd_tensor weight = declare_weight(program, options, inputs);
-    const hd_tensor bias = options->bias ? declare_bias(program, options) : (hd_tensor){0};
-    return hd_linear_op(program, x, weight, bias);
+    parameters out = {.weight = declare_weight(program, options, inputs)};
+    if (options->bias) out.bias = declare_bias(program, options);
+    return out;
+}
+
+hd_tensor hd_linear(hd_program *program, hd_tensor x, const hd_linear_options *options)
+{
+    const parameters own = declare_linear(program, x, options);
+    return own.weight.id ? hd_linear_op(program, x, own.weight, own.bias) : own.weight;
+}
+
+hd_tensor hd_gelu_mlp(hd_program *program, hd_tensor x, const hd_linear_options *up,
+                      const hd_linear_options *down)
+{
+    if (!program->training)
+        return hd_linear(program, hd_gelu_tanh(program, hd_linear(program, x, up)), down);
+    hd_tensor pre;
+    const parameters first = declare_linear(program, x, up);
+    if (!first.weight.id) return first.weight;
+    const hd_tensor activated = hdi_linear_gelu(program, x, first.weight, first.bias, &pre);
+    const parameters second = declare_linear(program, activated, down);
+    if (!second.weight.id) return second.weight;
+    return hdi_linear_after_gelu(program, activated, pre, second.weight, second.bias);
 }

@@ -41,20 +41,28 @@ static hd_status embedding_run(const hd_run *run)
 }
 
 /* in: ids, gradient [rows, columns]. */
+typedef struct gradient_options {
+    int64_t period; /* ids are row numbers modulo this; 0: they may be any */
+} gradient_options;
+
 static size_t gradient_workspace(const hd_op *op)
 {
+    const gradient_options *options = op->options;
+    if (options->period) return 0;
     return hdi_op_backend(op)->embedding_gradient_workspace(op->in_info[0]->elements,
                                                             op->out_info[0]->dims[0]);
 }
 
 static hd_status gradient_run(const hd_run *run)
 {
+    const gradient_options *options = run->op->options;
     const hd_tensor_info *gradient = run->op->in_info[1], *out = run->op->out_info[0];
     return run->backend->embedding_gradient(
         run->stream, &(hdi_embedding_gradient_args){.dtype = gradient->dtype,
                                                     .rows = run->op->in_info[0]->elements,
                                                     .columns = out->dims[1],
                                                     .entries = out->dims[0],
+                                                    .period = options->period,
                                                     .ids = run->in[0],
                                                     .gradient = run->in[1],
                                                     .table_gradient = run->out[0],
@@ -64,16 +72,34 @@ static hd_status gradient_run(const hd_run *run)
 
 static const hd_op_kind table_gradient = {
     .name = "embedding_gradient",
+    .options_bytes = sizeof(gradient_options),
     .flags = HD_OP_WEIGHT_GRADIENT,
     .shape = hdi_no_outputs,
     .workspace = gradient_workspace,
     .run = gradient_run,
 };
 
+typedef struct positions_options {
+    int64_t rows, period, limit;
+} positions_options;
+
+/* Of ids that are the positions of whole sequences, each one's first at 0; else 0. */
+static int64_t period_of(const hd_program *program, hd_tensor ids, int64_t entries)
+{
+    const hdi_tensor *tensor = hdi_tensor_of(program, ids);
+    const hd_op *op = tensor && tensor->producer >= 0 ? &program->ops[tensor->producer]->op : NULL;
+    if (!op || op->kind != &hdi_op_positions || op->in[0].id) return 0;
+    const positions_options *options = op->options;
+    return options->period <= entries ? options->period : 0;
+}
+
 static void embedding_backward(hd_backward *context, const hd_op *op)
 {
     const hd_tensor in[] = {op->in[0], hd_backward_output_gradient(context, 0)};
-    if (hd_backward_wants(context, 1)) hd_backward_weight(context, 1, &table_gradient, NULL, 2, in);
+    const gradient_options options = {
+        period_of(hd_backward_program(context), op->in[0], op->in_info[1]->dims[0])};
+    if (hd_backward_wants(context, 1))
+        hd_backward_weight(context, 1, &table_gradient, &options, 2, in);
 }
 
 const hd_op_kind hdi_op_embedding = {
@@ -89,10 +115,6 @@ hd_tensor hd_embedding_op(hd_program *program, hd_tensor ids, hd_tensor table)
     const hd_tensor in[] = {ids, table};
     return hd_custom_op(program, &hdi_op_embedding, NULL, 2, in);
 }
-
-typedef struct positions_options {
-    int64_t rows, period, limit;
-} positions_options;
 
 static hd_status positions_shape(hd_program *program, const hd_op *op)
 {

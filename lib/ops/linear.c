@@ -3,7 +3,7 @@
 #include "core/error.h"
 #include "ops/ops.h"
 
-static hd_status linear_shape(hd_program *program, const hd_op *op)
+hd_status hdi_linear_shape(hd_program *program, const hd_op *op)
 {
     HD_RETURN_IF_ERROR(hdi_check_input(op, 0, "x", HD_DTYPE_NONE));
     const hd_tensor_info *x = op->in_info[0];
@@ -22,32 +22,38 @@ static void gemm_cost(const hd_op *op, const hd_tensor_info *x, const hd_tensor_
     out->bytes = hdi_tensor_bytes(op);
 }
 
-static void linear_cost(const hd_op *op, hd_cost *out)
+void hdi_linear_cost(const hd_op *op, hd_cost *out)
 {
     gemm_cost(op, op->in_info[0], op->out_info[0], out);
 }
 
-static hd_status linear_run(const hd_run *run)
+hdi_gemm_args hdi_linear_args(const hd_run *run)
 {
     const hd_tensor_info *x = run->op->in_info[0], *out = run->op->out_info[0];
     const int64_t inputs = hdi_columns(x), outputs = hdi_columns(out);
-    return run->backend->gemm(run->stream, &(hdi_gemm_args){.dtype = x->dtype,
-                                                            .out_dtype = out->dtype,
-                                                            .rows = hdi_rows(x),
-                                                            .columns = outputs,
-                                                            .inner = inputs,
-                                                            .a = run->in[0],
-                                                            .b = run->in[1],
-                                                            .a_stride = inputs,
-                                                            .b_stride = inputs,
-                                                            .out_stride = outputs,
-                                                            .transpose_b = true,
-                                                            .bias = run->in[2],
-                                                            .out = run->out[0]});
+    return (hdi_gemm_args){.dtype = x->dtype,
+                           .out_dtype = out->dtype,
+                           .rows = hdi_rows(x),
+                           .columns = outputs,
+                           .inner = inputs,
+                           .a = run->in[0],
+                           .b = run->in[1],
+                           .a_stride = inputs,
+                           .b_stride = inputs,
+                           .out_stride = outputs,
+                           .transpose_b = true,
+                           .bias = run->in[2],
+                           .out = run->out[0]};
+}
+
+hd_status hdi_linear_run(const hd_run *run)
+{
+    const hdi_gemm_args args = hdi_linear_args(run);
+    return run->backend->gemm(run->stream, &args);
 }
 
 /* in: gradient [rows, outputs], weight [outputs, inputs]. */
-static hd_status data_gradient_shape(hd_program *program, const hd_op *op)
+hd_status hdi_linear_gradient_shape(hd_program *program, const hd_op *op)
 {
     HD_RETURN_IF_ERROR(hdi_check_input(op, 0, "gradient", HD_DTYPE_NONE));
     const hd_tensor_info *gradient = op->in_info[0];
@@ -57,27 +63,33 @@ static hd_status data_gradient_shape(hd_program *program, const hd_op *op)
     return HD_OK;
 }
 
-static hd_status data_gradient_run(const hd_run *run)
+hdi_gemm_args hdi_linear_gradient_args(const hd_run *run)
 {
     const hd_tensor_info *gradient = run->op->in_info[0], *out = run->op->out_info[0];
     const int64_t inputs = hdi_columns(out), outputs = hdi_columns(gradient);
-    return run->backend->gemm(run->stream, &(hdi_gemm_args){.dtype = gradient->dtype,
-                                                            .out_dtype = out->dtype,
-                                                            .rows = hdi_rows(gradient),
-                                                            .columns = inputs,
-                                                            .inner = outputs,
-                                                            .a = run->in[0],
-                                                            .b = run->in[1],
-                                                            .a_stride = outputs,
-                                                            .b_stride = inputs,
-                                                            .out_stride = inputs,
-                                                            .out = run->out[0]});
+    return (hdi_gemm_args){.dtype = gradient->dtype,
+                           .out_dtype = out->dtype,
+                           .rows = hdi_rows(gradient),
+                           .columns = inputs,
+                           .inner = outputs,
+                           .a = run->in[0],
+                           .b = run->in[1],
+                           .a_stride = outputs,
+                           .b_stride = inputs,
+                           .out_stride = inputs,
+                           .out = run->out[0]};
+}
+
+static hd_status data_gradient_run(const hd_run *run)
+{
+    const hdi_gemm_args args = hdi_linear_gradient_args(run);
+    return run->backend->gemm(run->stream, &args);
 }
 
 static const hd_op_kind data_gradient = {
     .name = "linear_gradient",
-    .shape = data_gradient_shape,
-    .cost = linear_cost,
+    .shape = hdi_linear_gradient_shape,
+    .cost = hdi_linear_cost,
     .run = data_gradient_run,
 };
 
@@ -145,14 +157,8 @@ static const hd_op_kind bias_gradient = {
     .run = bias_gradient_run,
 };
 
-static void linear_backward(hd_backward *context, const hd_op *op)
+void hdi_linear_weight_gradients(hd_backward *context, const hd_op *op, hd_tensor gradient)
 {
-    const hd_tensor gradient = hd_backward_output_gradient(context, 0);
-    if (hd_backward_wants(context, 0)) {
-        const hd_tensor in[] = {gradient, op->in[1]};
-        hd_backward_give(context, 0,
-                         hd_custom_op(hd_backward_program(context), &data_gradient, NULL, 2, in));
-    }
     if (hd_backward_wants(context, 1)) {
         const hd_tensor in[] = {gradient, op->in[0]};
         hd_backward_weight(context, 1, &weight_gradient, NULL, 2, in);
@@ -161,12 +167,27 @@ static void linear_backward(hd_backward *context, const hd_op *op)
         hd_backward_weight(context, 2, &bias_gradient, NULL, 1, &gradient);
 }
 
+void hdi_linear_data_gradient(hd_backward *context, const hd_op *op, hd_tensor gradient)
+{
+    if (!hd_backward_wants(context, 0)) return;
+    const hd_tensor in[] = {gradient, op->in[1]};
+    hd_backward_give(context, 0,
+                     hd_custom_op(hd_backward_program(context), &data_gradient, NULL, 2, in));
+}
+
+static void linear_backward(hd_backward *context, const hd_op *op)
+{
+    const hd_tensor gradient = hd_backward_output_gradient(context, 0);
+    hdi_linear_data_gradient(context, op, gradient);
+    hdi_linear_weight_gradients(context, op, gradient);
+}
+
 const hd_op_kind hdi_op_linear = {
     .name = "linear",
-    .shape = linear_shape,
+    .shape = hdi_linear_shape,
     .backward = linear_backward,
-    .cost = linear_cost,
-    .run = linear_run,
+    .cost = hdi_linear_cost,
+    .run = hdi_linear_run,
 };
 
 hd_tensor hd_linear_op(hd_program *program, hd_tensor x, hd_tensor weight, hd_tensor bias)

@@ -57,6 +57,23 @@ typedef struct hdi_norm_options {
 hd_tensor hdi_norm(hd_program *program, hdi_norm_kind kind, float epsilon, hd_tensor x,
                    hd_tensor delta, hd_tensor weight, hd_tensor bias, hd_tensor *sum);
 
+/* gelu_tanh of a linear map, *pre the map itself; and the linear map of that. Their backward makes
+ * the gradient of pre at once, so `activated` must have no other reader. bias may be invalid. */
+hd_tensor hdi_linear_gelu(hd_program *program, hd_tensor x, hd_tensor weight, hd_tensor bias,
+                          hd_tensor *pre);
+hd_tensor hdi_linear_after_gelu(hd_program *program, hd_tensor activated, hd_tensor pre,
+                                hd_tensor weight, hd_tensor bias);
+
+/* Rules of linear maps, in: x, weight, bias; of their data gradients, in: gradient, weight. */
+hd_status hdi_linear_shape(hd_program *program, const hd_op *op);
+void hdi_linear_cost(const hd_op *op, hd_cost *out);
+hdi_gemm_args hdi_linear_args(const hd_run *run);
+hd_status hdi_linear_run(const hd_run *run);
+void hdi_linear_data_gradient(hd_backward *context, const hd_op *op, hd_tensor gradient);
+void hdi_linear_weight_gradients(hd_backward *context, const hd_op *op, hd_tensor gradient);
+hd_status hdi_linear_gradient_shape(hd_program *program, const hd_op *op);
+hdi_gemm_args hdi_linear_gradient_args(const hd_run *run);
+
 /* The input, F32 [1], that multiplies the gradient of F16 logits. */
 #define HDI_LOSS_SCALE "loss_scale"
 

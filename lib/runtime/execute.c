@@ -125,3 +125,18 @@ hd_status hdi_session_synchronize(hd_session *session)
     HD_RETURN_IF_ERROR(hdi_comm_settle(hd_mesh_device_comm(session->mesh, HD_AXIS_NONE)));
     return session->context->backend->synchronize(session->context->stream);
 }
+
+hd_status hdi_session_warm_up(hd_session *session)
+{
+    const hd_session_run_options options = {.last = true};
+    for (int u = 0; u < session->plan->unit_count; u++) {
+        const hd_program *program = session->plan->units[u].program;
+        for (int i = 0; i < program->op_count; i++)
+            if (!(program->ops[i]->op.kind->flags & HD_OP_COMMUNICATES))
+                HD_RETURN_IF_ERROR(run_op(session, u, i, &options));
+    }
+    const hd_context *context = session->context;
+    HD_RETURN_IF_ERROR(
+        context->backend->zero(context->stream, session->arena, session->plan->arena_bytes));
+    return context->backend->synchronize(context->stream);
+}

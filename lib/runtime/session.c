@@ -68,6 +68,8 @@ hd_status hd_session_create(hd_context *context, const hd_plan *plan, const hd_m
     hd_status status = ok ? context->backend->reserve(context->device, plan->arena_bytes, &arena)
                           : hdi_error(HD_ERROR_MEMORY, "session: out of host memory");
     session->arena = arena;
+    if (status == HD_OK && context->backend != &hdi_backend_cpu && hd_mesh_ranks(mesh) > 1)
+        status = hdi_session_warm_up(session);
     if (status == HD_OK) status = make_tables(session);
     if (status != HD_OK) {
         hd_session_destroy(session);

@@ -49,4 +49,9 @@ hd_status hdi_session_write_flat(hd_session *session, int64_t first, int64_t ele
 hd_status hdi_session_fill(hd_session *session, const hdi_entry *entry, uint64_t seed,
                            hd_dtype dtype, char *place);
 
+/* Run every op that does not communicate once, on an arena of zeros. A device loads kernels and times
+ * algorithms when it first meets them, and waits for all its streams to do so: a receive that already
+ * spins there would wait for ever. Leaves zeros again. */
+hd_status hdi_session_warm_up(hd_session *session);
+
 #endif

@@ -74,6 +74,58 @@ START_TEST(gemm_adds_weight_gradients_in_fp32)
 }
 END_TEST
 
+static void multiply_with_gelu(hd_dtype dtype, hdi_gemm_gelu gelu, const int64_t *size)
+{
+    const bool forward = gelu == HDI_GEMM_GELU;
+    const int64_t rows = size[0], columns = size[1], inner = size[2], count = rows * columns;
+    hdt_gpu_reset();
+    hdt_pair a = hdt_pair_make(dtype, rows * inner, 1, 1, 0);
+    hdt_pair b = hdt_pair_make(dtype, inner * columns, 2, 1, 0);
+    hdt_pair bias = hdt_pair_make(dtype, columns, 3, 1, 0);
+    hdt_pair pre = hdt_pair_make(dtype, count, 4, 3, 0), out = hdt_pair_zero(dtype, count);
+    float *magnitudes = hdt_scratch(0, (size_t)count * sizeof(float));
+    for (int side = 0; side < HDT_SIDES + 1; side++) {
+        const int on = side % HDT_SIDES; /* the third time: absolute values, on the CPU */
+        hdi_gemm_args args = {.dtype = hdt_side_dtype(dtype, on),
+                              .out_dtype = hdt_side_dtype(dtype, on),
+                              .rows = rows,
+                              .columns = columns,
+                              .inner = inner,
+                              .a = hdt_at(a, on),
+                              .b = hdt_at(b, on),
+                              .a_stride = inner,
+                              .b_stride = forward ? inner : columns,
+                              .out_stride = columns,
+                              .transpose_b = forward,
+                              .bias = forward ? hdt_at(bias, on) : NULL,
+                              .out = hdt_at(out, on),
+                              .gelu = gelu,
+                              .pre = hdt_at(pre, on)};
+        if (side == 0) hdt_assert_ok(hdi_gemm_then_gelu(hdt_sides[0], hdt_streams[0], &args));
+        if (side == 1) HDT_CALL(1, gemm_gelu, &args);
+        if (side < HDT_SIDES) continue;
+        absolute(a), absolute(b), absolute(bias);
+        args.out = magnitudes;
+        HDT_CALL(0, gemm, &args);
+    }
+    if (forward) hdt_pair_check_each("gemm_gelu: pre", pre, magnitudes, 1, inner + 2);
+    for (int64_t i = 0; i < count; i++)
+        magnitudes[i] *= 1.13f; /* the steepest slope of GELU */
+    /* The product's rounding, the result's, and tanh in 11 bits. */
+    hdt_pair_check_each("gemm_gelu: out", out, magnitudes, 3, inner + 34);
+}
+
+/* At the second size two kernels take longer than one; at the first there is only the way of two. */
+START_TEST(gemm_and_gelu_are_one)
+{
+    static const int64_t sizes[][3] = {{33, 65, 129}, {128, 256, 64}};
+    for (int s = 0; s < 2; s++) {
+        multiply_with_gelu(hdt_dtypes[_i], HDI_GEMM_GELU, sizes[s]);
+        multiply_with_gelu(hdt_dtypes[_i], HDI_GEMM_GELU_GRADIENT, sizes[s]);
+    }
+}
+END_TEST
+
 START_TEST(column_sum_sums_rows)
 {
     const hd_dtype dtype = hdt_dtypes[_i];
@@ -262,6 +314,37 @@ START_TEST(embedding_looks_up_and_sums_back)
 }
 END_TEST
 
+START_TEST(embedding_sums_back_over_a_period)
+{
+    enum { ROWS = 700, PERIOD = 96, ENTRIES = 100 };
+    const hd_dtype dtype = hdt_dtypes[_i % 3];
+    const int64_t columns = _i / 3 ? 72 : 7;
+    int32_t values[ROWS];
+    for (int32_t r = 0; r < ROWS; r++)
+        values[r] = r % PERIOD;
+    for (int accumulate = 0; accumulate < 2; accumulate++) {
+        hdt_gpu_reset();
+        hdt_pair ids = hdt_pair_ints(ROWS, values);
+        hdt_pair gradient = hdt_pair_make(dtype, ROWS * columns, 1, 1, 0);
+        hdt_pair sums = hdt_pair_make(HD_DTYPE_F32, ENTRIES * columns, 2, 1, 0);
+        for (int side = 0; side < HDT_SIDES; side++) {
+            const hdi_embedding_gradient_args args = {.dtype = hdt_side_dtype(dtype, side),
+                                                      .rows = ROWS,
+                                                      .columns = columns,
+                                                      .entries = ENTRIES,
+                                                      .period = PERIOD,
+                                                      .ids = hdt_at(ids, side),
+                                                      .gradient = hdt_at(gradient, side),
+                                                      .table_gradient = hdt_at(sums, side),
+                                                      .accumulate = accumulate};
+            HDT_CALL(side, embedding_gradient, &args);
+        }
+        const int64_t terms = ROWS / PERIOD + 2;
+        hdt_pair_check("embedding gradient of positions", sums, (double)terms, 0, terms);
+    }
+}
+END_TEST
+
 START_TEST(rope_rotates_and_back)
 {
     const hd_dtype dtype = hdt_dtypes[_i % 3];
@@ -367,10 +450,12 @@ int main(void)
     tcase_set_timeout(ops, 300);
     tcase_add_loop_test(ops, gemm_multiplies_in_every_form, 0, 3);
     tcase_add_loop_test(ops, gemm_adds_weight_gradients_in_fp32, 0, 3);
+    tcase_add_loop_test(ops, gemm_and_gelu_are_one, 0, 3);
     tcase_add_loop_test(ops, column_sum_sums_rows, 0, 3);
     tcase_add_loop_test(ops, norms_go_forward_and_back, 0, 6);
     tcase_add_loop_test(ops, activations_go_forward_and_back_in_place, 0, 9);
     tcase_add_loop_test(ops, embedding_looks_up_and_sums_back, 0, 3);
+    tcase_add_loop_test(ops, embedding_sums_back_over_a_period, 0, 6);
     tcase_add_loop_test(ops, rope_rotates_and_back, 0, 6);
     tcase_add_loop_test(ops, cross_entropy_gives_loss_and_gradient_in_place, 0, 3);
     tcase_add_test(ops, bad_ids_are_reported_and_read_nothing);

@@ -179,6 +179,7 @@ hd_status hdi_cpu_any_norm(hd_stream *stream, const hdi_norm_args *args)
     return HD_OK;
 }
 
+/* The gradient is rounded before the carry is added to it, as an add of the two would see it. */
 hd_status hdi_cpu_any_norm_gradient(hd_stream *stream, const hdi_norm_gradient_args *args)
 {
     if (args->dtype == HD_DTYPE_F32) return hdi_cpu_norm_gradient(stream, args);
@@ -190,11 +191,17 @@ hd_status hdi_cpu_any_norm_gradient(hd_stream *stream, const hdi_norm_gradient_a
     wide.gradient = widen(&c, args->dtype, args->gradient, elements);
     wide.x = widen(&c, args->dtype, args->x, elements);
     wide.weight = widen(&c, args->dtype, args->weight, columns);
-    wide.carry = widen(&c, args->dtype, args->carry, elements);
-    wide.x_gradient = target(&c, args->dtype, args->x_gradient, elements);
+    const float *carry = widen(&c, args->dtype, args->carry, elements);
+    wide.carry = NULL;
+    float *through = take(&c, elements);
+    wide.x_gradient = through;
     HD_RETURN_IF_ERROR(ready(&c));
     HD_RETURN_IF_ERROR(hdi_cpu_norm_gradient(stream, &wide));
-    narrow(args->dtype, wide.x_gradient, args->rows, columns, columns, args->x_gradient);
+    for (int64_t i = 0; carry && i < elements; i++) {
+        const uint16_t rounded = hdi_half_from_float(args->dtype, through[i]);
+        through[i] = hdi_half_to_float(args->dtype, rounded) + carry[i];
+    }
+    narrow(args->dtype, through, args->rows, columns, columns, args->x_gradient);
     return HD_OK;
 }
 

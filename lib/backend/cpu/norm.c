@@ -116,16 +116,21 @@ static void gradient_of_row(const hdi_norm_gradient_args *args, int64_t r)
     const float slope = sums[1] / (float)columns;
     const float *carry = args->carry ? row_of(args->carry, r, columns) : NULL;
     float *out = (float *)args->x_gradient + r * columns;
+    /* A statement of its own: the carry must not be fused into it, as a later add would not be. */
     if (weight && carry) {
         HDI_INDEPENDENT
-        for (int64_t c = 0; c < columns; c++)
-            out[c] =
-                carry[c] + rstd * (gradient[c] * weight[c] - center - (x[c] - mean) * rstd * slope);
+        for (int64_t c = 0; c < columns; c++) {
+            const float through =
+                rstd * (gradient[c] * weight[c] - center - (x[c] - mean) * rstd * slope);
+            out[c] = through + carry[c];
+        }
     } else {
         HDI_INDEPENDENT
-        for (int64_t c = 0; c < columns; c++)
-            out[c] = (carry ? carry[c] : 0.0f) + rstd * (gradient[c] * (weight ? weight[c] : 1.0f) -
-                                                         center - (x[c] - mean) * rstd * slope);
+        for (int64_t c = 0; c < columns; c++) {
+            const float through = rstd * (gradient[c] * (weight ? weight[c] : 1.0f) - center -
+                                          (x[c] - mean) * rstd * slope);
+            out[c] = carry ? through + carry[c] : through;
+        }
     }
 }
 

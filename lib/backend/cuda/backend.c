@@ -17,6 +17,7 @@ const hd_backend hdi_backend_cuda = {
     .zero = hdi_cuda_zero,
     .synchronize = hdi_cuda_synchronize,
     .gemm = hdi_cuda_gemm,
+    .gemm_gelu = hdi_cuda_gemm_gelu,
     .column_sum = hdi_cuda_column_sum,
     .column_sum_workspace = hdi_cuda_column_sum_workspace,
     .embedding = hdi_cuda_embedding,

@@ -22,8 +22,9 @@ int64_t strip_count(int64_t rows, int64_t columns)
 
 /* A lane owns 16 bytes of columns, a warp every eighth row of the block's strip. */
 template <typename T>
-__global__ void sum_strip(const T *x, int64_t stride, int64_t rows, int64_t columns,
-                          int64_t strip_rows, bool aligned, float *out)
+__global__ void __launch_bounds__(kWarp *kWarps, 4)
+    sum_strip(const T *x, int64_t stride, int64_t rows, int64_t columns, int64_t strip_rows,
+              bool aligned, float *out)
 {
     constexpr int L = kLanes<T>;
     __shared__ float parts[kWarps][kWarp * L];
@@ -32,16 +33,11 @@ __global__ void sum_strip(const T *x, int64_t stride, int64_t rows, int64_t colu
     const int64_t begin = (int64_t)blockIdx.y * strip_rows;
     const int64_t end = begin + strip_rows < rows ? begin + strip_rows : rows;
     float sum[L] = {};
-    if (left > 0) {
-#pragma unroll 4
-        for (int64_t row = begin + threadIdx.y; row < end; row += kWarps) {
-            float value[L];
-            load_part(x + row * stride + column, left, aligned, value);
-#pragma unroll
-            for (int i = 0; i < L; i++)
-                sum[i] += value[i];
-        }
-    }
+    const auto part = [&](int64_t row) { return x + row * stride + column; };
+    if (aligned && left >= L)
+        add_parts<T, true>(begin + threadIdx.y, end, kWarps, left, part, sum);
+    else if (left > 0)
+        add_parts<T, false>(begin + threadIdx.y, end, kWarps, left, part, sum);
 #pragma unroll
     for (int i = 0; i < L; i++)
         parts[threadIdx.y][threadIdx.x * L + i] = sum[i];

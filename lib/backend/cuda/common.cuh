@@ -106,6 +106,48 @@ __device__ inline void stream_part(const T *p, int64_t left, bool aligned, float
         load_part(p, left, false, out);
 }
 
+/* The same, still packed: several of these wait for memory together, whereas a load that is unpacked
+ * at once, behind a branch, makes the next one wait. kAligned also says that `left` is at least kLanes
+ * or at most 0; kOnce, that it need not stay in a cache. */
+template <typename T, bool kAligned, bool kOnce = false>
+__device__ inline uint4 load_bits(const T *p, int64_t left)
+{
+    uint4 bits = make_uint4(0, 0, 0, 0);
+    if (kAligned) {
+        const uint4 *whole = reinterpret_cast<const uint4 *>(p);
+        return left <= 0 ? bits : kOnce ? __ldcs(whole) : *whole;
+    }
+    T *elements = reinterpret_cast<T *>(&bits);
+#pragma unroll
+    for (int i = 0; i < kLanes<T>; i++)
+        if (i < left) elements[i] = p[i];
+    return bits;
+}
+
+/* Adds the parts at row(begin), row(begin + step), ... before `end` to `sum`, in this order. */
+template <typename T, bool kAligned, typename Row>
+__device__ inline void add_parts(int64_t begin, int64_t end, int64_t step, int64_t left, Row row,
+                                 float (&sum)[kLanes<T>])
+{
+    constexpr int kAtOnce = 8;
+    for (int64_t i = begin; i < end; i += kAtOnce * step) {
+        uint4 bits[kAtOnce];
+#pragma unroll
+        for (int k = 0; k < kAtOnce; k++) {
+            const int64_t at = i + k * step;
+            bits[k] = at < end ? load_bits<T, kAligned>(row(at), left) : make_uint4(0, 0, 0, 0);
+        }
+#pragma unroll
+        for (int k = 0; k < kAtOnce; k++) {
+            float value[kLanes<T>];
+            unpack<T>(bits[k], value);
+#pragma unroll
+            for (int lane = 0; lane < kLanes<T>; lane++)
+                sum[lane] += value[lane];
+        }
+    }
+}
+
 template <typename T>
 __device__ inline void store_part(T *p, int64_t left, bool aligned, const float (&x)[kLanes<T>])
 {

@@ -92,6 +92,7 @@ hd_status hdi_cuda_zero(hd_stream *stream, void *out, size_t bytes);
 hd_status hdi_cuda_synchronize(hd_stream *stream);
 
 hd_status hdi_cuda_gemm(hd_stream *stream, const hdi_gemm_args *args);
+hd_status hdi_cuda_gemm_gelu(hd_stream *stream, const hdi_gemm_args *args);
 hd_status hdi_cuda_column_sum(hd_stream *stream, const hdi_column_sum_args *args);
 size_t hdi_cuda_column_sum_workspace(int64_t rows, int64_t columns);
 hd_status hdi_cuda_embedding(hd_stream *stream, const hdi_embedding_args *args);

@@ -1,6 +1,7 @@
 /* Embedding: rows of a table by id, and the sum of gradients back into the table. For the sum, rows
  * are sorted by id (a stable radix sort, so equal ids stay in the order of rows) and each id's rows
- * are added by one warp, or one block per strip of columns if there are many. */
+ * are added by one warp, or one block per strip of columns if there are many. Ids with a period need
+ * no sort. */
 #include "backend/cuda/common.cuh"
 
 namespace
@@ -8,7 +9,7 @@ namespace
 
 constexpr int kWarps = 8;    /* of a block: rows, or ids, at a time */
 constexpr int kDigits = 256; /* of the radix sort, one thread each */
-constexpr int kTile = 1024;  /* rows that a block of the sort orders */
+constexpr int kTile = 512;   /* rows that a block of the sort orders */
 constexpr int kScanThreads = 1024;
 constexpr int kFewRows = 32; /* of one id that a warp adds alone */
 
@@ -133,19 +134,21 @@ __global__ void scan_counts(int32_t *counts, int64_t length)
     }
 }
 
-/* Thread d moves the elements with digit d, in their order. */
+/* Thread d finds where the elements with digit d go, in their order; then all are moved at once. */
 __global__ void move_by_digit(sort_arrays from, sort_arrays to, int64_t rows, int shift,
                               sort_workspace sort)
 {
     __shared__ uint8_t digits[kTile];
+    __shared__ int32_t targets[kTile];
     const int count = load_digits(from.keys, rows, shift, digits);
     const int64_t begin = (int64_t)blockIdx.x * kTile;
     int32_t target = sort.counts[threadIdx.x * sort.tiles + blockIdx.x];
-    for (int i = 0; i < count; i++) {
-        if (digits[i] != threadIdx.x) continue;
-        to.keys[target] = from.keys[begin + i];
-        to.rows[target] = from.rows[begin + i];
-        target++;
+    for (int i = 0; i < count; i++)
+        if (digits[i] == threadIdx.x) targets[i] = target++;
+    __syncthreads();
+    for (int i = (int)threadIdx.x; i < count; i += kDigits) {
+        to.keys[targets[i]] = from.keys[begin + i];
+        to.rows[targets[i]] = from.rows[begin + i];
     }
 }
 
@@ -163,15 +166,49 @@ __device__ int64_t first_at_least(const int32_t *keys, int64_t rows, int32_t key
     return low;
 }
 
+/* Adds the rows rows[i], or i if there are none, for every step-th i. */
 template <typename T>
-__device__ void add_row(const hdi_embedding_gradient_args &a, int32_t row, int64_t column,
-                        bool aligned, float (&sum)[kLanes<T>])
+__device__ inline void add_rows(const hdi_embedding_gradient_args &a, const int32_t *rows,
+                                int64_t begin, int64_t end, int64_t step, int64_t column,
+                                bool aligned, float (&sum)[kLanes<T>])
 {
-    float value[kLanes<T>];
-    load_part((const T *)a.gradient + row * a.columns + column, a.columns - column, aligned, value);
+    const auto part = [&](int64_t i) {
+        return (const T *)a.gradient + (rows ? rows[i] : i) * a.columns + column;
+    };
+    if (aligned)
+        add_parts<T, true>(begin, end, step, a.columns - column, part, sum);
+    else
+        add_parts<T, false>(begin, end, step, a.columns - column, part, sum);
+}
+
+/* `aligned` says it of the table: 16-byte accesses, each lane's next to its neighbour's. */
+template <typename T>
+__device__ void add_to_entry(const hdi_embedding_gradient_args &a, int64_t entry, int64_t column,
+                             bool aligned, const float (&sum)[kLanes<T>])
+{
 #pragma unroll
-    for (int i = 0; i < kLanes<T>; i++)
-        sum[i] += value[i];
+    for (int first = 0; first < kLanes<T>; first += 4) {
+        const int64_t left = a.columns - column - first;
+        float *out = a.table_gradient + entry * a.columns + column + first, values[4] = {};
+        if (a.accumulate) load_part(out, left, aligned, values);
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            values[i] = a.accumulate ? values[i] + sum[first + i] : sum[first + i];
+        store_part(out, left, aligned, values);
+    }
+}
+
+/* Each thread has a part of one entry, and adds the rows that lie a period apart. */
+template <typename T>
+__global__ void add_periodic_rows(hdi_embedding_gradient_args a, int64_t parts, bool aligned)
+{
+    constexpr int L = kLanes<T>;
+    const int64_t index = (int64_t)blockIdx.x * kDigits + threadIdx.x;
+    const int64_t entry = index / parts, column = index % parts * L;
+    if (entry >= a.period) return;
+    float sum[L] = {};
+    add_rows<T>(a, NULL, entry, a.rows, a.period, column, aligned, sum);
+    add_to_entry<T>(a, entry, column, aligned, sum);
 }
 
 /* The warp at the first position of an id adds its rows, if they are few. */
@@ -189,13 +226,8 @@ __global__ void add_few_rows(hdi_embedding_gradient_args a, sort_arrays sorted, 
     if (count > kFewRows) return; /* add_many_rows does it */
     for (int64_t c = threadIdx.x * L; c < a.columns; c += kWarp * L) {
         float sum[L] = {};
-#pragma unroll 4
-        for (int i = 0; i < count; i++)
-            add_row<T>(a, sorted.rows[begin + i], c, aligned, sum);
-        float *out = a.table_gradient + (int64_t)key * a.columns + c;
-#pragma unroll
-        for (int i = 0; i < L; i++)
-            if (c + i < a.columns) out[i] = a.accumulate ? out[i] + sum[i] : sum[i];
+        add_rows<T>(a, sorted.rows, begin, begin + count, 1, c, aligned, sum);
+        add_to_entry<T>(a, key, c, aligned, sum);
     }
 }
 
@@ -217,11 +249,8 @@ __global__ void add_many_rows(hdi_embedding_gradient_args a, sort_arrays sorted,
     const int across = (int)threadIdx.x, down = (int)threadIdx.y;
     const int64_t strip = (int64_t)blockIdx.y * kAcross * L, column = strip + across * L;
     float sum[L] = {};
-    if (column < a.columns) {
-#pragma unroll 4
-        for (int64_t i = begin + down; i < end; i += kDown)
-            add_row<T>(a, sorted.rows[i], column, aligned, sum);
-    }
+    if (column < a.columns)
+        add_rows<T>(a, sorted.rows, begin + down, end, kDown, column, aligned, sum);
 #pragma unroll
     for (int i = 0; i < L; i++)
         parts[down][across * L + i] = sum[i];
@@ -255,6 +284,20 @@ hd_status sort_rows(hd_stream *stream, const hdi_embedding_gradient_args *args, 
     return launched("embedding gradient: sort");
 }
 
+hd_status add_periodic(hd_stream *stream, const hdi_embedding_gradient_args *args)
+{
+    return with_type(args->dtype, "embedding gradient", [&](auto tag) {
+        using T = typename decltype(tag)::type;
+        const bool aligned =
+            are_aligned(args->gradient, args->table_gradient) && args->columns % kLanes<T> == 0;
+        const int64_t parts = hdi_ceil_div(args->columns, kLanes<T>);
+        add_periodic_rows<T>
+            <<<block_count(args->period * parts, kDigits), kDigits, 0, stream->handle>>>(
+                *args, parts, aligned);
+        return launched("embedding gradient");
+    });
+}
+
 } // namespace
 
 extern "C" hd_status hdi_cuda_embedding(hd_stream *stream, const hdi_embedding_args *args)
@@ -286,6 +329,7 @@ extern "C" hd_status hdi_cuda_embedding_gradient(hd_stream *stream,
                                          (size_t)args->entries * (size_t)args->columns *
                                              sizeof *args->table_gradient));
     if (args->rows <= 0) return HD_OK;
+    if (args->period > 0) return add_periodic(stream, args);
     if (args->rows > INT32_MAX / 8)
         return hdi_error(HD_ERROR_UNSUPPORTED, "embedding gradient: %lld rows, want at most %d",
                          (long long)args->rows, INT32_MAX / 8);
@@ -293,7 +337,8 @@ extern "C" hd_status hdi_cuda_embedding_gradient(hd_stream *stream,
     HD_RETURN_IF_ERROR(sort_rows(stream, args, &sorted));
     return with_type(args->dtype, "embedding gradient", [&](auto tag) {
         using T = typename decltype(tag)::type;
-        const bool aligned = is_aligned(args->gradient) && args->columns % kLanes<T> == 0;
+        const bool aligned =
+            are_aligned(args->gradient, args->table_gradient) && args->columns % kLanes<T> == 0;
         add_few_rows<T>
             <<<block_count(args->rows, kWarps), dim3(kWarp, kWarps), 0, stream->handle>>>(
                 *args, sorted, aligned);

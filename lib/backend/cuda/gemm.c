@@ -1,6 +1,6 @@
 /* GEMM by cuBLASLt. Row-major matrices are column-major ones transposed, so out' = b' a'. For each
  * shape the library's candidates are timed once; the fastest is kept in a file and taken from then
- * on, so that reruns are equal bit for bit. */
+ * on, so that reruns are equal bit for bit. A product with GELU is timed as one kernel and as two. */
 #include "backend/cuda/cuda.h"
 
 #include <cublasLt.h>
@@ -22,6 +22,7 @@ typedef struct gemm {
     cublasLtMatrixLayout_t first, second, out; /* b, a, out of the call */
     cublasLtMatmulAlgo_t algorithm;
     size_t workspace_bytes;
+    bool separate; /* a product with GELU: two kernels were faster */
 } gemm;
 
 struct hdi_cuda_gemms {
@@ -75,6 +76,8 @@ static void make_key(const hdi_gemm_args *args, int64_t *key)
         alignment_of(args->b),
         alignment_of(args->out),
         args->bias ? alignment_of(args->bias) : 0,
+        args->gelu,
+        args->gelu ? alignment_of(args->pre) : 0,
     };
     memcpy(key, words, sizeof words);
 }
@@ -119,9 +122,24 @@ static hd_status set(gemm *item, cublasLtMatmulDescAttributes_t attribute, const
                        "cublasLtMatmulDescSetAttribute");
 }
 
-static hd_status set_bias(gemm *item, const void *bias)
+/* What a call's epilogue reads or writes besides `out`. */
+static hd_status set_pointers(gemm *item, const hdi_gemm_args *args)
 {
-    return set(item, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias);
+    if (args->bias)
+        HD_RETURN_IF_ERROR(
+            set(item, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &args->bias, sizeof args->bias));
+    if (!args->gelu) return HD_OK;
+    return set(item, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &args->pre, sizeof args->pre);
+}
+
+static cublasLtEpilogue_t epilogue_of(const hdi_gemm_args *args)
+{
+    switch (args->gelu) {
+    case HDI_GEMM_GELU:
+        return args->bias ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_GELU_AUX;
+    case HDI_GEMM_GELU_GRADIENT: return CUBLASLT_EPILOGUE_DGELU;
+    default: return args->bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
+    }
 }
 
 static hd_status make_layout(cublasLtMatrixLayout_t *out, cudaDataType_t type, int64_t rows,
@@ -148,12 +166,14 @@ static hd_status describe(const hdi_gemm_args *args, gemm *item)
     const cublasOperation_t second = args->transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N;
     HD_RETURN_IF_ERROR(set(item, CUBLASLT_MATMUL_DESC_TRANSA, &first, sizeof first));
     HD_RETURN_IF_ERROR(set(item, CUBLASLT_MATMUL_DESC_TRANSB, &second, sizeof second));
-    if (args->bias) {
-        const cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
-        HD_RETURN_IF_ERROR(set(item, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue));
+    const cublasLtEpilogue_t epilogue = epilogue_of(args);
+    HD_RETURN_IF_ERROR(set(item, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue));
+    if (args->bias)
         HD_RETURN_IF_ERROR(set(item, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &type, sizeof type));
-        HD_RETURN_IF_ERROR(set_bias(item, args->bias));
-    }
+    if (args->gelu)
+        HD_RETURN_IF_ERROR(set(item, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &args->out_stride,
+                               sizeof args->out_stride));
+    HD_RETURN_IF_ERROR(set_pointers(item, args));
     const int64_t m = args->columns, n = args->rows, k = args->inner;
     HD_RETURN_IF_ERROR(make_layout(&item->first, type, args->transpose_b ? k : m,
                                    args->transpose_b ? m : k, args->b_stride));
@@ -206,15 +226,20 @@ static hd_status find_candidates(const hdi_device *device, const gemm *item,
                      key[2], key[3], key[4]);
 }
 
+static hd_status run_item(hd_stream *stream, const hdi_gemm_args *args, const gemm *item)
+{
+    if (item->separate) return hdi_gemm_then_gelu(&hdi_backend_cuda, stream, args);
+    return blas_status(multiply(stream, args, item), "cublasLtMatmul");
+}
+
 /* Milliseconds of `runs` runs; negative if the candidate does not run. */
-static float time_runs(const hd_stream *stream, const hdi_gemm_args *args, const gemm *item,
-                       int runs)
+static float time_runs(hd_stream *stream, const hdi_gemm_args *args, const gemm *item, int runs)
 {
     const hdi_device *device = stream->device;
     float milliseconds = -1;
     bool done = cudaEventRecord(device->begin, stream->handle) == cudaSuccess;
     for (int i = 0; i < runs && done; i++)
-        done = multiply(stream, args, item) == CUBLAS_STATUS_SUCCESS;
+        done = run_item(stream, args, item) == HD_OK;
     done = done && cudaEventRecord(device->end, stream->handle) == cudaSuccess &&
            cudaEventSynchronize(device->end) == cudaSuccess &&
            cudaEventElapsedTime(&milliseconds, device->begin, device->end) == cudaSuccess;
@@ -222,7 +247,7 @@ static float time_runs(const hd_stream *stream, const hdi_gemm_args *args, const
 }
 
 /* The shortest of a few rounds; negative if the candidate does not run. */
-static float time_candidate(const hd_stream *stream, const hdi_gemm_args *args, const gemm *item)
+static float time_candidate(hd_stream *stream, const hdi_gemm_args *args, const gemm *item)
 {
     if (time_runs(stream, args, item, 1) < 0) return -1;
     const float once = time_runs(stream, args, item, 1);
@@ -237,11 +262,12 @@ static float time_candidate(const hd_stream *stream, const hdi_gemm_args *args, 
     return best;
 }
 
-static hd_status choose_fastest(const hd_stream *stream, const hdi_gemm_args *args, gemm *item)
+/* *best is its time. */
+static hd_status choose_fastest(hd_stream *stream, const hdi_gemm_args *args, gemm *item,
+                                float *best)
 {
     cublasLtMatmulHeuristicResult_t results[CANDIDATES];
     int count = 0, chosen = -1;
-    float best = 0;
     HD_RETURN_IF_ERROR(find_candidates(stream->device, item, results, &count));
     for (int i = 0; i < count; i++) {
         if (results[i].state != CUBLAS_STATUS_SUCCESS ||
@@ -250,8 +276,8 @@ static hd_status choose_fastest(const hd_stream *stream, const hdi_gemm_args *ar
         item->algorithm = results[i].algo;
         item->workspace_bytes = results[i].workspaceSize;
         const float time = time_candidate(stream, args, item);
-        if (time < 0 || (chosen >= 0 && time >= best)) continue;
-        best = time;
+        if (time < 0 || (chosen >= 0 && time >= *best)) continue;
+        *best = time;
         chosen = i;
     }
     (void)cudaGetLastError(); /* of candidates that did not run */
@@ -263,7 +289,23 @@ static hd_status choose_fastest(const hd_stream *stream, const hdi_gemm_args *ar
     item->algorithm = results[chosen].algo;
     item->workspace_bytes = results[chosen].workspaceSize;
     hdi_log(HD_LOG_DEBUG, "gemm %" PRId64 " x %" PRId64 " x %" PRId64 ": candidate %d, %.3f ms",
-            args->rows, args->columns, args->inner, chosen, (double)best);
+            args->rows, args->columns, args->inner, chosen, (double)*best);
+    return HD_OK;
+}
+
+static hd_status choose_for_gelu(hd_stream *stream, const hdi_gemm_args *args, gemm *item)
+{
+    float together = 0;
+    const bool runs = choose_fastest(stream, args, item, &together) == HD_OK;
+    const float apart = time_candidate(stream, args, &(gemm){.separate = true});
+    if (apart < 0 && !runs)
+        return hdi_error(HD_ERROR_DEVICE,
+                         "gemm with GELU: nothing runs for %" PRId64 " x %" PRId64 " x %" PRId64,
+                         args->rows, args->columns, args->inner);
+    item->separate = !runs || (apart >= 0 && apart < together);
+    if (item->separate) memset(&item->algorithm, 0, sizeof item->algorithm);
+    hdi_log(HD_LOG_DEBUG, "GELU %s: %.3f ms in one kernel (0: none), %.3f ms in two",
+            args->gelu == HDI_GEMM_GELU ? "forward" : "gradient", (double)together, (double)apart);
     return HD_OK;
 }
 
@@ -276,7 +318,8 @@ static hd_status choose_for_sum(hd_stream *stream, const hdi_gemm_args *args, ge
                          hd_dtype_bytes(args->out_dtype);
     if (cudaMalloc(&trial.out, bytes) == cudaSuccess) {
         hd_status status = hdi_cuda_copy(stream, trial.out, args->out, bytes);
-        if (status == HD_OK) status = choose_fastest(stream, &trial, item);
+        float best = 0;
+        if (status == HD_OK) status = choose_fastest(stream, &trial, item, &best);
         (void)cudaStreamSynchronize(stream->handle);
         (void)cudaFree(trial.out);
         return status;
@@ -294,9 +337,12 @@ static hd_status choose_for_sum(hd_stream *stream, const hdi_gemm_args *args, ge
 static bool recall(const hdi_device *device, gemm *item)
 {
     const hdi_gemm_record *record = hdi_gemm_cache_find(&device->gemms->cache, item->key);
+    const uint64_t zeros[HDI_GEMM_ALGORITHM_WORDS] = {0};
     cublasLtMatmulHeuristicResult_t result;
     if (!record) return false;
     memcpy(&item->algorithm, record->algorithm, sizeof item->algorithm);
+    item->separate = item->key[16] && memcmp(record->algorithm, zeros, sizeof zeros) == 0;
+    if (item->separate) return true;
     if (cublasLtMatmulAlgoCheck(device->blas, item->operation, item->first, item->second, item->out,
                                 item->out, &item->algorithm, &result) != CUBLAS_STATUS_SUCCESS ||
         result.workspaceSize > HDI_CUDA_BLAS_WORKSPACE)
@@ -304,6 +350,16 @@ static bool recall(const hdi_device *device, gemm *item)
     item->workspace_bytes = result.workspaceSize;
     return true;
 }
+
+static hd_status time_all(hd_stream *stream, const hdi_gemm_args *args, gemm *item)
+{
+    float best = 0;
+    if (args->gelu) return choose_for_gelu(stream, args, item);
+    if (args->accumulate) return choose_for_sum(stream, args, item);
+    return choose_fastest(stream, args, item, &best);
+}
+
+static hd_status find_gemm(hd_stream *stream, const hdi_gemm_args *args, gemm **out);
 
 static hd_status choose(hd_stream *stream, const hdi_gemm_args *args, gemm *item)
 {
@@ -317,13 +373,17 @@ static hd_status choose(hd_stream *stream, const hdi_gemm_args *args, gemm *item
                          "gemm: %" PRId64 " x %" PRId64 " x %" PRId64
                          " is first seen while a graph is captured; run it once before",
                          args->rows, args->columns, args->inner);
+    if (args->gelu) { /* its product alone is timed too, and takes the lock for that */
+        const hdi_gemm_args product = hdi_gemm_before_gelu(args);
+        gemm *plain;
+        HD_RETURN_IF_ERROR(find_gemm(stream, &product, &plain));
+    }
     hdi_gemm_cache_lock(cache);
     hdi_gemm_cache_load(cache); /* another rank may have timed it meanwhile */
     hd_status status = HD_OK;
     if (!recall(stream->device, item)) {
         hdi_gemm_record record;
-        status = args->accumulate ? choose_for_sum(stream, args, item)
-                                  : choose_fastest(stream, args, item);
+        status = time_all(stream, args, item);
         memcpy(record.key, item->key, sizeof record.key);
         memcpy(record.algorithm, &item->algorithm, sizeof record.algorithm);
         if (status == HD_OK) status = hdi_gemm_cache_add(cache, &record);
@@ -363,6 +423,14 @@ hd_status hdi_cuda_gemm(hd_stream *stream, const hdi_gemm_args *args)
     if (args->inner <= 0)
         return hdi_error(HD_ERROR_UNSUPPORTED, "gemm: inner is %" PRId64 ", want > 0", args->inner);
     HD_RETURN_IF_ERROR(find_gemm(stream, args, &item));
-    if (args->bias) HD_RETURN_IF_ERROR(set_bias(item, args->bias));
-    return blas_status(multiply(stream, args, item), "cublasLtMatmul");
+    HD_RETURN_IF_ERROR(set_pointers(item, args));
+    return run_item(stream, args, item);
+}
+
+/* cuBLASLt wants rows of `pre` to be whole vectors; in fp32 there is little to win. */
+hd_status hdi_cuda_gemm_gelu(hd_stream *stream, const hdi_gemm_args *args)
+{
+    const bool fits =
+        args->dtype != HD_DTYPE_F32 && args->out_stride % 8 == 0 && alignment_of(args->pre) == 16;
+    return fits ? hdi_cuda_gemm(stream, args) : hdi_gemm_then_gelu(&hdi_backend_cuda, stream, args);
 }

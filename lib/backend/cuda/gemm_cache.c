@@ -16,7 +16,7 @@
 #include "core/memory.h"
 #include "core/text.h"
 
-#define HEADER "heddle gemm algorithms 1\n"
+#define HEADER "heddle gemm algorithms 2\n"
 
 enum { LARGEST_FILE = 16 << 20 };
 

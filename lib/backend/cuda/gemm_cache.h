@@ -5,11 +5,12 @@
 
 #include "backend/cuda/cuda.h"
 
-enum { HDI_GEMM_KEY_WORDS = 16, HDI_GEMM_ALGORITHM_WORDS = 8 };
+enum { HDI_GEMM_KEY_WORDS = 18, HDI_GEMM_ALGORITHM_WORDS = 8 };
 
 typedef struct hdi_gemm_record {
     int64_t key[HDI_GEMM_KEY_WORDS];
-    uint64_t algorithm[HDI_GEMM_ALGORITHM_WORDS]; /* a cublasLtMatmulAlgo_t */
+    /* A cublasLtMatmulAlgo_t; zeros: a product, then GELU. */
+    uint64_t algorithm[HDI_GEMM_ALGORITHM_WORDS];
 } hdi_gemm_record;
 
 typedef struct hdi_gemm_cache {

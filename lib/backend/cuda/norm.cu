@@ -22,29 +22,45 @@ template <bool kWarpRow> __device__ inline float row_sum(float x)
     return kWarpRow ? warp_sum(x) : block_sum(x);
 }
 
-template <typename T, int kVectors, bool kWarpRow>
+/* A thread's part of a row, packed. */
+template <typename T, int kVectors, bool kAligned>
+__device__ inline void stream_row(const void *row, int64_t first, int64_t columns,
+                                  uint4 (&out)[kVectors])
+{
+#pragma unroll
+    for (int v = 0; v < kVectors; v++) {
+        const int64_t column = column_of<T>(v);
+        out[v] = load_bits<T, kAligned, true>((const T *)row + first + column, columns - column);
+    }
+}
+
+template <typename T, int kVectors, bool kWarpRow, bool kAligned>
 __global__ void __launch_bounds__(kWarpRow ? kWarp *kWarpRows : kWidestBlock)
-    norm_row(hdi_norm_args a, bool aligned)
+    norm_row(hdi_norm_args a)
 {
     constexpr int L = kLanes<T>;
     const int64_t row = (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
     if (row >= a.rows) return; /* a whole warp or block leaves: sums stay complete */
     const bool centred = a.kind == HDI_LAYER_NORM;
+    uint4 x_bits[kVectors], residual_bits[kVectors];
+    stream_row<T, kVectors, kAligned>(a.x, row * a.columns, a.columns, x_bits);
+    if (a.residual)
+        stream_row<T, kVectors, kAligned>(a.residual, row * a.columns, a.columns, residual_bits);
     float s[kVectors][L];
     float total = 0;
 #pragma unroll
     for (int v = 0; v < kVectors; v++) {
         const int64_t column = column_of<T>(v), offset = row * a.columns + column;
         const int64_t left = a.columns - column;
-        stream_part((const T *)a.x + offset, left, aligned, s[v]);
+        unpack<T>(x_bits[v], s[v]);
         if (a.residual) {
             float residual[L];
-            stream_part((const T *)a.residual + offset, left, aligned, residual);
+            unpack<T>(residual_bits[v], residual);
 #pragma unroll
             for (int i = 0; i < L; i++)
                 s[v][i] = rounded<T>(s[v][i] + residual[i]); /* as the backward will read it */
         }
-        if (a.sum) store_part((T *)a.sum + offset, left, aligned, s[v]);
+        if (a.sum && left > 0) store_part((T *)a.sum + offset, kAligned ? L : left, kAligned, s[v]);
 #pragma unroll
         for (int i = 0; i < L; i++)
             total += s[v][i];
@@ -66,18 +82,25 @@ __global__ void __launch_bounds__(kWarpRow ? kWarp *kWarpRows : kWidestBlock)
     }
 #pragma unroll
     for (int v = 0; v < kVectors; v++) {
-        const int64_t column = column_of<T>(v), left = a.columns - column;
-        if (left <= 0) continue;
+        const int64_t column = column_of<T>(v);
+        if (column >= a.columns) continue;
+        const int64_t left = kAligned ? L : a.columns - column;
         float weight[L], bias[L];
-        if (a.weight) load_part((const T *)a.weight + column, left, aligned, weight);
-        if (a.bias) load_part((const T *)a.bias + column, left, aligned, bias);
+        if (a.weight) load_part((const T *)a.weight + column, left, kAligned, weight);
+        if (a.bias) load_part((const T *)a.bias + column, left, kAligned, bias);
 #pragma unroll
         for (int i = 0; i < L; i++) {
             const float x = (s[v][i] - mean) * rstd;
             s[v][i] = (a.weight ? x * weight[i] : x) + (a.bias ? bias[i] : 0.0f);
         }
-        store_part((T *)a.out + row * a.columns + column, left, aligned, s[v]);
+        store_part((T *)a.out + row * a.columns + column, left, kAligned, s[v]);
     }
+}
+
+/* What was unpacked is unpacked again, not kept: registers are what limits the gradient. */
+__device__ inline void forget(uint4 &bits)
+{
+    asm volatile("" : "+r"(bits.x), "+r"(bits.y), "+r"(bits.z), "+r"(bits.w));
 }
 
 /* The block's partial sums, where each thread has its own columns. */
@@ -127,10 +150,10 @@ __device__ void join_partials(const float (&weight)[kVectors][kLanes<T>],
 }
 
 /* Block p does rows [p * chunk, (p + 1) * chunk). */
-template <typename T, int kVectors, bool kWarpRow>
+template <typename T, int kVectors, bool kWarpRow, bool kAligned>
 __global__ void __launch_bounds__(kWarpRow ? kWarp *kWarpRows : kWidestBlock,
                                   kWarpRow ? (kVectors < 4 ? 4 : 2) : 1)
-    norm_gradient_rows(hdi_norm_gradient_args a, int64_t chunk, bool aligned)
+    norm_gradient_rows(hdi_norm_gradient_args a, int64_t chunk)
 {
     constexpr int L = kLanes<T>;
     const bool centred = a.kind == HDI_LAYER_NORM;
@@ -138,42 +161,55 @@ __global__ void __launch_bounds__(kWarpRow ? kWarp *kWarpRows : kWidestBlock,
     const int64_t end = begin + chunk < a.rows ? begin + chunk : a.rows;
     float weight_sum[kVectors][L] = {}, bias_sum[kVectors][L] = {};
     for (int64_t row = begin + threadIdx.y; row < end; row += blockDim.y) {
+        uint4 g_bits[kVectors], x_bits[kVectors], carry_bits[kVectors];
+        stream_row<T, kVectors, kAligned>(a.gradient, row * a.columns, a.columns, g_bits);
+        stream_row<T, kVectors, kAligned>(a.x, row * a.columns, a.columns, x_bits);
+        if (a.carry)
+            stream_row<T, kVectors, kAligned>(a.carry, row * a.columns, a.columns, carry_bits);
         const float mean = centred ? a.mean[row] : 0.0f, rstd = a.rstd[row];
-        float g[kVectors][L], x[kVectors][L]; /* gradient; normalised x */
         float sum = 0, product = 0;
 #pragma unroll
         for (int v = 0; v < kVectors; v++) {
-            const int64_t column = column_of<T>(v), offset = row * a.columns + column;
-            const int64_t left = a.columns - column;
-            stream_part((const T *)a.gradient + offset, left, aligned, g[v]);
-            stream_part((const T *)a.x + offset, left, aligned, x[v]);
-            float weight[L];
-            if (a.weight) load_part((const T *)a.weight + column, left, aligned, weight);
+            const int64_t column = column_of<T>(v);
+            if (column >= a.columns) continue;
+            const int64_t left = kAligned ? L : a.columns - column;
+            float g[L], x[L], weight[L];
+            unpack<T>(g_bits[v], g);
+            unpack<T>(x_bits[v], x);
+            if (a.weight) load_part((const T *)a.weight + column, left, kAligned, weight);
 #pragma unroll
             for (int i = 0; i < L; i++) {
-                x[v][i] = (x[v][i] - mean) * rstd;
-                weight_sum[v][i] += g[v][i] * x[v][i];
-                bias_sum[v][i] += g[v][i];
-                if (a.weight) g[v][i] *= weight[i];
-                sum += g[v][i];
-                product += g[v][i] * x[v][i];
+                const float normed = (x[i] - mean) * rstd;
+                const float through = a.weight ? g[i] * weight[i] : g[i];
+                weight_sum[v][i] += g[i] * normed;
+                bias_sum[v][i] += g[i];
+                sum += through;
+                product += through * normed;
             }
+            forget(g_bits[v]);
+            forget(x_bits[v]);
         }
         const float center = centred ? row_sum<kWarpRow>(sum) / (float)a.columns : 0.0f;
         const float slope = row_sum<kWarpRow>(product) / (float)a.columns;
 #pragma unroll
         for (int v = 0; v < kVectors; v++) {
             const int64_t column = column_of<T>(v), offset = row * a.columns + column;
-            const int64_t left = a.columns - column;
-            if (left <= 0) continue;
-            float carry[L];
-            if (a.carry) stream_part((const T *)a.carry + offset, left, aligned, carry);
+            if (column >= a.columns) continue;
+            const int64_t left = kAligned ? L : a.columns - column;
+            float g[L], x[L], weight[L], carry[L];
+            unpack<T>(g_bits[v], g);
+            unpack<T>(x_bits[v], x);
+            if (a.weight) load_part((const T *)a.weight + column, left, kAligned, weight);
+            if (a.carry) unpack<T>(carry_bits[v], carry);
 #pragma unroll
             for (int i = 0; i < L; i++) {
-                const float through = rstd * (g[v][i] - center - x[v][i] * slope);
-                g[v][i] = a.carry ? carry[i] + through : through;
+                const float normed = (x[i] - mean) * rstd;
+                if (a.weight) g[i] *= weight[i];
+                const float through = rstd * (g[i] - center - normed * slope);
+                /* As an add of the two would see it: rounded, and not fused with the product. */
+                g[i] = a.carry ? __fadd_rn(rounded<T>(through), carry[i]) : through;
             }
-            store_part((T *)a.x_gradient + offset, left, aligned, g[v]);
+            store_part((T *)a.x_gradient + offset, left, kAligned, g);
         }
     }
     if (!a.partials) return;
@@ -205,26 +241,44 @@ template <typename T> hd_status split_row(const char *what, int64_t columns, row
                      (long long)columns, kWidestBlock * kMostVectors * kLanes<T>);
 }
 
-template <typename T, int kVectors, bool kWarpRow>
-hd_status run_norm(hd_stream *stream, const hdi_norm_args *args, unsigned threads, bool aligned)
+template <typename T, int kVectors, bool kWarpRow, bool kAligned>
+hd_status run_norm(hd_stream *stream, const hdi_norm_args *args, unsigned threads)
 {
     const int rows = kWarpRow ? kWarpRows : 1;
-    norm_row<T, kVectors, kWarpRow>
+    norm_row<T, kVectors, kWarpRow, kAligned>
         <<<block_count(args->rows, rows), dim3(threads, (unsigned)rows), 0, stream->handle>>>(
-            *args, aligned);
+            *args);
     return launched("norm");
 }
 
-template <typename T, int kVectors, bool kWarpRow>
-hd_status run_gradient(hd_stream *stream, const hdi_norm_gradient_args *args, unsigned threads,
-                       bool aligned)
+template <typename T, int kVectors, bool kWarpRow, bool kAligned>
+hd_status run_gradient(hd_stream *stream, const hdi_norm_gradient_args *args, unsigned threads)
 {
     const int rows = kWarpRow ? kWarpRows : 1;
     const int64_t parts = args->partials ? args->partial_rows : hdi_ceil_div(args->rows, rows);
-    norm_gradient_rows<T, kVectors, kWarpRow>
+    norm_gradient_rows<T, kVectors, kWarpRow, kAligned>
         <<<block_count(parts, 1), dim3(threads, (unsigned)rows), 0, stream->handle>>>(
-            *args, hdi_ceil_div(args->rows, parts), aligned);
+            *args, hdi_ceil_div(args->rows, parts));
     return launched("norm gradient");
+}
+
+/* Alignment changes how rows are read, never the order of a sum. */
+template <typename T, bool kAligned>
+hd_status run_shape(hd_stream *stream, const hdi_norm_args *args, row_split row)
+{
+    if (row.vectors == 2) return run_norm<T, 2, false, kAligned>(stream, args, row.threads);
+    if (row.threads != kWarp) return run_norm<T, 4, false, kAligned>(stream, args, row.threads);
+    if (row.vectors == 3) return run_norm<T, 3, true, kAligned>(stream, args, row.threads);
+    return run_norm<T, 4, true, kAligned>(stream, args, row.threads);
+}
+
+template <typename T, bool kAligned>
+hd_status run_shape(hd_stream *stream, const hdi_norm_gradient_args *args, row_split row)
+{
+    if (row.vectors == 2) return run_gradient<T, 2, false, kAligned>(stream, args, row.threads);
+    if (row.threads != kWarp) return run_gradient<T, 4, false, kAligned>(stream, args, row.threads);
+    if (row.vectors == 3) return run_gradient<T, 3, true, kAligned>(stream, args, row.threads);
+    return run_gradient<T, 4, true, kAligned>(stream, args, row.threads);
 }
 
 } // namespace
@@ -239,10 +293,8 @@ extern "C" hd_status hdi_cuda_norm(hd_stream *stream, const hdi_norm_args *args)
             are_aligned(args->x, args->residual, args->weight, args->bias, args->sum, args->out);
         row_split row;
         HD_RETURN_IF_ERROR(split_row<T>("norm", args->columns, &row));
-        if (row.vectors == 2) return run_norm<T, 2, false>(stream, args, row.threads, aligned);
-        if (row.threads != kWarp) return run_norm<T, 4, false>(stream, args, row.threads, aligned);
-        if (row.vectors == 3) return run_norm<T, 3, true>(stream, args, row.threads, aligned);
-        return run_norm<T, 4, true>(stream, args, row.threads, aligned);
+        return aligned ? run_shape<T, true>(stream, args, row)
+                       : run_shape<T, false>(stream, args, row);
     });
 }
 
@@ -256,10 +308,7 @@ extern "C" hd_status hdi_cuda_norm_gradient(hd_stream *stream, const hdi_norm_gr
             are_aligned(args->gradient, args->x, args->weight, args->carry, args->x_gradient);
         row_split row;
         HD_RETURN_IF_ERROR(split_row<T>("norm gradient", args->columns, &row));
-        if (row.vectors == 2) return run_gradient<T, 2, false>(stream, args, row.threads, aligned);
-        if (row.threads != kWarp)
-            return run_gradient<T, 4, false>(stream, args, row.threads, aligned);
-        if (row.vectors == 3) return run_gradient<T, 3, true>(stream, args, row.threads, aligned);
-        return run_gradient<T, 4, true>(stream, args, row.threads, aligned);
+        return aligned ? run_shape<T, true>(stream, args, row)
+                       : run_shape<T, false>(stream, args, row);
     });
 }
