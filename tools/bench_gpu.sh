@@ -13,7 +13,7 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 python3 tools/make_tokens.py "$scratch/tokens.bin" 8000000
 
-field() { sed -n "s/.*$1.*/\\1/p" "$2" | tail -n 1; }
+field() { grep -oE "$1" "$2" | tail -n 1 | grep -oE '[0-9][0-9.]*' | head -n 1; }
 
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
 printf '%-22s %12s %8s %12s %12s %10s %8s\n' row "heddle tok/s" MFU planned "in use" "torch tok/s" ratio
@@ -23,15 +23,16 @@ for row in "${rows[@]}"; do
         --data.path="$scratch/tokens.bin" --train.tokens=1024 --train.micro_batch="$batch" \
         --train.steps="$steps" --train.validate_batches=0 --checkpoint.resume=never \
         --checkpoint.save_last=false --run.device=cuda --run.directory="$scratch/run" \
-        ${HEDDLE_FLAGS:-} >"$scratch/log" 2>&1 || { cat "$scratch/log"; continue; }
-    rate=$(field '^\([0-9]*\) tokens\/s' "$scratch/log")
-    planned=$(field 'planned \([0-9]*\) bytes' "$scratch/log")
-    used=$(field 'in use \([0-9]*\) bytes' "$scratch/log")
-    start=$(field 'first step after \([0-9.]*\) s' "$scratch/log")
+        >"$scratch/log" 2>&1 || { cat "$scratch/log"; continue; }
+    rate=$(field '[0-9]+ tokens/s, first' "$scratch/log")
+    planned=$(field 'planned [0-9]+ bytes' "$scratch/log")
+    used=$(field 'in use [0-9]+ bytes' "$scratch/log")
+    start=$(field 'first step after [0-9.]+' "$scratch/log")
     torch=-
     if [ -z "${NO_TORCH:-}" ]; then
-        python3 bench/peers/torch_gpt2.py "$layers" "$heads" "$width" "$batch" 1024 15 >"$scratch/torch" 2>"$scratch/err" &&
-            torch=$(field ': \([0-9]*\) tok\/s' "$scratch/torch") || tail -n 1 "$scratch/err"
+        python3 bench/peers/torch_gpt2.py "$layers" "$heads" "$width" "$batch" 1024 15 \
+            >"$scratch/torch" 2>"$scratch/err" || tail -n 1 "$scratch/err"
+        torch=$(field '[0-9]+ tok/s' "$scratch/torch")
         cat "$scratch/torch"
     fi
     python3 - "$row" "$rate" "$planned" "$used" "$torch" "$start" <<'PY'
