@@ -50,8 +50,8 @@ static void multiply(hd_dtype dtype, hd_dtype out_dtype, const int64_t *size, in
         if (side == HDT_SIDES) absolute(a), absolute(b), absolute(bias);
         HDT_CALL(on, gemm, &args);
     }
-    /* A bias on top of an accumulated 16-bit product is rounded once more. */
-    const int roundings = accumulate && biased ? 2 : 1;
+    /* A 16-bit product may be rounded before it is added to what was there. */
+    const int roundings = accumulate ? 2 : 1;
     hdt_pair_check_each("gemm", out, magnitudes, out_dtype == HD_DTYPE_F32 ? 0 : roundings,
                         inner + 2);
 }
