@@ -4,6 +4,8 @@
  * in NCCL's order; who needs a fixed order exchanges the terms with all_to_all and adds them. */
 #include "comm/nccl/nccl.h"
 
+#include <stdlib.h>
+
 #include "core/error.h"
 #include "core/memory.h"
 
@@ -307,6 +309,15 @@ static hd_status make_operations(hdi_nccl_device *device)
     return hdi_nccl_cuda_status(cudaMemset(device->scratch, 0, SCRATCH_BYTES), "cudaMemset");
 }
 
+/* Left alone NCCL connects each algorithm at its first use, in a call that then waits for all peers and
+ * takes memory. NCCL reads this before its first communicator. */
+static hd_status connect_early(void)
+{
+    if (setenv("NCCL_RUNTIME_CONNECT", "0", 0))
+        return hdi_error(HD_ERROR_MEMORY, "nccl: out of host memory");
+    return HD_OK;
+}
+
 hd_status hdi_nccl_device_create(int ordinal, void *compute_stream, hdi_nccl_device **out)
 {
     *out = NULL;
@@ -314,7 +325,8 @@ hd_status hdi_nccl_device_create(int ordinal, void *compute_stream, hdi_nccl_dev
     if (!device) return hdi_error(HD_ERROR_MEMORY, "nccl: out of host memory");
     device->ordinal = ordinal;
     device->compute = compute_stream;
-    hd_status status = hdi_nccl_cuda_status(cudaSetDevice(ordinal), "cudaSetDevice");
+    hd_status status = connect_early();
+    if (status == HD_OK) status = hdi_nccl_cuda_status(cudaSetDevice(ordinal), "cudaSetDevice");
     if (status == HD_OK) status = make_operations(device);
     if (status != HD_OK) {
         hdi_nccl_device_destroy(device);

@@ -1,5 +1,6 @@
-/* Making and ending the lanes of a communicator. NCCL's calls do not block here: all lanes start at once
- * and are polled with the deadline, so that a rank that is missing is no hang. */
+/* Making and ending the lanes of a communicator. NCCL's calls do not block here but are polled with the
+ * deadline, so that a rank that is missing is no hang. Lanes are made one after the other: NCCL's setup
+ * may wait for the device, and so for a kernel of another lane, which waits for a peer. */
 #include <pthread.h>
 #include <signal.h>
 #include <string.h>
@@ -51,18 +52,22 @@ hd_status hdi_nccl_poll(const hd_comm *comm, hdi_nccl_lane *lane, const char *wh
     return poll_until(comm, lane, what, hdi_clock_seconds() + comm->deadline_seconds);
 }
 
-/* The ranks of a lane that this rank is on, in the order that open_lanes makes on all ranks. */
+/* The lanes that this rank is on, in an order that is the same on all ranks, as each is finished before
+ * the next is begun. Links from even ranks go first, so that neighbours do not form one long queue. */
 static void lay_lanes(hdi_nccl_state *state, bool links)
 {
     const int rank = state->comm->rank, size = state->comm->size;
-    const int up = (rank + 1) % size, down = (rank + size - 1) % size;
-    const hdi_nccl_lane all[HDI_NCCL_LANES] = {
-        [HDI_NCCL_GATHER] = {.channel = -1},      [HDI_NCCL_REDUCE] = {.channel = -1},
-        {.from = rank, .to = up, .channel = 0},   {.from = down, .to = rank, .channel = 0},
-        {.from = rank, .to = down, .channel = 1}, {.from = up, .to = rank, .channel = 1},
-    };
-    memcpy(state->lanes, all, sizeof all);
-    state->lane_count = links ? HDI_NCCL_LANES : HDI_NCCL_FIRST_LINK;
+    state->lanes[HDI_NCCL_GATHER] = (hdi_nccl_lane){.channel = -1};
+    state->lanes[HDI_NCCL_REDUCE] = (hdi_nccl_lane){.channel = -1};
+    state->lane_count = HDI_NCCL_FIRST_LINK;
+    for (int channel = 0; links && channel < 2; channel++)
+        for (int odd = 0; odd < 2; odd++)
+            for (int from = odd; from < size; from += 2) {
+                const int to = (channel == 0 ? from + 1 : from + size - 1) % size;
+                if (from != rank && to != rank) continue;
+                state->lanes[state->lane_count++] =
+                    (hdi_nccl_lane){.from = from, .to = to, .channel = channel};
+            }
 }
 
 /* Who makes the identity of a lane: rank 0 for all ranks, the sender of a link. */
@@ -114,15 +119,14 @@ static hd_status start_lane(const hdi_nccl_state *state, hdi_nccl_lane *lane, nc
 
 static hd_status start_lanes(hdi_nccl_state *state, const ncclUniqueId *ids)
 {
+    const double end = hdi_clock_seconds() + state->comm->deadline_seconds;
     for (int i = 0; i < state->lane_count; i++) {
         hdi_nccl_lane *lane = &state->lanes[i];
         const ptrdiff_t maker = (ptrdiff_t)lane->from * IDS_EACH;
         HD_RETURN_IF_ERROR(
             start_lane(state, lane, lane->channel >= 0 ? ids[maker + 2 + lane->channel] : ids[i]));
+        HD_RETURN_IF_ERROR(poll_until(state->comm, lane, "init", end));
     }
-    const double end = hdi_clock_seconds() + state->comm->deadline_seconds;
-    for (int i = 0; i < state->lane_count; i++)
-        HD_RETURN_IF_ERROR(poll_until(state->comm, &state->lanes[i], "init", end));
     return HD_OK;
 }
 
@@ -146,39 +150,42 @@ static ncclResult_t first_exchange(const hdi_nccl_state *state, const hdi_nccl_l
     return result == ncclSuccess || result == ncclInProgress ? ended : result;
 }
 
-/* NCCL connects peers at their first exchange, and the call waits for both. Later, when each rank
+/* Wait until a first call has been taken and the device has done it. */
+static hd_status finish_first(const hd_comm *comm, hdi_nccl_lane *lane, ncclResult_t result,
+                              double end)
+{
+    const char *what = "first exchange";
+    if (result != ncclInProgress)
+        HD_RETURN_IF_ERROR(hdi_nccl_status(result, lane->nccl, comm, what));
+    HD_RETURN_IF_ERROR(poll_until(comm, lane, what, end));
+    for (int64_t turn = 0;; turn++) {
+        const cudaError_t error = cudaStreamQuery(lane->stream);
+        if (error != cudaErrorNotReady) return hdi_nccl_cuda_status(error, what);
+        (void)cudaGetLastError();
+        if (hdi_clock_seconds() > end)
+            return hdi_error(HD_ERROR_TIMEOUT,
+                             "comm '%s' (nccl), rank %d of %d: %s: no answer within the deadline "
+                             "of %g s",
+                             comm->name, comm->rank, comm->size, what, comm->deadline_seconds);
+        hdi_comm_back_off(turn, 1000);
+    }
+}
+
+/* NCCL connects two peers at their first exchange, and the call waits for both. Later, when each rank
  * posts in its own time, that would be a deadlock; and it takes memory, which belongs here. */
 static hd_status connect_lanes(hdi_nccl_state *state)
 {
+    const hd_comm *comm = state->comm;
+    void *scratch = state->device->scratch;
+    const double end = hdi_clock_seconds() + comm->deadline_seconds;
     for (int i = 0; i < state->lane_count; i++) {
-        const ncclResult_t result = first_exchange(state, &state->lanes[i]);
-        if (result != ncclInProgress)
-            HD_RETURN_IF_ERROR(
-                hdi_nccl_status(result, state->lanes[i].nccl, state->comm, "first exchange"));
+        hdi_nccl_lane *lane = &state->lanes[i];
+        HD_RETURN_IF_ERROR(finish_first(comm, lane, first_exchange(state, lane), end));
     }
-    const double end = hdi_clock_seconds() + state->comm->deadline_seconds;
-    for (int i = 0; i < state->lane_count; i++)
-        HD_RETURN_IF_ERROR(poll_until(state->comm, &state->lanes[i], "first exchange", end));
     hdi_nccl_lane *reduce = &state->lanes[HDI_NCCL_REDUCE];
-    const ncclResult_t result = ncclAllReduce(state->device->scratch, state->device->scratch, 1,
-                                              ncclFloat64, ncclSum, reduce->nccl, reduce->stream);
-    if (result != ncclInProgress)
-        HD_RETURN_IF_ERROR(hdi_nccl_status(result, reduce->nccl, state->comm, "first exchange"));
-    HD_RETURN_IF_ERROR(poll_until(state->comm, reduce, "first exchange", end));
-    for (int i = 0; i < state->lane_count; i++)
-        for (cudaError_t error = cudaErrorNotReady; error != cudaSuccess;) {
-            error = cudaStreamQuery(state->lanes[i].stream);
-            if (error != cudaSuccess && error != cudaErrorNotReady)
-                return hdi_nccl_cuda_status(error, "first exchange");
-            if (error == cudaErrorNotReady && hdi_clock_seconds() > end)
-                return hdi_error(HD_ERROR_TIMEOUT,
-                                 "comm '%s' (nccl), rank %d of %d: first exchange: no answer "
-                                 "within the deadline of %g s",
-                                 state->comm->name, state->comm->rank, state->comm->size,
-                                 state->comm->deadline_seconds);
-        }
-    (void)cudaGetLastError();
-    return HD_OK;
+    const ncclResult_t result =
+        ncclAllReduce(scratch, scratch, 1, ncclFloat64, ncclSum, reduce->nccl, reduce->stream);
+    return finish_first(comm, reduce, result, end);
 }
 
 hd_status hdi_nccl_open_lanes(hdi_nccl_state *state, bool links)
