@@ -252,18 +252,59 @@ static void *end_process_if_stuck(void *user)
     return NULL;
 }
 
+static void *abort_lane(void *user)
+{
+    hdi_nccl_lane *lane = user;
+    (void)ncclCommAbort(lane->nccl);
+    lane->nccl = NULL;
+    return NULL;
+}
+
+/* All lanes at once: an abort frees memory, which waits for the kernels of all lanes, and those end only
+ * when their own lane is aborted. */
+static void abort_together(hdi_nccl_lane **lanes, pthread_t *threads, int count)
+{
+    int started = 0;
+    while (started < count &&
+           pthread_create(&threads[started], NULL, abort_lane, lanes[started]) == 0)
+        started++;
+    for (int i = started; i < count; i++)
+        abort_lane(lanes[i]);
+    for (int i = 0; i < started; i++)
+        pthread_join(threads[i], NULL);
+}
+
+static int open_lanes(const hdi_nccl_device *device, hdi_nccl_lane **out)
+{
+    int count = 0;
+    for (hdi_nccl_state *state = device->communicators; state; state = state->next)
+        for (int i = 0; i < state->lane_count; i++) {
+            if (!state->lanes[i].nccl) continue;
+            if (out) out[count] = &state->lanes[i];
+            count++;
+        }
+    return count;
+}
+
 void hdi_nccl_abort_lanes(hdi_nccl_device *device)
 {
     last_resort resort = {.mutex = PTHREAD_MUTEX_INITIALIZER, .over = PTHREAD_COND_INITIALIZER};
-    pthread_t thread;
-    const bool is_guarded = pthread_create(&thread, NULL, end_process_if_stuck, &resort) == 0;
-    for (hdi_nccl_state *state = device->communicators; state; state = state->next)
-        for (int i = 0; i < state->lane_count; i++)
-            end_lane(state->comm, &state->lanes[i], false);
-    if (!is_guarded) return;
-    pthread_mutex_lock(&resort.mutex);
-    resort.is_over = true;
-    pthread_cond_signal(&resort.over);
-    pthread_mutex_unlock(&resort.mutex);
-    pthread_join(thread, NULL);
+    pthread_t guard;
+    const int count = open_lanes(device, NULL);
+    hdi_nccl_lane **lanes = hdi_alloc_array((size_t)count + 1, sizeof(hdi_nccl_lane *));
+    pthread_t *threads = hdi_alloc_array((size_t)count + 1, sizeof *threads);
+    const bool is_guarded = pthread_create(&guard, NULL, end_process_if_stuck, &resort) == 0;
+    if (lanes && threads) {
+        open_lanes(device, lanes);
+        abort_together(lanes, threads, count);
+    }
+    if (is_guarded) {
+        pthread_mutex_lock(&resort.mutex);
+        resort.is_over = true;
+        pthread_cond_signal(&resort.over);
+        pthread_mutex_unlock(&resort.mutex);
+        pthread_join(guard, NULL);
+    }
+    hdi_free(lanes);
+    hdi_free(threads);
 }

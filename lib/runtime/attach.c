@@ -38,7 +38,8 @@ static hd_status pose_as_hosts(const hd_mesh *mesh, const hd_context *context)
     char name[64];
     if (!context->shares_gpu) return HD_OK;
     snprintf(name, sizeof name, "heddle-%d-%ld", hd_mesh_rank(mesh), (long)getpid());
-    if (setenv("NCCL_HOSTID", name, 1) ||
+    /* They take turns on the GPU: more than one block each would only take longer to set up. */
+    if (setenv("NCCL_HOSTID", name, 1) || setenv("NCCL_MAX_CTAS", "1", 0) ||
         (context->is_on_one_host && setenv("NCCL_SOCKET_IFNAME", "lo", 0)))
         return hdi_error(HD_ERROR_MEMORY, "mesh_attach: out of host memory");
     return HD_OK;

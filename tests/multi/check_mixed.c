@@ -82,6 +82,7 @@ static hd_status open_session(hd_trainer_options options, session *out)
     const int ranks = hd_comm_size(hdt_world);
     hd_status status = hd_mesh_create(hdt_world, &(hd_mesh_options){.data = ranks}, &out->mesh);
     if (status == HD_OK) status = hdt_open_context(hdt_world, out->mesh, &out->context);
+    options.backend = out->context ? hd_context_backend(out->context) : NULL;
     options.build = hd_model_build;
     options.user = out->model;
     options.layers = LAYERS;
@@ -181,6 +182,8 @@ static hd_status run(const char *directory, const char *dtype, const char *maste
                                  {"optimizer.learning_rate", "3e-3"},
                                  {"layout.reduction", "exact"},
                                  {"train.validate_every", "2"},
+                                 {"run.device", hdt_device()},
+                                 {"run.share_gpu", "true"},
                                  {"data.path", text},
                                  {"run.directory", directory},
                                  {"train.dtype", dtype},

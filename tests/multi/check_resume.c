@@ -2,6 +2,7 @@
 /* The promise: a run that was stopped and taken up again, on whatever layout, ends with the same bits
  * as one that never stopped; and what cannot be taken up is refused with the reason. */
 #include "tests/support/hdt.h"
+#include "tests/support/hdt_device.h"
 
 #include <heddle/job.h>
 #include <heddle/log.h>
@@ -91,6 +92,8 @@ static hd_config *configure(const char *directory, const layout *split)
     set(config, "data.path", text_path());
     set(config, "run.directory", directory);
     set(config, "run.transport", split ? "auto" : "self");
+    set(config, "run.device", hdt_device());
+    set(config, "run.share_gpu", "true");
     if (!split) return config;
     set_number(config, "layout.data", split->data);
     set_number(config, "layout.pipeline", split->pipeline);

@@ -10,9 +10,10 @@ typedef struct layout {
 
 /* Those whose product is the number of ranks are run. */
 static const layout layouts[] = {
-    {NULL, 1, 1, 1},   {"gpipe", 1, 1, 1}, {"interleaved", 1, 1, 2}, {NULL, 2, 1, 1},
-    {"1f1b", 1, 2, 1}, {"gpipe", 1, 2, 1}, {"interleaved", 1, 2, 2}, {NULL, 4, 1, 1},
-    {"1f1b", 1, 4, 1}, {"1f1b", 2, 2, 1},  {"interleaved", 2, 2, 2},
+    {NULL, 1, 1, 1},   {"gpipe", 1, 1, 1},       {"interleaved", 1, 1, 2}, {NULL, 2, 1, 1},
+    {"1f1b", 1, 2, 1}, {"gpipe", 1, 2, 1},       {"interleaved", 1, 2, 2}, {NULL, 4, 1, 1},
+    {"1f1b", 1, 4, 1}, {"1f1b", 2, 2, 1},        {"interleaved", 2, 2, 2}, {NULL, 8, 1, 1},
+    {"1f1b", 2, 4, 1}, {"interleaved", 4, 2, 2},
 };
 
 enum { STEPS = 20, LAYERS = 4 };
