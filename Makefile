@@ -27,6 +27,11 @@ gemm_libs_dnnl := -ldnnl
 gemm_flags_cblas := -DHDI_GEMM_CBLAS
 gemm_libs_cblas := -lblas
 
+# GIFs need libcgif; without it they are left out, and `make` says so. CGIF=0 leaves them out.
+CGIF ?= $(if $(shell echo '$(hash)include <cgif.h>' | $(CC) -E -x c - >/dev/null 2>&1 && echo yes),1,0)
+cgif_flags_1 := -DHDI_CGIF
+cgif_libs_1 := -lcgif
+
 # The GPU backend needs nvcc and the headers of cuDNN and NCCL; without one of them it is left out, and
 # `make` says so. CUDA=0 leaves it out, CUDA=1 insists. ARCHS: compute capabilities without the dot,
 # the last one as PTX, too; or native: that of the GPU at hand.
@@ -59,7 +64,7 @@ export CUDA ARCHS # for the scripts among the tests, which call make
 backends := cpu $(if $(filter 1,$(CUDA)),cuda)
 transports := $(if $(filter 1,$(CUDA)),nccl)
 
-CPPFLAGS += -Iinclude -Ilib -I. -D_GNU_SOURCE $(gemm_flags_$(GEMM))
+CPPFLAGS += -Iinclude -Ilib -I. -D_GNU_SOURCE $(gemm_flags_$(GEMM)) $(cgif_flags_$(CGIF))
 module_cflags := $(patsubst -I%,-isystem %,$(shell $(PKG_CONFIG) --cflags $(modules) 2>/dev/null)) $(cuda_cflags)
 warnings := -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wvla -Wundef -Wformat=2 -Wno-format-nonliteral
 c_warnings := -Wstrict-prototypes -Wmissing-prototypes
@@ -71,7 +76,7 @@ ALL_CXXFLAGS := -std=c++17 $(common_flags) $(CXXFLAGS)
 # What the host compiler is told through nvcc; its own -Wpedantic and -Wconversion do not fit CUDA's headers.
 ALL_NVCCFLAGS := -std=c++17 -O3 -lineinfo $(gencode) -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra \
                  $(if $(werror),-Werror all-warnings) $(NVCCFLAGS)
-LIBS := $(shell $(PKG_CONFIG) --libs $(modules) 2>/dev/null) $(gemm_libs_$(GEMM)) $(cuda_libs) -lm -lpthread
+LIBS := $(shell $(PKG_CONFIG) --libs $(modules) 2>/dev/null) $(gemm_libs_$(GEMM)) $(cgif_libs_$(CGIF)) $(cuda_libs) -lm -lpthread
 ALL_LDFLAGS := $(if $(SAN),-fsanitize=$(SAN)) $(LDFLAGS)
 
 lib_sources := $(wildcard lib/*/*.c $(backends:%=lib/backend/%/*.c) comm/*.c $(transports:%=comm/%/*.c) parallel/*.c)
@@ -81,15 +86,18 @@ launcher_objects := $(patsubst %.c,$(BUILD)/%.o,$(wildcard launcher/*.c))
 support_objects := $(patsubst %.c,$(BUILD)/%.o,$(wildcard tests/support/*.c $(if $(filter 1,$(CUDA)),tests/gpu/hdt_*.c)))
 gpu_support := $(if $(filter 1,$(CUDA)),$(patsubst %.c,$(BUILD)/%.o,$(wildcard tests/gpu/hdt_*.c)))
 test_programs := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/unit/check_*.c tests/multi/check_*.c \
-                 $(if $(filter 1,$(CUDA)),tests/gpu/check_*.c tests/gpu/speed.c)))
+                 $(if $(filter 1,$(CUDA)),tests/gpu/check_*.c tests/gpu/speed*.c)))
 example_programs := $(addprefix $(BUILD)/,$(basename $(wildcard examples/*.c examples/*.cc)))
 programs := $(if $(launcher_objects),$(BUILD)/heddle) $(BUILD)/heddle-run
 objects := $(lib_objects) $(launcher_objects) $(support_objects) $(test_programs:=.o) $(example_programs:=.o)
 
-.PHONY: all tests examples check lint format docs bench bench-gpu check-gpu demo install uninstall clean show help force
+.PHONY: all tests examples check lint format docs bench bench-gpu check-gpu demo demo-text install uninstall clean show help force
 all: $(BUILD)/libheddle.so $(BUILD)/libheddle.a $(programs) ## libraries and programs
 ifneq ($(CUDA),1)
 	@echo "  built without GPUs$(if $(cuda_is_auto),$(if $(cuda_missing),: missing $(cuda_missing)), (CUDA=0))"
+endif
+ifneq ($(CGIF),1)
+	@echo "  built without GIFs: missing cgif.h (Debian: libcgif-dev), or CGIF=0"
 endif
 
 ifneq ($(have_modules),yes)
@@ -179,8 +187,11 @@ docs: $(BUILD)/heddle ## manual page and table of keys, as the program prints th
 bench: all ## speed of training, sampling and start-up
 	@tools/bench.sh $(BUILD)
 
-demo: all ## train a small GPT on text with 4 ranks and let it write; TEXT=path
-	@HEDDLE_BUILD=$(BUILD) tools/demo.sh $(TEXT)
+demo: all ## train a small video model on moving shapes with 4 ranks, sample clips of them
+	@HEDDLE_BUILD=$(BUILD) tools/demo.sh
+
+demo-text: all ## train a small GPT on text with 4 ranks and let it write; TEXT=path
+	@HEDDLE_BUILD=$(BUILD) tools/demo.sh text $(TEXT)
 
 $(BUILD)/heddle.pc: include/heddle/version.h $(BUILD)/flags force
 	@printf '%s\n' 'prefix=$(PREFIX)' 'libdir=$${prefix}/lib' 'includedir=$${prefix}/include' '' 'Name: heddle' \
@@ -217,7 +228,7 @@ show: ## the configuration
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "  %-10s %s\n", $$1, $$2 }'
-	@echo "variables: CUDA=0|1 ARCHS='80 86 89 90'|native CUDA_HOME PREFIX DESTDIR CC OPT GEMM=dnnl|cblas WERROR=1 SAN=address,undefined RANKS='1 2 4' V=1"
+	@echo "variables: CUDA=0|1 ARCHS='80 86 89 90'|native CUDA_HOME PREFIX DESTDIR CC OPT GEMM=dnnl|cblas CGIF=0|1 WERROR=1 SAN=address,undefined RANKS='1 2 4' V=1"
 
 .SECONDARY:
 -include $(objects:.o=.d)

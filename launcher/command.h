@@ -17,8 +17,11 @@ typedef struct job_request {
     int prompt_count;
     int ranks;             /* plan */
     int64_t shard_bytes;   /* convert */
+    bool ema;              /* convert */
     const char *directory; /* plan */
+    hd_data_options data;  /* data */
     bool share_gpu;
+    bool sample; /* plan */
     bool print, show_config, quiet, verbose;
 } job_request;
 
@@ -45,8 +48,18 @@ enum {
     KEY_DIRECTORY,
     KEY_PROMPT,
     KEY_SHARD_BYTES,
+    KEY_EMA,
+    KEY_SAMPLE,
     KEY_SHOW_CONFIG,
-    KEY_SHARE_GPU
+    KEY_SHARE_GPU,
+    KEY_WIDTH,
+    KEY_HEIGHT,
+    KEY_FRAMES,
+    KEY_STRIDE,
+    KEY_FPS,
+    KEY_SAMPLES,
+    KEY_SEED,
+    KEY_TEXT_COLUMNS
 };
 
 /* Options that every command has; those with a configuration have one more. */

@@ -18,7 +18,8 @@ static hd_status run_train(const job_request *request)
     if (status != HD_OK || !shows) return status;
     printf("%" PRId64 " steps, loss %.4f", result.steps, result.loss);
     if (!isnan(result.validation_loss)) printf(", validation %.4f", result.validation_loss);
-    printf(" (unigram entropy of the text: %.4f)\n", result.entropy);
+    if (!isnan(result.entropy)) printf(" (unigram entropy of the text: %.4f)", result.entropy);
+    putchar('\n');
     printf("%.0f tokens/s, first step after %.2f s, weights %016" PRIx64 "\n",
            result.tokens_per_second, result.first_step_seconds, result.weights_hash);
     printf("everything is in %s\n", result.directory);
@@ -30,8 +31,25 @@ static hd_status run_generate(const job_request *request)
     return hd_generate_run(request->config, write_output, NULL);
 }
 
+static hd_status run_sample(const job_request *request)
+{
+    hd_sample_result result;
+    const bool shows = own_rank() == 0 && !request->quiet;
+    const hd_status status =
+        hd_sample_run(request->config, shows ? show_progress : NULL, NULL, &result);
+    end_progress();
+    if (status != HD_OK || !shows) return status;
+    printf("%d videos, %" PRId64 " steps in %.2f s; ranks computed for %.0f %% of it\n",
+           result.videos, result.steps, result.seconds, 100 * result.utilisation);
+    printf("everything is in %s\n", result.directory);
+    return HD_OK;
+}
+
 static hd_status run_plan(const job_request *request)
 {
+    if (request->sample)
+        return hd_sample_plan_run(request->config, request->ranks, request->print, write_output,
+                                  NULL);
     return hd_plan_run(request->config, request->ranks, request->directory, request->print,
                        write_output, NULL);
 }
@@ -48,8 +66,20 @@ static hd_status run_inspect(const job_request *request)
 
 static hd_status run_convert(const job_request *request)
 {
-    return hd_convert_run(request->arguments[0], request->arguments[1], request->shard_bytes,
-                          write_output, NULL);
+    const hd_convert_options options = {.shard_bytes = request->shard_bytes, .ema = request->ema};
+    return hd_convert_run(request->arguments[0], request->arguments[1], &options, write_output,
+                          NULL);
+}
+
+static hd_status run_data(const job_request *request)
+{
+    hd_data_options options = request->data;
+    options.kind = request->arguments[0];
+    options.inputs = (const char *const *)request->arguments + 1;
+    options.input_count = request->argument_count - 2;
+    options.output = request->arguments[request->argument_count - 1];
+    options.shard_bytes = request->shard_bytes;
+    return hd_data_run(&options, write_output, NULL);
 }
 
 const struct argp_option common_options[] = {
@@ -72,6 +102,7 @@ static const struct argp_option generate_options[] = {
     {0}};
 
 static const struct argp_option plan_options[] = {
+    {.name = "sample", .key = KEY_SAMPLE, .doc = "of a sampling (heddle sample), not a training"},
     {.name = "ranks", .key = KEY_RANKS, .arg = "N", .doc = "plan for so many ranks (default 1)"},
     {.name = "print", .key = KEY_PRINT, .doc = "list every op with shapes and addresses"},
     {.name = "directory",
@@ -85,6 +116,36 @@ static const struct argp_option convert_options[] = {
      .key = KEY_SHARD_BYTES,
      .arg = "N",
      .doc = "largest size of one safetensors file (default 5000000000)"},
+    {.name = "ema",
+     .key = KEY_EMA,
+     .doc = "the average of the weights (train.ema) in place of them"},
+    {0}};
+
+static const struct argp_option data_options[] = {
+    {.name = "width",
+     .key = KEY_WIDTH,
+     .arg = "N",
+     .doc = "pictures are scaled and cut to this width (default: images as they are, shapes 24)"},
+    {.name = "height", .key = KEY_HEIGHT, .arg = "N", .doc = "and to this height"},
+    {.name = "frames", .key = KEY_FRAMES, .arg = "N", .doc = "frames of a clip (default 8)"},
+    {.name = "stride",
+     .key = KEY_STRIDE,
+     .arg = "N",
+     .doc = "videos: take each Nth frame (default 1)"},
+    {.name = "fps",
+     .key = KEY_FPS,
+     .arg = "X",
+     .doc = "frames a second; videos are resampled to it before the stride"},
+    {.name = "samples", .key = KEY_SAMPLES, .arg = "N", .doc = "shapes: clips (default 1024)"},
+    {.name = "seed", .key = KEY_SEED, .arg = "N", .doc = "shapes: other clips (default 0)"},
+    {.name = "text-columns",
+     .key = KEY_TEXT_COLUMNS,
+     .arg = "N",
+     .doc = "size of the embeddings made of the words of classes' names (default 32)"},
+    {.name = "shard-bytes",
+     .key = KEY_SHARD_BYTES,
+     .arg = "N",
+     .doc = "largest size of one safetensors file (default 512 MiB)"},
     {0}};
 
 static const struct argp_option no_options[] = {{0}};
@@ -96,7 +157,7 @@ const command_row commands[] = {
      .details = "Trains as the JSON file CONFIG and the overrides say. Everything that is written "
                 "goes to run.directory: metrics, logs, the plan, pictures, checkpoints. Started "
                 "again, it goes on from the newest good checkpoint there, on any layout.",
-     .sections = "model data train optimizer layout memory checkpoint run",
+     .sections = "model data train video optimizer layout memory checkpoint run",
      .options = no_options,
      .most = 1,
      .run = run_train},
@@ -110,13 +171,25 @@ const command_row commands[] = {
      .options = generate_options,
      .most = 1,
      .run = run_generate},
+    {.name = "sample",
+     .arguments = "[CONFIG]",
+     .summary = "make videos with the ranks as pipeline stages",
+     .details =
+         "Loads the newest good checkpoint of a run (or published weights) and makes a video "
+         "of every input and seed: latents as safetensors, and pictures where the model "
+         "works on pixels. They do not depend on the number of ranks. Started again, it "
+         "takes up what it has begun, on any layout.",
+     .sections = "sample model layout memory run",
+     .options = no_options,
+     .most = 1,
+     .run = run_sample},
     {.name = "plan",
      .arguments = "[CONFIG]",
-     .summary = "place every byte of a training without running it",
+     .summary = "place every byte of a job without running it",
      .details = "Shows for each pipeline stage what memory holds, the costs and the schedule's "
                 "bubble, and checks that the ranks' communication matches. Needs neither MPI nor "
                 "the memory that it plans. What does not fit is named with the cheapest remedy.",
-     .sections = "model data train optimizer layout memory",
+     .sections = "model data train video optimizer layout memory sample",
      .options = plan_options,
      .most = 1,
      .is_local = true,
@@ -140,6 +213,20 @@ const command_row commands[] = {
      .most = 2,
      .is_local = true,
      .run = run_convert},
+    {.name = "data",
+     .arguments = "KIND [INPUT...] FOLDER",
+     .summary = "make a data set of videos, images, arrays or generated shapes",
+     .details =
+         "FOLDER gets index.json and safetensors files. KIND is images (PNG files), videos (what "
+         "ffmpeg reads, cut into clips of some frames), arrays (safetensors files of latents or "
+         "pixels with text embeddings) or shapes (generated clips of coloured shapes in motion, no "
+         "INPUT). INPUT is a file or a folder; of images and videos the names of its sub-folders "
+         "are classes, whose words become text embeddings.",
+     .options = data_options,
+     .least = 2,
+     .most = 1 << 20,
+     .is_local = true,
+     .run = run_data},
     {0}};
 
 const command_row *find_command(const char *name)

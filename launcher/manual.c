@@ -137,6 +137,10 @@ void print_manual(void)
          "train with 4 ranks, two pipelines of two stages");
     item("heddle-run -np 4 generate config.json --layout.pipeline=4 --prompt 'Once upon'", "",
          "let the newest checkpoint of that run write");
+    item("heddle-run -np 4 sample config.json --layout.pipeline=4 --sample.inputs=texts "
+         "--sample.seeds=1,2",
+         "",
+         "two videos of each text embedding in a folder, with the newest checkpoint of that run");
     item("heddle plan config.json --model.preset=gpt2-xl --ranks 64 --layout.pipeline=16", "",
          "see what each of 64 ranks would hold");
     item("heddle inspect runs/default", "", "what a run has come to");

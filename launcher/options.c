@@ -96,6 +96,40 @@ static bool parse_count(const char *text, int64_t most, int64_t *out)
     return errno == 0 && end != text && *end == '\0' && value >= 1 && value <= most;
 }
 
+static bool parse_rate(const char *text, double *out)
+{
+    char *end;
+    *out = strtod(text, &end);
+    return end != text && *end == '\0' && *out > 0 && *out <= 1000;
+}
+
+/* An option of `heddle data` into its place; false if it is none. */
+static bool parse_data_option(int key, const char *text, struct argp_state *state,
+                              hd_data_options *out)
+{
+    enum { MOST = 1 << 30 };
+    int64_t seed = 0, *place = NULL;
+    switch (key) {
+    case KEY_WIDTH: place = &out->width; break;
+    case KEY_HEIGHT: place = &out->height; break;
+    case KEY_FRAMES: place = &out->frames; break;
+    case KEY_STRIDE: place = &out->stride; break;
+    case KEY_SAMPLES: place = &out->samples; break;
+    case KEY_TEXT_COLUMNS: place = &out->text_columns; break;
+    case KEY_SEED: place = &seed; break;
+    case KEY_FPS:
+        if (!parse_rate(text, &out->fps))
+            argp_error(state, "--fps is '%s', want a number above 0 and up to 1000", text);
+        return true;
+    default: return false;
+    }
+    const bool is_zero_seed = key == KEY_SEED && strcmp(text, "0") == 0;
+    if (!is_zero_seed && !parse_count(text, MOST, place))
+        argp_error(state, "'%s' is not what the option takes, an integer from 1 to %d", text, MOST);
+    if (key == KEY_SEED) out->seed = (uint64_t)seed;
+    return true;
+}
+
 static error_t parse_option(int key, char *text, struct argp_state *state)
 {
     job_request *request = state->input;
@@ -105,6 +139,8 @@ static error_t parse_option(int key, char *text, struct argp_state *state)
     case 'v': request->verbose = true; return 0;
     case KEY_SHOW_CONFIG: request->show_config = true; return 0;
     case KEY_PRINT: request->print = true; return 0;
+    case KEY_SAMPLE: request->sample = true; return 0;
+    case KEY_EMA: request->ema = true; return 0;
     case KEY_DIRECTORY: request->directory = text; return 0;
     case KEY_SHARE_GPU: request->share_gpu = true; return 0;
     case KEY_PROMPT: request->prompts[request->prompt_count++] = text; return 0;
@@ -126,7 +162,7 @@ static error_t parse_option(int key, char *text, struct argp_state *state)
         if (request->argument_count < request->command->least)
             argp_error(state, "want %s", request->command->arguments);
         return 0;
-    default: return ARGP_ERR_UNKNOWN;
+    default: return parse_data_option(key, text, state, &request->data) ? 0 : ARGP_ERR_UNKNOWN;
     }
 }
 

@@ -185,6 +185,7 @@ static void merge(reducer *r)
 static void check_gradients(hd_program *program, int index, const hdi_layout *layout)
 {
     for (int u = 0; u < program->use_count; u++) {
+        if (program->uses[u].options.frozen) continue;
         int entry = hdi_layout_find(layout, program->uses[u].name);
         bool found = false;
         for (int i = 0; i < layout->instance_count; i++)

@@ -27,6 +27,9 @@ typedef struct hd_generator_options {
     int slots; /* sequences in flight on each data rank, at most 256; zero: twice the stages. Fewer
                   if the budget does not hold their caches. */
     size_t budget, foreign; /* bytes of device memory; zero budget: no limit */
+    hd_residency
+        residency;   /* of weights; AUTO: on the host only where one sequence does not fit else */
+    int host_blocks; /* as hd_plan_options has it */
 } hd_generator_options;
 
 /* Build and plan; allocates host memory only. HD_ERROR_BUDGET if not even one sequence in flight

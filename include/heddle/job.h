@@ -54,7 +54,8 @@ typedef struct hd_train_result {
     int64_t steps;             /* at the end, those before a resume included */
     double loss;               /* of the last step */
     double validation_loss;    /* of the last validation; NaN if there was none */
-    double entropy;            /* of the corpus: nats per token of its unigram distribution */
+    double entropy;            /* of a corpus: nats per token of its unigram distribution; of
+                                  videos NaN */
     double first_step_seconds; /* from the start of the process to the end of the first step */
     double tokens_per_second;  /* over all steps but the first */
     uint64_t weights_hash;
@@ -73,6 +74,28 @@ HD_API hd_status hd_train_run(const hd_config *config, hd_progress_fn progress, 
  * each prompt's text when it is done, in prompt order. Collective. */
 HD_API hd_status hd_generate_run(const hd_config *config, hd_write_fn write, void *user);
 
+typedef struct hd_sample_result {
+    int videos;
+    int64_t steps;        /* of all videos together, in this run */
+    double seconds;       /* of them */
+    double utilisation;   /* share of the steps' time in which ranks computed, over all of them */
+    char directory[1024]; /* of the results */
+} hd_sample_result;
+
+/* Make a video for every input and seed with the ranks as pipeline stages: latents as safetensors in
+ * sample.directory, and pictures where latents are pixels. Takes up what an earlier run, on any layout,
+ * has left there of the same videos. `progress` may be NULL; losses in it are NaN, what it returns is
+ * not looked at. Collective; ranks that fail alone do as in hd_train_run. */
+HD_API hd_status hd_sample_run(const hd_config *config, hd_progress_fn progress, void *user,
+                               hd_sample_result *out);
+
+/* Plan the sampling of a video model for `ranks` ranks without running it or reading weights: what memory
+ * holds in both phases, and the FLOPs of a step. sample.inputs are not read: texts have
+ * sample.text_tokens tokens. `print` also lists every op with its addresses. Local.
+ * HD_ERROR_BUDGET if it does not fit. */
+HD_API hd_status hd_sample_plan_run(const hd_config *config, int ranks, bool print,
+                                    hd_write_fn write, void *user);
+
 /* Plan the training for `ranks` ranks without running it: tables per pipeline stage, costs, the
  * schedule's bubble, collectives of all ranks matched. Writes plan.json and plan.svg into
  * `directory` unless it is NULL. `print` also lists every op with its addresses. Local: no MPI, no memory
@@ -83,10 +106,41 @@ HD_API hd_status hd_plan_run(const hd_config *config, int ranks, const char *dir
 /* Describe a safetensors file, a folder of them, a checkpoint, or a run directory. Local. */
 HD_API hd_status hd_inspect_run(const char *path, hd_write_fn write, void *user);
 
-/* Write the weights of a checkpoint as a Hugging Face folder (config.json and safetensors, in
- * shards of at most `shard_bytes`; zero: 5 GB). Local. */
-HD_API hd_status hd_convert_run(const char *checkpoint, const char *directory, int64_t shard_bytes,
-                                hd_write_fn write, void *user);
+typedef struct hd_convert_options {
+    int64_t shard_bytes; /* most bytes of a file; zero: 5 GB */
+    bool ema;            /* the average of the weights (train.ema) in place of them */
+} hd_convert_options;
+
+/* Write the weights of a checkpoint as a Hugging Face folder: config.json and safetensors. `options`
+ * may be NULL. Local. */
+HD_API hd_status hd_convert_run(const char *checkpoint, const char *directory,
+                                const hd_convert_options *options, hd_write_fn write, void *user);
+
+/* What `heddle data` makes a data set of. Zero means default. */
+typedef struct hd_data_options {
+    const char *kind;          /* "shapes", "images", "videos" or "arrays" */
+    const char *const *inputs; /* files and folders; shapes take none */
+    int input_count;
+    const char *output;    /* folder of the data set; must hold none yet */
+    int64_t width, height; /* pictures are scaled and cut to it; default: images as they are, 24 for
+                              shapes; videos need it */
+    int64_t frames;        /* of a clip; default 8 */
+    int64_t stride;        /* videos: each so-manieth frame is taken; default 1 */
+    double fps;            /* videos: frames a second before the stride, default those of the file;
+                              shapes: 8; arrays: what is noted */
+    int64_t samples;       /* shapes: clips; default 1024 */
+    uint64_t seed;         /* shapes */
+    int64_t text_columns;  /* of the texts made from names of classes; default 32 */
+    int64_t shard_bytes;   /* of a file; default 512 MiB */
+} hd_data_options;
+
+/* Make a data set (the format is in docs/guide/04-files.md) of
+ * "shapes": generated clips of coloured shapes in motion, functions of (seed, index);
+ * "images": PNG files; "videos": what ffmpeg reads, cut into clips, for which ffmpeg must be in PATH
+ * (HD_ERROR_UNSUPPORTED); sub-folders' names become classes, and their words texts;
+ * "arrays": safetensors files of latents or pixels with text embeddings.
+ * On success `output` holds the set, on failure nothing of it. Local. */
+HD_API hd_status hd_data_run(const hd_data_options *options, hd_write_fn write, void *user);
 
 #ifdef __cplusplus
 }

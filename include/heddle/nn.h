@@ -44,16 +44,23 @@ typedef enum hd_split {
 typedef struct hd_linear_part {
     const char *name;
     int64_t outputs;
+
+    /* As in hd_parameter_part: dims of the file's weight, of which this is a block from these
+     * outputs and inputs on. The file's bias is [file_dims[0]]. */
+    int file_rank;
+    int64_t file_dims[HD_MAX_DIMS];
+    int64_t first_output, first_input;
 } hd_linear_part;
 
 typedef struct hd_linear_options {
     const char *name;
     int64_t outputs;
     bool bias;
-    double std;         /* of the weight's first values; zero means 0.02; biases start at 0 */
+    double std; /* of the weight's first values; zero means 0.02, < 0 all 0; biases start at 0 */
     const char *weight; /* name of a weight shared with another layer, instead of "<name>.weight" */
     bool transposed;    /* files hold the weight as [inputs, outputs]: GPT-2's Conv1D */
     hd_split split;
+    hd_tensor add; /* of the result's shape, added to it; in its place if nobody else needs it */
     int parts; /* 0: files hold one layer called `name`; else their outputs add up to `outputs` */
     hd_linear_part part[HD_MAX_PARTS];
 } hd_linear_options;

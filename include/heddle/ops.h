@@ -62,6 +62,13 @@ typedef struct hd_attention_options {
     bool causal;
     double scale; /* zero means 1 / sqrt(head_dim) */
 
+    /* hd_attention only. Sequences may lie token by token between one another (frames of each
+     * place of a video): of each run of tokens * interleave rows, row r is token r / interleave of
+     * sequence r % interleave. Zero means 1: one after another. */
+    int64_t interleave;
+    hd_tensor counts; /* I32 [sequences]: valid first tokens of each sequence, not causal only; the
+                         others' results are zero and nobody sees them. Invalid: all */
+
     /* Cached attention only. */
     int64_t capacity;          /* positions of the caches */
     hd_tensor position, count; /* I32 [1]: of the first row, and of valid rows */
@@ -89,6 +96,9 @@ HD_API hd_tensor hd_cross_entropy(hd_program *program, hd_tensor logits, hd_tens
 
 /* Row *count - 1 of x [rows, columns]: [1, columns]. `count` is I32 [1]. No gradient. */
 HD_API hd_tensor hd_select_last(hd_program *program, hd_tensor x, hd_tensor count);
+
+/* The elements of x, in their order, under other dims. */
+HD_API hd_tensor hd_reshape(hd_program *program, hd_tensor x, int rank, const int64_t *dims);
 
 #ifdef __cplusplus
 }

@@ -15,6 +15,7 @@ extern "C" {
 
 typedef enum hd_region {
     HD_REGION_WEIGHTS,
+    HD_REGION_STREAMED, /* slots for weights that stay on the host */
     HD_REGION_OPTIMIZER,
     HD_REGION_STATE, /* tables, KV caches */
     HD_REGION_GRADIENTS,
@@ -28,10 +29,27 @@ typedef enum hd_region {
 
 typedef struct hd_plan hd_plan;
 
+/* Where the weights of blocks are. A block is a scope without scopes inside, such as a transformer
+ * layer; weights that ops outside it read, too, are always resident. Results are the same bits. */
+typedef enum hd_residency {
+    HD_RESIDENCY_RESIDENT, /* in device memory */
+    HD_RESIDENCY_HOST,     /* in pinned host memory, copied in while the blocks before compute */
+    HD_RESIDENCY_AUTO      /* on the host as few blocks as the budget allows; none without one */
+} hd_residency;
+
+enum { HD_STREAM_SLOTS = 8 };
+
 typedef struct hd_plan_options {
     size_t budget;       /* bytes of device memory, foreign included; zero: no limit */
     size_t foreign;      /* bytes that others will take */
     int gradient_levels; /* buffers of partial gradient sums; zero means 1 */
+
+    hd_residency residency; /* but for RESIDENT: of plans whose programs are forwards alone */
+    int host_blocks;        /* HOST: so many, or all if there are fewer; zero: all */
+    int stream_slots; /* blocks from the host that have room on the device, at most HD_STREAM_SLOTS;
+                         zero means 2. AUTO takes 1 where nothing else fits: copies then wait. */
+    double link_rate; /* bytes a second from host to device; zero means 25e9 (PCIe 4.0 x16) */
+    double compute_rate; /* FLOPs a second; zero means 100e12. Both are for hd_plan_streaming. */
 } hd_plan_options;
 
 /* How a program takes part. Zeros mean 1 slot, group 0. */
@@ -50,7 +68,8 @@ HD_API hd_status hd_plan_add(hd_plan *plan, hd_program *program,
                              const hd_plan_program_options *options);
 
 /* Place everything and verify it: no two live tensors share bytes, every pair of ops that touch
- * the same bytes is ordered. HD_ERROR_BUDGET if it does not fit, with a table of regions. */
+ * the same bytes is ordered. HD_ERROR_BUDGET if it does not fit, with a table of regions; it needs
+ * what it says there, with HD_RESIDENCY_AUTO at least. */
 HD_API hd_status hd_plan_finish(hd_plan *plan);
 HD_API void hd_plan_destroy(hd_plan *plan); /* takes NULL; programs stay */
 
@@ -60,6 +79,18 @@ HD_API size_t hd_plan_region_bytes(const hd_plan *plan, hd_region region);
 HD_API size_t hd_plan_arena_bytes(const hd_plan *plan);
 HD_API size_t hd_plan_total_bytes(const hd_plan *plan);
 HD_API const char *hd_region_name(hd_region region);
+
+/* What streaming takes, by the rates of the options. Zeros if all weights are resident. */
+typedef struct hd_streaming {
+    int blocks, host_blocks, slots;
+    size_t host_bytes; /* of pinned host memory */
+    size_t run_bytes;  /* copied in by a run that follows one of the same program */
+    double copy_seconds, compute_seconds;
+    double exposed_seconds; /* in which computation waits for copies */
+} hd_streaming;
+
+/* For runs of `program`, which is in the finished plan, one after another. */
+HD_API void hd_plan_streaming(const hd_plan *plan, const hd_program *program, hd_streaming *out);
 
 /* The plan as text: a table of regions, then each program with every op's tensors and addresses. */
 HD_API void hd_plan_print(const hd_plan *plan, hd_write_fn write, void *user);

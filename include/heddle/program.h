@@ -82,7 +82,12 @@ HD_API hd_tensor hd_state(hd_program *program, const char *name, hd_dtype dtype,
 HD_API hd_tensor hd_output(hd_program *program, hd_tensor x, const char *name);
 
 /* How a parameter's values are first made: a function of (seed, global name, element index). */
-typedef enum hd_init { HD_INIT_ZEROS, HD_INIT_ONES, HD_INIT_NORMAL } hd_init;
+typedef enum hd_init {
+    HD_INIT_ZEROS,
+    HD_INIT_ONES,
+    HD_INIT_NORMAL,
+    HD_INIT_ROTARY /* 10000^(-i / elements): rotary frequencies */
+} hd_init;
 
 /* A parameter may be stored in a file as several tensors stacked along its first dim (q, k and v
  * of a fused projection), each possibly transposed there (GPT-2's Conv1D). */
@@ -90,6 +95,13 @@ typedef struct hd_parameter_part {
     const char *name; /* global name in files, without scopes' prefix if it starts with '/' */
     int64_t rows;     /* of the parameter's first dim */
     bool transposed;  /* the file holds [inputs, outputs] */
+
+    /* Where the part is a block of a larger tensor, or has other dims there: that tensor's dims,
+     * taken as a matrix of dims[0] rows and the product of the others as columns, and the block's
+     * corner in it. file_rank 0: the tensor is the part. Not together with `transposed`. */
+    int file_rank;
+    int64_t file_dims[HD_MAX_DIMS];
+    int64_t first_row, first_column;
 } hd_parameter_part;
 
 enum { HD_MAX_PARTS = 4 };
@@ -103,6 +115,7 @@ typedef struct hd_parameter_options {
     bool transposed; /* in files, when there are no parts */
     int parts;       /* 0: stored as one tensor called `name` */
     hd_parameter_part part[HD_MAX_PARTS];
+    bool frozen;        /* keeps its values in training; no op may read it there */
     hd_axis split_axis; /* HD_AXIS_NONE: whole on every rank */
     int split_dim;
 } hd_parameter_options;

@@ -48,8 +48,9 @@ typedef enum hd_device_transport {
  * either of the two, sessions first. Collective over the mesh. */
 HD_API hd_status hd_mesh_attach(hd_mesh *mesh, hd_context *context, hd_device_transport transport);
 
-/* Reserve the arena of a finished plan, make tables and clear states. `context`, `plan` and `mesh`
- * (NULL: one rank) are borrowed and must outlive the session. Local. */
+/* Reserve the arena of a finished plan, and pinned host memory for weights that stay there; make
+ * tables and clear states. `context`, `plan` and `mesh` (NULL: one rank) are borrowed and must
+ * outlive the session. Local. */
 HD_API hd_status hd_session_create(hd_context *context, const hd_plan *plan, const hd_mesh *mesh,
                                    hd_session **out);
 HD_API void hd_session_destroy(hd_session *session); /* takes NULL */
@@ -70,11 +71,13 @@ typedef enum hd_phase { HD_PHASE_FORWARD, HD_PHASE_BACKWARD } hd_phase;
 /* One run of one phase of a program. */
 typedef struct hd_session_run_options {
     hd_phase phase;
-    int micro_batch; /* chooses the slots */
-    bool accumulate; /* backward: add to the gradients of earlier micro-batches */
-    bool last;       /* backward: the step's last micro-batch; gradients travel now */
-    int level;       /* backward: gradient level that the micro-batch writes */
-    int folds;       /* backward: how often it is then joined with the level below */
+    int micro_batch;        /* chooses the slots */
+    bool accumulate;        /* backward: add to the gradients of earlier micro-batches */
+    bool last;              /* backward: the step's last micro-batch; gradients travel now */
+    int level;              /* backward: gradient level that the micro-batch writes */
+    int folds;              /* backward: how often it is then joined with the level below */
+    const hd_program *next; /* what runs next, whose first weights from the host are copied in
+                               already; NULL: the same program again */
 } hd_session_run_options;
 
 /* Queue the ops of a phase. Communication may still be under way on return: hd_session_drain.

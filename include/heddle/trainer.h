@@ -27,14 +27,25 @@ typedef enum hd_master {
     HD_MASTER_REMAINDER /* BF16 only: the 16 bits that the weight leaves of the fp32 value: 2 bytes */
 } hd_master;
 
+/* A size of what one step works on. All ranks take the same one at a step, so that none waits for
+ * another's longer work; shapes share weights, gradients and, one after another, the scratch. */
+typedef struct hd_trainer_shape {
+    int64_t sequences;    /* of a micro-batch */
+    int64_t tokens;       /* of a sequence: token models */
+    hd_video_shape video; /* video models */
+    int accumulate;       /* micro-batches a step on each data rank; zero means 1 */
+} hd_trainer_shape;
+
 typedef struct hd_trainer_options {
     hd_build_fn build; /* called several times, for whole stages and for single layers */
     void *user;        /* borrowed */
     int layers;
-    const hd_mesh *mesh;       /* borrowed; a fake one serves planning only */
-    const hd_backend *backend; /* that will run it, of hd_context_backend; NULL: the CPU's */
-    int64_t sequences, tokens; /* of a micro-batch */
-    int accumulate;            /* micro-batches a step on each data rank; zero means 1 */
+    const hd_mesh *mesh;            /* borrowed; a fake one serves planning only */
+    const hd_backend *backend;      /* that will run it, of hd_context_backend; NULL: the CPU's */
+    int64_t sequences, tokens;      /* of a micro-batch, where there are no shapes */
+    int accumulate;                 /* micro-batches a step on each data rank; zero means 1 */
+    const hd_trainer_shape *shapes; /* [shape_count], copied; layers are balanced for the first */
+    int shape_count;                /* zero: one, of sequences, tokens and accumulate */
     const char
         *schedule; /* "gpipe", "1f1b", "interleaved"; NULL: 1f1b, interleaved if chunks > 1 */
     int chunks;    /* virtual stages per pipeline rank; zero means 1 */
@@ -50,7 +61,10 @@ typedef struct hd_trainer_options {
     int loss_scale_steps; /* F16: the scale doubles after so many steps without overflow; zero: 1000 */
     hd_adamw_options adamw;
     float clip_norm;      /* global gradient norm; zero: no clipping */
-    int validate_batches; /* micro-batches of a validation on each data rank; zero: none */
+    float ema_decay;      /* of an fp32 average of the weights, split as the optimizer state is;
+                             zero: none */
+    bool ema_warmup;      /* update t decays by (1 + t) / (10 + t), if that is less */
+    int validate_batches; /* micro-batches of a validation of a shape on each data rank; zero: none */
 } hd_trainer_options;
 
 /* Fills an input of one micro-batch: `name` as the model declared it, `global_batch` counts
@@ -59,8 +73,8 @@ typedef hd_status (*hd_feed_fn)(void *user, const char *name, int64_t global_bat
                                 size_t bytes);
 
 typedef struct hd_step_result {
-    double loss;       /* mean over the step's tokens */
-    double tokens;     /* that counted: targets that are not ignored */
+    double loss;       /* mean over the step's tokens; of video models, over latents' elements */
+    double tokens;     /* that counted: targets that are not ignored; elements of the velocity */
     double grad_norm;  /* before clipping, of the mean loss; 0 from hd_trainer_validate */
     double loss_scale; /* of the step's gradients, divided out of everything here; 1 unless F16 */
     bool skipped;      /* loss or norm was not finite: nothing was updated, on any rank. In F16 the
@@ -83,9 +97,16 @@ HD_API hd_status hd_trainer_start(hd_trainer *trainer, hd_context *context, uint
 HD_API hd_status hd_trainer_step(hd_trainer *trainer, double learning_rate, hd_feed_fn feed,
                                  void *user, hd_step_result *out);
 
+/* The same on shape number `shape`, which all ranks must give alike. */
+HD_API hd_status hd_trainer_step_shape(hd_trainer *trainer, int shape, double learning_rate,
+                                       hd_feed_fn feed, void *user, hd_step_result *out);
+
 /* Mean loss over validate_batches micro-batches of each data rank; changes nothing. Collective. */
 HD_API hd_status hd_trainer_validate(hd_trainer *trainer, hd_feed_fn feed, void *user,
                                      hd_step_result *out);
+
+HD_API hd_status hd_trainer_validate_shape(hd_trainer *trainer, int shape, hd_feed_fn feed,
+                                           void *user, hd_step_result *out);
 
 /* The session, for reading tensors and the high-water mark; borrowed, NULL before start. Local. */
 HD_API hd_session *hd_trainer_session(hd_trainer *trainer);

@@ -8,6 +8,8 @@
 #include <heddle/dtype.h>
 #include <heddle/op.h>
 
+#include "backend/diffusion.h"
+
 /* One device of this process, made by a backend's open. */
 typedef struct hdi_device hdi_device;
 
@@ -157,6 +159,11 @@ typedef struct hdi_attention_args {
     int64_t q_stride, k_stride, v_stride, out_stride;
     float scale;
     bool causal, exact; /* exact: the gradient is bit-equal from run to run */
+    /* Sequences that lie token by token between one another (0 or 1: one after another): token t of
+     * sequence b is row (b / interleave) * tokens * interleave + t * interleave + b % interleave. */
+    int64_t interleave;
+    const int32_t *counts; /* [batch] on the device: valid first tokens of each sequence, as queries
+                              and as keys; the others' out and gradients are zero. NULL: all */
     const void *q, *k, *v;
     void *out;
     float *lse; /* [batch, heads, tokens] natural log-sum-exp; NULL if not wanted */
@@ -217,12 +224,25 @@ typedef struct hdi_adamw_args {
     float beta1, beta2, epsilon, weight_decay;
 } hdi_adamw_args;
 
+/* average += share[0] * (value - average), element by element; the values are fp32, or put together
+ * from BF16 weights and remainders as hdi_adamw_args has them. */
+typedef struct hdi_average_args {
+    int64_t elements;
+    const float *values; /* or */
+    const void *weights;
+    const int16_t *remainder;
+    const float *share; /* one element on the device */
+    float *average;
+} hdi_average_args;
+
 /* Elements in a block of sum_of_squares: shards and norms are cut at multiples of it. */
 enum { HDI_BLOCK_ELEMENTS = 4096 };
 
 typedef struct hdi_memory_info {
     size_t free_bytes, total_bytes;
 } hdi_memory_info;
+
+enum { HDI_FETCH_SLOTS = 8 };
 
 struct hd_backend {
     const char *name; /* "cpu" or "cuda" */
@@ -243,6 +263,13 @@ struct hd_backend {
     hd_status (*copy)(hd_stream *stream, void *out, const void *x, size_t bytes);
     hd_status (*zero)(hd_stream *stream, void *out, size_t bytes);
     hd_status (*synchronize)(hd_stream *stream);
+
+    /* Copies from pinned host memory beside `stream`, one after another. fetch begins when all that was
+     * queued on `stream` before it is done; what is queued after await begins when the last fetch of
+     * that slot (of HDI_FETCH_SLOTS) is done. release of the arena waits for them. */
+    hd_status (*fetch)(hd_stream *stream, int slot, void *device_memory, const void *host,
+                       size_t bytes);
+    hd_status (*await)(hd_stream *stream, int slot);
 
     /* Computation, queued on `stream`. */
     hd_status (*gemm)(hd_stream *stream, const hdi_gemm_args *args);
@@ -272,6 +299,30 @@ struct hd_backend {
     size_t (*attention_cached_workspace)(const hdi_attention_cached_args *args);
     hd_status (*cross_entropy)(hd_stream *stream, const hdi_cross_entropy_args *args);
 
+    /* Diffusion transformers. */
+    hd_status (*sinusoid)(hd_stream *stream, const hdi_sinusoid_args *args);
+    hd_status (*modulate)(hd_stream *stream, const hdi_modulate_args *args);
+    hd_status (*modulate_gradient)(hd_stream *stream, const hdi_modulate_gradient_args *args);
+    size_t (*modulate_gradient_workspace)(const hdi_modulate_gradient_args *args); /* shape only */
+    hd_status (*modulation_gradient)(hd_stream *stream, const hdi_modulation_gradient_args *args);
+    hd_status (*add_rows)(hd_stream *stream, const hdi_add_rows_args *args);
+    hd_status (*add_rows_gradient)(hd_stream *stream, const hdi_add_rows_gradient_args *args);
+    hd_status (*copy_blocks)(hd_stream *stream, const hdi_copy_blocks_args *args);
+    hd_status (*joint_qkv)(hd_stream *stream, const hdi_joint_qkv_args *args);
+    hd_status (*joint_qkv_gradient)(hd_stream *stream, const hdi_joint_qkv_gradient_args *args);
+    hd_status (*cross_attention)(hd_stream *stream, const hdi_cross_attention_args *args);
+    hd_status (*cross_attention_gradient)(hd_stream *stream, const hdi_cross_attention_args *args);
+    size_t (*cross_attention_workspace)(const hdi_cross_attention_args *args); /* shape only */
+    size_t (*cross_attention_gradient_workspace)(const hdi_cross_attention_args *args);
+    hd_status (*patchify)(hd_stream *stream, const hdi_patch_args *args);   /* video to rows */
+    hd_status (*unpatchify)(hd_stream *stream, const hdi_patch_args *args); /* rows to video */
+    hd_status (*squared_error)(hd_stream *stream, const hdi_squared_error_args *args);
+    size_t (*squared_error_workspace)(int64_t rows, int64_t columns);
+    hd_status (*mean_rows)(hd_stream *stream, const hdi_mean_rows_args *args);
+    /* out = counts + more. */
+    hd_status (*raise_counts)(hd_stream *stream, int64_t elements, const int32_t *counts,
+                              int64_t more, int32_t *out);
+
     /* out = x + y; out may alias either. */
     hd_status (*add)(hd_stream *stream, hd_dtype dtype, int64_t elements, const void *x,
                      const void *y, void *out);
@@ -288,6 +339,7 @@ struct hd_backend {
     hd_status (*tree_sum)(hd_stream *stream, const float *x, int64_t stride, int parts,
                           int64_t elements, float *out);
     hd_status (*adamw)(hd_stream *stream, const hdi_adamw_args *args);
+    hd_status (*average)(hd_stream *stream, const hdi_average_args *args);
     /* 16-bit weights of fp32 values, rounded as adamw does; BF16: the remainder, if not NULL. */
     hd_status (*split_weights)(hd_stream *stream, hd_dtype dtype, int64_t elements,
                                const float *values, void *weights, int16_t *remainder);

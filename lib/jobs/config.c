@@ -57,7 +57,7 @@ hd_status hd_config_print(const hd_config *config, hd_write_fn write, void *user
 
 /* Options are made once from the schema into static memory, so that borrowed pointers stay good and
  * asking for them cannot fail. A test checks that every row has its place and no text is cut. */
-enum { MOST_OPTIONS = 128, VALUE_BYTES = 80 };
+enum { MOST_OPTIONS = 192, VALUE_BYTES = 80 };
 static hd_config_option options[MOST_OPTIONS];
 static char values[MOST_OPTIONS][VALUE_BYTES];
 static pthread_once_t options_made = PTHREAD_ONCE_INIT;

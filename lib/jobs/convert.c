@@ -20,10 +20,12 @@ typedef struct conversion {
     hd_model *model;
     hd_program *program; /* the whole model, which declares all parameters */
     const hd_parameter_options **parameters;
-    int *shards; /* of each parameter; owned */
-    int count, shard_count;
-    int64_t bytes; /* of all parameters */
-    const char *folder;
+    int count;
+    hdi_model_tensor *tensors; /* owned */
+    int *shards;               /* of each tensor; owned */
+    int tensor_count, shard_count;
+    int64_t bytes;             /* of all tensors */
+    const char *folder, *kind; /* "weights" or "ema" */
 } conversion;
 
 static hd_status out_of_memory(void)
@@ -54,12 +56,7 @@ static hd_status open_model(conversion *it)
     if (status == HD_OK)
         status = hd_program_create(&(hd_program_options){.name = "convert"}, &it->program);
     if (status != HD_OK) return status;
-    const hd_stage whole = {.purpose = HD_PURPOSE_EVALUATE,
-                            .layers = hd_model_layers(it->model),
-                            .first = true,
-                            .last = true,
-                            .sequences = 1,
-                            .tokens = 1};
+    const hd_stage whole = hdi_model_whole(it->model, HD_PURPOSE_EVALUATE);
     hd_model_build(it->model, it->program, &whole, (hd_tensor){0});
     return hd_program_finish(it->program);
 }
@@ -71,26 +68,33 @@ static bool is_listed(const conversion *it, const char *name)
     return false;
 }
 
-/* Each parameter once, checked against the checkpoint, and put into shards in order. */
-static hd_status list_parameters(conversion *it, int64_t shard_bytes)
+/* Each parameter once. */
+static hd_status list_parameters(conversion *it)
 {
-    const size_t most = (size_t)it->program->use_count + 1;
-    it->parameters = hdi_alloc_array(most, sizeof *it->parameters);
-    it->shards = hdi_alloc_array(most, sizeof *it->shards);
-    if (!it->parameters || !it->shards) return out_of_memory();
-    int64_t in_shard = 0;
+    it->parameters = hdi_alloc_array((size_t)it->program->use_count + 1, sizeof *it->parameters);
+    if (!it->parameters) return out_of_memory();
     for (int i = 0; i < it->program->use_count; i++) {
         const hd_parameter_options *parameter = &it->program->uses[i].options;
-        if (is_listed(it, parameter->name)) continue;
-        const int64_t bytes = elements_of(parameter) * (int64_t)sizeof(float);
-        if (it->count == 0 || in_shard + bytes > shard_bytes) {
+        if (!is_listed(it, parameter->name)) it->parameters[it->count++] = parameter;
+    }
+    return hdi_model_list_tensors(it->parameters, it->count, &it->tensors, &it->tensor_count);
+}
+
+/* Put the tensors into shards, in order. */
+static hd_status cut_shards(conversion *it, int64_t shard_bytes)
+{
+    it->shards = hdi_alloc_array((size_t)it->tensor_count + 1, sizeof *it->shards);
+    if (!it->shards) return out_of_memory();
+    int64_t in_shard = 0;
+    for (int i = 0; i < it->tensor_count; i++) {
+        const int64_t bytes = it->tensors[i].elements * (int64_t)sizeof(float);
+        if (i == 0 || in_shard + bytes > shard_bytes) {
             it->shard_count++;
             in_shard = 0;
         }
         in_shard += bytes;
         it->bytes += bytes;
-        it->shards[it->count] = it->shard_count - 1;
-        it->parameters[it->count++] = parameter;
+        it->shards[i] = it->shard_count - 1;
     }
     return HD_OK;
 }
@@ -103,24 +107,37 @@ static void shard_name(const conversion *it, int shard, char out[64])
         snprintf(out, 64, "model-%05d-of-%05d.safetensors", shard + 1, it->shard_count);
 }
 
-static hd_status write_parameter(conversion *it, hdi_safetensors_writer *writer,
-                                 const hd_parameter_options *parameter)
+/* hdi_model_values_fn: of the checkpoint. */
+static hd_status read_values(void *user, int parameter, int64_t first, int64_t count, float *out)
 {
-    const int64_t elements = elements_of(parameter);
-    char *name = hdi_format("weights/%s", parameter->name);
-    float *values = hdi_alloc_array((size_t)elements, sizeof *values);
-    hd_status status = name && values ? HD_OK : out_of_memory();
-    const hdi_checkpoint_tensor *tensor =
-        status == HD_OK ? hdi_checkpoint_find(it->checkpoint, name) : NULL;
-    if (status == HD_OK && (!tensor || tensor->elements != elements))
-        status = hdi_error(
-            HD_ERROR_FORMAT, "%s: tensor \"%s\" has %" PRId64 " elements, want %" PRId64,
-            hdi_checkpoint_folder(it->checkpoint), name, tensor ? tensor->elements : 0, elements);
-    if (status == HD_OK)
-        status = hdi_checkpoint_read(it->checkpoint, name, 0, elements, HD_DTYPE_F32, values);
-    if (status == HD_OK) status = hdi_model_write_parameter(writer, parameter, values);
-    hdi_free(values);
+    const conversion *it = user;
+    const hd_parameter_options *options = it->parameters[parameter];
+    const int64_t elements = elements_of(options);
+    char *name = hdi_format("%s/%s", it->kind, options->name);
+    if (!name) return out_of_memory();
+    const hdi_checkpoint_tensor *tensor = hdi_checkpoint_find(it->checkpoint, name);
+    hd_status status =
+        tensor && tensor->elements == elements
+            ? hdi_checkpoint_read(it->checkpoint, name, first, count, HD_DTYPE_F32, out)
+            : hdi_error(HD_ERROR_FORMAT,
+                        "%s: tensor \"%s\" has %" PRId64 " elements, want %" PRId64,
+                        hdi_checkpoint_folder(it->checkpoint), name, tensor ? tensor->elements : 0,
+                        elements);
     hdi_free(name);
+    return status;
+}
+
+static hd_status write_tensor(conversion *it, hdi_safetensors_writer *writer,
+                              const hdi_model_tensor *tensor)
+{
+    float *values = hdi_alloc_array((size_t)tensor->elements, sizeof *values);
+    hd_status status = values ? HD_OK : out_of_memory();
+    if (status == HD_OK)
+        status = hdi_model_fill_tensor(tensor, it->parameters, it->count, read_values, it, values);
+    if (status == HD_OK)
+        status =
+            hdi_safetensors_writer_write(writer, values, (size_t)tensor->elements * sizeof *values);
+    hdi_free(values);
     return status;
 }
 
@@ -128,14 +145,15 @@ static hd_status write_tensors(conversion *it, int shard, hdi_safetensors_writer
                                const char *path)
 {
     HD_RETURN_IF_ERROR(hdi_safetensors_writer_metadata(writer, "format", "pt"));
-    for (int i = 0; i < it->count; i++)
+    for (int i = 0; i < it->tensor_count; i++)
         if (it->shards[i] == shard)
-            HD_RETURN_IF_ERROR(hdi_model_declare_parameter(writer, it->parameters[i]));
+            HD_RETURN_IF_ERROR(hdi_safetensors_writer_tensor(writer, it->tensors[i].name,
+                                                             HD_DTYPE_F32, it->tensors[i].rank,
+                                                             it->tensors[i].dims));
     HD_RETURN_IF_ERROR(hdi_safetensors_writer_prepare(writer));
     HD_RETURN_IF_ERROR(hdi_safetensors_writer_begin(writer, path));
-    for (int i = 0; i < it->count; i++)
-        if (it->shards[i] == shard)
-            HD_RETURN_IF_ERROR(write_parameter(it, writer, it->parameters[i]));
+    for (int i = 0; i < it->tensor_count; i++)
+        if (it->shards[i] == shard) HD_RETURN_IF_ERROR(write_tensor(it, writer, &it->tensors[i]));
     return hdi_safetensors_writer_end(writer);
 }
 
@@ -175,24 +193,32 @@ static hd_status write_index(const conversion *it)
     hdi_text_printf(&text, "{\n  \"metadata\": {\"total_size\": %" PRId64 "},\n  \"weight_map\": {",
                     it->bytes);
     const char *separator = "";
-    for (int i = 0; i < it->count; i++) {
-        const hd_parameter_options *parameter = it->parameters[i];
+    for (int i = 0; i < it->tensor_count; i++) {
         char file[64];
         shard_name(it, it->shards[i], file);
-        const int parts = parameter->parts ? parameter->parts : 1;
-        for (int part = 0; part < parts; part++) {
-            hdi_text_printf(&text, "%s\n    ", separator);
-            hdi_text_append_json(&text,
-                                 parameter->parts ? parameter->part[part].name : parameter->name);
-            hdi_text_printf(&text, ": \"%s\"", file);
-            separator = ",";
-        }
+        hdi_text_printf(&text, "%s\n    ", separator);
+        hdi_text_append_json(&text, it->tensors[i].name);
+        hdi_text_printf(&text, ": \"%s\"", file);
+        separator = ",";
     }
     hdi_text_append(&text, "\n  }\n}\n");
     char *index = hdi_text_take(&text);
     const hd_status status = write_text(it, "model.safetensors.index.json", index);
     hdi_free(index);
     return status;
+}
+
+/* Whether the checkpoint holds what is asked for at all. */
+static hd_status check_kind(const conversion *it)
+{
+    char *name = hdi_format("%s/%s", it->kind, it->count ? it->parameters[0]->name : "");
+    if (!name) return out_of_memory();
+    const bool has = hdi_checkpoint_find(it->checkpoint, name) != NULL;
+    hdi_free(name);
+    if (has || strcmp(it->kind, "ema") != 0) return HD_OK;
+    return hdi_error(HD_ERROR_CONFIG,
+                     "%s: holds no average of the weights: it was saved with train.ema 0",
+                     hdi_checkpoint_folder(it->checkpoint));
 }
 
 static hd_status check_folder(const char *folder)
@@ -221,21 +247,23 @@ static hd_status write_folder(conversion *it)
     return write_text(it, "config.json", hd_model_config_json(it->model));
 }
 
-hd_status hd_convert_run(const char *checkpoint, const char *directory, int64_t shard_bytes,
-                         hd_write_fn write, void *user)
+hd_status hd_convert_run(const char *checkpoint, const char *directory,
+                         const hd_convert_options *options, hd_write_fn write, void *user)
 {
+    const int64_t shard_bytes = options ? options->shard_bytes : 0;
     if (!checkpoint || !directory || !write || shard_bytes < 0)
         return hdi_error(HD_ERROR_ARGUMENT,
                          "convert: a path is NULL, write is, or shard_bytes < 0");
     hdi_listing to = {.write = write, .user = user};
-    conversion it = {.folder = directory};
+    conversion it = {.folder = directory, .kind = options && options->ema ? "ema" : "weights"};
     char *warning = NULL;
     hd_status status = hdi_checkpoint_open(checkpoint, NULL, &warning, &it.checkpoint);
     if (warning) hdi_list(&to, "warning: %s\n", warning);
     hdi_free(warning);
     if (status == HD_OK) status = open_model(&it);
-    if (status == HD_OK)
-        status = list_parameters(&it, shard_bytes ? shard_bytes : default_shard_bytes);
+    if (status == HD_OK) status = list_parameters(&it);
+    if (status == HD_OK) status = check_kind(&it);
+    if (status == HD_OK) status = cut_shards(&it, shard_bytes ? shard_bytes : default_shard_bytes);
     if (status == HD_OK) status = check_folder(directory);
     if (status == HD_OK) status = write_folder(&it);
     if (status == HD_OK)
@@ -243,6 +271,7 @@ hd_status hd_convert_run(const char *checkpoint, const char *directory, int64_t 
                  directory, hdi_checkpoint_step(it.checkpoint), hd_model_type(it.model), it.count,
                  it.bytes, it.shard_count, it.shard_count == 1 ? "" : "s");
     hdi_free(it.parameters);
+    hdi_free(it.tensors);
     hdi_free(it.shards);
     hd_program_destroy(it.program);
     hd_model_destroy(it.model);

@@ -1,18 +1,13 @@
 /* The generation job: weights and prompts in, texts out. */
 #include "core/error.h"
-#include "core/file.h"
 #include "core/log.h"
 #include "core/memory.h"
-#include "io/checkpoint.h"
 #include "jobs/job_model.h"
 #include "jobs/prompts.h"
 #include "jobs/setup.h"
-#include "models/model.h"
 
 #include <inttypes.h>
 #include <string.h>
-
-enum { LARGEST_CONFIG = 1 << 20 };
 
 /* What a generation holds, in the order in which it is made. */
 typedef struct job {
@@ -31,62 +26,6 @@ typedef struct job {
 static hd_status out_of_memory(void)
 {
     return hdi_error(HD_ERROR_MEMORY, "generate: out of host memory");
-}
-
-/* The model that a checkpoint's state describes. */
-static hd_status model_of_checkpoint(const job *it, hd_model **out)
-{
-    hdi_checkpoint *checkpoint;
-    char *warning = NULL;
-    HD_RETURN_IF_ERROR(hdi_checkpoint_open(it->path, NULL, &warning, &checkpoint));
-    hdi_free(warning); /* loading the weights tells it again */
-    json_t *state = json_loads(hdi_checkpoint_state(checkpoint), 0, NULL);
-    const json_t *model = json_object_get(state, "model");
-    hd_status status = model ? hdi_model_create(model, out)
-                             : hdi_error(HD_ERROR_FORMAT, "its state has no \"model\", want the "
-                                                          "configuration of one");
-    if (status != HD_OK) hdi_error_context(status, "%s", hdi_checkpoint_folder(checkpoint));
-    json_decref(state);
-    hdi_checkpoint_close(checkpoint);
-    return status;
-}
-
-/* The config.json in the folder, or beside the file. */
-static char *config_path(const char *path)
-{
-    if (hdi_is_directory(path)) return hdi_path_join(path, "config.json");
-    const char *slash = strrchr(path, '/');
-    return hdi_format("%.*sconfig.json", slash ? (int)(slash + 1 - path) : 0, path);
-}
-
-/* Files of Hugging Face come with a config.json unless the configuration names a model. */
-static hd_status model_of_files(const job *it, hd_model **out)
-{
-    if (!hdi_file_exists(it->path))
-        return hdi_error(HD_ERROR_IO,
-                         "%s: no such file or folder; want a run, a checkpoint, a Hugging Face "
-                         "folder or a safetensors file (generate.checkpoint)",
-                         it->path);
-    const hdi_config *values = it->config->values;
-    if (*hdi_config_string(values, "model.preset") || *hdi_config_string(values, "model.config"))
-        return hdi_job_model(it->config, out);
-    char *path = config_path(it->path), *text = NULL;
-    if (!path) return out_of_memory();
-    hd_status status = HD_OK;
-    size_t bytes;
-    if (!hdi_file_exists(path))
-        status = hdi_error(HD_ERROR_IO,
-                           "%s holds no checkpoint, and there is no %s; give model.config or "
-                           "model.preset",
-                           it->path, path);
-    if (status == HD_OK) status = hdi_file_read_all(path, LARGEST_CONFIG, &text, &bytes);
-    if (status == HD_OK) {
-        status = hd_model_create_json(text, out);
-        if (status != HD_OK) hdi_error_context(status, "%s", path);
-    }
-    hdi_free(text);
-    hdi_free(path);
-    return status;
 }
 
 static hd_status make_generator(job *it)
@@ -114,15 +53,16 @@ static hd_status make_generator(job *it)
                                 .capacity = it->prompts.longest + it->tokens,
                                 .prefill = hdi_config_int(values, "generate.prefill"),
                                 .slots = share < busy ? share : busy,
-                                .budget = (size_t)hdi_config_bytes(values, "memory.budget")},
+                                .budget = (size_t)hdi_config_bytes(values, "memory.budget"),
+                                .residency =
+                                    (hd_residency)hdi_config_enum(values, "generate.residency")},
         &it->generator);
 }
 
 /* All that a rank can do by itself before weights are read. */
 static hd_status prepare(job *it)
 {
-    HD_RETURN_IF_ERROR(hdi_checkpoint_exists(it->path) ? model_of_checkpoint(it, &it->model)
-                                                       : model_of_files(it, &it->model));
+    HD_RETURN_IF_ERROR(hdi_job_model_of(it->config, it->path, "generate.checkpoint", &it->model));
     HD_RETURN_IF_ERROR(hdi_prompts_read(it->config, hd_model_vocab(it->model), &it->prompts));
     HD_RETURN_IF_ERROR(make_generator(it));
     it->out = hdi_alloc_array((size_t)it->prompts.count * (size_t)it->tokens, sizeof *it->out);

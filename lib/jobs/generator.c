@@ -3,6 +3,7 @@
 
 #include "core/error.h"
 #include "core/memory.h"
+#include "jobs/stages.h"
 
 #include <inttypes.h>
 
@@ -43,11 +44,15 @@ static hd_status check_options(hd_generator *generator, const hd_generator_optio
 }
 
 /* Both programs are in one group: a slot may decode while data of another's prefill travels. */
-static hd_status make_plan(hd_generator *generator)
+static hd_status make_plan(hd_generator *generator, hd_residency residency)
 {
     const hd_generator_options *o = &generator->options;
-    HD_RETURN_IF_ERROR(hd_plan_create(
-        &(hd_plan_options){.budget = o->budget, .foreign = o->foreign}, &generator->plan));
+    hd_plan_destroy(generator->plan);
+    HD_RETURN_IF_ERROR(hd_plan_create(&(hd_plan_options){.budget = o->budget,
+                                                         .foreign = o->foreign,
+                                                         .residency = residency,
+                                                         .host_blocks = o->host_blocks},
+                                      &generator->plan));
     const hd_plan_program_options use = {.cache_slots = generator->slot_count,
                                          .boundary_slots = generator->slot_count};
     for (int pass = 0; pass < HDI_PASSES; pass++)
@@ -57,11 +62,16 @@ static hd_status make_plan(hd_generator *generator)
     return hd_plan_finish(generator->plan);
 }
 
-/* As many sequences in flight as fit, by halving. */
+/* As many sequences in flight as fit, by halving. A token's pass is too short to hide copies of weights,
+ * so that these are the last to give way. */
 static hd_status plan_slots(hd_generator *generator)
 {
+    const hd_residency wanted = generator->options.residency;
     for (;;) {
-        hd_status status = make_plan(generator);
+        hd_status status =
+            make_plan(generator, wanted == HD_RESIDENCY_AUTO ? HD_RESIDENCY_RESIDENT : wanted);
+        if (status == HD_ERROR_BUDGET && wanted == HD_RESIDENCY_AUTO && generator->slot_count == 1)
+            status = make_plan(generator, wanted);
         if (status == HD_OK) return HD_OK;
         if (status != HD_ERROR_BUDGET) return status;
         if (generator->slot_count == 1)
@@ -71,8 +81,6 @@ static hd_status plan_slots(hd_generator *generator)
                                      "pipeline stages need less)",
                                      generator->options.capacity);
         generator->slot_count /= 2;
-        hd_plan_destroy(generator->plan);
-        generator->plan = NULL;
     }
 }
 
@@ -171,4 +179,11 @@ hd_status hd_generator_start(hd_generator *generator, hd_context *context, uint6
     hd_status status = start_here(generator, context, seed);
     if (world) status = hd_comm_agree(world, status);
     return status == HD_OK ? agree_on_slots(generator) : status;
+}
+
+hd_status hd_generator_load(hd_generator *generator, const char *path)
+{
+    if (!generator->session) return hdi_error(HD_ERROR_ARGUMENT, "generator: load before start");
+    return hdi_stage_load(generator->session, generator->plan->layout,
+                          hd_mesh_comm(generator->options.mesh, HD_AXIS_NONE), path, "weights");
 }

@@ -65,7 +65,4 @@ static inline bool hdi_generator_is_last(const hd_generator *generator)
 hd_status hdi_generator_measure(hd_generator *generator);
 hd_status hdi_generator_build(hd_generator *generator, hdi_generator_pass pass);
 
-/* Host memory of a parameter's piece while weights are loaded. */
-enum { HDI_LOAD_ELEMENTS = 1 << 24 };
-
 #endif

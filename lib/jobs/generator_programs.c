@@ -3,7 +3,7 @@
 
 #include "core/error.h"
 #include "core/memory.h"
-#include "parallel/balance.h"
+#include "jobs/stages.h"
 
 #include <string.h>
 
@@ -72,31 +72,18 @@ static hd_status measure_part(hd_generator *generator, part kind, double *flops)
 static hd_status cut_layers(hd_generator *generator, const double flops[PARTS])
 {
     const hd_generator_options *o = &generator->options;
-    const int layers = o->layers, stages = generator->stages;
-    double *costs = hdi_alloc_array((size_t)layers, sizeof *costs);
-    int *counts = hdi_alloc_array((size_t)stages, sizeof *counts);
-    hd_status status =
-        costs && counts ? HD_OK : hdi_error(HD_ERROR_MEMORY, "generator: out of host memory");
-    for (int i = 0; i < layers && status == HD_OK; i++)
+    double *costs = hdi_alloc_array((size_t)o->layers, sizeof *costs);
+    if (!costs) return hdi_error(HD_ERROR_MEMORY, "generator: out of host memory");
+    for (int i = 0; i < o->layers; i++)
         costs[i] = flops[PART_LAYER];
-    const hdi_balance_options balance = {.layers = layers,
-                                         .stages = stages,
-                                         .costs = costs,
-                                         .first_cost = flops[PART_FIRST],
-                                         .last_cost = flops[PART_LAST]};
-    if (status == HD_OK && o->stage_layers) {
-        status = hdi_balance_check(o->stage_layers, stages, &balance);
-        memcpy(counts, o->stage_layers, (size_t)stages * sizeof *counts);
-    } else if (status == HD_OK) {
-        status = hdi_balance(&balance, counts);
-    }
-    hdi_generator_facts *facts = &generator->facts;
-    for (int s = 0; s <= generator->stage && status == HD_OK; s++) {
-        facts->first_layer += facts->layers;
-        facts->layers = counts[s];
-    }
+    const hd_status status = hdi_stage_cut(&(hdi_balance_options){.layers = o->layers,
+                                                                  .stages = generator->stages,
+                                                                  .costs = costs,
+                                                                  .first_cost = flops[PART_FIRST],
+                                                                  .last_cost = flops[PART_LAST]},
+                                           o->stage_layers, generator->stage,
+                                           &generator->facts.first_layer, &generator->facts.layers);
     hdi_free(costs);
-    hdi_free(counts);
     return status;
 }
 
@@ -106,20 +93,6 @@ hd_status hdi_generator_measure(hd_generator *generator)
     for (part kind = PART_FIRST; kind < PARTS; kind++)
         HD_RETURN_IF_ERROR(measure_part(generator, kind, &flops[kind]));
     return cut_layers(generator, flops);
-}
-
-/* The stage's last activation becomes the tensor that travels. */
-static void make_boundary(hd_program *program, hd_tensor out)
-{
-    hdi_tensor *tensor = hdi_tensor_of(program, out);
-    if (!tensor) return;
-    if (tensor->info.role != HD_ROLE_ACTIVATION) {
-        hd_program_fail(program, HD_ERROR_ARGUMENT,
-                        "a stage must end in a tensor made by an op, not in its input");
-        return;
-    }
-    tensor->info.role = HD_ROLE_BOUNDARY;
-    tensor->keep = true;
 }
 
 hd_status hdi_generator_build(hd_generator *generator, hdi_generator_pass pass)
@@ -145,7 +118,7 @@ hd_status hdi_generator_build(hd_generator *generator, hdi_generator_pass pass)
                             .capacity = o->capacity};
     const hd_tensor out = o->build(o->user, it->program, &stage, it->x);
     if (!last) {
-        make_boundary(it->program, out);
+        hdi_stage_end(it->program, out);
         it->out = out;
     }
     HD_RETURN_IF_ERROR(hd_program_finish(it->program));

@@ -5,6 +5,7 @@
  * slots compute. Allocates nothing. */
 #include "jobs/generator.h"
 #include "jobs/sampling.h"
+#include "jobs/stages.h"
 
 #include "core/clock.h"
 #include "core/error.h"
@@ -13,9 +14,6 @@
 #include <math.h>
 #include <string.h>
 #include <xxhash.h>
-
-/* Point-to-point channels of the pipeline axis. */
-enum { CHANNEL_X = 0, CHANNEL_TOKEN = 1 };
 
 typedef struct call {
     hd_generator *generator;
@@ -79,19 +77,14 @@ static hd_status post_receive(call *it, int index)
     const hdi_generator_program *program = &it->generator->programs[turn_of(it, slot).pass];
     return hd_comm_recv(it->device, address(it, program, program->x, index),
                         hd_tensor_get(program->program, program->x)->bytes,
-                        it->generator->stage - 1, CHANNEL_X, &slot->receive);
-}
-
-static hd_status wait_for(hd_comm *comm, hd_request *request)
-{
-    return request->id ? hd_comm_wait(comm, request) : HD_OK;
+                        it->generator->stage - 1, HDI_CHANNEL_X, &slot->receive);
 }
 
 /* The token that was under way for the slot is needed now. */
 static hd_status settle_token(call *it, hdi_generator_slot *slot)
 {
     if (slot->token_place < 0) return HD_OK;
-    HD_RETURN_IF_ERROR(wait_for(it->comm, &slot->token_request));
+    HD_RETURN_IF_ERROR(hdi_stage_wait(it->comm, &slot->token_request));
     if (it->generator->stage == 0) it->out[slot->token_place] = slot->token;
     slot->token_place = -1;
     return HD_OK;
@@ -165,9 +158,9 @@ static hd_status pass_token(call *it, hdi_generator_slot *slot, const turn *now)
     if (generator->stage == last) slot->token = choose(it, slot, position);
     if (last == 0) return HD_OK;
     return generator->stage == last ? hd_comm_send(it->comm, &slot->token, sizeof slot->token, 0,
-                                                   CHANNEL_TOKEN, &slot->token_request)
+                                                   HDI_CHANNEL_BACK, &slot->token_request)
                                     : hd_comm_recv(it->comm, &slot->token, sizeof slot->token, last,
-                                                   CHANNEL_TOKEN, &slot->token_request);
+                                                   HDI_CHANNEL_BACK, &slot->token_request);
 }
 
 static hd_status run_slot(call *it, int index)
@@ -177,13 +170,14 @@ static hd_status run_slot(call *it, int index)
     const turn now = turn_of(it, slot);
     const hdi_generator_program *program = &generator->programs[now.pass];
     HD_RETURN_IF_ERROR(settle_token(it, slot));
-    HD_RETURN_IF_ERROR(wait_for(it->device, &slot->receive));
-    HD_RETURN_IF_ERROR(wait_for(it->device, &slot->send[now.pass]));
+    HD_RETURN_IF_ERROR(hdi_stage_wait(it->device, &slot->receive));
+    HD_RETURN_IF_ERROR(hdi_stage_wait(it->device, &slot->send[now.pass]));
     HD_RETURN_IF_ERROR(compute(it, program, index, &now));
     if (program->out.id)
         HD_RETURN_IF_ERROR(hd_comm_send(it->device, address(it, program, program->out, index),
                                         hd_tensor_get(program->program, program->out)->bytes,
-                                        generator->stage + 1, CHANNEL_X, &slot->send[now.pass]));
+                                        generator->stage + 1, HDI_CHANNEL_X,
+                                        &slot->send[now.pass]));
     HD_RETURN_IF_ERROR(pass_token(it, slot, &now));
     advance(it, slot, now.count);
     return post_receive(it, index);
@@ -213,7 +207,7 @@ static hd_status run_waves(call *it)
     for (int s = 0; s < generator->slot_count; s++) {
         HD_RETURN_IF_ERROR(settle_token(it, &generator->slots[s]));
         for (int pass = 0; pass < HDI_PASSES; pass++)
-            HD_RETURN_IF_ERROR(wait_for(it->device, &generator->slots[s].send[pass]));
+            HD_RETURN_IF_ERROR(hdi_stage_wait(it->device, &generator->slots[s].send[pass]));
     }
     return HD_OK;
 }

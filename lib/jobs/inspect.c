@@ -5,6 +5,7 @@
 #include "io/checkpoint.h"
 #include "io/weights_index.h"
 #include "jobs/listing.h"
+#include "models/model.h"
 #include "report/format.h"
 #include "report/metrics.h"
 
@@ -75,6 +76,9 @@ static hd_status inspect_weights(hdi_listing *to, const char *path)
              hdi_weights_count(weights), elements);
     list_size(to, bytes);
     hdi_list(to, "\n");
+    const char *family, *layout;
+    if (hdi_model_layout_of(weights, &family, &layout))
+        hdi_list(to, "names of %s, layout %s\n", family, layout);
     for (int i = 0; i < hdi_weights_file_count(weights); i++)
         list_metadata(to, hdi_weights_file(weights, i));
     list_tensors(to, weights);

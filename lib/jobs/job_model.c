@@ -4,6 +4,7 @@
 #include "core/error.h"
 #include "core/file.h"
 #include "core/memory.h"
+#include "io/checkpoint.h"
 
 #include <jansson.h>
 #include <string.h>
@@ -88,18 +89,27 @@ static hd_status base_text(const hdi_config *values, char **text)
 static hd_status apply_sizes(const hdi_config *values, json_t *object)
 {
     const char *type = json_string_value(json_object_get(object, "model_type"));
-    bool llama = type && strcmp(type, "llama") == 0;
+    bool llama = type && strcmp(type, "llama") == 0, gpt2 = type && strcmp(type, "gpt2") == 0;
     for (int i = 0; i < SIZES; i++) {
         int64_t value = hdi_config_int(values, sizes[i].key);
-        const char *name = llama ? sizes[i].llama : sizes[i].gpt2;
+        const char *name = llama ? sizes[i].llama : gpt2 ? sizes[i].gpt2 : NULL;
         if (value < 1) continue;
         if (!name)
-            return hdi_error(HD_ERROR_CONFIG, "%s: seen %lld, but family gpt2 has no such size",
-                             sizes[i].key, (long long)value);
+            return hdi_error(HD_ERROR_CONFIG,
+                             "%s: seen %lld, but family %s has no such size: give model.config",
+                             sizes[i].key, (long long)value, type ? type : "of that config");
         if (json_object_set_new(object, name, json_integer(value)))
             return hdi_error(HD_ERROR_MEMORY, "model: out of host memory");
     }
     return HD_OK;
+}
+
+/* Published weights say themselves how they are laid out; heddle's own have one layout. */
+static hd_status match_weights(const hdi_config *values, hd_model *model)
+{
+    const char *path = hdi_config_string(values, "model.weights");
+    if (!*path || !hdi_file_exists(path) || hdi_checkpoint_exists(path)) return HD_OK;
+    return hd_model_match_weights(model, path);
 }
 
 hd_status hdi_job_model(const hd_config *config, hd_model **out)
@@ -121,5 +131,9 @@ hd_status hdi_job_model(const hd_config *config, hd_model **out)
     if (!changed) return hdi_error(HD_ERROR_MEMORY, "model: out of host memory");
     status = hd_model_create_json(changed, out);
     hdi_free_foreign(changed);
+    if (status == HD_OK) status = match_weights(config->values, *out);
+    if (status == HD_OK) return HD_OK;
+    hd_model_destroy(*out);
+    *out = NULL;
     return status;
 }

@@ -10,4 +10,10 @@
  * preset. Owned by the caller. Local. */
 hd_status hdi_job_model(const hd_config *config, hd_model **out);
 
+/* The model whose weights are at `path`: a checkpoint's own, or that of the config.json with Hugging Face
+ * files unless the configuration names one; tensors laid out as those files have them. `key` says in
+ * errors where the path was given. Owned by the caller. Local. */
+hd_status hdi_job_model_of(const hd_config *config, const char *path, const char *key,
+                           hd_model **out);
+
 #endif

@@ -18,6 +18,7 @@ typedef struct planning {
     const hd_config *config;
     hd_model *model;
     const hd_backend *backend;
+    hdi_video_buckets buckets; /* of video models; owned */
     int ranks;
     hd_mesh **meshes;      /* [ranks] */
     hd_trainer **trainers; /* [ranks] */
@@ -30,18 +31,38 @@ static hd_status out_of_memory(void)
 }
 
 /* Communication of a step in the order in which the rank's schedule reaches it. */
-static hd_status collect_calls(const hd_trainer *trainer, hdi_calls *calls)
+static hd_status collect_step(const hd_trainer *trainer, const hdi_trainer_shape *shape,
+                              hdi_calls *calls)
 {
-    const hdi_schedule *schedule = trainer->schedule;
+    const hdi_schedule *schedule = shape->schedule;
     for (int i = 0; i < schedule->action_count; i++) {
         const hdi_schedule_action *action = &schedule->actions[i];
         if (action->op == HDI_BACKWARD &&
             action->micro_batch == schedule->options.micro_batches - 1)
             HD_RETURN_IF_ERROR(
-                hdi_calls_add(calls, trainer->train[action->chunk].program, HDI_PHASE_BACKWARD));
+                hdi_calls_add(calls, shape->train[action->chunk].program, HDI_PHASE_BACKWARD));
     }
     HD_RETURN_IF_ERROR(hdi_calls_add(calls, trainer->norm, HDI_PHASE_FORWARD));
     return hdi_calls_add(calls, trainer->update, HDI_PHASE_FORWARD);
+}
+
+static hd_status collect_calls(const hd_trainer *trainer, hdi_calls *calls)
+{
+    for (int s = 0; s < trainer->shape_count; s++)
+        HD_RETURN_IF_ERROR(collect_step(trainer, &trainer->shapes[s], calls));
+    return HD_OK;
+}
+
+/* The buckets of data.path, or those that video.shapes names. */
+static hd_status plan_buckets(planning *p, hdi_train_target *on)
+{
+    const char *path = hdi_config_string(p->config->values, "data.path");
+    hdi_video_dataset *dataset = NULL;
+    if (!hd_model_video(p->model)) return HD_OK;
+    if (*path) HD_RETURN_IF_ERROR(hdi_video_dataset_open(path, &dataset));
+    const hd_status status = hdi_train_buckets(on, dataset, &p->buckets);
+    hdi_video_dataset_close(dataset);
+    return status;
 }
 
 static hd_status plan_ranks(planning *p)
@@ -51,10 +72,14 @@ static hd_status plan_ranks(planning *p)
     HD_RETURN_IF_ERROR(hdi_job_model(p->config, &p->model));
     HD_RETURN_IF_ERROR(
         hd_backend_find(hdi_config_string(p->config->values, "run.device"), &p->backend));
+    hdi_train_target on = {
+        .config = p->config, .model = p->model, .backend = p->backend, .remedy = true};
     for (int r = 0; r < p->ranks; r++) {
         HD_RETURN_IF_ERROR(hd_mesh_create_fake(r, p->ranks, &options, &p->meshes[r]));
+        on.mesh = p->meshes[r];
+        if (r == 0) HD_RETURN_IF_ERROR(plan_buckets(p, &on));
         hd_status status =
-            hdi_train_create(p->config, p->model, p->meshes[r], p->backend, 0, &p->trainers[r]);
+            hdi_train_create(&on, p->buckets.count ? &p->buckets : NULL, &p->trainers[r]);
         if (status != HD_OK) return hdi_error_context(status, "rank %d of %d", r, p->ranks);
         HD_RETURN_IF_ERROR(collect_calls(p->trainers[r], &p->calls[r]));
     }
@@ -62,7 +87,7 @@ static hd_status plan_ranks(planning *p)
 }
 
 /* All stages' tables, with each chunk costing what its program's ops cost. */
-static hd_status simulate(const planning *p, hdi_schedule_timing *timing, double *ideal)
+static hd_status simulate(const planning *p, int shape, hdi_schedule_timing *timing, double *ideal)
 {
     const hd_trainer *any = p->trainers[0];
     int stages = any->pipeline, chunks = any->chunks;
@@ -72,12 +97,13 @@ static hd_status simulate(const planning *p, hdi_schedule_timing *timing, double
     double *backward = costs + stages * chunks;
     for (int s = 0; s < stages && status == HD_OK; s++) {
         const hd_trainer *trainer = p->trainers[hd_mesh_peer(p->meshes[0], HD_AXIS_PIPELINE, s)];
-        tables[s] = trainer->schedule;
+        tables[s] = trainer->shapes[shape].schedule;
         for (int c = 0; c < chunks; c++) {
             hd_cost cost;
-            hdi_program_cost(trainer->train[c].program, HDI_PHASE_FORWARD, &cost);
+            const hd_program *program = trainer->shapes[shape].train[c].program;
+            hdi_program_cost(program, HDI_PHASE_FORWARD, &cost);
             costs[c * stages + s] = cost.flops;
-            hdi_program_cost(trainer->train[c].program, HDI_PHASE_BACKWARD, &cost);
+            hdi_program_cost(program, HDI_PHASE_BACKWARD, &cost);
             backward[c * stages + s] = cost.flops;
         }
     }
@@ -88,7 +114,7 @@ static hd_status simulate(const planning *p, hdi_schedule_timing *timing, double
             NULL);
     *ideal = 0;
     for (int i = 0; i < 2 * stages * chunks && status == HD_OK; i++)
-        *ideal += costs[i] * any->options.accumulate / stages;
+        *ideal += costs[i] * any->shapes[shape].is.accumulate / stages;
     hdi_free(tables);
     hdi_free(costs);
     return status;
@@ -110,35 +136,69 @@ static void describe_stage(const planning *p, int stage, hdi_text *text)
     hdi_text_printf(text, "       %-18s %16zu bytes\n", "total", hd_plan_total_bytes(plan));
 }
 
-static hd_status describe(const planning *p, double seconds, hdi_text *text)
+/* "2 x 256 tokens", or "2 videos of 33 x 32 x 56 and 256 text tokens". */
+static void describe_batch(const hd_trainer_shape *is, hdi_text *text)
 {
-    const hd_trainer *any = p->trainers[0];
-    hdi_schedule_timing timing;
-    double ideal, flops = 0;
-    HD_RETURN_IF_ERROR(simulate(p, &timing, &ideal));
-    for (int s = 0; s < any->pipeline; s++) {
+    const hd_video_shape *video = &is->video;
+    if (video->frames < 1)
+        hdi_text_printf(text, "%" PRId64 " x %" PRId64 " tokens", is->sequences, is->tokens);
+    else
+        hdi_text_printf(text,
+                        "%" PRId64 " videos of %" PRId64 " x %" PRId64 " x %" PRId64 " and %" PRId64
+                        " text tokens",
+                        is->sequences, video->frames, video->height, video->width, video->text);
+}
+
+/* FLOPs of one micro-batch, forward and backward, over all stages. */
+static double micro_batch_flops(const planning *p, int shape)
+{
+    double flops = 0;
+    for (int s = 0; s < p->trainers[0]->pipeline; s++) {
         const hd_trainer *trainer = p->trainers[hd_mesh_peer(p->meshes[0], HD_AXIS_PIPELINE, s)];
-        for (int c = 0; c < any->chunks; c++)
+        for (int c = 0; c < trainer->chunks; c++)
             for (int phase = 0; phase < HDI_PHASES; phase++) {
                 hd_cost cost;
-                hdi_program_cost(trainer->train[c].program, (hdi_phase)phase, &cost);
+                hdi_program_cost(trainer->shapes[shape].train[c].program, (hdi_phase)phase, &cost);
                 flops += cost.flops;
             }
     }
-    int data = hd_mesh_size(p->meshes[0], HD_AXIS_DATA);
-    int64_t tokens = any->options.sequences * any->options.tokens * any->options.accumulate * data;
-    hdi_text_printf(
-        text,
-        "%d ranks: data %d x pipeline %d, %d chunks each, schedule %s, %d micro-batches of "
-        "%" PRId64 " x %" PRId64 " tokens\n",
-        p->ranks, data, any->pipeline, any->chunks,
-        hdi_schedule_kind_name(any->schedule->options.kind), any->options.accumulate,
-        any->options.sequences, any->options.tokens);
-    hdi_text_printf(text, "%" PRId64 " parameters, %" PRId64 " tokens a step, %.4g FLOP a step\n",
-                    hd_model_parameters(p->model), tokens, flops * any->options.accumulate * data);
+    return flops;
+}
+
+static hd_status describe_shape(const planning *p, int index, hdi_text *text)
+{
+    const hd_trainer *any = p->trainers[0];
+    const hdi_trainer_shape *shape = &any->shapes[index];
+    const int data = hd_mesh_size(p->meshes[0], HD_AXIS_DATA);
+    hdi_schedule_timing timing;
+    double ideal;
+    HD_RETURN_IF_ERROR(simulate(p, index, &timing, &ideal));
+    if (any->shape_count > 1) hdi_text_printf(text, "shape %d: ", index);
+    hdi_text_printf(text,
+                    "%d ranks: data %d x pipeline %d, %d chunks each, schedule %s, %d "
+                    "micro-batches of ",
+                    p->ranks, data, any->pipeline, any->chunks,
+                    hdi_schedule_kind_name(shape->schedule->options.kind), shape->is.accumulate);
+    describe_batch(&shape->is, text);
+    hdi_text_printf(text, "\n%" PRId64 " parameters, ", hd_model_parameters(p->model));
+    const int64_t batches = (int64_t)shape->is.accumulate * data;
+    if (shape->is.video.frames < 1)
+        hdi_text_printf(text, "%" PRId64 " tokens a step, ",
+                        shape->is.sequences * shape->is.tokens * batches);
+    else
+        hdi_text_printf(text, "%" PRId64 " videos a step, ", shape->is.sequences * batches);
+    hdi_text_printf(text, "%.4g FLOP a step\n", micro_batch_flops(p, index) * (double)batches);
     hdi_text_printf(text,
                     "bubble %.1f %% of the step; collectives of all ranks match, no deadlock\n",
                     100 * (1 - ideal / timing.makespan));
+    return HD_OK;
+}
+
+static hd_status describe(const planning *p, double seconds, hdi_text *text)
+{
+    const hd_trainer *any = p->trainers[0];
+    for (int i = 0; i < any->shape_count; i++)
+        HD_RETURN_IF_ERROR(describe_shape(p, i, text));
     hdi_text_append(text, "stage\n");
     for (int s = 0; s < any->pipeline; s++)
         describe_stage(p, s, text);
@@ -181,6 +241,7 @@ hd_status hd_plan_run(const hd_config *config, int ranks, const char *directory,
         if (p.meshes) hd_mesh_destroy(p.meshes[r]);
         if (p.calls) hdi_calls_free(&p.calls[r]);
     }
+    hdi_video_buckets_release(&p.buckets);
     hd_model_destroy(p.model);
     hdi_free(p.calls);
     hdi_free(p.trainers);

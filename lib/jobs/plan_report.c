@@ -53,7 +53,7 @@ static hd_status write_json(const hd_trainer *trainer, const char *path)
                     "{\n  \"rank\": %d,\n  \"ranks\": %d,\n  \"pipeline_stage\": %d,\n"
                     "  \"micro_batches\": %d,\n",
                     hd_mesh_rank(trainer->options.mesh), hd_mesh_ranks(trainer->options.mesh),
-                    trainer->stage, trainer->options.accumulate);
+                    trainer->stage, trainer->shapes[0].is.accumulate);
     write_regions(trainer->plan, &text);
     write_programs(trainer->plan, &text);
     char *taken = hdi_text_take(&text);

@@ -58,6 +58,16 @@ static hd_status measure_rank(const hd_trainer_options *options, const setting *
     changed.budget = 0;
     changed.sequences = tried->micro_batch;
     changed.accumulate = tried->accumulate;
+    hd_trainer_shape *shapes = hdi_alloc_array((size_t)options->shape_count + 1, sizeof *shapes);
+    if (!shapes) {
+        hd_mesh_destroy(mesh);
+        return hdi_error(HD_ERROR_MEMORY, "remedy: out of host memory");
+    }
+    for (int i = 0; i < options->shape_count; i++) {
+        shapes[i] = options->shapes[i];
+        shapes[i].accumulate *= tried->accumulate; /* of 1 as it is */
+    }
+    changed.shapes = shapes;
     changed.shard_state = options->shard_state || (tried->savers & SHARD_STATE);
     changed.recompute = options->recompute || (tried->savers & RECOMPUTE);
     if (tried->savers & ONE_F_ONE_B) changed.schedule = "1f1b";
@@ -66,6 +76,7 @@ static hd_status measure_rank(const hd_trainer_options *options, const setting *
         *largest = hd_plan_total_bytes(hd_trainer_plan(trainer));
     hd_trainer_destroy(trainer);
     hd_mesh_destroy(mesh);
+    hdi_free(shapes);
     return status;
 }
 
@@ -155,7 +166,8 @@ static void name_changes(const search *s, hdi_text *text)
         add_key(text, "layout.data", best->data);
     if (best->micro_batch != now->micro_batch)
         add_key(text, "train.micro_batch", best->micro_batch);
-    if (best->accumulate != now->accumulate && !hdi_config_int(values, "train.batch"))
+    if (best->accumulate != now->accumulate && !hdi_config_int(values, "train.batch") &&
+        !hdi_config_int(values, "train.tokens_per_step"))
         add_key(text, "train.accumulate", best->accumulate);
     if (best->savers & ONE_F_ONE_B) hdi_text_append(text, " layout.schedule=1f1b");
     if (best->savers & SHARD_STATE) hdi_text_append(text, " layout.shard_state=true");
@@ -170,7 +182,7 @@ hd_status hdi_remedy_add(const hd_config *config, const hd_trainer_options *opti
     hdi_text_append(&text, hd_last_error());
     search s = {.config = config,
                 .options = options,
-                .now = {.micro_batch = options->sequences,
+                .now = {.micro_batch = options->shape_count ? 1 : options->sequences,
                         .data = hd_mesh_size(options->mesh, HD_AXIS_DATA),
                         .pipeline = hd_mesh_size(options->mesh, HD_AXIS_PIPELINE),
                         .accumulate = options->accumulate > 0 ? options->accumulate : 1}};

@@ -8,6 +8,7 @@
 #include "report/loss_curve.h"
 
 #include <fcntl.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -113,7 +114,7 @@ hd_status hdi_run_files_loss_curve(const hdi_run_files *files, double entropy)
     char *picture = hdi_run_files_path(files, "loss.svg");
     hdi_loss_curve curve = {.title = "loss (nats per token)",
                             .reference = entropy,
-                            .reference_label = "unigram entropy"};
+                            .reference_label = isnan(entropy) ? NULL : "unigram entropy"};
     hdi_point *train = NULL, *validation = NULL;
     hd_status status = path && picture ? HD_OK : out_of_memory();
     if (status == HD_OK)

@@ -12,6 +12,11 @@ static const char *const masters[] = {"fp32", "remainder", NULL};
 static const char *const decays[] = {"matrices", "all", NULL};
 static const char *const transports[] = {"auto", "self", "mpi", NULL};
 static const char *const device_transports[] = {"auto", "nccl", "staged", NULL};
+static const char *const times[] = {"logit-normal", "uniform", NULL};
+static const char *const time_shifts[] = {"constant", "open-sora-2", "open-sora-1", NULL};
+static const char *const schedulers[] = {"auto", "flow", "open-sora-2", "open-sora-1.2", NULL};
+static const char *const sample_dtypes[] = {"auto", "f32", "bf16", "f16", NULL};
+static const char *const residencies[] = {"resident", "host", "auto", NULL}; /* as hd_residency */
 static const char *const resumes[] = {"auto", "never", "require", NULL};
 
 #define BOOL(k, f, h, g)                                                        \
@@ -77,6 +82,12 @@ const hdi_config_row hdi_job_schema[] = {
         "sequences a step over all ranks; if given, train.accumulate follows from it", 0),
     ENUM("train.dtype", "f32", dtypes,
          "of weights and activations; sums and the optimizer are fp32", 0),
+    INT("train.tokens_per_step", "0", "0", NULL, "tokens",
+        "videos: patches and text of a step over all ranks; if given, micro-batches follow from it",
+        0),
+    FLOAT("train.ema", "0", "0", "0.9999999", NULL,
+          "decay of an average of the weights beside them, saved with them; zero: none", 0),
+    BOOL("train.ema_warmup", "false", "decay no more than (1 + t) / (10 + t) at update t", 0),
     INT("train.seed", "1", "0", NULL, NULL, "of initial weights and of the data's order", 0),
     FLOAT("train.clip", "1", "0", NULL, NULL, "global gradient norm; zero: no clipping", 0),
     INT("train.validate_every", "0", "0", NULL, "steps", "zero: at the end only", QUIET),
@@ -84,6 +95,35 @@ const hdi_config_row hdi_job_schema[] = {
         "of a validation on each data rank; zero: none", QUIET),
     INT("train.stop_after", "0", "0", NULL, "steps",
         "save and stop after so many steps of this run; zero: run to the end", QUIET),
+
+    INT("video.micro_batch", "0", "0", "1048576", "videos",
+        "of a micro-batch; zero: what memory.budget lets fit, bucket by bucket", 0),
+    INT("video.largest_micro_batch", "8", "1", "1048576", "videos",
+        "most that zero video.micro_batch means", 0),
+    {.key = "video.shapes",
+     .type = HDI_CONFIG_STRING_LIST,
+     .help = "sizes of latents to train on, as in 33x32x56 (frames, height, width); empty: all of "
+             "data.path"},
+    ENUM("video.times", "logit-normal", times, "distribution of noise levels", 0),
+    FLOAT("video.time_mean", "0", "-100", "100", NULL, "of the logit", 0),
+    FLOAT("video.time_std", "1", "0", "100", NULL, "of the logit", 0),
+    ENUM("video.time_shift", "constant", time_shifts,
+         "towards noise, more of it for larger and longer videos as in these models", 0),
+    FLOAT("video.time_shift_factor", "1", "0.000001", "1000000", NULL,
+          "the constant shift; of the others, a factor", 0),
+    FLOAT("video.sigma_min", "0", "0", "0.5", NULL,
+          "noise that stays in the cleanest latents (Open-Sora 2: 1e-5)", 0),
+    FLOAT("video.text_dropout", "0.1", "0", "1", NULL,
+          "share of the samples that get the null text; of pooled text alike, on its own", 0),
+    {.key = "video.task_ratios",
+     .type = HDI_CONFIG_INT_LIST,
+     .min = "0",
+     .max = "1000000",
+     .help = "how often which frames are given: none, first, first and last, last; empty: none"},
+    BOOL("video.given_loss", "false",
+         "given frames count in the loss of models that see them beside the noise", 0),
+    FLOAT("video.guidance", "1", "0", "1000", NULL,
+          "what models with embedded guidance are told in training", 0),
 
     FLOAT("optimizer.learning_rate", "3e-4", "0", NULL, NULL, "peak learning rate of AdamW", 0),
     ENUM("optimizer.schedule", "cosine", rates, "after the warm-up", 0),
@@ -164,6 +204,65 @@ const hdi_config_row hdi_job_schema[] = {
         "of sampling: a function of seed, prompt and position", QUIET),
     INT("generate.prefill", "32", "1", "65536", "tokens", "prompt tokens that one pass takes",
         QUIET),
+    ENUM("generate.residency", "auto", residencies,
+         "weights of blocks, as in sample.residency; auto: on the host where nothing else fits",
+         QUIET),
+
+    STRING("sample.checkpoint", "",
+           "run, checkpoint, Hugging Face folder or safetensors file; empty: run.directory", QUIET),
+    BOOL("sample.average", "false", "of a checkpoint: the average of the weights (train.ema)",
+         QUIET),
+    BOOL("sample.random_weights", "false", "no weights at all: to measure speed", QUIET),
+    {.key = "sample.inputs",
+     .type = HDI_CONFIG_STRING_LIST,
+     .help = "texts: safetensors files with \"text\" and \"pooled\", folders of them, or data sets",
+     .flags = QUIET},
+    STRING("sample.negative", "",
+           "text to be guided away from, or a folder with one of each input's name; empty: a data "
+           "set's text for the empty prompt",
+           QUIET),
+    STRING("sample.given", "",
+           "safetensors with given frames: \"latents\", and \"mask\" of one number a frame", QUIET),
+    INT("sample.width", "256", "1", "65536", "pixels", "of the videos", QUIET),
+    INT("sample.height", "256", "1", "65536", "pixels", "of the videos", QUIET),
+    INT("sample.frames", "17", "1", "65536", "frames", "of the videos", QUIET),
+    FLOAT("sample.fps", "24", "0.1", "1000", "frames",
+          "a second: for models that read it, and GIFs", QUIET),
+    INT("sample.steps", "50", "1", "100000", "steps", "of denoising", QUIET),
+    ENUM("sample.scheduler", "auto", schedulers, "noise levels of the steps; auto: the model's",
+         QUIET),
+    FLOAT("sample.shift", "0", "0", "1000", NULL,
+          "of noise levels towards noise; zero: the scheduler's (flow: 7 for HunyuanVideo, else 1)",
+          QUIET),
+    FLOAT("sample.guidance", "0", "0", "1000", NULL,
+          "by the text; 1: none; zero: 6, Open-Sora 2.0 7.5, Open-Sora 1.2 7", QUIET),
+    FLOAT("sample.image_guidance", "3", "0", "1000", NULL, "by given frames (Open-Sora 2.0)",
+          QUIET),
+    BOOL("sample.oscillate", "true",
+         "guide in every other step only from the 11th on (open-sora-2)", QUIET),
+    BOOL("sample.rounded_guidance", "true",
+         "HunyuanVideo: guidance formed in bf16, as its authors do: 6 becomes 6.016", QUIET),
+    ENUM("sample.dtype", "auto", sample_dtypes,
+         "of weights and activations; auto: bf16 on GPUs, f32 on the CPU", QUIET),
+    {.key = "sample.seeds",
+     .type = HDI_CONFIG_INT_LIST,
+     .fallback = "1",
+     .min = "0",
+     .help = "of the noise: a video for each seed and input",
+     .flags = QUIET},
+    ENUM("sample.residency", "auto", residencies,
+         "weights of blocks: on the device; on the host, copied in beside computing; auto: on the "
+         "host "
+         "as few as memory.budget asks for",
+         QUIET),
+    STRING("sample.directory", "", "results go here; empty: run.directory/samples", QUIET),
+    INT("sample.save_every", "5", "0", NULL, "steps",
+        "between saves of videos on their way; zero: none", QUIET),
+    ENUM("sample.resume", "auto", resumes, "auto: take up what is in the directory already", QUIET),
+    INT("sample.in_flight", "0", "0", "4096", "videos",
+        "at once on a data line; zero: as many as keep all stages busy", QUIET),
+    INT("sample.text_tokens", "0", "0", "1048576", "tokens",
+        "of a text, for plan --sample; zero: the model's most", QUIET),
 };
 
 const int hdi_job_schema_rows = (int)(sizeof hdi_job_schema / sizeof hdi_job_schema[0]);

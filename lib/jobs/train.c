@@ -7,7 +7,6 @@
 #include "core/memory.h"
 #include "jobs/job_model.h"
 #include "jobs/plan_report.h"
-#include "jobs/remedy.h"
 #include "jobs/setup.h"
 #include "optim/learning_rate.h"
 #include "report/pipeline_chart.h"
@@ -45,129 +44,39 @@ static void restore_signals(const handlers *before)
     sigaction(SIGTERM, &before->terminate, NULL);
 }
 
-static hd_status train_options(const hd_config *config, hd_model *model, const hd_mesh *mesh,
-                               hd_trainer_options *out)
-{
-    const hdi_config *values = config->values;
-    int64_t micro_batch = hdi_config_int(values, "train.micro_batch");
-    int64_t batch = hdi_config_int(values, "train.batch");
-    int64_t accumulate = hdi_config_int(values, "train.accumulate");
-    int64_t at_once = micro_batch * hd_mesh_size(mesh, HD_AXIS_DATA);
-    if (batch > 0 && batch % at_once)
-        return hdi_error(HD_ERROR_CONFIG,
-                         "train.batch: seen %" PRId64
-                         ", want a multiple of train.micro_batch x data "
-                         "ranks = %" PRId64 " x %d",
-                         batch, micro_batch, hd_mesh_size(mesh, HD_AXIS_DATA));
-    if (batch > 0) accumulate = batch / at_once;
-    int64_t tokens = hdi_config_int(values, "train.tokens");
-    if (tokens > hd_model_max_tokens(model))
-        return hdi_error(HD_ERROR_CONFIG,
-                         "train.tokens: seen %" PRId64 ", the model takes at most %" PRId64, tokens,
-                         hd_model_max_tokens(model));
-    const char *schedule = hdi_config_string(values, "layout.schedule");
-    const int dtype = hdi_config_enum(values, "train.dtype");
-    const int master = hdi_config_enum(values, "optimizer.master");
-    if (master == HDI_JOB_MASTER_REMAINDER && dtype != HDI_JOB_BF16)
-        return hdi_error(HD_ERROR_CONFIG,
-                         "optimizer.master: seen remainder with train.dtype %s, want bf16",
-                         hdi_config_string(values, "train.dtype"));
-    const hd_dtype dtypes[] = {
-        [HDI_JOB_F32] = HD_DTYPE_F32, [HDI_JOB_BF16] = HD_DTYPE_BF16, [HDI_JOB_F16] = HD_DTYPE_F16};
-    *out = (hd_trainer_options){
-        .build = hd_model_build,
-        .user = model,
-        .layers = hd_model_layers(model),
-        .mesh = mesh,
-        .sequences = micro_batch,
-        .tokens = tokens,
-        .accumulate = (int)accumulate,
-        .schedule = strcmp(schedule, "auto") ? schedule : NULL,
-        .chunks = (int)hdi_config_int(values, "layout.chunks"),
-        .exact = hdi_config_enum(values, "layout.reduction") == HDI_REDUCTION_EXACT,
-        .shard_state = hdi_config_bool(values, "layout.shard_state"),
-        .recompute = hdi_config_enum(values, "layout.recompute") == HDI_RECOMPUTE_LAYER,
-        .budget = (size_t)hdi_config_bytes(values, "memory.budget"),
-        .bucket_elements = hdi_config_bytes(values, "layout.bucket") / (int64_t)sizeof(float),
-        .dtype = dtypes[dtype],
-        .master = master == HDI_JOB_MASTER_REMAINDER ? HD_MASTER_REMAINDER : HD_MASTER_F32,
-        .adamw = {.beta1 = (float)hdi_config_float(values, "optimizer.beta1"),
-                  .beta2 = (float)hdi_config_float(values, "optimizer.beta2"),
-                  .epsilon = (float)hdi_config_float(values, "optimizer.epsilon"),
-                  .weight_decay = (float)hdi_config_float(values, "optimizer.weight_decay"),
-                  .decay_all = hdi_config_enum(values, "optimizer.decay") == HDI_DECAY_ALL},
-        .clip_norm = (float)hdi_config_float(values, "train.clip"),
-        .validate_batches = (int)hdi_config_int(values, "train.validate_batches")};
-    if (hdi_config_float(values, "data.validation_fraction") == 0) out->validate_batches = 0;
-    return HD_OK;
-}
-
-hd_status hdi_train_create(const hd_config *config, hd_model *model, const hd_mesh *mesh,
-                           const hd_backend *backend, size_t foreign, hd_trainer **out)
-{
-    hd_trainer_options options;
-    HD_RETURN_IF_ERROR(train_options(config, model, mesh, &options));
-    options.backend = backend;
-    options.foreign = foreign;
-    int count, wanted = hd_mesh_size(mesh, HD_AXIS_PIPELINE) * options.chunks;
-    const int64_t *list = hdi_config_int_list(config->values, "layout.stages", &count);
-    if (count && count != wanted)
-        return hdi_error(HD_ERROR_CONFIG,
-                         "layout.stages: seen %d entries, want one per virtual stage: %d", count,
-                         wanted);
-    int *stages = hdi_alloc_array((size_t)count, sizeof *stages);
-    if (!stages) return hdi_error(HD_ERROR_MEMORY, "train: out of host memory");
-    for (int i = 0; i < count; i++)
-        stages[i] = (int)list[i];
-    if (count) options.stage_layers = stages;
-    hd_status status = hd_trainer_create(&options, out);
-    if (status == HD_ERROR_BUDGET) status = hdi_remedy_add(config, &options);
-    hdi_free(stages);
-    return status;
-}
-
-static hd_status open_data(hdi_train_job *job)
-{
-    const hdi_config *values = job->config->values;
-    const char *path = hdi_config_string(values, "data.path");
-    if (!*path)
-        return hdi_error(HD_ERROR_CONFIG, "data.path: seen nothing, want a file or a folder");
-    HD_RETURN_IF_ERROR(hdi_dataset_open(
-        &(hdi_dataset_options){.path = path,
-                               .seq_len = job->tokens,
-                               .vocab_size = hd_model_vocab(job->model),
-                               .validation_fraction =
-                                   hdi_config_float(values, "data.validation_fraction")},
-        &job->dataset));
-    HD_RETURN_IF_ERROR(hdi_dataset_entropy(job->dataset, &job->entropy));
-    return hdi_dataset_fingerprint(job->dataset, &job->fingerprint);
-}
-
-static hd_status make_trainer(hdi_train_job *job)
+static hd_status make_model(hdi_train_job *job, size_t *foreign)
 {
     HD_RETURN_IF_ERROR(hdi_job_model(job->config, &job->model));
-    HD_RETURN_IF_ERROR(open_data(job));
-    size_t foreign;
-    HD_RETURN_IF_ERROR(hdi_job_foreign(job->context, &foreign));
-    HD_RETURN_IF_ERROR(hdi_train_create(job->config, job->model, job->mesh, job->context->backend,
-                                        foreign, &job->trainer));
-    job->window = hdi_alloc_array((size_t)job->tokens + 1, sizeof *job->window);
-    return job->window ? HD_OK : hdi_error(HD_ERROR_MEMORY, "train: out of host memory");
+    return hdi_job_foreign(job->context, foreign);
+}
+
+static hd_status make_trainer(hdi_train_job *job, size_t foreign)
+{
+    const hdi_train_target on = {.config = job->config,
+                                 .model = job->model,
+                                 .mesh = job->mesh,
+                                 .backend = job->context->backend,
+                                 .foreign = foreign,
+                                 .remedy = true};
+    if (hd_model_video(job->model)) return hdi_train_videos(&on, &job->feed, &job->trainer);
+    HD_RETURN_IF_ERROR(hdi_train_tokens(job->config, job->model, &job->feed));
+    return hdi_train_create(&on, NULL, &job->trainer);
 }
 
 static hd_status open_job(const hd_config *config, hdi_train_job *job)
 {
     const hdi_config *values = config->values;
     job->config = config;
-    job->micro_batch = hdi_config_int(values, "train.micro_batch");
-    job->tokens = hdi_config_int(values, "train.tokens");
     job->seed = (uint64_t)hdi_config_int(values, "train.seed");
     HD_RETURN_IF_ERROR(hdi_job_open_world(config, &job->world));
     HD_RETURN_IF_ERROR(hdi_job_open_mesh(config, job->world, &job->mesh));
     /* Before planning: workspaces follow from the device. */
     HD_RETURN_IF_ERROR(hdi_job_open_device(config, job->world, job->mesh, &job->context));
-    HD_RETURN_IF_ERROR(hd_comm_agree(job->world, make_trainer(job)));
-    HD_RETURN_IF_ERROR(hd_comm_check_equal(job->world, &job->fingerprint, sizeof job->fingerprint,
+    size_t foreign = 0;
+    HD_RETURN_IF_ERROR(hd_comm_agree(job->world, make_model(job, &foreign)));
+    HD_RETURN_IF_ERROR(hd_comm_agree(job->world, make_trainer(job, foreign)));
+    HD_RETURN_IF_ERROR(hd_comm_check_equal(job->world, &job->feed->fingerprint,
+                                           sizeof job->feed->fingerprint,
                                            "the training data (data.path)"));
     HD_RETURN_IF_ERROR(hdi_run_files_open(config, job->world, &job->files));
     HD_RETURN_IF_ERROR(
@@ -181,6 +90,7 @@ static hd_status open_job(const hd_config *config, hdi_train_job *job)
     if (status == HD_OK && hdi_config_bool(values, "run.trace"))
         status = hdi_trace_create(job->files.rank, 1 << 16, &job->trace);
     job->trainer->trace = job->trace;
+    if (status == HD_OK) status = job->feed->start(job->feed, job->trainer);
     return hd_comm_agree(job->world, status);
 }
 
@@ -193,6 +103,7 @@ static void leave_job(hdi_train_job *job)
 
 static void close_job(hdi_train_job *job)
 {
+    if (job->feed) job->feed->destroy(job->feed); /* its thread looks at the trainer's shapes */
     hdi_trace_destroy(job->trace);
     hdi_checkpoint_writer_destroy(job->writer);
     for (int i = 0; i < job->mirror_count; i++)
@@ -200,35 +111,10 @@ static void close_job(hdi_train_job *job)
     hdi_free(job->mirrors);
     hd_trainer_destroy(job->trainer);
     hd_context_destroy(job->context);
-    hdi_dataset_close(job->dataset);
     hd_model_destroy(job->model);
-    hdi_free(job->window);
     if (job->files.directory) hdi_run_files_close(&job->files);
     hd_mesh_destroy(job->mesh);
     hd_comm_destroy(job->world);
-}
-
-/* Which windows a step or a validation reads. */
-typedef struct feeder {
-    hdi_train_job *job;
-    hdi_dataset_split split;
-    int64_t first_sample;
-} feeder;
-
-static hd_status feed(void *user, const char *name, int64_t global_batch, void *out, size_t bytes)
-{
-    const feeder *from = user;
-    hdi_train_job *job = from->job;
-    const int shift = strcmp(name, "targets") == 0;
-    int32_t *ids = out;
-    size_t row_bytes = (size_t)job->tokens * sizeof *ids;
-    for (int64_t row = 0; row < (int64_t)(bytes / row_bytes); row++) {
-        int64_t sample = from->first_sample + global_batch * job->micro_batch + row;
-        HD_RETURN_IF_ERROR(
-            hdi_dataset_window(job->dataset, from->split, job->seed, sample, job->window));
-        memcpy(ids + row * job->tokens, job->window + shift, row_bytes);
-    }
-    return HD_OK;
 }
 
 /* A full disk may cost records, with one warning, but not the run. */
@@ -240,17 +126,27 @@ static void keep_record(hdi_train_job *job, const hdi_metric *record, int count)
     job->records_lost = status != HD_OK;
 }
 
+/* Over all that the feed has for it, each part counting as much as what is in it. */
 static hd_status validate(hdi_train_job *job, double *loss)
 {
-    hd_step_result result;
-    feeder from = {.job = job, .split = HDI_DATASET_VALIDATION};
-    HD_RETURN_IF_ERROR(hd_trainer_validate(job->trainer, feed, &from, &result));
-    *loss = result.loss;
+    double sum = 0, tokens = 0;
+    hdi_train_feed *feed = job->feed;
+    for (int part = 0;; part++) {
+        hd_step_result result;
+        int shape;
+        HD_RETURN_IF_ERROR(feed->validate(feed, part, &shape));
+        if (shape < 0) break;
+        HD_RETURN_IF_ERROR(
+            hd_trainer_validate_shape(job->trainer, shape, feed->fill, feed, &result));
+        sum += result.loss * result.tokens;
+        tokens += result.tokens;
+    }
+    if (tokens <= 0) return HD_OK;
+    *loss = sum / tokens;
     if (job->files.rank != 0) return HD_OK;
     const hdi_metric record[] = {hdi_metric_int("step", job->trainer->steps),
-                                 hdi_metric_float("validation_loss", result.loss)};
-    hdi_log(HD_LOG_INFO, "step %" PRId64 ": validation loss %.4f", job->trainer->steps,
-            result.loss);
+                                 hdi_metric_float("validation_loss", *loss)};
+    hdi_log(HD_LOG_INFO, "step %" PRId64 ": validation loss %.4f", job->trainer->steps, *loss);
     keep_record(job, record, 2);
     return HD_OK;
 }
@@ -299,12 +195,14 @@ static hd_status one_step(hdi_train_job *job, const hdi_rate_options *rates, clo
 {
     hd_trainer *trainer = job->trainer;
     double rate = hdi_learning_rate(rates, trainer->steps);
-    feeder from = {.job = job, .split = HDI_DATASET_TRAIN, .first_sample = job->samples};
+    hdi_train_feed *feed = job->feed;
     hd_step_result result;
+    int shape;
     double begin = hdi_clock_seconds();
-    HD_RETURN_IF_ERROR(hd_trainer_step(trainer, rate, feed, &from, &result));
-    job->samples +=
-        job->micro_batch * trainer->options.accumulate * hd_mesh_size(job->mesh, HD_AXIS_DATA);
+    HD_RETURN_IF_ERROR(feed->begin(feed, trainer->steps, &shape));
+    HD_RETURN_IF_ERROR(hd_trainer_step_shape(trainer, shape, rate, feed->fill, feed, &result));
+    feed->end(feed, &trainer->shapes[shape].is);
+    if (feed->tokens) result.tokens = feed->tokens(feed, shape);
     clock->last = hdi_clock_seconds();
     if (out->first_step_seconds == 0) {
         out->first_step_seconds = hdi_clock_process_age();
@@ -426,7 +324,7 @@ hd_status hd_train_run(const hd_config *config, hd_progress_fn progress, void *u
     catch_signals(&before);
     hd_status status = open_job(config, &job);
     if (status == HD_OK) {
-        out->entropy = job.entropy;
+        out->entropy = job.feed->entropy;
         out->steps = job.trainer->steps;
         snprintf(out->directory, sizeof out->directory, "%s", job.files.directory);
         status = run_steps(&job, progress, user, out);
@@ -436,7 +334,8 @@ hd_status hd_train_run(const hd_config *config, hd_progress_fn progress, void *u
         hd_status after =
             note_alone(&job, hd_trainer_weights_hash(job.trainer, &out->weights_hash));
         if (after == HD_OK)
-            after = hd_comm_agree(job.world, hdi_run_files_loss_curve(&job.files, job.entropy));
+            after =
+                hd_comm_agree(job.world, hdi_run_files_loss_curve(&job.files, job.feed->entropy));
         if (after == HD_OK) after = hd_comm_agree(job.world, write_trace(&job));
         if (after != HD_OK) status = after;
     }

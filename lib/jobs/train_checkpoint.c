@@ -68,7 +68,8 @@ static hd_status add_part(void *user, const hdi_trainer_part *part)
 {
     HD_RETURN_IF_ERROR(add_piece(user, "weights", part, part->values));
     HD_RETURN_IF_ERROR(add_piece(user, "adam_m", part, part->m));
-    return add_piece(user, "adam_v", part, part->v);
+    HD_RETURN_IF_ERROR(add_piece(user, "adam_v", part, part->v));
+    return part->average ? add_piece(user, "ema", part, part->average) : HD_OK;
 }
 
 hd_status hdi_train_open_writer(hdi_train_job *job)
@@ -98,8 +99,8 @@ static char *state_text(const hdi_train_job *job)
         "{\"format\": 1, \"step\": %" PRId64 ", \"updates\": %" PRId64 ", \"samples\": %" PRId64
         ", \"seed\": %" PRIu64 ", \"data\": {\"fingerprint\": \"%016" PRIx64 "\"}"
         "%s, \"layout\": {\"ranks\": %d, \"data\": %d, \"pipeline\": %d}, \"model\": %s}",
-        trainer->steps, trainer->updates, job->samples, job->seed, job->fingerprint, scale,
-        hd_mesh_ranks(job->mesh), hd_mesh_size(job->mesh, HD_AXIS_DATA),
+        trainer->steps, trainer->updates, job->feed->samples, job->seed, job->feed->fingerprint,
+        scale, hd_mesh_ranks(job->mesh), hd_mesh_size(job->mesh, HD_AXIS_DATA),
         hd_mesh_size(job->mesh, HD_AXIS_PIPELINE), hd_model_config_json(job->model));
 }
 
@@ -168,7 +169,7 @@ static hd_status take_state(hdi_train_job *job, const hdi_checkpoint *checkpoint
     if (status == HD_OK) status = read_int(state, "step", folder, &job->trainer->steps);
     if (status == HD_OK) status = read_int(state, "updates", folder, &job->trainer->updates);
     if (status == HD_OK) status = read_loss_scale(job->trainer, state, folder);
-    if (status == HD_OK) status = read_int(state, "samples", folder, &job->samples);
+    if (status == HD_OK) status = read_int(state, "samples", folder, &job->feed->samples);
     if (status == HD_OK) status = read_int(state, "seed", folder, &seed);
     if (status == HD_OK && (uint64_t)seed != job->seed)
         status =
@@ -176,7 +177,7 @@ static hd_status take_state(hdi_train_job *job, const hdi_checkpoint *checkpoint
                       "%s: was made with train.seed %" PRId64 ", the configuration has %" PRIu64,
                       folder, seed, job->seed);
     char mine[32];
-    snprintf(mine, sizeof mine, "%016" PRIx64, job->fingerprint);
+    snprintf(mine, sizeof mine, "%016" PRIx64, job->feed->fingerprint);
     const char *theirs =
         json_string_value(json_object_get(json_object_get(state, "data"), "fingerprint"));
     if (status == HD_OK && (!theirs || strcmp(theirs, mine) != 0))
@@ -189,6 +190,7 @@ static hd_status take_state(hdi_train_job *job, const hdi_checkpoint *checkpoint
 typedef struct reader {
     hdi_checkpoint *checkpoint;
     hd_trainer *trainer;
+    bool lacks_average; /* wanted, but not in the checkpoint */
 } reader;
 
 static hd_status copy_in(const hd_context *context, float *place, const float *values,
@@ -222,12 +224,27 @@ static hd_status read_range(const reader *r, const char *kind, const hdi_trainer
     return status;
 }
 
+static hd_status has_average(const reader *r, const hdi_trainer_part *part, bool *has)
+{
+    char *name = hdi_format("ema/%s", part->entry->name);
+    if (!name) return out_of_memory();
+    *has = hdi_checkpoint_find(r->checkpoint, name) != NULL;
+    hdi_free(name);
+    return HD_OK;
+}
+
 static hd_status read_part(void *user, const hdi_trainer_part *part)
 {
-    HD_RETURN_IF_ERROR(read_range(user, "weights", part, NULL));
+    reader *r = user;
+    bool has = false;
+    HD_RETURN_IF_ERROR(read_range(r, "weights", part, NULL));
     if (!part->m) return HD_OK;
-    HD_RETURN_IF_ERROR(read_range(user, "adam_m", part, part->m));
-    return read_range(user, "adam_v", part, part->v);
+    HD_RETURN_IF_ERROR(read_range(r, "adam_m", part, part->m));
+    HD_RETURN_IF_ERROR(read_range(r, "adam_v", part, part->v));
+    if (!part->average) return HD_OK;
+    HD_RETURN_IF_ERROR(has_average(r, part, &has));
+    r->lacks_average = r->lacks_average || !has;
+    return has ? read_range(r, "ema", part, part->average) : HD_OK;
 }
 
 /* Read the newest checkpoint that verifies; *damaged if its content turned out to be bad. */
@@ -244,6 +261,7 @@ static hd_status take_up(hdi_train_job *job, bool verify, bool *damaged)
     if (status == HD_OK) status = hd_comm_agree(job->world, take_state(job, r.checkpoint));
     if (status == HD_OK) {
         status = hdi_trainer_loaded_parts(job->trainer, read_part, &r);
+        if (status == HD_OK && r.lacks_average) status = hdi_trainer_reset_average(job->trainer);
         status = hd_comm_agree(job->world, status);
         *damaged = status != HD_OK;
     }
@@ -309,5 +327,6 @@ hd_status hdi_train_load_weights(hdi_train_job *job)
     hd_status status = hdi_weights_open(path, &r.weights);
     if (status == HD_OK) status = hdi_trainer_loaded_parts(job->trainer, read_weights, &r);
     hdi_weights_close(r.weights);
+    if (status == HD_OK) status = hdi_trainer_reset_average(job->trainer);
     return hd_comm_agree(job->world, status);
 }

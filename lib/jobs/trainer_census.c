@@ -38,10 +38,10 @@ typedef struct part {
     hd_tensor out;
 } part;
 
-static hd_status build_part(hd_trainer *trainer, int layer, bool first, bool last, part *out)
+static hd_status build_part(hd_trainer *trainer, const hdi_trainer_shape *shape, int layer,
+                            bool first, bool last, part *out)
 {
     const hd_trainer_options *options = &trainer->options;
-    const hdi_census *census = &trainer->census;
     *out = (part){0};
     HD_RETURN_IF_ERROR(hd_program_create(&(hd_program_options){.name = "census",
                                                                .dtype = options->dtype,
@@ -50,15 +50,16 @@ static hd_status build_part(hd_trainer *trainer, int layer, bool first, bool las
                                          &out->program));
     hd_tensor x = {0};
     if (!first)
-        x = hdi_tensor_add(out->program, "x", census->x_dtype, HD_ROLE_BOUNDARY, census->x_rank,
-                           census->x_dims);
+        x = hdi_tensor_add(out->program, "x", shape->x_dtype, HD_ROLE_BOUNDARY, shape->x_rank,
+                           shape->x_dims);
     hd_stage stage = {.purpose = HD_PURPOSE_EVALUATE,
                       .first_layer = first ? 0 : layer,
                       .layers = first || last ? 0 : 1,
                       .first = first,
                       .last = last,
-                      .sequences = options->sequences,
-                      .tokens = options->tokens};
+                      .sequences = shape->is.sequences,
+                      .tokens = shape->is.tokens,
+                      .video = shape->is.video};
     out->out = options->build(options->user, out->program, &stage, x);
     return hd_program_finish(out->program);
 }
@@ -97,11 +98,11 @@ static hd_status count_uses(hdi_census *census, const hd_program *program, int s
 }
 
 /* What passes between stages has one shape all the way. */
-static hd_status check_x(const hdi_census *census, int layer, const part *built)
+static hd_status check_x(const hdi_trainer_shape *shape, int layer, const part *built)
 {
     const hd_tensor_info *x = hd_tensor_get(built->program, built->out);
-    bool same = x && x->dtype == census->x_dtype && x->rank == census->x_rank &&
-                memcmp(x->dims, census->x_dims, sizeof census->x_dims) == 0;
+    bool same = x && x->dtype == shape->x_dtype && x->rank == shape->x_rank &&
+                memcmp(x->dims, shape->x_dims, sizeof shape->x_dims) == 0;
     if (same) return HD_OK;
     return hdi_error(HD_ERROR_ARGUMENT,
                      "trainer: layer %d returns %s, want a tensor of the shape that it was given",
@@ -115,30 +116,43 @@ static double part_cost(const hd_program *program)
     return cost.flops;
 }
 
-static hd_status learn_first(hd_trainer *trainer, part *built)
+static hd_status learn_first(hd_trainer *trainer, hdi_trainer_shape *shape, part *built)
 {
-    hdi_census *census = &trainer->census;
-    HD_RETURN_IF_ERROR(build_part(trainer, 0, true, false, built));
+    HD_RETURN_IF_ERROR(build_part(trainer, shape, 0, true, false, built));
     const hd_tensor_info *x = hd_tensor_get(built->program, built->out);
     if (!x) return hdi_error(HD_ERROR_ARGUMENT, "trainer: the first stage returned no tensor");
-    census->x_dtype = x->dtype;
-    census->x_rank = x->rank;
-    memcpy(census->x_dims, x->dims, sizeof census->x_dims);
-    census->first_cost = part_cost(built->program);
+    shape->x_dtype = x->dtype;
+    shape->x_rank = x->rank;
+    memcpy(shape->x_dims, x->dims, sizeof shape->x_dims);
+    return HD_OK;
+}
+
+/* Of further shapes only what passes between stages is asked; their programs are held against those
+ * of the first. */
+static hd_status learn_shapes(hd_trainer *trainer)
+{
+    for (int s = 1; s < trainer->shape_count; s++) {
+        part built = {0};
+        hd_status status = learn_first(trainer, &trainer->shapes[s], &built);
+        hd_program_destroy(built.program);
+        HD_RETURN_IF_ERROR(status);
+    }
     return HD_OK;
 }
 
 static hd_status learn_parts(hd_trainer *trainer, part *parts)
 {
     hdi_census *census = &trainer->census;
+    hdi_trainer_shape *shape = &trainer->shapes[0];
     int layers = trainer->options.layers;
-    HD_RETURN_IF_ERROR(learn_first(trainer, &parts[0]));
+    HD_RETURN_IF_ERROR(learn_first(trainer, shape, &parts[0]));
+    census->first_cost = part_cost(parts[0].program);
     for (int i = 0; i < layers; i++) {
-        HD_RETURN_IF_ERROR(build_part(trainer, i, false, false, &parts[1 + i]));
-        HD_RETURN_IF_ERROR(check_x(census, i, &parts[1 + i]));
+        HD_RETURN_IF_ERROR(build_part(trainer, shape, i, false, false, &parts[1 + i]));
+        HD_RETURN_IF_ERROR(check_x(shape, i, &parts[1 + i]));
         census->layer_costs[i] = part_cost(parts[1 + i].program);
     }
-    HD_RETURN_IF_ERROR(build_part(trainer, layers, false, true, &parts[1 + layers]));
+    HD_RETURN_IF_ERROR(build_part(trainer, shape, layers, false, true, &parts[1 + layers]));
     census->last_cost = part_cost(parts[1 + layers].program);
     return HD_OK;
 }
@@ -181,6 +195,7 @@ hd_status hdi_census_take(hd_trainer *trainer)
         return out_of_memory();
     }
     hd_status status = learn_parts(trainer, parts);
+    if (status == HD_OK) status = learn_shapes(trainer);
     if (status == HD_OK) status = cut_stages(trainer);
     if (status == HD_OK) status = count_all(trainer, parts);
     for (int i = 0; i < count; i++)

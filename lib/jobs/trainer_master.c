@@ -18,7 +18,8 @@ float *hdi_trainer_state(const hd_trainer *trainer, int64_t element)
 
 static int16_t *remainders(const hd_trainer *trainer, int64_t element)
 {
-    return (int16_t *)(void *)hdi_trainer_state(trainer, hdi_trainer_master_first(trainer)) +
+    return (int16_t *)(void *)hdi_trainer_state(trainer,
+                                                hdi_trainer_master_first(trainer->plan->layout)) +
            element;
 }
 
@@ -33,7 +34,7 @@ float *hdi_trainer_values(const hd_trainer *trainer, int64_t first, int64_t stat
     if (trainer->options.dtype == HD_DTYPE_F32)
         return (float *)(void *)hdi_trainer_weights(trainer, first);
     if (trainer->options.master == HD_MASTER_REMAINDER) return passing(trainer, first);
-    return hdi_trainer_state(trainer, hdi_trainer_master_first(trainer) + state);
+    return hdi_trainer_state(trainer, hdi_trainer_master_first(trainer->plan->layout) + state);
 }
 
 /* Elements [*first, *first + count) of a bucket whose optimizer state is on this rank. */
@@ -90,6 +91,29 @@ hd_status hdi_trainer_write(hd_trainer *trainer, const hdi_entry *entry, int64_t
     HD_RETURN_IF_ERROR(context->backend->copy_in(context->stream, passing(trainer, first), values,
                                                  (size_t)count * sizeof(float)));
     HD_RETURN_IF_ERROR(keep(trainer, entry, first, count));
+    return context->backend->synchronize(context->stream);
+}
+
+static hd_status reset_part(void *user, const hdi_trainer_part *part)
+{
+    hd_trainer *trainer = user;
+    const hd_context *context = trainer->session->context;
+    if (!part->average) return HD_OK;
+    if (trainer->options.dtype == HD_DTYPE_F32 || trainer->options.master != HD_MASTER_REMAINDER)
+        return context->backend->copy(context->stream, part->average, part->values,
+                                      (size_t)part->count * sizeof(float));
+    int64_t state = part->m - hdi_trainer_state(trainer, 0);
+    return context->backend->join_weights(
+        context->stream, part->count,
+        hdi_trainer_weights(trainer, part->entry->first + part->begin), remainders(trainer, state),
+        part->average);
+}
+
+hd_status hdi_trainer_reset_average(hd_trainer *trainer)
+{
+    const hd_context *context = trainer->session->context;
+    if (trainer->options.ema_decay <= 0) return HD_OK;
+    HD_RETURN_IF_ERROR(hdi_trainer_loaded_parts(trainer, reset_part, trainer));
     return context->backend->synchronize(context->stream);
 }
 

@@ -18,13 +18,13 @@ static void make_boundary(hd_program *program, hd_tensor out)
     tensor->keep = true;
 }
 
-static void add_backward(hd_program *program, const hdi_census *census, bool last,
+static void add_backward(hd_program *program, const hdi_trainer_shape *shape, bool last,
                          hdi_pipeline_chunk *chunk)
 {
     if (!last) {
         make_boundary(program, chunk->out);
-        chunk->out_gradient = hdi_tensor_add(program, "out.gradient", census->x_dtype,
-                                             HD_ROLE_BOUNDARY, census->x_rank, census->x_dims);
+        chunk->out_gradient = hdi_tensor_add(program, "out.gradient", shape->x_dtype,
+                                             HD_ROLE_BOUNDARY, shape->x_rank, shape->x_dims);
     }
     hd_program_backward(program, chunk->out, chunk->out_gradient);
     chunk->x_gradient = hd_gradient(program, chunk->x);
@@ -32,17 +32,26 @@ static void add_backward(hd_program *program, const hdi_census *census, bool las
         hd_program_fail(program, HD_ERROR_ARGUMENT, "no gradient reaches the stage's input");
 }
 
-hd_status hdi_trainer_build_chunk(hd_trainer *trainer, int chunk_index, hd_purpose purpose,
-                                  hdi_pipeline_chunk *out)
+/* "train.STAGE", or of further shapes "train.STAGE of shape N". */
+static char *program_name(bool train, int stage, int shape)
+{
+    const char *purpose = train ? "train" : "validate";
+    return shape ? hdi_format("%s.%d of shape %d", purpose, stage, shape)
+                 : hdi_format("%s.%d", purpose, stage);
+}
+
+hd_status hdi_trainer_build_chunk(hd_trainer *trainer, int shape_index, int chunk_index,
+                                  hd_purpose purpose, hdi_pipeline_chunk *out)
 {
     const hd_trainer_options *options = &trainer->options;
+    const hdi_trainer_shape *shape = &trainer->shapes[shape_index];
     const hdi_census *census = &trainer->census;
     int stages = trainer->pipeline * trainer->chunks;
     int stage_index = chunk_index * trainer->pipeline + trainer->stage, first_layer = 0;
     for (int s = 0; s < stage_index; s++)
         first_layer += census->stage_layers[s];
     bool train = purpose == HD_PURPOSE_TRAIN, last = stage_index == stages - 1;
-    char *name = hdi_format("%s.%d", train ? "train" : "validate", stage_index);
+    char *name = program_name(train, stage_index, shape_index);
     if (!name) return hdi_error(HD_ERROR_MEMORY, "trainer: out of host memory");
     hd_program *program = NULL;
     hd_status status = hd_program_create(&(hd_program_options){.name = name,
@@ -56,8 +65,8 @@ hd_status hdi_trainer_build_chunk(hd_trainer *trainer, int chunk_index, hd_purpo
     if (status != HD_OK) return status;
     out->program = program;
     if (stage_index > 0) {
-        out->x = hdi_tensor_add(program, "x", census->x_dtype, HD_ROLE_BOUNDARY, census->x_rank,
-                                census->x_dims);
+        out->x = hdi_tensor_add(program, "x", shape->x_dtype, HD_ROLE_BOUNDARY, shape->x_rank,
+                                shape->x_dims);
         if (train) hd_input_needs_gradient(program, out->x);
     }
     hd_stage stage = {.purpose = purpose,
@@ -65,14 +74,25 @@ hd_status hdi_trainer_build_chunk(hd_trainer *trainer, int chunk_index, hd_purpo
                       .layers = census->stage_layers[stage_index],
                       .first = stage_index == 0,
                       .last = last,
-                      .sequences = options->sequences,
-                      .tokens = options->tokens,
+                      .sequences = shape->is.sequences,
+                      .tokens = shape->is.tokens,
+                      .video = shape->is.video,
                       .recompute = options->recompute};
     out->out = options->build(options->user, program, &stage, out->x);
     if (train)
-        add_backward(program, census, last, out);
+        add_backward(program, shape, last, out);
     else if (!last)
         make_boundary(program, out->out);
     if (last) out->out = (hd_tensor){0};
     return program->status == HD_OK ? HD_OK : hd_program_finish(program);
+}
+
+bool hdi_trainer_reads(const hd_trainer *trainer, int shape, const char *name)
+{
+    for (int c = 0; c < trainer->chunks; c++) {
+        const hd_program *program = trainer->shapes[shape].train[c].program;
+        hd_tensor found = hd_tensor_find(program, name);
+        if (found.id && hd_tensor_get(program, found)->role == HD_ROLE_INPUT) return true;
+    }
+    return false;
 }

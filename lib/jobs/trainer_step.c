@@ -78,6 +78,14 @@ static hd_status measure_norm(hd_trainer *trainer, double *norm)
     return HD_OK;
 }
 
+/* What an update moves the average towards the weights by. */
+static float average_share(const hd_trainer *trainer)
+{
+    const double t = (double)trainer->updates + 1, early = (1 + t) / (10 + t);
+    const double decay = (double)trainer->options.ema_decay;
+    return (float)(1 - (trainer->options.ema_warmup && early < decay ? early : decay));
+}
+
 static hd_status apply_update(hd_trainer *trainer, double learning_rate,
                               const hd_step_result *result)
 {
@@ -92,6 +100,11 @@ static hd_status apply_update(hd_trainer *trainer, double learning_rate,
                         (float)(1 - pow((double)o->adamw.beta2, t)), 1};
     HD_RETURN_IF_ERROR(
         hd_session_write(trainer->session, trainer->update, trainer->scalars, 0, scalars));
+    if (trainer->average_share.id) {
+        const float share = average_share(trainer);
+        HD_RETURN_IF_ERROR(
+            hd_session_write(trainer->session, trainer->update, trainer->average_share, 0, &share));
+    }
     HD_RETURN_IF_ERROR(
         hd_session_run(trainer->session, trainer->update, &(hd_session_run_options){.last = true}));
     HD_RETURN_IF_ERROR(hd_session_drain(trainer->session));
@@ -122,19 +135,34 @@ static void record(hd_trainer *trainer, const char *name, hdi_trace_category cat
                                                         .end_us = hdi_trace_now()});
 }
 
+static hd_status check_shape(const hd_trainer *trainer, int shape)
+{
+    if (shape >= 0 && shape < trainer->shape_count) return HD_OK;
+    return hdi_error(HD_ERROR_ARGUMENT, "trainer: shape is %d, there are %d", shape,
+                     trainer->shape_count);
+}
+
 hd_status hd_trainer_step(hd_trainer *trainer, double learning_rate, hd_feed_fn feed, void *user,
                           hd_step_result *out)
 {
+    return hd_trainer_step_shape(trainer, 0, learning_rate, feed, user, out);
+}
+
+hd_status hd_trainer_step_shape(hd_trainer *trainer, int index, double learning_rate,
+                                hd_feed_fn feed, void *user, hd_step_result *out)
+{
     *out = (hd_step_result){0};
     if (!trainer->session) return hdi_error(HD_ERROR_ARGUMENT, "trainer: step before start");
-    int batches = trainer->options.accumulate;
-    HD_RETURN_IF_ERROR(feed_inputs(trainer, trainer->train, batches, feed, user));
+    HD_RETURN_IF_ERROR(check_shape(trainer, index));
+    const hdi_trainer_shape *shape = &trainer->shapes[index];
+    int batches = shape->is.accumulate;
+    HD_RETURN_IF_ERROR(feed_inputs(trainer, shape->train, batches, feed, user));
     HD_RETURN_IF_ERROR(
-        hdi_pipeline_run(trainer->train_run, trainer->session, trainer->trace, trainer->steps));
+        hdi_pipeline_run(shape->train_run, trainer->session, trainer->trace, trainer->steps));
     double begin = hdi_trace_now();
     HD_RETURN_IF_ERROR(hd_session_drain(trainer->session));
     double sum;
-    HD_RETURN_IF_ERROR(sum_losses(trainer, trainer->train, batches, &sum, &out->tokens));
+    HD_RETURN_IF_ERROR(sum_losses(trainer, shape->train, batches, &sum, &out->tokens));
     record(trainer, "reduce", HDI_TRACE_COMM, begin);
     begin = hdi_trace_now();
     HD_RETURN_IF_ERROR(measure_norm(trainer, &out->grad_norm));
@@ -153,16 +181,24 @@ hd_status hd_trainer_step(hd_trainer *trainer, double learning_rate, hd_feed_fn 
 
 hd_status hd_trainer_validate(hd_trainer *trainer, hd_feed_fn feed, void *user, hd_step_result *out)
 {
+    return hd_trainer_validate_shape(trainer, 0, feed, user, out);
+}
+
+hd_status hd_trainer_validate_shape(hd_trainer *trainer, int index, hd_feed_fn feed, void *user,
+                                    hd_step_result *out)
+{
     *out = (hd_step_result){0};
     int batches = trainer->options.validate_batches;
-    if (!trainer->session || !trainer->validate_run)
+    HD_RETURN_IF_ERROR(check_shape(trainer, index));
+    const hdi_trainer_shape *shape = &trainer->shapes[index];
+    if (!trainer->session || !shape->validate_run)
         return hdi_error(HD_ERROR_ARGUMENT,
                          "trainer: validation before start, or none was planned");
-    HD_RETURN_IF_ERROR(feed_inputs(trainer, trainer->validate, batches, feed, user));
-    HD_RETURN_IF_ERROR(hdi_pipeline_run(trainer->validate_run, trainer->session, NULL, -1));
+    HD_RETURN_IF_ERROR(feed_inputs(trainer, shape->validate, batches, feed, user));
+    HD_RETURN_IF_ERROR(hdi_pipeline_run(shape->validate_run, trainer->session, NULL, -1));
     HD_RETURN_IF_ERROR(hd_session_drain(trainer->session));
     double sum;
-    HD_RETURN_IF_ERROR(sum_losses(trainer, trainer->validate, batches, &sum, &out->tokens));
+    HD_RETURN_IF_ERROR(sum_losses(trainer, shape->validate, batches, &sum, &out->tokens));
     out->loss = sum / out->tokens;
     return HD_OK;
 }

@@ -58,6 +58,7 @@ static hd_status cut_pieces(hd_trainer *trainer, const hdi_layout *layout)
 {
     for (int i = 0; i < layout->entry_count; i++) {
         const hdi_entry *entry = &layout->entries[i];
+        if (entry->options->frozen) continue;
         int64_t first, count = hdi_layout_shard(layout, entry->bucket, layout->shard, &first);
         if (hdi_trainer_speaks_for(trainer, entry->name))
             HD_RETURN_IF_ERROR(add_piece(&trainer->square_pieces, &trainer->square_count,
@@ -82,7 +83,7 @@ static void join_instances(hd_program *program, const hdi_layout *layout)
     for (int i = 0; i < layout->instance_count; i++) {
         const hdi_instance *instance = &layout->instances[i];
         const hdi_entry *entry = &layout->entries[instance->entry];
-        if (instance->first == entry->first) continue;
+        if (instance->alias || instance->first == entry->first) continue;
         int64_t first, count = updated_range(layout, entry->bucket, &first);
         if (!count) continue;
         hd_tensor extra = gradients(program, instance->first + first - entry->first, count);
@@ -183,7 +184,7 @@ static hd_status build_norm(hd_trainer *trainer, const hdi_layout *layout)
 static hd_tensor master(hd_trainer *trainer, const hdi_layout *layout, int64_t state_first,
                         int64_t elements)
 {
-    int64_t after = 2 * layout->optimizer_elements;
+    int64_t after = hdi_trainer_master_first(layout);
     if (trainer->options.master == HD_MASTER_REMAINDER)
         return hdi_flat_tensor(trainer->update, "remainder", HDI_FLAT_OPTIMIZER, HD_DTYPE_I16,
                                2 * after + state_first, elements);
@@ -191,25 +192,40 @@ static hd_tensor master(hd_trainer *trainer, const hdi_layout *layout, int64_t s
                            after + state_first, elements);
 }
 
-static void update_bucket(hd_trainer *trainer, const hdi_layout *layout, int index, int first_piece,
-                          int pieces)
+/* Move the average of a bucket's values, which the update has just changed. */
+static void average_bucket(hd_trainer *trainer, const hdi_layout *layout, int64_t state_first,
+                           int64_t elements, hd_tensor weights, hd_tensor behind)
+{
+    hd_program *program = trainer->update;
+    hd_tensor average =
+        hdi_flat_tensor(program, "average", HDI_FLAT_OPTIMIZER, HD_DTYPE_F32,
+                        hdi_trainer_average_first(trainer, layout) + state_first, elements);
+    const bool joins = trainer->options.master == HD_MASTER_REMAINDER;
+    hd_tensor in[3] = {trainer->average_share, behind.id && !joins ? behind : weights, behind};
+    hdi_op_append(program, &hdi_op_average, NULL, joins ? 3 : 2, in, 1, &average);
+}
+
+/* AdamW on this rank's part of a bucket. State has its place even where nothing is updated (frozen
+ * parameters), since checkpoints hold it. */
+static void update_part(hd_trainer *trainer, const hdi_layout *layout, int index, int first_piece,
+                        int pieces)
 {
     hd_program *program = trainer->update;
     const hdi_bucket *bucket = &layout->buckets[index];
     const hd_adamw_options *adamw = &trainer->options.adamw;
     hd_dtype dtype = trainer->options.dtype;
     int64_t first, elements = updated_range(layout, index, &first);
-    if (pieces) {
-        hd_tensor in[] = {gradients(program, first, elements), trainer->scalars};
-        hd_tensor out[4] = {
-            hdi_flat_tensor(program, "weights", HDI_FLAT_WEIGHTS, dtype, first, elements),
-            hdi_flat_tensor(program, "m", HDI_FLAT_OPTIMIZER, HD_DTYPE_F32, bucket->state_first,
-                            elements),
-            hdi_flat_tensor(program, "v", HDI_FLAT_OPTIMIZER, HD_DTYPE_F32,
-                            layout->optimizer_elements + bucket->state_first, elements)};
-        int outs = 3;
-        if (dtype != HD_DTYPE_F32)
-            out[outs++] = master(trainer, layout, bucket->state_first, elements);
+    if (!elements) return;
+    hd_tensor in[] = {gradients(program, first, elements), trainer->scalars};
+    hd_tensor out[4] = {
+        hdi_flat_tensor(program, "weights", HDI_FLAT_WEIGHTS, dtype, first, elements),
+        hdi_flat_tensor(program, "m", HDI_FLAT_OPTIMIZER, HD_DTYPE_F32, bucket->state_first,
+                        elements),
+        hdi_flat_tensor(program, "v", HDI_FLAT_OPTIMIZER, HD_DTYPE_F32,
+                        layout->optimizer_elements + bucket->state_first, elements)};
+    int outs = 3;
+    if (dtype != HD_DTYPE_F32) out[outs++] = master(trainer, layout, bucket->state_first, elements);
+    if (pieces)
         hdi_op_append(program, &hdi_op_adamw,
                       &(hdi_adamw_options){.pieces = trainer->update_pieces + first_piece,
                                            .count = pieces,
@@ -219,7 +235,17 @@ static void update_bucket(hd_trainer *trainer, const hdi_layout *layout, int ind
                                            .beta2 = adamw->beta2,
                                            .epsilon = adamw->epsilon},
                       2, in, outs, out);
-    }
+    if (trainer->average_share.id)
+        average_bucket(trainer, layout, bucket->state_first, elements, out[0], out[3]);
+}
+
+static void update_bucket(hd_trainer *trainer, const hdi_layout *layout, int index, int first_piece,
+                          int pieces)
+{
+    hd_program *program = trainer->update;
+    const hdi_bucket *bucket = &layout->buckets[index];
+    hd_dtype dtype = trainer->options.dtype;
+    update_part(trainer, layout, index, first_piece, pieces);
     if (!layout->state_sharded || layout->shards == 1) return;
     hd_tensor weights = hdi_flat_tensor(program, "weights", HDI_FLAT_WEIGHTS, dtype, bucket->first,
                                         bucket->elements);
@@ -238,6 +264,9 @@ static hd_status build_update(hd_trainer *trainer, const hdi_layout *layout)
                                                                .backend = trainer->options.backend},
                                          &trainer->update));
     trainer->scalars = hd_input(trainer->update, "adamw.scalars", HD_DTYPE_F32, 1, &(int64_t){5});
+    if (trainer->options.ema_decay > 0)
+        trainer->average_share =
+            hd_input(trainer->update, "average.share", HD_DTYPE_F32, 1, &(int64_t){1});
     int piece = 0;
     for (int b = 0; b < layout->bucket_count; b++) {
         const hdi_bucket *bucket = &layout->buckets[b];

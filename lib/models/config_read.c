@@ -5,6 +5,7 @@
 
 #include <inttypes.h>
 #include <stdio.h>
+#include <string.h>
 
 const char *hdi_model_json_text(const json_t *value, char out[HDI_JSON_TEXT])
 {
@@ -86,4 +87,30 @@ hd_status hdi_model_require_bool(const json_t *object, const char *key, bool wan
     if (seen == wanted) return HD_OK;
     return hdi_error(HD_ERROR_UNSUPPORTED, "model config: \"%s\" is %s, heddle computes %s only",
                      key, seen ? "true" : "false", wanted ? "true" : "false");
+}
+
+hd_status hdi_model_read_ints(const json_t *object, const char *key, int count, int64_t *out)
+{
+    const json_t *value = value_of(object, key);
+    if (!value) return HD_OK;
+    bool good = json_is_array(value) && json_array_size(value) == (size_t)count;
+    for (int i = 0; i < count && good; i++) {
+        const json_t *element = json_array_get(value, (size_t)i);
+        good = json_is_integer(element) && json_integer_value(element) > 0 &&
+               json_integer_value(element) <= INT32_MAX;
+        if (good) out[i] = json_integer_value(element);
+    }
+    if (good) return HD_OK;
+    char wanted[64];
+    snprintf(wanted, sizeof wanted, "a list of %d integers > 0", count);
+    return refuse(key, value, wanted);
+}
+
+hd_status hdi_model_require_string(const json_t *object, const char *key, const char *wanted)
+{
+    const char *seen = wanted;
+    HD_RETURN_IF_ERROR(hdi_model_read_string(object, key, &seen));
+    if (strcmp(seen, wanted) == 0) return HD_OK;
+    return hdi_error(HD_ERROR_UNSUPPORTED, "model config: \"%s\" is \"%s\", want \"%s\"", key, seen,
+                     wanted);
 }

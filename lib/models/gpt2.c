@@ -19,8 +19,9 @@ static hd_status read_activation(const json_t *object, hdi_model_config *out)
                      name);
 }
 
-static hd_status read_gpt2(const json_t *object, hdi_model_config *out)
+static hd_status read_gpt2(const json_t *object, void *config)
 {
+    hdi_model_config *out = config;
     *out = (hdi_model_config){.epsilon = 1e-5, .tied = true, .init_std = 0.02};
     HD_RETURN_IF_ERROR(hdi_model_read_int(object, "vocab_size", true, &out->vocab));
     HD_RETURN_IF_ERROR(hdi_model_read_int(object, "n_positions", true, &out->max_tokens));
@@ -46,8 +47,9 @@ static hd_status read_gpt2(const json_t *object, hdi_model_config *out)
     return HD_OK;
 }
 
-static void write_gpt2(const hdi_model_config *config, hdi_text *out)
+static void write_gpt2(const void *user, hdi_text *out)
 {
+    const hdi_model_config *config = user;
     hdi_text_printf(out,
                     "{\n  \"model_type\": \"gpt2\",\n  \"architectures\": [\"GPT2LMHeadModel\"],\n"
                     "  \"vocab_size\": %" PRId64 ",\n  \"n_positions\": %" PRId64
@@ -142,5 +144,26 @@ static hd_tensor build_gpt2(void *user, hd_program *p, const hd_stage *stage, hd
                             config->tied ? "/transformer.wte.weight" : "/lm_head.weight");
 }
 
+static const hdi_model_preset presets[] = {
+    {"gpt2-tiny", "{\"model_type\": \"gpt2\", \"vocab_size\": 256, \"n_positions\": 256, "
+                  "\"n_embd\": 128, \"n_layer\": 4, \"n_head\": 4}"},
+    {"gpt2", "{\"model_type\": \"gpt2\", \"vocab_size\": 50257, \"n_positions\": 1024, "
+             "\"n_embd\": 768, \"n_layer\": 12, \"n_head\": 12}"},
+    {"gpt2-medium", "{\"model_type\": \"gpt2\", \"vocab_size\": 50257, \"n_positions\": 1024, "
+                    "\"n_embd\": 1024, \"n_layer\": 24, \"n_head\": 16}"},
+    {"gpt2-large", "{\"model_type\": \"gpt2\", \"vocab_size\": 50257, \"n_positions\": 1024, "
+                   "\"n_embd\": 1280, \"n_layer\": 36, \"n_head\": 20}"},
+    {"gpt2-xl", "{\"model_type\": \"gpt2\", \"vocab_size\": 50257, \"n_positions\": 1024, "
+                "\"n_embd\": 1600, \"n_layer\": 48, \"n_head\": 25}"},
+    {0},
+};
+
 const hdi_model_family hdi_gpt2 = {
-    .type = "gpt2", .read = read_gpt2, .write = write_gpt2, .build = build_gpt2};
+    .type = "gpt2",
+    .config_bytes = sizeof(hdi_model_config),
+    .presets = presets,
+    .read = read_gpt2,
+    .write = write_gpt2,
+    .describe = hdi_model_describe_tokens,
+    .build = build_gpt2,
+};

@@ -5,16 +5,6 @@
 #include "core/error.h"
 
 #include <inttypes.h>
-#include <string.h>
-
-static hd_status require_string(const json_t *object, const char *key, const char *wanted)
-{
-    const char *seen = wanted;
-    HD_RETURN_IF_ERROR(hdi_model_read_string(object, key, &seen));
-    if (strcmp(seen, wanted) == 0) return HD_OK;
-    return hdi_error(HD_ERROR_UNSUPPORTED, "model config: \"%s\" is \"%s\", want \"%s\"", key, seen,
-                     wanted);
-}
 
 /* "rope_theta" stands in the object itself or, in newer files, in "rope_parameters". */
 static hd_status read_rope(const json_t *object, hdi_model_config *out)
@@ -28,8 +18,8 @@ static hd_status read_rope(const json_t *object, hdi_model_config *out)
         if (!json_is_object(rope))
             return hdi_error(HD_ERROR_CONFIG, "model config: \"%s\" is %s, want an object", keys[i],
                              hdi_model_json_text(rope, seen));
-        HD_RETURN_IF_ERROR(require_string(rope, "rope_type", "default"));
-        HD_RETURN_IF_ERROR(require_string(rope, "type", "default"));
+        HD_RETURN_IF_ERROR(hdi_model_require_string(rope, "rope_type", "default"));
+        HD_RETURN_IF_ERROR(hdi_model_require_string(rope, "type", "default"));
         HD_RETURN_IF_ERROR(hdi_model_read_positive(rope, "rope_theta", &out->theta));
     }
     if (out->theta > 1) return HD_OK;
@@ -37,8 +27,9 @@ static hd_status read_rope(const json_t *object, hdi_model_config *out)
                      out->theta);
 }
 
-static hd_status read_llama(const json_t *object, hdi_model_config *out)
+static hd_status read_llama(const json_t *object, void *config)
 {
+    hdi_model_config *out = config;
     *out = (hdi_model_config){.epsilon = 1e-6, .theta = 10000, .init_std = 0.02};
     HD_RETURN_IF_ERROR(hdi_model_read_int(object, "vocab_size", true, &out->vocab));
     HD_RETURN_IF_ERROR(
@@ -55,7 +46,7 @@ static hd_status read_llama(const json_t *object, hdi_model_config *out)
     HD_RETURN_IF_ERROR(hdi_model_read_bool(object, "tie_word_embeddings", &out->tied));
     HD_RETURN_IF_ERROR(hdi_model_require_bool(object, "attention_bias", false));
     HD_RETURN_IF_ERROR(hdi_model_require_bool(object, "mlp_bias", false));
-    HD_RETURN_IF_ERROR(require_string(object, "hidden_act", "silu"));
+    HD_RETURN_IF_ERROR(hdi_model_require_string(object, "hidden_act", "silu"));
     HD_RETURN_IF_ERROR(read_rope(object, out));
     if (out->head_dim == 0 && out->hidden % out->heads)
         return hdi_error(HD_ERROR_CONFIG,
@@ -75,8 +66,9 @@ static hd_status read_llama(const json_t *object, hdi_model_config *out)
     return HD_OK;
 }
 
-static void write_llama(const hdi_model_config *config, hdi_text *out)
+static void write_llama(const void *user, hdi_text *out)
 {
+    const hdi_model_config *config = user;
     hdi_text_printf(
         out,
         "{\n  \"model_type\": \"llama\",\n  \"architectures\": [\"LlamaForCausalLM\"],\n"
@@ -106,9 +98,9 @@ static hd_tensor attention(hd_program *p, const hdi_model_stage *at, hd_tensor h
                                        .std = config->init_std,
                                        .split = HD_SPLIT_COLUMNS,
                                        .parts = 3,
-                                       .part = {{"self_attn.q_proj", query},
-                                                {"self_attn.k_proj", key},
-                                                {"self_attn.v_proj", key}}});
+                                       .part = {{.name = "self_attn.q_proj", .outputs = query},
+                                                {.name = "self_attn.k_proj", .outputs = key},
+                                                {.name = "self_attn.v_proj", .outputs = key}}});
     h = hd_rope(p, h,
                 &(hd_rope_options){.pairing = HD_ROPE_HALVES,
                                    .heads = config->heads + config->kv_heads,
@@ -137,14 +129,15 @@ static hdi_model_stream block(hd_program *p, const hdi_model_stage *at, int laye
     hd_tensor h = hdi_model_norm(p, from, &before, &x);
     h = attention(p, at, h);
     h = hd_residual_norm(p, x, h, &after, &x);
-    h = hd_linear(p, h,
-                  &(hd_linear_options){
-                      .name = "mlp.gate_up_proj",
-                      .outputs = 2 * config->inner,
-                      .std = config->init_std,
-                      .split = HD_SPLIT_COLUMNS,
-                      .parts = 2,
-                      .part = {{"mlp.gate_proj", config->inner}, {"mlp.up_proj", config->inner}}});
+    h = hd_linear(
+        p, h,
+        &(hd_linear_options){.name = "mlp.gate_up_proj",
+                             .outputs = 2 * config->inner,
+                             .std = config->init_std,
+                             .split = HD_SPLIT_COLUMNS,
+                             .parts = 2,
+                             .part = {{.name = "mlp.gate_proj", .outputs = config->inner},
+                                      {.name = "mlp.up_proj", .outputs = config->inner}}});
     h = hd_swiglu(p, h);
     h = hd_linear(p, h,
                   &(hd_linear_options){.name = "mlp.down_proj",
@@ -179,5 +172,28 @@ static hd_tensor build_llama(void *user, hd_program *p, const hd_stage *stage, h
                             config->tied ? "/model.embed_tokens.weight" : "/lm_head.weight");
 }
 
+static const hdi_model_preset presets[] = {
+    {"llama-tiny", "{\"model_type\": \"llama\", \"vocab_size\": 256, \"hidden_size\": 128, "
+                   "\"intermediate_size\": 352, \"num_hidden_layers\": 4, "
+                   "\"num_attention_heads\": 4, \"num_key_value_heads\": 2, "
+                   "\"max_position_embeddings\": 256, \"rms_norm_eps\": 1e-5}"},
+    {"llama-160m", "{\"model_type\": \"llama\", \"vocab_size\": 32000, \"hidden_size\": 768, "
+                   "\"intermediate_size\": 3072, \"num_hidden_layers\": 12, "
+                   "\"num_attention_heads\": 12, \"max_position_embeddings\": 2048, "
+                   "\"rms_norm_eps\": 1e-6}"},
+    {"llama-7b", "{\"model_type\": \"llama\", \"vocab_size\": 32000, \"hidden_size\": 4096, "
+                 "\"intermediate_size\": 11008, \"num_hidden_layers\": 32, "
+                 "\"num_attention_heads\": 32, \"max_position_embeddings\": 4096, "
+                 "\"rms_norm_eps\": 1e-5}"},
+    {0},
+};
+
 const hdi_model_family hdi_llama = {
-    .type = "llama", .read = read_llama, .write = write_llama, .build = build_llama};
+    .type = "llama",
+    .config_bytes = sizeof(hdi_model_config),
+    .presets = presets,
+    .read = read_llama,
+    .write = write_llama,
+    .describe = hdi_model_describe_tokens,
+    .build = build_llama,
+};

@@ -8,7 +8,53 @@
 #include <jansson.h>
 
 #include "core/text.h"
+#include "io/weights_index.h"
 
+/* What a model of any family says of itself. */
+typedef struct hdi_model_facts {
+    int64_t layers, hidden;
+    int64_t vocab, max_tokens; /* token models; 0 otherwise */
+    bool is_video;
+    hd_video_model video;
+    const char *layout; /* how files name the tensors; NULL where there is one way only */
+} hdi_model_facts;
+
+/* A shape by name, as the text of a config.json. */
+typedef struct hdi_model_preset {
+    const char *name, *json;
+} hdi_model_preset;
+
+/* A family of models, with a configuration of its own kind: config_bytes of plain data, zeros before
+ * `read`, which borrows nothing of the object. */
+typedef struct hdi_model_family {
+    const char *type;       /* "model_type" */
+    const char *class_name; /* the same in files of others; NULL: none */
+    size_t config_bytes;
+    const hdi_model_preset *presets; /* the last has no name; NULL: none */
+    hd_status (*read)(const json_t *object, void *config);
+    void (*write)(const void *config, hdi_text *out);
+    void (*describe)(const void *config, hdi_model_facts *out); /* *out is zeros before */
+    hd_build_fn build;                                          /* user: the configuration */
+
+    /* Take over the layout that these weights' tensor names show. NULL: there is one only. */
+    hd_status (*match)(void *config, const hdi_weights *weights);
+
+    /* The name of that layout, NULL if the weights show none of the family's. NULL: never asked. */
+    const char *(*layout_of)(const hdi_weights *weights);
+} hdi_model_family;
+
+extern const hdi_model_family hdi_gpt2, hdi_llama, hdi_hunyuan_video, hdi_open_sora_2,
+    hdi_mmdit_pixels, hdi_stdit3;
+
+struct hd_model {
+    const hdi_model_family *family;
+    void *config; /* owned; of the family's kind */
+    hdi_model_facts facts;
+    int64_t parameters;
+    char *json; /* owned */
+};
+
+/* The configuration of token models. */
 typedef struct hdi_model_config {
     int64_t vocab, max_tokens, hidden, inner, layers, heads, kv_heads, head_dim;
     double epsilon, theta;
@@ -17,21 +63,17 @@ typedef struct hdi_model_config {
     double init_std;
 } hdi_model_config;
 
-typedef struct hdi_model_family {
-    const char *type;
-    hd_status (*read)(const json_t *object, hdi_model_config *out);
-    void (*write)(const hdi_model_config *config, hdi_text *out);
-    hd_build_fn build; /* user: the hdi_model_config */
-} hdi_model_family;
+/* `describe` of token models. */
+void hdi_model_describe_tokens(const void *config, hdi_model_facts *out);
 
-extern const hdi_model_family hdi_gpt2, hdi_llama;
+/* The smallest stage that is the whole model and declares every parameter. */
+hd_stage hdi_model_whole(const hd_model *model, hd_purpose purpose);
 
-struct hd_model {
-    const hdi_model_family *family;
-    hdi_model_config config;
-    int64_t parameters;
-    char *json; /* owned */
-};
+/* hd_model_match_weights for weights that are open. */
+hd_status hdi_model_match(hd_model *model, const hdi_weights *weights);
+
+/* The family and the layout that tensors' names show, where a family has several; false: none. */
+bool hdi_model_layout_of(const hdi_weights *weights, const char **family, const char **layout);
 
 /* The same as hd_model_create_json for an object that is parsed already, which is borrowed. */
 hd_status hdi_model_create(const json_t *object, hd_model **out);
@@ -43,8 +85,11 @@ hd_status hdi_model_read_positive(const json_t *object, const char *key, double 
 hd_status hdi_model_read_bool(const json_t *object, const char *key, bool *out);
 hd_status hdi_model_read_string(const json_t *object, const char *key, const char **out);
 
+hd_status hdi_model_read_ints(const json_t *object, const char *key, int count, int64_t *out);
+
 /* HD_ERROR_UNSUPPORTED unless the key is absent or has this value. */
 hd_status hdi_model_require_bool(const json_t *object, const char *key, bool wanted);
+hd_status hdi_model_require_string(const json_t *object, const char *key, const char *wanted);
 
 /* The value as text for messages, in a caller's buffer. */
 enum { HDI_JSON_TEXT = 96 };

@@ -6,33 +6,26 @@
 
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
-/* A part of a parameter as files hold it; a parameter without parts is one part. */
-typedef struct part {
-    const char *name;
-    int64_t rows, columns; /* in heddle's order */
-    bool transposed;
-    int rank;
-    int64_t dims[HD_MAX_DIMS]; /* in the file */
-} part;
-
-static int part_count(const hd_parameter_options *options)
+int hdi_model_part_count(const hd_parameter_options *options)
 {
     return options->parts ? options->parts : 1;
 }
 
-static part part_of(const hd_parameter_options *options, int index)
+hdi_model_part hdi_model_part_of(const hd_parameter_options *options, int index)
 {
-    part it = {.name = options->name,
-               .rows = options->dims[0],
-               .columns = 1,
-               .transposed = options->transposed,
-               .rank = options->rank};
-    if (options->parts) {
-        it.name = options->part[index].name;
-        it.rows = options->part[index].rows;
-        it.transposed = options->part[index].transposed;
+    hdi_model_part it = {.name = options->name,
+                         .rows = options->dims[0],
+                         .columns = 1,
+                         .transposed = options->transposed,
+                         .rank = options->rank};
+    const hd_parameter_part *part = options->parts ? &options->part[index] : NULL;
+    if (part) {
+        it.name = part->name;
+        it.rows = part->rows;
+        it.transposed = part->transposed;
     }
     it.transposed = it.transposed && it.rank == 2;
     it.dims[0] = it.rows;
@@ -40,10 +33,19 @@ static part part_of(const hd_parameter_options *options, int index)
         it.dims[i] = options->dims[i];
         it.columns *= options->dims[i];
     }
+    it.file_columns = it.columns;
     if (it.transposed) {
         it.dims[0] = it.columns;
         it.dims[1] = it.rows;
     }
+    if (!part || !part->file_rank) return it;
+    it.rank = part->file_rank;
+    it.file_columns = 1;
+    for (int i = 0; i < it.rank; i++) {
+        it.dims[i] = part->file_dims[i];
+        if (i) it.file_columns *= it.dims[i];
+    }
+    it.first = part->first_row * it.file_columns + part->first_column;
     return it;
 }
 
@@ -65,42 +67,111 @@ static const char *dims_text(int rank, const int64_t *dims, char *out, size_t by
     return out;
 }
 
-static hd_status find_part(const hdi_weights *weights, const part *it, hdi_safetensors **file,
-                           const hdi_safetensors_tensor **out)
+/* What is wrong with the file's tensor for a part, appended to `out`; nothing if it is as wanted. */
+static const hdi_safetensors_tensor *judge_part(const hdi_weights *weights,
+                                                const hdi_model_part *it, hdi_safetensors **file,
+                                                hdi_text *out)
 {
     char seen[192], wanted[192];
-    dims_text(it->rank, it->dims, wanted, sizeof wanted);
     const hdi_safetensors_tensor *tensor = find(weights, it->name, file);
-    if (!tensor)
-        return hdi_error(HD_ERROR_FORMAT, "%s: tensor \"%s\" is missing, want one [%s]",
-                         hdi_weights_path(weights), it->name, wanted);
-    bool equal = tensor->rank == it->rank;
+    bool equal = tensor && tensor->rank == it->rank;
     for (int i = 0; i < it->rank && equal; i++)
         equal = tensor->dims[i] == it->dims[i];
-    if (!equal)
-        return hdi_error(HD_ERROR_FORMAT, "%s: tensor \"%s\" is [%s], want [%s]",
-                         hdi_safetensors_path(*file), tensor->name,
-                         dims_text(tensor->rank, tensor->dims, seen, sizeof seen), wanted);
-    *out = tensor;
-    return HD_OK;
+    if (equal) return tensor;
+    dims_text(it->rank, it->dims, wanted, sizeof wanted);
+    if (out->data) hdi_text_append(out, "; ");
+    if (!tensor)
+        hdi_text_printf(out, "%s: tensor \"%s\" is missing, want one [%s]",
+                        hdi_weights_path(weights), it->name, wanted);
+    else
+        hdi_text_printf(out, "%s: tensor \"%s\" is [%s], want [%s]", hdi_safetensors_path(*file),
+                        tensor->name, dims_text(tensor->rank, tensor->dims, seen, sizeof seen),
+                        wanted);
+    return NULL;
+}
+
+static hd_status report(hdi_text *faults)
+{
+    if (!faults->data && !faults->failed) return HD_OK;
+    const hd_status status = faults->failed
+                                 ? hdi_error(HD_ERROR_MEMORY, "weights: out of host memory")
+                                 : hdi_error(HD_ERROR_FORMAT, "%s", faults->data);
+    hdi_text_free(faults);
+    return status;
+}
+
+static hd_status find_part(const hdi_weights *weights, const hdi_model_part *it,
+                           hdi_safetensors **file, const hdi_safetensors_tensor **out)
+{
+    hdi_text fault = {0};
+    *out = judge_part(weights, it, file, &fault);
+    return report(&fault);
 }
 
 hd_status hdi_model_check_parameter(const hdi_weights *weights, const hd_parameter_options *options)
 {
-    for (int i = 0; i < part_count(options); i++) {
-        const part it = part_of(options, i);
-        hdi_safetensors *file;
-        const hdi_safetensors_tensor *tensor;
-        HD_RETURN_IF_ERROR(find_part(weights, &it, &file, &tensor));
+    return hdi_model_check_parameters(weights, &options, 1);
+}
+
+hd_status hdi_model_check_parameters(const hdi_weights *weights,
+                                     const hd_parameter_options *const *parameters, int count)
+{
+    enum { NAMED = 8 }; /* faults that are told, of all */
+    hdi_text faults = {0};
+    int wrong = 0;
+    for (int p = 0; p < count; p++) {
+        for (int i = 0; i < hdi_model_part_count(parameters[p]); i++) {
+            const hdi_model_part it = hdi_model_part_of(parameters[p], i);
+            hdi_safetensors *file;
+            hdi_text rest = {0};
+            if (!judge_part(weights, &it, &file, wrong < NAMED ? &faults : &rest)) wrong++;
+            hdi_text_free(&rest);
+        }
     }
-    return HD_OK;
+    if (wrong > NAMED) hdi_text_printf(&faults, "; and %d more like these", wrong - NAMED);
+    return report(&faults);
+}
+
+static int by_address(const void *a, const void *b)
+{
+    const uintptr_t one = (uintptr_t) * (const void *const *)a,
+                    two = (uintptr_t) * (const void *const *)b;
+    return (one > two) - (one < two);
+}
+
+hd_status hdi_model_unused_tensors(const hdi_weights *weights,
+                                   const hd_parameter_options *const *parameters, int count,
+                                   hdi_text *out)
+{
+    const void **used = hdi_alloc_array((size_t)count * HD_MAX_PARTS + 1, sizeof *used);
+    if (!used) return hdi_error(HD_ERROR_MEMORY, "weights: out of host memory");
+    size_t found = 0;
+    for (int p = 0; p < count; p++) {
+        for (int i = 0; i < hdi_model_part_count(parameters[p]); i++) {
+            hdi_safetensors *file;
+            used[found] = find(weights, hdi_model_part_of(parameters[p], i).name, &file);
+            found += used[found] != NULL;
+        }
+    }
+    qsort(used, found, sizeof *used, by_address);
+    const char *separator = "";
+    for (int i = 0; i < hdi_weights_count(weights); i++) {
+        hdi_safetensors *file;
+        const hdi_safetensors_tensor *tensor = hdi_weights_get(weights, i, &file);
+        const void *key = tensor;
+        if (bsearch(&key, used, found, sizeof *used, by_address)) continue;
+        hdi_text_printf(out, "%s%s", separator, tensor->name);
+        separator = ", ";
+    }
+    hdi_free(used);
+    return out->failed ? hdi_error(HD_ERROR_MEMORY, "weights: out of host memory") : HD_OK;
 }
 
 /* Elements of a file's row-major tensor [columns, rows] that are [first, first + count) of its
  * transpose: the rows that they touch, column by column, several columns at a time when all rows
  * are wanted. */
 static hd_status read_transposed(const hdi_safetensors *file, const hdi_safetensors_tensor *tensor,
-                                 const part *it, int64_t first, int64_t count, float *out)
+                                 const hdi_model_part *it, int64_t first, int64_t count, float *out)
 {
     enum { BUFFER = 1 << 18 };
     const int64_t first_row = first / it->columns, last_row = (first + count - 1) / it->columns;
@@ -124,26 +195,46 @@ static hd_status read_transposed(const hdi_safetensors *file, const hdi_safetens
     return status;
 }
 
+/* Elements [first, first + count) of a block of a wider tensor: row by row. */
+static hd_status read_block(const hdi_safetensors *file, const hdi_safetensors_tensor *tensor,
+                            const hdi_model_part *it, int64_t first, int64_t count, float *out)
+{
+    while (count > 0) {
+        const int64_t row = first / it->columns, column = first % it->columns;
+        const int64_t left = it->columns - column, now = left < count ? left : count;
+        HD_RETURN_IF_ERROR(hdi_safetensors_read_f32(
+            file, tensor, it->first + row * it->file_columns + column, now, out));
+        first += now;
+        out += now;
+        count -= now;
+    }
+    return HD_OK;
+}
+
+static hd_status read_part(const hdi_weights *weights, const hdi_model_part *it, int64_t first,
+                           int64_t count, float *out)
+{
+    hdi_safetensors *file;
+    const hdi_safetensors_tensor *tensor;
+    HD_RETURN_IF_ERROR(find_part(weights, it, &file, &tensor));
+    if (it->transposed) return read_transposed(file, tensor, it, first, count, out);
+    if (it->columns != it->file_columns) return read_block(file, tensor, it, first, count, out);
+    return hdi_safetensors_read_f32(file, tensor, it->first + first, count, out);
+}
+
 hd_status hdi_model_read_parameter(const hdi_weights *weights, const hd_parameter_options *options,
                                    int64_t first, int64_t count, float *out)
 {
     int64_t begin = 0; /* of the part, in elements of the parameter */
     const int64_t end = first + count;
-    for (int i = 0; i < part_count(options); i++) {
-        const part it = part_of(options, i);
+    for (int i = 0; i < hdi_model_part_count(options); i++) {
+        const hdi_model_part it = hdi_model_part_of(options, i);
         const int64_t elements = it.rows * it.columns;
         const int64_t from = first > begin ? first - begin : 0;
         const int64_t to = end - begin < elements ? end - begin : elements;
-        if (from < to) {
-            hdi_safetensors *file;
-            const hdi_safetensors_tensor *tensor;
-            HD_RETURN_IF_ERROR(find_part(weights, &it, &file, &tensor));
-            float *target = out + (begin + from - first);
-            if (it.transposed)
-                HD_RETURN_IF_ERROR(read_transposed(file, tensor, &it, from, to - from, target));
-            else
-                HD_RETURN_IF_ERROR(hdi_safetensors_read_f32(file, tensor, from, to - from, target));
-        }
+        if (from < to)
+            HD_RETURN_IF_ERROR(
+                read_part(weights, &it, from, to - from, out + (begin + from - first)));
         begin += elements;
     }
     if (first < 0 || count < 0 || end > begin)
@@ -151,77 +242,5 @@ hd_status hdi_model_read_parameter(const hdi_weights *weights, const hd_paramete
                          "parameter '%s': asked for %" PRId64 " elements at %" PRId64
                          ", it has %" PRId64,
                          options->name, count, first, begin);
-    return HD_OK;
-}
-
-static bool is_used(const hdi_weights *weights, const hdi_safetensors_tensor *tensor,
-                    const hd_parameter_options *const *parameters, int count)
-{
-    for (int p = 0; p < count; p++) {
-        for (int i = 0; i < part_count(parameters[p]); i++) {
-            const part it = part_of(parameters[p], i);
-            hdi_safetensors *file;
-            if (find(weights, it.name, &file) == tensor) return true;
-        }
-    }
-    return false;
-}
-
-hd_status hdi_model_unused_tensors(const hdi_weights *weights,
-                                   const hd_parameter_options *const *parameters, int count,
-                                   hdi_text *out)
-{
-    const char *separator = "";
-    for (int i = 0; i < hdi_weights_count(weights); i++) {
-        hdi_safetensors *file;
-        const hdi_safetensors_tensor *tensor = hdi_weights_get(weights, i, &file);
-        if (is_used(weights, tensor, parameters, count)) continue;
-        hdi_text_printf(out, "%s%s", separator, tensor->name);
-        separator = ", ";
-    }
-    return out->failed ? hdi_error(HD_ERROR_MEMORY, "weights: out of host memory") : HD_OK;
-}
-
-hd_status hdi_model_declare_parameter(hdi_safetensors_writer *writer,
-                                      const hd_parameter_options *options)
-{
-    for (int i = 0; i < part_count(options); i++) {
-        const part it = part_of(options, i);
-        HD_RETURN_IF_ERROR(
-            hdi_safetensors_writer_tensor(writer, it.name, HD_DTYPE_F32, it.rank, it.dims));
-    }
-    return HD_OK;
-}
-
-static hd_status write_transposed(hdi_safetensors_writer *writer, const part *it,
-                                  const float *values)
-{
-    float buffer[4096];
-    const int64_t elements = it->rows * it->columns;
-    for (int64_t first = 0; first < elements; first += 4096) {
-        const int64_t count = elements - first < 4096 ? elements - first : 4096;
-        for (int64_t i = 0; i < count; i++) {
-            const int64_t column = (first + i) / it->rows, row = (first + i) % it->rows;
-            buffer[i] = values[row * it->columns + column];
-        }
-        HD_RETURN_IF_ERROR(
-            hdi_safetensors_writer_write(writer, buffer, (size_t)count * sizeof *buffer));
-    }
-    return HD_OK;
-}
-
-hd_status hdi_model_write_parameter(hdi_safetensors_writer *writer,
-                                    const hd_parameter_options *options, const float *values)
-{
-    for (int i = 0; i < part_count(options); i++) {
-        const part it = part_of(options, i);
-        const int64_t elements = it.rows * it.columns;
-        if (it.transposed)
-            HD_RETURN_IF_ERROR(write_transposed(writer, &it, values));
-        else
-            HD_RETURN_IF_ERROR(
-                hdi_safetensors_writer_write(writer, values, (size_t)elements * sizeof *values));
-        values += elements;
-    }
     return HD_OK;
 }

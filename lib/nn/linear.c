@@ -20,6 +20,18 @@ static void free_names(names *all)
         hdi_free(all->part[i]);
 }
 
+/* Where a part lies in its file: the weight as told, the bias as the rows that go with it. */
+static hd_parameter_part file_part(const hd_linear_part *part, int rank)
+{
+    hd_parameter_part out = {.rows = part->outputs, .first_row = part->first_output};
+    if (!part->file_rank) return out;
+    out.file_rank = rank == 1 ? 1 : part->file_rank;
+    for (int i = 0; i < out.file_rank; i++)
+        out.file_dims[i] = part->file_dims[i];
+    if (rank == 2) out.first_column = part->first_input;
+    return out;
+}
+
 static hd_tensor declare(hd_program *program, const hd_linear_options *options, const char *what,
                          hd_parameter_options *parameter)
 {
@@ -30,11 +42,9 @@ static hd_tensor declare(hd_program *program, const hd_linear_options *options, 
     for (int i = 0; i < options->parts; i++) {
         all.part[i] = hdi_format("%s.%s", options->part[i].name, what);
         ok = ok && all.part[i];
-        parameter->part[i] = (hd_parameter_part){
-            .name = all.part[i],
-            .rows = options->part[i].outputs,
-            .transposed = options->transposed && parameter->rank == 2,
-        };
+        parameter->part[i] = file_part(&options->part[i], parameter->rank);
+        parameter->part[i].name = all.part[i];
+        parameter->part[i].transposed = options->transposed && parameter->rank == 2;
     }
     const hd_tensor handle = ok ? hd_parameter(program, parameter)
                                 : hd_program_fail(program, HD_ERROR_MEMORY, "out of host memory");
@@ -48,7 +58,7 @@ static hd_tensor declare_weight(hd_program *program, const hd_linear_options *op
     hd_parameter_options weight = {
         .rank = 2,
         .dims = {options->outputs, inputs},
-        .init = HD_INIT_NORMAL,
+        .init = options->std < 0 ? HD_INIT_ZEROS : HD_INIT_NORMAL,
         .std = options->std != 0 ? options->std : HDI_DEFAULT_STD,
         .transposed = options->transposed,
     };
@@ -108,13 +118,15 @@ static parameters declare_linear(hd_program *program, hd_tensor x, const hd_line
 hd_tensor hd_linear(hd_program *program, hd_tensor x, const hd_linear_options *options)
 {
     const parameters own = declare_linear(program, x, options);
-    return own.weight.id ? hd_linear_op(program, x, own.weight, own.bias) : own.weight;
+    if (!own.weight.id) return own.weight;
+    return options->add.id ? hdi_linear_add(program, x, own.weight, own.bias, options->add)
+                           : hd_linear_op(program, x, own.weight, own.bias);
 }
 
 hd_tensor hd_gelu_mlp(hd_program *program, hd_tensor x, const hd_linear_options *up,
                       const hd_linear_options *down)
 {
-    if (!program->training)
+    if (!program->training || up->add.id || down->add.id)
         return hd_linear(program, hd_gelu_tanh(program, hd_linear(program, x, up)), down);
     hd_tensor pre;
     const parameters first = declare_linear(program, x, up);

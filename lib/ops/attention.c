@@ -8,7 +8,7 @@
 #include <string.h>
 
 typedef struct attention_options {
-    int64_t heads, kv_heads, head_dim, tokens, capacity;
+    int64_t heads, kv_heads, head_dim, tokens, interleave, capacity;
     float scale;
     bool causal, exact, saves; /* saves: the log-sum-exp, for the backward */
 } attention_options;
@@ -24,17 +24,28 @@ static hd_status check_packed(const hd_op *op)
     const int64_t dims[] = {-1, packed_columns(options)};
     HD_RETURN_IF_ERROR(hdi_check_dims(op, 0, "qkv", HD_DTYPE_NONE, 2, dims));
     const int64_t rows = op->in_info[0]->dims[0];
-    if (rows < 1 || rows % options->tokens)
+    if (rows < 1 || rows % options->tokens || rows / options->tokens % options->interleave)
         return hdi_error(HD_ERROR_ARGUMENT,
-                         "qkv has %" PRId64 " rows, want a multiple of %" PRId64 " tokens", rows,
-                         options->tokens);
+                         "qkv has %" PRId64 " rows, want a multiple of %" PRId64
+                         " tokens of %" PRId64 " sequences",
+                         rows, options->tokens, options->interleave);
     return HD_OK;
 }
 
+static hd_status check_counts(const hd_op *op, int index)
+{
+    const attention_options *options = op->options;
+    if (!op->in_info[index]) return HD_OK;
+    const int64_t sequences = op->in_info[0]->dims[0] / options->tokens;
+    return hdi_check_dims(op, index, "counts", HD_DTYPE_I32, 1, &sequences);
+}
+
+/* in: qkv, counts (may be absent). */
 static hd_status attention_shape(hd_program *program, const hd_op *op)
 {
     const attention_options *options = op->options;
     HD_RETURN_IF_ERROR(check_packed(op));
+    HD_RETURN_IF_ERROR(check_counts(op, 1));
     hdi_output_like(program, op->in_info[0], options->heads * options->head_dim);
     const int64_t dims[] = {op->in_info[0]->dims[0] / options->tokens, options->heads,
                             options->tokens};
@@ -84,6 +95,7 @@ static hdi_attention_args arguments(const hd_op *op, const void *qkv)
         .scale = options->scale,
         .causal = options->causal,
         .exact = options->exact,
+        .interleave = options->interleave,
         .q = qkv,
         .k = head_at(qkv, options->heads, options->head_dim, bytes),
         .v = head_at(qkv, options->heads + options->kv_heads, options->head_dim, bytes),
@@ -100,16 +112,18 @@ static hd_status attention_run(const hd_run *run)
 {
     const attention_options *options = run->op->options;
     hdi_attention_args args = arguments(run->op, run->in[0]);
+    args.counts = run->in[1];
     args.out = run->out[0];
     args.lse = options->saves ? run->out[1] : NULL;
     args.workspace = run->workspace;
     return run->backend->attention(run->stream, &args);
 }
 
-/* in: qkv, out, log-sum-exp, gradient of out. out: gradient of qkv. */
+/* in: qkv, out, log-sum-exp, gradient of out, counts (may be absent). out: gradient of qkv. */
 static hd_status gradient_shape(hd_program *program, const hd_op *op)
 {
     HD_RETURN_IF_ERROR(check_packed(op));
+    HD_RETURN_IF_ERROR(check_counts(op, 4));
     const hd_tensor_info *qkv = op->in_info[0], *out = op->in_info[1];
     HD_RETURN_IF_ERROR(hdi_check_dims(op, 3, "gradient", qkv->dtype, out->rank, out->dims));
     hd_op_output(program, qkv->dtype, qkv->rank, qkv->dims);
@@ -136,6 +150,7 @@ static hd_status gradient_run(const hd_run *run)
     args.out = hdi_updated(run->in[1]);
     args.lse = hdi_updated(run->in[2]);
     args.out_gradient = run->in[3];
+    args.counts = run->in[4];
     args.q_gradient = hdi_updated(gradient.q);
     args.k_gradient = hdi_updated(gradient.k);
     args.v_gradient = hdi_updated(gradient.v);
@@ -156,10 +171,10 @@ static void attention_backward(hd_backward *context, const hd_op *op)
 {
     if (!hd_backward_wants(context, 0)) return;
     const hd_tensor in[] = {op->in[0], op->out[0], op->out[1],
-                            hd_backward_output_gradient(context, 0)};
+                            hd_backward_output_gradient(context, 0), op->in[1]};
     hd_backward_give(
         context, 0,
-        hd_custom_op(hd_backward_program(context), &attention_gradient, op->options, 4, in));
+        hd_custom_op(hd_backward_program(context), &attention_gradient, op->options, 5, in));
 }
 
 const hd_op_kind hdi_op_attention = {
@@ -259,16 +274,18 @@ static bool resolve(hd_program *program, const char *what, hd_tensor qkv,
     if (info && info->rank && !out->head_dim && packed > 0)
         out->head_dim = hdi_columns(info) / packed;
     out->tokens = options->tokens;
+    out->interleave = options->interleave ? options->interleave : 1;
     out->capacity = options->capacity;
     out->causal = options->causal;
     out->exact = program->exact;
     out->saves = program->training;
     if (out->heads < 1 || out->kv_heads < 1 || out->heads % out->kv_heads || out->head_dim < 1 ||
-        out->tokens < 1) {
-        hd_program_fail(program, HD_ERROR_ARGUMENT,
-                        "%s: heads %" PRId64 ", kv_heads %" PRId64 ", head_dim %" PRId64
-                        ", tokens %" PRId64 "; want all > 0 and kv_heads to divide heads",
-                        what, out->heads, out->kv_heads, out->head_dim, out->tokens);
+        out->tokens < 1 || out->interleave < 1) {
+        hd_program_fail(
+            program, HD_ERROR_ARGUMENT,
+            "%s: heads %" PRId64 ", kv_heads %" PRId64 ", head_dim %" PRId64 ", tokens %" PRId64
+            ", interleave %" PRId64 "; want all > 0 and kv_heads to divide heads",
+            what, out->heads, out->kv_heads, out->head_dim, out->tokens, out->interleave);
         return false;
     }
     out->scale = (float)(options->scale != 0 ? options->scale : 1.0 / sqrt((double)out->head_dim));
@@ -279,7 +296,11 @@ hd_tensor hd_attention(hd_program *program, hd_tensor qkv, const hd_attention_op
 {
     attention_options resolved;
     if (!resolve(program, "attention", qkv, options, &resolved)) return (hd_tensor){0};
-    return hd_custom_op(program, &hdi_op_attention, &resolved, 1, &qkv);
+    if (options->counts.id && options->causal)
+        return hd_program_fail(program, HD_ERROR_UNSUPPORTED,
+                               "attention: counts are given and causal is set, want one of them");
+    const hd_tensor in[] = {qkv, options->counts};
+    return hd_custom_op(program, &hdi_op_attention, &resolved, 2, in);
 }
 
 static hd_tensor cache(hd_program *program, const char *name, hd_dtype dtype,
@@ -299,6 +320,11 @@ hd_tensor hd_attention_cached(hd_program *program, hd_tensor qkv,
 {
     attention_options resolved;
     if (!resolve(program, "attention_cached", qkv, options, &resolved)) return (hd_tensor){0};
+    if (options->counts.id || resolved.interleave > 1)
+        return hd_program_fail(program, HD_ERROR_UNSUPPORTED,
+                               "attention_cached: counts are %s and interleave is %" PRId64
+                               ", want none and 1: the cache is of one sequence",
+                               options->counts.id ? "given" : "not given", resolved.interleave);
     resolved.causal = true;
     const hd_tensor_info *info = hd_tensor_get(program, qkv);
     const hd_dtype dtype = info ? info->dtype : program->dtype;

@@ -195,3 +195,47 @@ hd_tensor hd_linear_op(hd_program *program, hd_tensor x, hd_tensor weight, hd_te
     const hd_tensor in[] = {x, weight, bias};
     return hd_custom_op(program, &hdi_op_linear, NULL, 3, in);
 }
+
+/* in: x, weight, bias, add. The sum is in place where nobody else needs what is added to. */
+static hd_status linear_add_shape(hd_program *program, const hd_op *op)
+{
+    HD_RETURN_IF_ERROR(hdi_linear_shape(program, op));
+    const hd_tensor_info *x = op->in_info[0];
+    int64_t dims[HD_MAX_DIMS];
+    for (int i = 0; i < x->rank - 1; i++)
+        dims[i] = x->dims[i];
+    dims[x->rank - 1] = op->in_info[1]->dims[0];
+    return hdi_check_dims(op, 3, "what is added to", x->dtype, x->rank, dims);
+}
+
+static hd_status linear_add_run(const hd_run *run)
+{
+    hdi_gemm_args args = hdi_linear_args(run);
+    args.accumulate = true;
+    if (run->out[0] != run->in[3])
+        HD_RETURN_IF_ERROR(
+            run->backend->copy(run->stream, run->out[0], run->in[3], run->op->out_info[0]->bytes));
+    return run->backend->gemm(run->stream, &args);
+}
+
+static void linear_add_backward(hd_backward *context, const hd_op *op)
+{
+    hd_backward_give(context, 3, hd_backward_output_gradient(context, 0));
+    linear_backward(context, op);
+}
+
+static const hd_op_kind linear_add = {
+    .name = "linear_add",
+    .shape = linear_add_shape,
+    .backward = linear_add_backward,
+    .cost = hdi_linear_cost,
+    .in_place = 1 << 3,
+    .run = linear_add_run,
+};
+
+hd_tensor hdi_linear_add(hd_program *program, hd_tensor x, hd_tensor weight, hd_tensor bias,
+                         hd_tensor add)
+{
+    const hd_tensor in[] = {x, weight, bias, add};
+    return hd_custom_op(program, &linear_add, NULL, 4, in);
+}

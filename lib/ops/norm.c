@@ -8,10 +8,6 @@
 
 #include <string.h>
 
-/* Rows of partial sums for the gradients of weight and bias: fixed by the shape, so that sums do
- * not depend on the device. */
-enum { MOST_PARTIALS = 512 };
-
 static int deviation_index(const hdi_norm_options *options)
 {
     return options->residual ? 2 : 1;
@@ -75,7 +71,7 @@ static hd_status gradient_shape(hd_program *program, const hd_op *op)
         HD_RETURN_IF_ERROR(hdi_check_dims(op, 5, "carry", x->dtype, x->rank, x->dims));
     hd_op_output(program, x->dtype, x->rank, x->dims);
     const int64_t rows = hdi_rows(x);
-    const int64_t dims[] = {rows < MOST_PARTIALS ? rows : MOST_PARTIALS, 2 * hdi_columns(x)};
+    const int64_t dims[] = {hdi_partial_rows(rows), 2 * hdi_columns(x)};
     if (op->in_info[2]) hd_op_output(program, HD_DTYPE_F32, 2, dims);
     return HD_OK;
 }
@@ -152,6 +148,14 @@ static const hd_op_kind partials_sum = {
     .run = partials_run,
 };
 
+void hdi_norm_weight_gradient(hd_backward *context, int input, hd_tensor partials, int64_t first,
+                              int64_t columns)
+{
+    if (hd_backward_wants(context, input))
+        hd_backward_weight(context, input, &partials_sum, &(partials_options){first, columns}, 1,
+                           &partials);
+}
+
 static void norm_backward(hd_backward *context, const hd_op *op)
 {
     const hdi_norm_options *options = op->options;
@@ -177,12 +181,8 @@ static void norm_backward(hd_backward *context, const hd_op *op)
     if (op->in[2].id) {
         const hd_tensor partials = hd_op_result(program, 1);
         const int64_t columns = options->columns;
-        if (hd_backward_wants(context, 2))
-            hd_backward_weight(context, 2, &partials_sum, &(partials_options){0, columns}, 1,
-                               &partials);
-        if (hd_backward_wants(context, 3))
-            hd_backward_weight(context, 3, &partials_sum, &(partials_options){columns, columns}, 1,
-                               &partials);
+        hdi_norm_weight_gradient(context, 2, partials, 0, columns);
+        hdi_norm_weight_gradient(context, 3, partials, columns, columns);
     }
     hd_backward_give(context, 0, sum_gradient);
     if (options->residual) hd_backward_give(context, 1, sum_gradient);

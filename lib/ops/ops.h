@@ -57,6 +57,22 @@ typedef struct hdi_norm_options {
 hd_tensor hdi_norm(hd_program *program, hdi_norm_kind kind, float epsilon, hd_tensor x,
                    hd_tensor delta, hd_tensor weight, hd_tensor bias, hd_tensor *sum);
 
+/* Rows of partial sums for the gradients of norm weights over `rows` rows: fixed by the shape, so
+ * that sums do not depend on the device. */
+static inline int64_t hdi_partial_rows(int64_t rows)
+{
+    return rows < 512 ? rows : 512;
+}
+
+/* In a backward rule: the gradient of parameter input `input`, from columns first .. first +
+ * columns - 1 of the partial sums [partial rows, 2 * columns]. */
+void hdi_norm_weight_gradient(hd_backward *context, int input, hd_tensor partials, int64_t first,
+                              int64_t columns);
+
+/* A linear map plus `add`, of its result's shape. bias may be invalid. */
+hd_tensor hdi_linear_add(hd_program *program, hd_tensor x, hd_tensor weight, hd_tensor bias,
+                         hd_tensor add);
+
 /* gelu_tanh of a linear map, *pre the map itself; and the linear map of that. Their backward makes
  * the gradient of pre at once, so `activated` must have no other reader. bias may be invalid. */
 hd_tensor hdi_linear_gelu(hd_program *program, hd_tensor x, hd_tensor weight, hd_tensor bias,

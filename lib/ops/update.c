@@ -63,3 +63,18 @@ const hd_op_kind hdi_op_adamw = {.name = "adamw",
                                  .flags = HD_OP_UPDATES,
                                  .shape = squares_shape,
                                  .run = run_adamw};
+
+static hd_status run_average(const hd_run *run)
+{
+    const bool joins = run->op->inputs == 3;
+    return run->backend->average(run->stream,
+                                 &(hdi_average_args){.elements = run->op->out_info[0]->elements,
+                                                     .values = joins ? NULL : run->in[1],
+                                                     .weights = joins ? run->in[1] : NULL,
+                                                     .remainder = joins ? run->in[2] : NULL,
+                                                     .share = run->in[0],
+                                                     .average = run->out[0]});
+}
+
+const hd_op_kind hdi_op_average = {
+    .name = "average", .flags = HD_OP_UPDATES, .shape = squares_shape, .run = run_average};

@@ -30,4 +30,8 @@ typedef struct hdi_adamw_options {
 } hdi_adamw_options;
 extern const hd_op_kind hdi_op_adamw;
 
+/* in: F32 [1] share, then fp32 values, or BF16 weights and their I16 remainders; out: F32 average of
+ * them, moved towards them by the share. */
+extern const hd_op_kind hdi_op_average;
+
 #endif

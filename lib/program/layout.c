@@ -189,6 +189,38 @@ void hdi_layout_destroy(hdi_layout *layout)
     hdi_free(layout);
 }
 
+hd_status hdi_layout_alias(hdi_layout *layout, const hd_program *like, int like_index,
+                           const hd_program *program, int index)
+{
+    if (program->use_count != like->use_count)
+        return hdi_error(HD_ERROR_ARGUMENT,
+                         "layout: program '%s' uses parameters %d times, '%s' %d times",
+                         program->name, program->use_count, like->name, like->use_count);
+    for (int u = 0; u < program->use_count; u++) {
+        const hdi_use *use = &program->uses[u], *other = &like->uses[u];
+        if (strcmp(use->name, other->name) != 0 || hd_tensor_get(program, use->tensor)->elements !=
+                                                       hd_tensor_get(like, other->tensor)->elements)
+            return hdi_error(HD_ERROR_ARGUMENT,
+                             "layout: programs '%s' and '%s' differ in parameter '%s'",
+                             program->name, like->name, use->name);
+        if (!use->gradient.id || hdi_layout_gradient(layout, index, use->gradient) >= 0) continue;
+        const int64_t first = hdi_layout_gradient(layout, like_index, other->gradient);
+        if (first < 0)
+            return hdi_error(HD_ERROR_ARGUMENT,
+                             "layout: parameter '%s' has a gradient in program '%s' only",
+                             use->name, program->name);
+        if (!HDI_GROW(layout->instances, layout->instance_count, layout->instance_capacity))
+            return out_of_memory();
+        layout->instances[layout->instance_count++] =
+            (hdi_instance){.program = index,
+                           .entry = hdi_layout_find(layout, use->name),
+                           .gradient = use->gradient,
+                           .first = first,
+                           .alias = true};
+    }
+    return HD_OK;
+}
+
 int64_t hdi_layout_gradient(const hdi_layout *layout, int program, hd_tensor gradient)
 {
     for (int i = 0; i < layout->instance_count; i++)

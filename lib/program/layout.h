@@ -27,6 +27,7 @@ typedef struct hdi_instance {
     int program, entry;
     hd_tensor gradient;
     int64_t first;
+    bool alias; /* has the bytes of another program's */
 } hdi_instance;
 
 typedef struct hdi_bucket {
@@ -64,6 +65,12 @@ typedef struct hdi_layout_options {
 hd_status hdi_layout_create(hd_program *const *programs, int count,
                             const hdi_layout_options *options, hdi_layout **out);
 void hdi_layout_destroy(hdi_layout *layout); /* takes NULL */
+
+/* Give the gradients of `program`, which takes turns with `like` (number `like_index`, one of those
+ * laid out) and uses the same parameters in the same order, the places of like's. `index` numbers
+ * it from now on. HD_ERROR_ARGUMENT where the uses differ. */
+hd_status hdi_layout_alias(hdi_layout *layout, const hd_program *like, int like_index,
+                           const hd_program *program, int index);
 
 /* -1 if the rank has no such parameter. */
 int hdi_layout_find(const hdi_layout *layout, const char *name);

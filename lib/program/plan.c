@@ -11,11 +11,11 @@
 const char *hd_region_name(hd_region region)
 {
     static const char *const names[HD_REGIONS] = {
-        [HD_REGION_WEIGHTS] = "weights",           [HD_REGION_OPTIMIZER] = "optimizer state",
-        [HD_REGION_STATE] = "tables, caches",      [HD_REGION_GRADIENTS] = "gradients",
-        [HD_REGION_IO] = "inputs, outputs",        [HD_REGION_SAVED] = "saved activations",
-        [HD_REGION_BOUNDARY] = "stage boundaries", [HD_REGION_TRANSIENT] = "transients",
-        [HD_REGION_FOREIGN] = "foreign",
+        [HD_REGION_WEIGHTS] = "weights",           [HD_REGION_STREAMED] = "streamed weights",
+        [HD_REGION_OPTIMIZER] = "optimizer state", [HD_REGION_STATE] = "tables, caches",
+        [HD_REGION_GRADIENTS] = "gradients",       [HD_REGION_IO] = "inputs, outputs",
+        [HD_REGION_SAVED] = "saved activations",   [HD_REGION_BOUNDARY] = "stage boundaries",
+        [HD_REGION_TRANSIENT] = "transients",      [HD_REGION_FOREIGN] = "foreign",
     };
     return names[region];
 }
@@ -27,6 +27,13 @@ static hd_status out_of_memory(void)
 
 hd_status hd_plan_create(const hd_plan_options *options, hd_plan **out)
 {
+    *out = NULL;
+    if (options->stream_slots < 0 || options->stream_slots > HD_STREAM_SLOTS ||
+        options->host_blocks < 0)
+        return hdi_error(HD_ERROR_ARGUMENT,
+                         "plan: %d slots for %d blocks on the host; want 0..%d slots and no "
+                         "negative number",
+                         options->stream_slots, options->host_blocks, HD_STREAM_SLOTS);
     *out = hdi_alloc(sizeof **out);
     if (!*out) return out_of_memory();
     (*out)->options = *options;
@@ -77,7 +84,10 @@ void hd_plan_destroy(hd_plan *plan)
         hdi_free(plan->units[i].workspace_bytes);
         hdi_free(plan->units[i].wait_begin);
         hdi_free(plan->units[i].waits);
+        hdi_free(plan->units[i].uses);
+        hdi_free(plan->units[i].fetches);
     }
+    hdi_residency_free(&plan->residency);
     hdi_free(plan->units);
     hdi_free(plan->states);
     hdi_layout_destroy(plan->layout);
@@ -96,10 +106,20 @@ static hd_status plain_layout(hd_plan *plan)
     return status;
 }
 
-static hdi_state *find_state(hd_plan *plan, const char *name)
+/* Tables of one name but other contents, as programs of several shapes have them, are others. */
+static bool is_same_table(const hdi_tensor *a, const hdi_tensor *b)
+{
+    if (!a->fill && !b->fill) return true;
+    return a->fill == b->fill && a->info.bytes == b->info.bytes &&
+           memcmp(a->fill_user, b->fill_user, sizeof a->fill_user) == 0;
+}
+
+static hdi_state *find_state(hd_plan *plan, const hdi_tensor *tensor)
 {
     for (int i = 0; i < plan->state_count; i++)
-        if (strcmp(plan->states[i].name, name) == 0) return &plan->states[i];
+        if (strcmp(plan->states[i].name, tensor->info.name) == 0 &&
+            is_same_table(plan->states[i].from, tensor))
+            return &plan->states[i];
     return NULL;
 }
 
@@ -108,7 +128,7 @@ static hd_status place_state(hd_plan *plan, hdi_unit *unit, int id)
     const hdi_tensor *tensor = unit->program->tensors[id];
     int slots = tensor->per_slot ? unit->options.cache_slots : 1;
     size_t stride = hdi_place_round(tensor->info.bytes);
-    hdi_state *state = find_state(plan, tensor->info.name);
+    hdi_state *state = find_state(plan, tensor);
     if (state &&
         (state->bytes != stride * (size_t)slots || state->from->info.bytes != tensor->info.bytes))
         return hdi_error(HD_ERROR_ARGUMENT,
@@ -144,7 +164,45 @@ static void put_flat(hdi_unit *unit, int id, hd_region region, int64_t first)
                                       .placed = true};
 }
 
-/* Parameters, gradients and states: places in the regions that all programs share. */
+static hd_status place_parameter(hd_plan *plan, hdi_unit *unit, int id)
+{
+    const hdi_tensor *tensor = unit->program->tensors[id];
+    const hdi_residency *residency = &plan->residency;
+    const int entry = hdi_layout_find(plan->layout, tensor->info.name);
+    if (entry < 0)
+        return hdi_error(HD_ERROR_INTERNAL, "plan: parameter '%s' has no place in the layout",
+                         tensor->info.name);
+    put_flat(unit, id, HD_REGION_WEIGHTS, plan->layout->entries[entry].first);
+    hdi_place_of *place = &unit->places[id];
+    if (hdi_residency_host(residency, entry)) {
+        place->region = HD_REGION_STREAMED;
+        place->offset = residency->homes[entry].in_block;
+        place->slots = residency->slots;
+        place->stride = residency->slot_bytes;
+    } else if (residency->host_blocks) {
+        place->offset = residency->homes[entry].offset;
+    } else {
+        const size_t end =
+            (size_t)plan->layout->weights_elements * hd_dtype_bytes(tensor->info.dtype);
+        if (plan->bytes[HD_REGION_WEIGHTS] < end) plan->bytes[HD_REGION_WEIGHTS] = end;
+    }
+    return HD_OK;
+}
+
+static hd_status place_parameters(hd_plan *plan)
+{
+    for (int u = 0; u < plan->unit_count; u++) {
+        hdi_unit *unit = &plan->units[u];
+        for (int i = 1; i < unit->program->tensor_count; i++) {
+            const hdi_tensor *tensor = unit->program->tensors[i];
+            if (tensor->flat == HDI_FLAT_NONE && tensor->info.role == HD_ROLE_PARAMETER)
+                HD_RETURN_IF_ERROR(place_parameter(plan, unit, i));
+        }
+    }
+    return HD_OK;
+}
+
+/* Gradients, states and ranges of flat storage: places in the regions that all programs share. */
 static hd_status place_shared(hd_plan *plan, int index)
 {
     hdi_unit *unit = &plan->units[index];
@@ -156,16 +214,6 @@ static hd_status place_shared(hd_plan *plan, int index)
                                          [HDI_FLAT_GRADIENTS] = HD_REGION_GRADIENTS,
                                          [HDI_FLAT_OPTIMIZER] = HD_REGION_OPTIMIZER};
             put_flat(unit, i, regions[tensor->flat], tensor->flat_first);
-        } else if (tensor->info.role == HD_ROLE_PARAMETER) {
-            int entry = hdi_layout_find(plan->layout, tensor->info.name);
-            if (entry < 0)
-                return hdi_error(HD_ERROR_INTERNAL,
-                                 "plan: parameter '%s' has no place in the layout",
-                                 tensor->info.name);
-            put_flat(unit, i, HD_REGION_WEIGHTS, plan->layout->entries[entry].first);
-            size_t end =
-                (size_t)plan->layout->weights_elements * hd_dtype_bytes(tensor->info.dtype);
-            if (plan->bytes[HD_REGION_WEIGHTS] < end) plan->bytes[HD_REGION_WEIGHTS] = end;
         } else if (tensor->info.role == HD_ROLE_GRADIENT) {
             int64_t first = hdi_layout_gradient(plan->layout, index, (hd_tensor){i});
             if (first < 0)
@@ -223,9 +271,10 @@ static size_t lay_out_group(hd_plan *plan, int group, size_t begin, size_t bytes
 
 static void lay_out_arena(hd_plan *plan)
 {
-    const hd_region persistent[] = {HD_REGION_WEIGHTS, HD_REGION_OPTIMIZER, HD_REGION_STATE};
+    const hd_region persistent[] = {HD_REGION_WEIGHTS, HD_REGION_STREAMED, HD_REGION_OPTIMIZER,
+                                    HD_REGION_STATE};
     size_t cursor = 0;
-    for (int r = 0; r < 3; r++) {
+    for (int r = 0; r < 4; r++) {
         plan->bytes[persistent[r]] = hdi_place_round(plan->bytes[persistent[r]]);
         for (int i = 0; i < plan->unit_count; i++)
             plan->units[i].base[persistent[r]] = cursor;
@@ -248,6 +297,34 @@ static void lay_out_arena(hd_plan *plan)
     plan->bytes[HD_REGION_FOREIGN] = plan->options.foreign;
 }
 
+/* Which blocks stay on the host. With a budget: the fewest that it allows, all that is not weights being
+ * the same for every number of them. */
+static hd_status decide_residency(hd_plan *plan)
+{
+    const hd_plan_options *o = &plan->options;
+    const hdi_residency *residency = &plan->residency;
+    const int slots = o->stream_slots ? o->stream_slots : 2;
+    if (o->residency == HD_RESIDENCY_RESIDENT) return HD_OK;
+    HD_RETURN_IF_ERROR(hdi_residency_find(plan));
+    const int blocks = residency->block_count;
+    if (o->residency == HD_RESIDENCY_HOST) {
+        hdi_residency_choose(
+            plan, o->host_blocks && o->host_blocks < blocks ? o->host_blocks : blocks, slots);
+        return HD_OK;
+    }
+    hdi_residency_choose(plan, 0, slots);
+    if (!o->budget) return HD_OK;
+    lay_out_arena(plan);
+    const size_t rest = hd_plan_total_bytes(plan) - plan->bytes[HD_REGION_WEIGHTS];
+    for (int count = 0; count <= blocks; count++) {
+        hdi_residency_choose(plan, count, slots);
+        const size_t weights = plan->bytes[HD_REGION_WEIGHTS] + plan->bytes[HD_REGION_STREAMED];
+        if (rest + weights <= o->budget) return HD_OK;
+    }
+    hdi_residency_choose(plan, blocks, 1);
+    return HD_OK;
+}
+
 static hd_status check_budget(const hd_plan *plan)
 {
     size_t need = hd_plan_total_bytes(plan);
@@ -265,12 +342,18 @@ static hd_status check_budget(const hd_plan *plan)
             worst = r;
         }
     }
+    char least[160] = "";
+    if (plan->options.residency == HD_RESIDENCY_AUTO)
+        snprintf(least, sizeof least,
+                 "\nno smaller budget would do: the weights of all %d blocks are on the host, with "
+                 "room for one of them",
+                 plan->residency.host_blocks);
     return hdi_error(
         HD_ERROR_BUDGET,
         "does not fit: needs %zu bytes, the budget is %zu (%zu short); the largest region "
-        "is %s with %zu bytes%s",
+        "is %s with %zu bytes%s%s",
         need, plan->options.budget, need - plan->options.budget, hd_region_name((hd_region)worst),
-        largest, table);
+        largest, table, least);
 }
 
 /* Forget what an attempt that failed left behind. */
@@ -299,6 +382,8 @@ hd_status hd_plan_finish(hd_plan *plan)
         HD_RETURN_IF_ERROR(hdi_unit_place(&plan->units[i]));
         HD_RETURN_IF_ERROR(place_shared(plan, i));
     }
+    HD_RETURN_IF_ERROR(decide_residency(plan));
+    HD_RETURN_IF_ERROR(place_parameters(plan));
     for (int i = 0; i < plan->unit_count; i++)
         for (int t = 1; t < plan->units[i].program->tensor_count; t++) {
             const hdi_place_of *place = &plan->units[i].places[t];
@@ -308,8 +393,10 @@ hd_status hd_plan_finish(hd_plan *plan)
                 plan->bytes[HD_REGION_OPTIMIZER] = end;
         }
     lay_out_arena(plan);
-    for (int i = 0; i < plan->unit_count; i++)
+    for (int i = 0; i < plan->unit_count; i++) {
         HD_RETURN_IF_ERROR(hdi_unit_waits(plan, i));
+        HD_RETURN_IF_ERROR(hdi_unit_uses(plan, i));
+    }
     HD_RETURN_IF_ERROR(check_budget(plan));
     HD_RETURN_IF_ERROR(hdi_plan_verify(plan));
     plan->finished = true;

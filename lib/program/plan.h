@@ -4,6 +4,7 @@
 
 #include "program/layout.h"
 #include "program/program.h"
+#include "program/residency.h"
 
 #include <heddle/plan.h>
 
@@ -26,6 +27,10 @@ typedef struct hdi_unit {
     int *wait_begin;         /* [op + 1] into waits */
     int *waits;              /* ops whose communication must be over before the op runs */
     int wait_count, wait_capacity;
+    hdi_stream_use *uses; /* of host blocks */
+    int use_count, use_capacity;
+    int *fetches; /* [use_count + slots] the op before which the copy of a use is queued; behind the
+                     program's own uses are those that the next run begins with */
     size_t bytes[HD_REGIONS]; /* of this program's part of IO, SAVED, BOUNDARY, TRANSIENT */
     size_t base[HD_REGIONS];  /* arena offset of each region as this program sees it */
     size_t peak_bytes;        /* live transients at the worst op; says how tight placement is */
@@ -43,6 +48,7 @@ struct hd_plan {
     hdi_unit *units;
     int unit_count, unit_capacity;
     hdi_layout *layout; /* owned */
+    hdi_residency residency;
     hdi_state *states;
     int state_count, state_capacity;
     size_t bytes[HD_REGIONS]; /* persistent ones, and scratch of the largest group */

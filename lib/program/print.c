@@ -26,12 +26,34 @@ static void write_tensor(const hd_program *program, const hdi_unit *unit, hd_ten
     *more = write(user, text);
 }
 
-static void write_program(const hd_program *program, const hdi_unit *unit, hd_write_fn write,
-                          void *user)
+/* What a run copies in, and when. */
+static bool write_uses(const hd_plan *plan, const hdi_unit *unit, hd_write_fn write, void *user)
+{
+    char text[512];
+    hd_streaming streaming;
+    hd_plan_streaming(plan, unit->program, &streaming);
+    snprintf(text, sizeof text,
+             "%d of %d blocks on the host, %d slots: %zu bytes a run, %.3g s of copies beside "
+             "%.3g s of computation, %.3g s exposed\n",
+             streaming.host_blocks, streaming.blocks, streaming.slots, streaming.run_bytes,
+             streaming.copy_seconds, streaming.compute_seconds, streaming.exposed_seconds);
+    bool more = write(user, text);
+    for (int m = 0; m < unit->use_count && more; m++) {
+        const hdi_stream_use *use = &unit->uses[m];
+        snprintf(text, sizeof text, "      block '%.200s': copied before op %d, read by %d..%d\n",
+                 plan->residency.blocks[use->block].name, unit->fetches[m], use->first, use->last);
+        more = write(user, text);
+    }
+    return more;
+}
+
+static void write_program(const hd_program *program, const hd_plan *plan, const hdi_unit *unit,
+                          hd_write_fn write, void *user)
 {
     char text[512];
     snprintf(text, sizeof text, "program '%s': %d ops\n", program->name, program->op_count);
     bool more = write(user, text);
+    if (unit && unit->use_count && more) more = write_uses(plan, unit, write, user);
     for (int i = 0; i < program->op_count && more; i++) {
         const hdi_op *op = program->ops[i];
         char label[256];
@@ -58,7 +80,7 @@ static void write_program(const hd_program *program, const hdi_unit *unit, hd_wr
 
 void hd_program_print(const hd_program *program, hd_write_fn write, void *user)
 {
-    write_program(program, NULL, write, user);
+    write_program(program, NULL, NULL, write, user);
 }
 
 void hd_plan_print(const hd_plan *plan, hd_write_fn write, void *user)
@@ -73,5 +95,5 @@ void hd_plan_print(const hd_plan *plan, hd_write_fn write, void *user)
     snprintf(text, sizeof text, "%-18s %16zu bytes\n", "total", hd_plan_total_bytes(plan));
     if (more) more = write(user, text);
     for (int u = 0; u < plan->unit_count && more; u++)
-        write_program(plan->units[u].program, &plan->units[u], write, user);
+        write_program(plan->units[u].program, plan, &plan->units[u], write, user);
 }

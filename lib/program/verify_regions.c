@@ -95,19 +95,21 @@ static hd_status add_kept(const hd_plan *plan, int index, extents *list, size_t 
     return add(list, kept[HD_REGION_SAVED]);
 }
 
-/* Weights, optimizer state, tables; and gradients, all levels, where group `group` has any. */
+/* Weights, slots for them, optimizer state, tables; and gradients, all levels, where group `group` has any. */
 static hd_status add_shared(const hd_plan *plan, int group, extents *list)
 {
     const hdi_unit *first = &plan->units[0];
-    const hd_region regions[] = {HD_REGION_WEIGHTS, HD_REGION_OPTIMIZER, HD_REGION_STATE,
-                                 HD_REGION_GRADIENTS};
-    extent all[4];
-    for (int r = 0; r < 4; r++)
+    enum { PERSISTENT = 4 };
+    const hd_region regions[] = {HD_REGION_WEIGHTS, HD_REGION_STREAMED, HD_REGION_OPTIMIZER,
+                                 HD_REGION_STATE, HD_REGION_GRADIENTS};
+    extent all[PERSISTENT + 1];
+    for (int r = 0; r <= PERSISTENT; r++)
         all[r] = (extent){.name = "all programs",
                           .region = regions[r],
                           .begin = first->base[regions[r]],
                           .end = first->base[regions[r]] + plan->bytes[regions[r]]};
-    all[3].end = all[3].begin;
+    extent *gradients = &all[PERSISTENT];
+    gradients->end = gradients->begin;
     for (int u = 0; u < plan->unit_count; u++) {
         const hdi_unit *unit = &plan->units[u];
         if (unit->options.group != group) continue;
@@ -116,13 +118,13 @@ static hd_status add_shared(const hd_plan *plan, int group, extents *list)
             if (!whole_range(plan, unit, id, &range)) continue;
             if (range.region == HD_REGION_GRADIENTS) {
                 size_t level = unit->base[HD_REGION_GRADIENTS] + plan->gradient_level_bytes;
-                all[3].begin = unit->base[HD_REGION_GRADIENTS];
-                all[3].end = all[3].begin +
-                             plan->gradient_level_bytes * (size_t)plan->options.gradient_levels;
+                gradients->begin = unit->base[HD_REGION_GRADIENTS];
+                gradients->end = gradients->begin +
+                                 plan->gradient_level_bytes * (size_t)plan->options.gradient_levels;
                 if (range.end <= level) continue;
             } else {
                 bool inside = true;
-                for (int r = 0; r < 3; r++)
+                for (int r = 0; r < PERSISTENT; r++)
                     if (range.region == regions[r])
                         inside = all[r].begin <= range.begin && range.end <= all[r].end;
                 if (inside) continue;
@@ -133,7 +135,7 @@ static hd_status add_shared(const hd_plan *plan, int group, extents *list)
                              hd_region_name(range.region));
         }
     }
-    for (int r = 0; r < 4; r++)
+    for (int r = 0; r <= PERSISTENT; r++)
         HD_RETURN_IF_ERROR(add(list, all[r]));
     return HD_OK;
 }

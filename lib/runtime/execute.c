@@ -16,12 +16,18 @@ static hd_status wait_for(hd_session *session, int unit, int op)
                              hdi_op_label(program, program->ops[op], label, sizeof label));
 }
 
-static void touch(hd_session *session, size_t begin, size_t bytes)
+/* Offset in the arena of a tensor of op's; weights from the host are in the slot `streamed`. */
+static size_t locate(hd_session *session, int index, hd_tensor tensor, int streamed,
+                     const hd_session_run_options *options)
 {
-    if (begin + bytes > session->high_water) session->high_water = begin + bytes;
+    const hdi_place_of *place = &session->plan->units[index].places[tensor.id];
+    const int copy = place->region == HD_REGION_STREAMED ? streamed : options->micro_batch;
+    const size_t at = hdi_plan_address(session->plan, index, tensor, copy, options->level);
+    hdi_session_touch(session, at, place->bytes);
+    return at;
 }
 
-static hd_status run_op(hd_session *session, int index, int op_index,
+static hd_status run_op(hd_session *session, int index, int op_index, int streamed,
                         const hd_session_run_options *options)
 {
     const hd_plan *plan = session->plan;
@@ -39,20 +45,13 @@ static hd_status run_op(hd_session *session, int index, int op_index,
                   .posted_on = &posted->comm};
     for (int k = 0; k < op->op.inputs; k++) {
         if (!op->op.in[k].id) continue;
-        size_t at =
-            hdi_plan_address(plan, index, op->op.in[k], options->micro_batch, options->level);
-        touch(session, at, unit->places[op->op.in[k].id].bytes);
-        run.in[k] = session->arena + at;
+        run.in[k] = session->arena + locate(session, index, op->op.in[k], streamed, options);
     }
-    for (int k = 0; k < op->op.outputs; k++) {
-        size_t at =
-            hdi_plan_address(plan, index, op->op.out[k], options->micro_batch, options->level);
-        touch(session, at, unit->places[op->op.out[k].id].bytes);
-        run.out[k] = session->arena + at;
-    }
+    for (int k = 0; k < op->op.outputs; k++)
+        run.out[k] = session->arena + locate(session, index, op->op.out[k], streamed, options);
     if (unit->workspace_bytes[op_index]) {
         size_t at = unit->base[HD_REGION_TRANSIENT] + unit->workspaces[op_index];
-        touch(session, at, unit->workspace_bytes[op_index]);
+        hdi_session_touch(session, at, unit->workspace_bytes[op_index]);
         run.workspace = session->arena + at;
     }
     hd_status status = op->op.kind->run(&run);
@@ -100,15 +99,22 @@ hd_status hd_session_run(hd_session *session, const hd_program *program,
                          program->name, options->micro_batch, options->level, options->folds,
                          levels);
     const hdi_unit *unit = &session->plan->units[index];
+    const int next = options->next ? hdi_session_unit(session, options->next) : index;
+    if (next < 0)
+        return hdi_error(HD_ERROR_ARGUMENT, "session: program '%s' is not in its plan",
+                         options->next->name);
+    hdi_streaming_walk walk = {.unit = index, .next_unit = next, .use = -1};
     hdi_phase phase = options->phase == HD_PHASE_BACKWARD ? HDI_PHASE_BACKWARD : HDI_PHASE_FORWARD;
     for (int i = 0; i < program->op_count; i++) {
         const hdi_op *op = program->ops[i];
         if (op->phase != phase || (op->last_only && !options->last)) continue;
         for (int w = unit->wait_begin[i]; w < unit->wait_begin[i + 1]; w++)
             HD_RETURN_IF_ERROR(wait_for(session, index, unit->waits[w]));
-        HD_RETURN_IF_ERROR(run_op(session, index, i, options));
+        HD_RETURN_IF_ERROR(hdi_streaming_before(session, &walk, i));
+        HD_RETURN_IF_ERROR(run_op(session, index, i, hdi_streaming_slot(session, &walk), options));
         hdi_comm_progress(hd_mesh_device_comm(session->mesh, HD_AXIS_NONE));
     }
+    HD_RETURN_IF_ERROR(hdi_streaming_end(session, &walk));
     return end_transient_communication(session, index);
 }
 
@@ -128,12 +134,15 @@ hd_status hdi_session_synchronize(hd_session *session)
 
 hd_status hdi_session_warm_up(hd_session *session)
 {
-    const hd_session_run_options options = {.last = true};
+    const hd_session_run_options writes = {.last = true}, adds = {.last = true, .accumulate = true};
     for (int u = 0; u < session->plan->unit_count; u++) {
         const hd_program *program = session->plan->units[u].program;
-        for (int i = 0; i < program->op_count; i++)
-            if (!(program->ops[i]->op.kind->flags & HD_OP_COMMUNICATES))
-                HD_RETURN_IF_ERROR(run_op(session, u, i, &options));
+        for (int i = 0; i < program->op_count; i++) {
+            const uint32_t flags = program->ops[i]->op.kind->flags;
+            if (flags & HD_OP_COMMUNICATES) continue;
+            HD_RETURN_IF_ERROR(run_op(session, u, i, 0, &writes));
+            if (flags & HD_OP_WEIGHT_GRADIENT) HD_RETURN_IF_ERROR(run_op(session, u, i, 0, &adds));
+        }
     }
     const hd_context *context = session->context;
     HD_RETURN_IF_ERROR(

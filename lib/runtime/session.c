@@ -8,6 +8,7 @@
 #include "program/place.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <string.h>
 
 int hdi_session_unit(const hd_session *session, const hd_program *program)
@@ -68,6 +69,7 @@ hd_status hd_session_create(hd_context *context, const hd_plan *plan, const hd_m
     hd_status status = ok ? context->backend->reserve(context->device, plan->arena_bytes, &arena)
                           : hdi_error(HD_ERROR_MEMORY, "session: out of host memory");
     session->arena = arena;
+    if (status == HD_OK) status = hdi_streaming_open(session);
     if (status == HD_OK && context->backend != &hdi_backend_cpu && hd_mesh_ranks(mesh) > 1)
         status = hdi_session_warm_up(session);
     if (status == HD_OK) status = make_tables(session);
@@ -85,6 +87,7 @@ void hd_session_destroy(hd_session *session)
     if (session->arena)
         session->context->backend->release(session->context->device, session->arena,
                                            session->plan->arena_bytes);
+    hdi_streaming_close(session);
     for (int i = 0; i < session->plan->unit_count && session->posted; i++)
         hdi_free(session->posted[i]);
     hdi_free(session->posted);
@@ -98,6 +101,17 @@ static hd_dtype weights_dtype(const hd_session *session)
         if (program->use_count) return hd_tensor_get(program, program->uses[0].tensor)->dtype;
     }
     return HD_DTYPE_F32;
+}
+
+/* fp32 values as weights of `dtype`. */
+static void round_values(hd_dtype dtype, int64_t elements, const float *values, void *out)
+{
+    uint16_t *rounded = out;
+    if (dtype == HD_DTYPE_F32)
+        memcpy(out, values, (size_t)elements * sizeof *values);
+    else
+        for (int64_t i = 0; i < elements; i++)
+            rounded[i] = hdi_half_weight(dtype, values[i]);
 }
 
 /* Copy fp32 values in as weights of `dtype`. */
@@ -117,8 +131,7 @@ static hd_status write_values(hd_session *session, hd_dtype dtype, char *place, 
     hd_status status = rounded ? HD_OK : hdi_error(HD_ERROR_MEMORY, "session: out of host memory");
     for (int64_t done = 0; done < elements && status == HD_OK; done += PIECE) {
         int64_t count = elements - done < PIECE ? elements - done : PIECE;
-        for (int64_t i = 0; i < count; i++)
-            rounded[i] = hdi_half_weight(dtype, values[done + i]);
+        round_values(dtype, count, values + done, rounded);
         status = backend->copy_in(stream, place + (size_t)done * sizeof *rounded, rounded,
                                   (size_t)count * sizeof *rounded);
         if (status == HD_OK) status = backend->synchronize(stream);
@@ -141,6 +154,15 @@ static hd_status fill_ones(hd_session *session, hd_dtype dtype, char *place, int
     return HD_OK;
 }
 
+static hd_status fill_rotary(hd_session *session, hd_dtype dtype, char *place, int64_t elements)
+{
+    for (int64_t i = 0; i < elements; i++, place += hd_dtype_bytes(dtype)) {
+        const float value = (float)pow(10000, -(double)i / (double)elements);
+        HD_RETURN_IF_ERROR(write_values(session, dtype, place, 1, &value));
+    }
+    return HD_OK;
+}
+
 hd_status hdi_session_fill(hd_session *session, const hdi_entry *entry, uint64_t seed,
                            hd_dtype dtype, char *place)
 {
@@ -150,16 +172,49 @@ hd_status hdi_session_fill(hd_session *session, const hdi_entry *entry, uint64_t
     case HD_INIT_ZEROS:
         return backend->zero(stream, place, (size_t)entry->elements * hd_dtype_bytes(dtype));
     case HD_INIT_ONES: return fill_ones(session, dtype, place, entry->elements);
+    case HD_INIT_ROTARY: return fill_rotary(session, dtype, place, entry->elements);
     case HD_INIT_NORMAL: break;
     }
     return backend->fill_normal(stream, dtype, place, entry->elements, seed,
                                 hdi_random_stream(entry->name), 0, (float)entry->options->std);
 }
 
+/* The entry that holds flat position `first`; -1 if none does. */
+static int entry_at(const hdi_layout *layout, int64_t first)
+{
+    int low = 0, high = layout->entry_count - 1;
+    while (low < high) {
+        const int middle = (low + high + 1) / 2;
+        if (layout->entries[middle].first <= first)
+            low = middle;
+        else
+            high = middle - 1;
+    }
+    return high < 0 || first < layout->entries[low].first ? -1 : low;
+}
+
+/* Where flat position `first` is on the device. */
 static char *weights_at(const hd_session *session, hd_dtype dtype, int64_t first)
 {
-    return session->arena + session->plan->units[0].base[HD_REGION_WEIGHTS] +
-           (size_t)first * hd_dtype_bytes(dtype);
+    const hd_plan *plan = session->plan;
+    const size_t width = hd_dtype_bytes(dtype);
+    char *weights = session->arena + plan->units[0].base[HD_REGION_WEIGHTS];
+    if (!plan->residency.host_blocks) return weights + (size_t)first * width;
+    const int entry = entry_at(plan->layout, first);
+    return weights + plan->residency.homes[entry].offset +
+           (size_t)(first - plan->layout->entries[entry].first) * width;
+}
+
+/* First values of an entry that stays on the host: made on the device. */
+static hd_status fill_host(hd_session *session, const hdi_entry *entry, uint64_t seed,
+                           hd_dtype dtype, char *host)
+{
+    const hd_context *context = session->context;
+    char *scratch = hdi_streaming_scratch(session);
+    HD_RETURN_IF_ERROR(hdi_session_fill(session, entry, seed, dtype, scratch));
+    HD_RETURN_IF_ERROR(context->backend->copy_out(context->stream, host, scratch,
+                                                  (size_t)entry->elements * hd_dtype_bytes(dtype)));
+    return context->backend->synchronize(context->stream);
 }
 
 hd_status hd_session_initialize(hd_session *session, uint64_t seed)
@@ -168,8 +223,11 @@ hd_status hd_session_initialize(hd_session *session, uint64_t seed)
     hd_dtype dtype = weights_dtype(session);
     for (int i = 0; i < layout->entry_count; i++) {
         const hdi_entry *entry = &layout->entries[i];
-        HD_RETURN_IF_ERROR(hdi_session_fill(session, entry, seed, dtype,
-                                            weights_at(session, dtype, entry->first)));
+        char *host = hdi_streaming_weights(session, i);
+        HD_RETURN_IF_ERROR(hdi_streaming_forget(session, i));
+        HD_RETURN_IF_ERROR(host ? fill_host(session, entry, seed, dtype, host)
+                                : hdi_session_fill(session, entry, seed, dtype,
+                                                   weights_at(session, dtype, entry->first)));
     }
     return session->context->backend->synchronize(session->context->stream);
 }
@@ -177,8 +235,15 @@ hd_status hd_session_initialize(hd_session *session, uint64_t seed)
 hd_status hdi_session_write_flat(hd_session *session, int64_t first, int64_t elements,
                                  const float *values)
 {
-    hd_dtype dtype = weights_dtype(session);
-    return write_values(session, dtype, weights_at(session, dtype, first), elements, values);
+    const hd_dtype dtype = weights_dtype(session);
+    const int entry = entry_at(session->plan->layout, first);
+    char *host = hdi_streaming_weights(session, entry);
+    if (!host)
+        return write_values(session, dtype, weights_at(session, dtype, first), elements, values);
+    HD_RETURN_IF_ERROR(hdi_streaming_forget(session, entry));
+    const int64_t inside = first - session->plan->layout->entries[entry].first;
+    round_values(dtype, elements, values, host + (size_t)inside * hd_dtype_bytes(dtype));
+    return HD_OK;
 }
 
 static hd_status find(const hd_session *session, const hd_program *program, hd_tensor tensor,
@@ -197,11 +262,26 @@ static hd_status find(const hd_session *session, const hd_program *program, hd_t
     return HD_OK;
 }
 
+/* The entry of a parameter that stays on the host; -1 for all other tensors. */
+static int host_entry(const hd_session *session, int unit, hd_tensor tensor)
+{
+    const hd_plan *plan = session->plan;
+    if (plan->units[unit].places[tensor.id].region != HD_REGION_STREAMED) return -1;
+    return hdi_layout_find(plan->layout, plan->units[unit].program->tensors[tensor.id]->info.name);
+}
+
 hd_status hd_session_write(hd_session *session, const hd_program *program, hd_tensor tensor,
                            int micro_batch, const void *host)
 {
     int unit;
     HD_RETURN_IF_ERROR(find(session, program, tensor, micro_batch, &unit));
+    const int entry = host_entry(session, unit, tensor);
+    if (entry >= 0) {
+        HD_RETURN_IF_ERROR(hdi_streaming_forget(session, entry));
+        memcpy(hdi_streaming_weights(session, entry), host,
+               program->tensors[tensor.id]->info.bytes);
+        return HD_OK;
+    }
     HD_RETURN_IF_ERROR(session->context->backend->copy_in(
         session->context->stream, hdi_session_address(session, unit, tensor, micro_batch), host,
         program->tensors[tensor.id]->info.bytes));
@@ -213,6 +293,12 @@ hd_status hd_session_read(hd_session *session, const hd_program *program, hd_ten
 {
     int unit;
     HD_RETURN_IF_ERROR(find(session, program, tensor, micro_batch, &unit));
+    const int entry = host_entry(session, unit, tensor);
+    if (entry >= 0) {
+        memcpy(host, hdi_streaming_weights(session, entry),
+               program->tensors[tensor.id]->info.bytes);
+        return HD_OK;
+    }
     HD_RETURN_IF_ERROR(session->context->backend->copy_out(
         session->context->stream, host, hdi_session_address(session, unit, tensor, micro_batch),
         program->tensors[tensor.id]->info.bytes));

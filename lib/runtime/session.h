@@ -4,6 +4,7 @@
 
 #include "backend/backend.h"
 #include "program/plan.h"
+#include "runtime/streaming.h"
 
 #include <heddle/session.h>
 
@@ -29,7 +30,14 @@ struct hd_session {
     char *arena;         /* owned, on the device */
     hdi_posted **posted; /* [unit][op] communication that nobody has waited for yet */
     size_t high_water;
+    hdi_streaming streaming;
 };
+
+/* Raise the high-water mark. */
+static inline void hdi_session_touch(hd_session *session, size_t begin, size_t bytes)
+{
+    if (begin + bytes > session->high_water) session->high_water = begin + bytes;
+}
 
 /* Index of a program in the session's plan; -1 if it is not there. */
 int hdi_session_unit(const hd_session *session, const hd_program *program);

@@ -74,14 +74,19 @@ static cudnnBackendDescriptor_t describe(const described_device *device)
 
 typedef struct sample {
     int64_t batch, heads, kv_heads, tokens, head_dim;
-    bool causal, exact;
+    bool causal, exact, counted;
+    int64_t kv_tokens, interleave; /* 0: as many as tokens; none */
 } sample;
 
 static const sample samples[] = {
-    {32, 12, 12, 1024, 64, true, false}, /* GPT-2 */
-    {2, 32, 8, 2048, 128, true, false},  /* Llama: key heads are shared */
-    {3, 5, 5, 77, 40, true, true},       /* nothing fills a tile */
-    {2, 8, 8, 512, 256, false, false},   /* backward on Hopper only */
+    {32, 12, 12, 1024, 64, true, false, false, 0, 0},     /* GPT-2 */
+    {2, 32, 8, 2048, 128, true, false, false, 0, 0},      /* Llama: key heads are shared */
+    {3, 5, 5, 77, 40, true, true, false, 0, 0},           /* nothing fills a tile */
+    {2, 8, 8, 512, 256, false, false, false, 0, 0},       /* backward on Hopper only */
+    {1, 24, 24, 25601, 128, false, false, false, 0, 0},   /* a video's tokens */
+    {2, 24, 24, 1056, 128, false, false, true, 0, 0},     /* text that is short */
+    {1590, 16, 16, 30, 72, false, false, false, 0, 1590}, /* over time */
+    {2, 16, 16, 47700, 72, false, false, false, 300, 0},  /* video to text */
 };
 
 enum { SAMPLES = sizeof samples / sizeof *samples };
@@ -89,11 +94,12 @@ enum { SAMPLES = sizeof samples / sizeof *samples };
 /* Queries, keys and values side by side in one matrix. */
 static hdi_attention_args args_of(const sample *s)
 {
+    static const int32_t counts = 0; /* that there are some is all that counts */
     const int64_t packed = (s->heads + 2 * s->kv_heads) * s->head_dim;
     return (hdi_attention_args){.dtype = HD_DTYPE_BF16,
                                 .batch = s->batch,
                                 .tokens = s->tokens,
-                                .kv_tokens = s->tokens,
+                                .kv_tokens = s->kv_tokens ? s->kv_tokens : s->tokens,
                                 .heads = s->heads,
                                 .kv_heads = s->kv_heads,
                                 .head_dim = s->head_dim,
@@ -102,7 +108,9 @@ static hdi_attention_args args_of(const sample *s)
                                 .v_stride = packed,
                                 .out_stride = s->heads * s->head_dim,
                                 .causal = s->causal,
-                                .exact = s->exact};
+                                .exact = s->exact,
+                                .interleave = s->interleave,
+                                .counts = s->counted ? &counts : NULL};
 }
 
 /* Both passes of samples on device _i: what is said about the shapes that cuDNN takes is right, and the
@@ -153,8 +161,39 @@ START_TEST(the_exact_backward_goes_in_slices_that_divide_the_batch)
     const hdi_cudnn_shape shape = hdi_cuda_cudnn_shape(&args, true);
     ck_assert_int_lt(shape.batch, args.batch);
     ck_assert_int_eq(args.batch % shape.batch, 0);
+    ck_assert_int_eq(shape.heads, args.heads);
     args.exact = false;
     ck_assert_int_eq(hdi_cuda_cudnn_shape(&args, true).batch, args.batch);
+}
+END_TEST
+
+START_TEST(the_exact_backward_of_a_long_sequence_goes_in_slices_of_heads)
+{
+    hdi_attention_args args = args_of(&samples[4]);
+    args.exact = true;
+    const hdi_cudnn_shape shape = hdi_cuda_cudnn_shape(&args, true);
+    ck_assert_int_eq(shape.batch, 1);
+    ck_assert_int_eq(shape.heads, 1);
+    ck_assert_int_eq(shape.kv_heads, 1);
+    args.exact = false;
+    ck_assert_int_eq(hdi_cuda_cudnn_shape(&args, true).heads, args.heads);
+}
+END_TEST
+
+START_TEST(many_short_sequences_go_in_slices_that_fit)
+{
+    hdi_attention_args args = args_of(&samples[6]);
+    ck_assert_int_eq(hdi_cuda_cudnn_shape(&args, true).batch, 1590);
+    args.batch *= 4; /* four videos: a slice never crosses from one to the next */
+    ck_assert_int_eq(hdi_cuda_cudnn_shape(&args, true).batch, 1590);
+    ck_assert_int_eq(hdi_cuda_cudnn_shape(&args, false).batch, 1590);
+    args.batch = 47700, args.interleave = 0;
+    ck_assert_int_eq(hdi_cuda_cudnn_shape(&args, false).batch, 47700);
+    const int64_t slice = hdi_cuda_cudnn_shape(&args, true).batch;
+    ck_assert_int_eq(args.batch % slice, 0);
+    ck_assert_uint_lt(hdi_cuda_cudnn_workspace(&args, true, 90), (size_t)2 << 30);
+    args.batch = 140000;
+    ck_assert_int_le(hdi_cuda_cudnn_shape(&args, false).batch, 65535);
 }
 END_TEST
 
@@ -181,6 +220,8 @@ int main(void)
     tcase_add_loop_test(graphs, every_device_takes_what_the_backend_promises, 0, DEVICES);
     tcase_add_test(graphs, a_workspace_that_is_too_small_is_refused_with_both_sizes);
     tcase_add_test(graphs, the_exact_backward_goes_in_slices_that_divide_the_batch);
+    tcase_add_test(graphs, the_exact_backward_of_a_long_sequence_goes_in_slices_of_heads);
+    tcase_add_test(graphs, many_short_sequences_go_in_slices_that_fit);
     tcase_add_test(graphs, a_plan_for_any_device_is_enough_for_each);
     suite_add_tcase(suite, graphs);
     return hdt_main(suite);

@@ -60,9 +60,9 @@ version=$(sed -n 's/.*HD_VERSION_STRING "\(.*\)"/\1/p' "$source/include/heddle/v
 check "version_is_that_of_the_headers" says 0 "heddle $version" -- "$heddle" --version
 check "help_lists_every_command" says 0 train generate plan inspect convert -- "$heddle" --help
 
-every_key() { # the help of both commands together
+every_key() { # the help of the commands that compute, together
     local key missing=0
-    { "$heddle" train --help && "$heddle" generate --help; } >help
+    { "$heddle" train --help && "$heddle" generate --help && "$heddle" sample --help; } >help
     # shellcheck disable=SC2016
     sed -n 's/^| `\([a-z0-9_.]*\)` .*/\1/p' "$source/docs/guide/config-keys.md" >keys
     [ "$(wc -l <keys)" -ge 50 ] || return 1

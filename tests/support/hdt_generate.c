@@ -18,7 +18,9 @@ hd_status hdt_open_generator(hd_comm *comm, const hdt_generating *with, hdt_gene
                                                     .capacity = with->capacity,
                                                     .prefill = with->prefill,
                                                     .slots = with->slots,
-                                                    .budget = with->budget},
+                                                    .budget = with->budget,
+                                                    .residency = with->residency,
+                                                    .host_blocks = with->host_blocks},
                             &out->generator));
     HD_RETURN_IF_ERROR(hd_generator_start(out->generator, out->context, 3));
     return with->weights ? hd_generator_load(out->generator, with->weights) : HD_OK;

@@ -13,6 +13,8 @@ typedef struct hdt_generating {
     int64_t capacity, prefill;
     int slots;
     size_t budget;
+    hd_residency residency;
+    int host_blocks;
 } hdt_generating;
 
 typedef struct hdt_generator {

@@ -13,6 +13,7 @@
 #include "models/weights.h"
 #include "runtime/session.h"
 #include "tests/support/hdt_device.h"
+#include "tests/support/hdt_safetensors.h"
 
 typedef struct golden {
     hdi_safetensors *file;
@@ -29,42 +30,6 @@ static void *take(int64_t count, size_t bytes)
     return memory;
 }
 
-/* The stored weights as a file of their own, under the names that the reader looks for. */
-static hdi_weights *extract_weights(const hdi_safetensors *file)
-{
-    static const char prefix[] = "weights.";
-    static int files;
-    char name[32];
-    snprintf(name, sizeof name, "golden-%d.safetensors", files++);
-    const char *path = hdt_temp_path(name);
-    hdi_safetensors_writer *writer;
-    hdi_weights *weights;
-    hdt_assert_ok(hdi_safetensors_writer_create(&writer));
-    for (int pass = 0; pass < 2; pass++) {
-        for (int i = 0; i < hdi_safetensors_count(file); i++) {
-            const hdi_safetensors_tensor *tensor = hdi_safetensors_get(file, i);
-            if (strncmp(tensor->name, prefix, sizeof prefix - 1) != 0) continue;
-            if (pass == 0) {
-                hdt_assert_ok(
-                    hdi_safetensors_writer_tensor(writer, tensor->name + sizeof prefix - 1,
-                                                  tensor->dtype, tensor->rank, tensor->dims));
-                continue;
-            }
-            char *bytes = take(tensor->bytes, 1);
-            hdt_assert_ok(hdi_safetensors_pread(file, tensor, 0, tensor->bytes, bytes));
-            hdt_assert_ok(hdi_safetensors_writer_write(writer, bytes, (size_t)tensor->bytes));
-            free(bytes);
-        }
-        if (pass) continue;
-        hdt_assert_ok(hdi_safetensors_writer_prepare(writer));
-        hdt_assert_ok(hdi_safetensors_writer_begin(writer, path));
-    }
-    hdt_assert_ok(hdi_safetensors_writer_end(writer));
-    hdi_safetensors_writer_destroy(writer);
-    hdt_assert_ok(hdi_weights_open(path, &weights));
-    return weights;
-}
-
 static golden open_golden(const char *family)
 {
     golden g = {0};
@@ -77,7 +42,7 @@ static golden open_golden(const char *family)
     hdt_assert_ok(hd_model_create_json(text, &g.model));
     free(text);
     json_decref(config);
-    g.weights = extract_weights(g.file);
+    g.weights = hdt_extract(g.file, "weights.", "");
     const hdi_safetensors_tensor *ids = hdi_safetensors_find(g.file, "in.ids");
     g.sequences = ids->dims[0];
     g.tokens = ids->dims[1];

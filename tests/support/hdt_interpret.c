@@ -14,9 +14,10 @@ struct hdt_machine {
 
 static void *zeros(size_t bytes)
 {
-    void *memory = aligned_alloc(64, (bytes + 127) / 64 * 64);
+    const size_t room = (bytes / HDT_MACHINE_ALIGNMENT + 1) * HDT_MACHINE_ALIGNMENT;
+    void *memory = aligned_alloc(HDT_MACHINE_ALIGNMENT, room);
     if (!memory) abort();
-    return memset(memory, 0, (bytes + 127) / 64 * 64);
+    return memset(memory, 0, room);
 }
 
 static size_t bytes_of(const hdt_machine *machine, const hd_tensor_info *info)

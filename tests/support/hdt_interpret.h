@@ -8,6 +8,9 @@
 
 typedef struct hdt_machine hdt_machine;
 
+/* Tensors begin at multiples of this, so that a window into one tells where it begins. */
+enum { HDT_MACHINE_ALIGNMENT = 65536 };
+
 /* Memory for a program, all zeros, tables filled. `wide`: runs on hdt_reference, and every F32 tensor
  * holds doubles. The program is borrowed. */
 hdt_machine *hdt_machine_create(const hd_program *program, bool wide);

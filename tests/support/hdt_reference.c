@@ -1,5 +1,7 @@
 /* The forward ops in fp64, written from their definitions. */
 #include "tests/support/hdt_interpret.h"
+#include "tests/support/hdt_reference_attention.h"
+#include "tests/support/hdt_reference_diffusion.h"
 
 #include <math.h>
 #include <string.h>
@@ -11,7 +13,8 @@ static hd_status gemm(hd_stream *stream, const hdi_gemm_args *args)
     double *out = args->out;
     for (int64_t r = 0; r < args->rows; r++) {
         for (int64_t c = 0; c < args->columns; c++) {
-            double sum = bias ? bias[c] : 0;
+            double sum =
+                (bias ? bias[c] : 0) + (args->accumulate ? out[r * args->out_stride + c] : 0);
             for (int64_t i = 0; i < args->inner; i++)
                 sum += a[args->transpose_a ? i * args->a_stride + r : r * args->a_stride + i] *
                        b[args->transpose_b ? c * args->b_stride + i : i * args->b_stride + c];
@@ -119,47 +122,6 @@ static hd_status rope(hd_stream *stream, const hdi_rope_args *args)
     return HD_OK;
 }
 
-static hd_status attention(hd_stream *stream, const hdi_attention_args *args)
-{
-    (void)stream;
-    double scores[256];
-    /* Heads were found by fp32 offsets in one packed matrix, which takes twice the room here. */
-    const double *keys =
-        (const double *)args->q + ((const float *)args->k - (const float *)args->q);
-    const double *values =
-        (const double *)args->q + ((const float *)args->v - (const float *)args->q);
-    for (int64_t row = 0; row < args->batch * args->tokens * args->heads; row++) {
-        const int64_t head = row % args->heads, token = row / args->heads % args->tokens;
-        const int64_t batch = row / args->heads / args->tokens, dim = args->head_dim;
-        const int64_t kv_head = head * args->kv_heads / args->heads;
-        const int64_t visible =
-            args->causal ? token + 1 + args->kv_tokens - args->tokens : args->kv_tokens;
-        const double *q =
-            (const double *)args->q + (batch * args->tokens + token) * args->q_stride + head * dim;
-        double *out =
-            (double *)args->out + (batch * args->tokens + token) * args->out_stride + head * dim;
-        double max = -INFINITY, sum = 0;
-        for (int64_t k = 0; k < visible; k++) {
-            const double *key =
-                keys + (batch * args->kv_tokens + k) * args->k_stride + kv_head * dim;
-            scores[k] = 0;
-            for (int64_t d = 0; d < dim; d++)
-                scores[k] += q[d] * key[d] * (double)args->scale;
-            max = fmax(max, scores[k]);
-        }
-        for (int64_t k = 0; k < visible; k++)
-            sum += scores[k] = exp(scores[k] - max);
-        for (int64_t d = 0; d < dim; d++) {
-            out[d] = 0;
-            for (int64_t k = 0; k < visible; k++)
-                out[d] +=
-                    scores[k] / sum *
-                    values[(batch * args->kv_tokens + k) * args->v_stride + kv_head * dim + d];
-        }
-    }
-    return HD_OK;
-}
-
 static hd_status cross_entropy(hd_stream *stream, const hdi_cross_entropy_args *args)
 {
     (void)stream;
@@ -195,6 +157,15 @@ static hd_status add(hd_stream *stream, hd_dtype dtype, int64_t elements, const 
     return HD_OK;
 }
 
+static hd_status raise_counts(hd_stream *stream, int64_t elements, const int32_t *counts,
+                              int64_t more, int32_t *out)
+{
+    (void)stream;
+    for (int64_t i = 0; i < elements; i++)
+        out[i] = counts[i] + (int32_t)more;
+    return HD_OK;
+}
+
 /* `bytes` counts fp32 elements, which take twice the room here. */
 static hd_status copy(hd_stream *stream, void *out, const void *x, size_t bytes)
 {
@@ -213,7 +184,18 @@ const hd_backend hdt_reference = {
     .activation = activation,
     .gated = gated,
     .rope = rope,
-    .attention = attention,
+    .attention = hdt_reference_attention,
+    .joint_qkv = hdt_reference_joint_qkv,
+    .cross_attention = hdt_reference_cross_attention,
+    .sinusoid = hdt_reference_sinusoid,
+    .modulate = hdt_reference_modulate,
+    .add_rows = hdt_reference_add_rows,
+    .copy_blocks = hdt_reference_copy_blocks,
+    .patchify = hdt_reference_patchify,
+    .unpatchify = hdt_reference_unpatchify,
+    .squared_error = hdt_reference_squared_error,
+    .mean_rows = hdt_reference_mean_rows,
+    .raise_counts = raise_counts,
     .cross_entropy = cross_entropy,
     .add = add,
     .loss_sum = loss_sum,

@@ -1,7 +1,8 @@
-/* safetensors files made from raw text, legal or not. */
+/* safetensors files for tests: made from raw text, legal or not, and out of golden ones. */
 #ifndef HDT_SAFETENSORS_H
 #define HDT_SAFETENSORS_H
 
+#include "io/weights_index.h"
 #include "tests/support/hdt.h"
 
 /* Entry of a tensor in a header; all arguments are string literals in JSON, the name aside. */
@@ -15,5 +16,12 @@ const char *hdt_raw_safetensors(const char *name, uint64_t claimed, const char *
 
 /* The same with the right length. */
 const char *hdt_text_safetensors(const char *name, const char *header, size_t data_bytes);
+
+/* The tensors of a file whose names begin with `prefix`, as a file of their own, under their names
+ * without it and without `cut` after it ("": nothing). Owned by the caller. */
+hdi_weights *hdt_extract(const hdi_safetensors *file, const char *prefix, const char *cut);
+
+/* A tensor as doubles, whatever it holds; *count (may be NULL) its elements. To be freed. */
+double *hdt_values(const hdi_safetensors *file, const char *name, int64_t *count);
 
 #endif

@@ -12,6 +12,7 @@
 #include "ops/ops.h"
 #include "tests/support/hdt.h"
 #include "tests/support/hdt_interpret.h"
+#include "tests/support/hdt_safetensors.h"
 
 static void *take(int64_t count, size_t bytes)
 {
@@ -32,43 +33,6 @@ static const char *const golden_names[] = {"gpt2", "llama"};
 
 enum { GOLDENS = 2 };
 
-/* Copy the tensors whose names begin with `prefix`, without it and without `cut`. */
-static hdi_weights *extract(const hdi_safetensors *file, const char *prefix, const char *cut)
-{
-    hdi_safetensors_writer *writer;
-    hdi_weights *weights;
-    static int files;
-    char base[32];
-    snprintf(base, sizeof base, "%d.safetensors", files++);
-    const char *path = hdt_temp_path(base);
-    hdt_assert_ok(hdi_safetensors_writer_create(&writer));
-    for (int pass = 0; pass < 2; pass++) {
-        for (int i = 0; i < hdi_safetensors_count(file); i++) {
-            const hdi_safetensors_tensor *tensor = hdi_safetensors_get(file, i);
-            const char *name = tensor->name;
-            if (strncmp(name, prefix, strlen(prefix)) != 0) continue;
-            name += strlen(prefix);
-            if (strncmp(name, cut, strlen(cut)) == 0) name += strlen(cut);
-            if (pass == 0) {
-                hdt_assert_ok(hdi_safetensors_writer_tensor(writer, name, tensor->dtype,
-                                                            tensor->rank, tensor->dims));
-                continue;
-            }
-            char *bytes = take(tensor->bytes, 1);
-            hdt_assert_ok(hdi_safetensors_pread(file, tensor, 0, tensor->bytes, bytes));
-            hdt_assert_ok(hdi_safetensors_writer_write(writer, bytes, (size_t)tensor->bytes));
-            free(bytes);
-        }
-        if (pass) continue;
-        hdt_assert_ok(hdi_safetensors_writer_prepare(writer));
-        hdt_assert_ok(hdi_safetensors_writer_begin(writer, path));
-    }
-    hdt_assert_ok(hdi_safetensors_writer_end(writer));
-    hdi_safetensors_writer_destroy(writer);
-    hdt_assert_ok(hdi_weights_open(path, &weights));
-    return weights;
-}
-
 static golden open_golden(int index, const char *cut)
 {
     golden g = {0};
@@ -82,8 +46,8 @@ static golden open_golden(int index, const char *cut)
     hdt_assert_ok(hd_model_create_json(text, &g.model));
     free(text);
     json_decref(config);
-    g.weights = extract(g.file, "weights.", cut);
-    g.gradients = extract(g.file, "grad.", "");
+    g.weights = hdt_extract(g.file, "weights.", cut);
+    g.gradients = hdt_extract(g.file, "grad.", "");
     const hdi_safetensors_tensor *ids = hdi_safetensors_find(g.file, "in.ids");
     g.sequences = ids->dims[0];
     g.tokens = ids->dims[1];

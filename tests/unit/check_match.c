@@ -20,11 +20,11 @@ typedef struct team {
 
 static void collect(const hd_trainer *trainer, hdi_calls *calls)
 {
-    for (int i = 0; i < trainer->schedule->action_count; i++) {
-        const hdi_schedule_action *action = &trainer->schedule->actions[i];
+    for (int i = 0; i < trainer->shapes[0].schedule->action_count; i++) {
+        const hdi_schedule_action *action = &trainer->shapes[0].schedule->actions[i];
         if (action->op == HDI_BACKWARD && action->micro_batch == trainer->options.accumulate - 1)
-            hdt_assert_ok(
-                hdi_calls_add(calls, trainer->train[action->chunk].program, HDI_PHASE_BACKWARD));
+            hdt_assert_ok(hdi_calls_add(calls, trainer->shapes[0].train[action->chunk].program,
+                                        HDI_PHASE_BACKWARD));
     }
     hdt_assert_ok(hdi_calls_add(calls, trainer->norm, HDI_PHASE_FORWARD));
     hdt_assert_ok(hdi_calls_add(calls, trainer->update, HDI_PHASE_FORWARD));
@@ -88,7 +88,7 @@ START_TEST(all_stages_schedules_pass_the_check)
     assemble(&t, &mesh, &(hd_trainer_options){.chunks = layouts[_i].chunks});
     hdi_schedule *tables[MOST];
     for (int s = 0; s < t.ranks; s++)
-        tables[s] = t.trainers[s]->schedule;
+        tables[s] = t.trainers[s]->shapes[0].schedule;
     hdt_assert_ok(hdi_schedule_check(tables, t.ranks));
     dismiss(&t);
 }

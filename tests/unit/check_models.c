@@ -3,6 +3,7 @@
 
 #include <math.h>
 
+#include "core/memory.h"
 #include "models/weights.h"
 #include "program/program.h"
 #include "tests/support/hdt.h"
@@ -111,7 +112,7 @@ static const struct {
 } refusals[] = {
     {"{", HD_ERROR_CONFIG, "model config: line 1"},
     {"[]", HD_ERROR_CONFIG, "it is no object"},
-    {"{}", HD_ERROR_CONFIG, "\"model_type\" is missing, want \"gpt2\" or \"llama\""},
+    {"{}", HD_ERROR_CONFIG, "\"model_type\" is missing, want one of \"gpt2\", \"llama\""},
     {"{\"model_type\": \"bert\"}", HD_ERROR_CONFIG, "\"model_type\" is \"bert\", want"},
     {"{\"model_type\": 3}", HD_ERROR_CONFIG, "\"model_type\" is 3, want a string"},
     {"{" GPT2 "\"n_head\": 2}", HD_ERROR_CONFIG, "\"n_embd\" is missing, want an integer > 0"},
@@ -183,6 +184,13 @@ START_TEST(stages_that_do_not_fit_the_model_are_refused)
 }
 END_TEST
 
+static hd_status values_of(void *user, int parameter, int64_t first, int64_t count, float *out)
+{
+    ck_assert_int_eq(parameter, 0);
+    memcpy(out, (const float *)user + first, (size_t)count * sizeof *out);
+    return HD_OK;
+}
+
 /* Two parts, transposed in the file or not; every range of elements equals that of the whole. */
 START_TEST(any_slice_of_a_parameter_written_in_parts_reads_back)
 {
@@ -191,7 +199,8 @@ START_TEST(any_slice_of_a_parameter_written_in_parts_reads_back)
         .rank = 2,
         .dims = {7, 5},
         .parts = 2,
-        .part = {{"a", 3, _i & 1}, {"b", 4, _i >> 1}},
+        .part = {{.name = "a", .rows = 3, .transposed = _i & 1},
+                 {.name = "b", .rows = 4, .transposed = _i >> 1}},
     };
     float values[35], seen[35];
     for (int i = 0; i < 35; i++)
@@ -200,10 +209,21 @@ START_TEST(any_slice_of_a_parameter_written_in_parts_reads_back)
     hdi_weights *weights;
     const char *path = hdt_temp_path("parts.safetensors");
     hdt_assert_ok(hdi_safetensors_writer_create(&writer));
-    hdt_assert_ok(hdi_model_declare_parameter(writer, &parameter));
+    const hd_parameter_options *const all[] = {&parameter};
+    hdi_model_tensor *tensors;
+    int stored_tensors;
+    hdt_assert_ok(hdi_model_list_tensors(all, 1, &tensors, &stored_tensors));
+    for (int t = 0; t < stored_tensors; t++)
+        hdt_assert_ok(hdi_safetensors_writer_tensor(writer, tensors[t].name, HD_DTYPE_F32,
+                                                    tensors[t].rank, tensors[t].dims));
     hdt_assert_ok(hdi_safetensors_writer_prepare(writer));
     hdt_assert_ok(hdi_safetensors_writer_begin(writer, path));
-    hdt_assert_ok(hdi_model_write_parameter(writer, &parameter, values));
+    for (int t = 0; t < stored_tensors; t++) {
+        hdt_assert_ok(hdi_model_fill_tensor(&tensors[t], all, 1, values_of, values, seen));
+        hdt_assert_ok(
+            hdi_safetensors_writer_write(writer, seen, (size_t)tensors[t].elements * sizeof *seen));
+    }
+    hdi_free(tensors);
     hdt_assert_ok(hdi_safetensors_writer_end(writer));
     hdi_safetensors_writer_destroy(writer);
     hdt_assert_ok(hdi_weights_open(path, &weights));

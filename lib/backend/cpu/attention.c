@@ -49,6 +49,83 @@ bool hdi_cpu_attend_block(const hdi_cpu_attention_block *block)
     return done;
 }
 
+static const float *move(const void *x, int64_t elements)
+{
+    return x ? (const float *)x + elements : NULL;
+}
+
+hdi_cpu_sequence hdi_cpu_attention_sequence(const hdi_attention_args *args, int64_t batch)
+{
+    const int64_t between = args->interleave > 1 ? args->interleave : 1;
+    const int64_t group = batch / between, lane = batch % between;
+    const int64_t row = group * args->tokens * between + lane;
+    const int64_t key_row = group * args->kv_tokens * between + lane;
+    hdi_cpu_sequence one = {.args = *args, .places = args->tokens, .lse_stride = args->tokens};
+    hdi_attention_args *own = &one.args;
+    own->batch = own->interleave = 1;
+    own->counts = NULL;
+    if (args->counts) {
+        const int64_t count = args->counts[batch] > 0 ? args->counts[batch] : 0;
+        own->tokens = own->kv_tokens = hdi_cpu_min(count, args->tokens);
+    }
+    const int64_t q = row * args->q_stride, out = row * args->out_stride;
+    const int64_t k = key_row * args->k_stride, v = key_row * args->v_stride;
+    own->q = move(args->q, q);
+    own->k = move(args->k, k);
+    own->v = move(args->v, v);
+    own->out = args->out ? (float *)args->out + out : NULL;
+    own->lse = args->lse ? args->lse + batch * args->heads * args->tokens : NULL;
+    own->out_gradient = move(args->out_gradient, out);
+    own->q_gradient = args->q_gradient ? (float *)args->q_gradient + q : NULL;
+    own->k_gradient = args->k_gradient ? (float *)args->k_gradient + k : NULL;
+    own->v_gradient = args->v_gradient ? (float *)args->v_gradient + v : NULL;
+    own->q_stride *= between;
+    own->k_stride *= between;
+    own->v_stride *= between;
+    own->out_stride *= between;
+    return one;
+}
+
+/* Queries that see nothing. */
+static void attend_nothing(const hdi_cpu_sequence *one, int64_t head, int64_t first, int64_t end)
+{
+    const hdi_attention_args *args = &one->args;
+    for (int64_t t = first; t < end; t++) {
+        memset((float *)args->out + t * args->out_stride + head * args->head_dim, 0,
+               (size_t)args->head_dim * sizeof(float));
+        if (args->lse) args->lse[head * one->lse_stride + t] = -INFINITY;
+    }
+}
+
+bool hdi_cpu_attend(const hdi_cpu_sequence *one, int64_t head, int64_t block, float *scores)
+{
+    const hdi_attention_args *args = &one->args;
+    const int64_t kv_head = head * args->kv_heads / args->heads;
+    const int64_t first = block * HDI_CPU_QUERIES;
+    const int64_t last = hdi_cpu_min(first + HDI_CPU_QUERIES, one->places);
+    const int64_t end = args->kv_tokens > 0 ? hdi_cpu_min(last, args->tokens) : first;
+    attend_nothing(one, head, end > first ? end : first, last);
+    if (end <= first) return true;
+    return hdi_cpu_attend_block(&(hdi_cpu_attention_block){
+        .queries = end - first,
+        .keys = hdi_cpu_visible(args, end - 1),
+        .head_dim = args->head_dim,
+        .visible = first + args->kv_tokens - args->tokens + 1,
+        .q_stride = args->q_stride,
+        .k_stride = args->k_stride,
+        .v_stride = args->v_stride,
+        .out_stride = args->out_stride,
+        .scale = args->scale,
+        .causal = args->causal,
+        .q = (const float *)args->q + first * args->q_stride + head * args->head_dim,
+        .k = (const float *)args->k + kv_head * args->head_dim,
+        .v = (const float *)args->v + kv_head * args->head_dim,
+        .out = (float *)args->out + first * args->out_stride + head * args->head_dim,
+        .scores = scores,
+        .lse = args->lse ? args->lse + head * one->lse_stride + first : NULL,
+    });
+}
+
 typedef struct forward_work {
     const hdi_attention_args *args;
     int64_t blocks; /* of queries in a sequence */
@@ -62,30 +139,10 @@ static void attend(void *context, int64_t index, int lane)
     /* Late blocks see the most keys: they go first, so that no thread is left with one at the end. */
     const int64_t block = work->blocks - 1 - index / (args->batch * args->heads);
     const int64_t head = index % args->heads, batch = index / args->heads % args->batch;
-    const int64_t kv_head = head * args->kv_heads / args->heads;
-    const int64_t first = block * HDI_CPU_QUERIES;
-    const int64_t queries = hdi_cpu_min(HDI_CPU_QUERIES, args->tokens - first);
-    const int64_t row = batch * args->tokens + first, key_row = batch * args->kv_tokens;
-    const hdi_cpu_attention_block one = {
-        .queries = queries,
-        .keys = hdi_cpu_visible(args, first + queries - 1),
-        .head_dim = args->head_dim,
-        .visible = first + args->kv_tokens - args->tokens + 1,
-        .q_stride = args->q_stride,
-        .k_stride = args->k_stride,
-        .v_stride = args->v_stride,
-        .out_stride = args->out_stride,
-        .scale = args->scale,
-        .causal = args->causal,
-        .q = (const float *)args->q + row * args->q_stride + head * args->head_dim,
-        .k = (const float *)args->k + key_row * args->k_stride + kv_head * args->head_dim,
-        .v = (const float *)args->v + key_row * args->v_stride + kv_head * args->head_dim,
-        .out = (float *)args->out + row * args->out_stride + head * args->head_dim,
-        .scores =
-            (float *)args->workspace + lane * hdi_cpu_score_floats(args->tokens, args->kv_tokens),
-        .lse = args->lse ? args->lse + (batch * args->heads + head) * args->tokens + first : NULL,
-    };
-    if (!hdi_cpu_attend_block(&one)) atomic_store(&work->failed, true);
+    const hdi_cpu_sequence one = hdi_cpu_attention_sequence(args, batch);
+    float *scores =
+        (float *)args->workspace + lane * hdi_cpu_score_floats(args->tokens, args->kv_tokens);
+    if (!hdi_cpu_attend(&one, head, block, scores)) atomic_store(&work->failed, true);
 }
 
 hd_status hdi_cpu_attention(hd_stream *stream, const hdi_attention_args *args)

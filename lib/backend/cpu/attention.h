@@ -1,5 +1,5 @@
-/* What attention forward, backward and cached share: the cut into blocks of queries, and softmax of
- * a block of scores. */
+/* What attention forward, backward, cached and across share: one sequence of a call, the cut into
+ * blocks of queries, and softmax of a block of scores. */
 #ifndef HDI_BACKEND_CPU_ATTENTION_H
 #define HDI_BACKEND_CPU_ATTENTION_H
 
@@ -22,6 +22,23 @@ static inline int64_t hdi_cpu_visible(const hdi_attention_args *args, int64_t to
     const int64_t visible = token + args->kv_tokens - args->tokens + 1;
     return visible < 0 ? 0 : hdi_cpu_min(visible, args->kv_tokens);
 }
+
+/* One sequence as a call of its own: batch 1, interleave 1, no counts. */
+typedef struct hdi_cpu_sequence {
+    hdi_attention_args args;
+    int64_t places;     /* tokens that there is room for: rows from args.tokens on become zero */
+    int64_t lse_stride; /* from head to head */
+} hdi_cpu_sequence;
+
+hdi_cpu_sequence hdi_cpu_attention_sequence(const hdi_attention_args *args, int64_t batch);
+
+/* Block `block` of queries of a head, through scores of hdi_cpu_score_floats. False if the BLAS
+ * refuses. */
+bool hdi_cpu_attend(const hdi_cpu_sequence *one, int64_t head, int64_t block, float *scores);
+
+/* The gradients of all queries that read kv_head, and of its keys and values. */
+bool hdi_cpu_attend_back(const hdi_cpu_sequence *one, int64_t kv_head, float *scores,
+                         float *slopes);
 
 /* One head's attention of queries [0, queries): query q sees `visible + q` keys, but at most `keys`
  * (all keys if not causal). scores [queries, keys]; lse [queries] or NULL. */

@@ -10,11 +10,6 @@
 #include "backend/cpu/vector.h"
 #include "core/error.h"
 
-typedef struct backward_work {
-    const hdi_attention_args *args;
-    atomic_bool failed;
-} backward_work;
-
 /* probabilities[0:visible] = exp(scores - lse) in place; slopes = probabilities * (slopes - center)
  * * scale; both 0 from visible on. */
 static void slopes_of_row(float *scores, float *slopes, int64_t visible, int64_t keys, float lse,
@@ -32,23 +27,22 @@ static void slopes_of_row(float *scores, float *slopes, int64_t visible, int64_t
 
 /* Block `block` of queries of `head`: writes its q_gradient; adds to the gradients of its keys, or
  * writes them. */
-static bool block_gradient(const hdi_attention_args *args, int64_t batch, int64_t head,
-                           int64_t block, bool accumulate, float *scores, float *slopes)
+static bool block_gradient(const hdi_cpu_sequence *one, int64_t head, int64_t block,
+                           bool accumulate, float *scores, float *slopes)
 {
+    const hdi_attention_args *args = &one->args;
     const int64_t head_dim = args->head_dim, kv_head = head * args->kv_heads / args->heads;
     const int64_t first = block * HDI_CPU_QUERIES;
     const int64_t queries = hdi_cpu_min(HDI_CPU_QUERIES, args->tokens - first);
     const int64_t keys = hdi_cpu_visible(args, first + queries - 1);
-    const int64_t row = batch * args->tokens + first, key_row = batch * args->kv_tokens;
-    const int64_t q_offset = row * args->q_stride + head * head_dim;
-    const int64_t k_offset = key_row * args->k_stride + kv_head * head_dim;
-    const int64_t v_offset = key_row * args->v_stride + kv_head * head_dim;
-    const int64_t out_offset = row * args->out_stride + head * head_dim;
-    const float *q = (const float *)args->q + q_offset, *k = (const float *)args->k + k_offset;
-    const float *v = (const float *)args->v + v_offset;
+    const int64_t q_offset = first * args->q_stride + head * head_dim;
+    const int64_t key_offset = kv_head * head_dim;
+    const int64_t out_offset = first * args->out_stride + head * head_dim;
+    const float *q = (const float *)args->q + q_offset, *k = (const float *)args->k + key_offset;
+    const float *v = (const float *)args->v + key_offset;
     const float *out = (const float *)args->out + out_offset;
     const float *gradient = (const float *)args->out_gradient + out_offset;
-    const float *lse = args->lse + (batch * args->heads + head) * args->tokens + first;
+    const float *lse = args->lse + head * one->lse_stride + first;
 
     bool done = hdi_cpu_sgemm(false, true, queries, keys, head_dim, args->scale, q, args->q_stride,
                               k, args->k_stride, false, scores, keys) &&
@@ -63,32 +57,59 @@ static bool block_gradient(const hdi_attention_args *args, int64_t batch, int64_
     }
     return done &&
            hdi_cpu_sgemm(true, false, keys, head_dim, queries, 1.0f, scores, keys, gradient,
-                         args->out_stride, accumulate, (float *)args->v_gradient + v_offset,
+                         args->out_stride, accumulate, (float *)args->v_gradient + key_offset,
                          args->v_stride) &&
            hdi_cpu_sgemm(true, false, keys, head_dim, queries, 1.0f, slopes, keys, q,
-                         args->q_stride, accumulate, (float *)args->k_gradient + k_offset,
+                         args->q_stride, accumulate, (float *)args->k_gradient + key_offset,
                          args->k_stride) &&
            hdi_cpu_sgemm(false, false, queries, head_dim, keys, 1.0f, slopes, keys, k,
                          args->k_stride, false, (float *)args->q_gradient + q_offset,
                          args->q_stride);
 }
 
-static void attend_back(void *context, int64_t index, int lane)
+static void zero_rows(void *x, int64_t stride, int64_t column, int64_t columns, int64_t first,
+                      int64_t end)
 {
-    backward_work *work = context;
-    const hdi_attention_args *args = work->args;
-    const int64_t batch = index / args->kv_heads, kv_head = index % args->kv_heads;
-    const int64_t floats = hdi_cpu_score_floats(args->tokens, args->kv_tokens);
-    float *scores = (float *)args->workspace + 2 * lane * floats, *slopes = scores + floats;
-    const int64_t blocks = hdi_ceil_div(args->tokens, HDI_CPU_QUERIES);
+    for (int64_t r = first; r < end; r++)
+        memset((float *)x + r * stride + column, 0, (size_t)columns * sizeof(float));
+}
+
+bool hdi_cpu_attend_back(const hdi_cpu_sequence *one, int64_t kv_head, float *scores, float *slopes)
+{
+    const hdi_attention_args *args = &one->args;
+    const int64_t head_dim = args->head_dim, column = kv_head * head_dim;
+    const int64_t tokens = args->kv_tokens > 0 ? args->tokens : 0;
+    const int64_t blocks = hdi_ceil_div(tokens, HDI_CPU_QUERIES);
     bool accumulate = false, done = true;
     for (int64_t head = 0; head < args->heads; head++) {
         if (head * args->kv_heads / args->heads != kv_head) continue;
         /* The last block sees every key, so it writes where the others add. */
         for (int64_t block = blocks - 1; block >= 0; block--, accumulate = true)
-            done = block_gradient(args, batch, head, block, accumulate, scores, slopes) && done;
+            done = block_gradient(one, head, block, accumulate, scores, slopes) && done;
+        zero_rows(args->q_gradient, args->q_stride, head * head_dim, head_dim, tokens, one->places);
     }
-    if (!done) atomic_store(&work->failed, true);
+    /* Places without a token, as keys: there are any only where queries and keys are the same rows. */
+    if (one->places > args->tokens) {
+        zero_rows(args->k_gradient, args->k_stride, column, head_dim, args->tokens, one->places);
+        zero_rows(args->v_gradient, args->v_stride, column, head_dim, args->tokens, one->places);
+    }
+    return done;
+}
+
+typedef struct backward_work {
+    const hdi_attention_args *args;
+    atomic_bool failed;
+} backward_work;
+
+static void attend_back(void *context, int64_t index, int lane)
+{
+    backward_work *work = context;
+    const hdi_attention_args *args = work->args;
+    const int64_t floats = hdi_cpu_score_floats(args->tokens, args->kv_tokens);
+    float *scores = (float *)args->workspace + 2 * lane * floats;
+    const hdi_cpu_sequence one = hdi_cpu_attention_sequence(args, index / args->kv_heads);
+    if (!hdi_cpu_attend_back(&one, index % args->kv_heads, scores, scores + floats))
+        atomic_store(&work->failed, true);
 }
 
 hd_status hdi_cpu_attention_gradient(hd_stream *stream, const hdi_attention_args *args)

@@ -79,6 +79,19 @@ static hd_status copy(hd_stream *stream, void *out, const void *x, size_t bytes)
     return HD_OK;
 }
 
+static hd_status fetch(hd_stream *stream, int slot, void *device_memory, const void *host,
+                       size_t bytes)
+{
+    (void)slot;
+    return copy(stream, device_memory, host, bytes);
+}
+
+static hd_status await(hd_stream *stream, int slot)
+{
+    (void)stream, (void)slot;
+    return HD_OK;
+}
+
 static hd_status zero(hd_stream *stream, void *out, size_t bytes)
 {
     (void)stream;
@@ -107,6 +120,8 @@ const hd_backend hdi_backend_cpu = {
     .copy = copy,
     .zero = zero,
     .synchronize = synchronize,
+    .fetch = fetch,
+    .await = await,
     .gemm = hdi_cpu_any_gemm,
     .column_sum = hdi_cpu_any_column_sum,
     .column_sum_workspace = hdi_cpu_column_sum_workspace,
@@ -129,12 +144,33 @@ const hd_backend hdi_backend_cpu = {
     .attention_cached = hdi_cpu_any_attention_cached,
     .attention_cached_workspace = hdi_cpu_attention_cached_workspace,
     .cross_entropy = hdi_cpu_any_cross_entropy,
+    .sinusoid = hdi_cpu_any_sinusoid,
+    .modulate = hdi_cpu_any_modulate,
+    .modulate_gradient = hdi_cpu_any_modulate_gradient,
+    .modulation_gradient = hdi_cpu_any_modulation_gradient,
+    .add_rows = hdi_cpu_any_add_rows,
+    .add_rows_gradient = hdi_cpu_any_add_rows_gradient,
+    .mean_rows = hdi_cpu_mean_rows,
+    .raise_counts = hdi_cpu_raise_counts,
+    .patchify = hdi_cpu_any_patchify,
+    .unpatchify = hdi_cpu_any_unpatchify,
+    .squared_error = hdi_cpu_any_squared_error,
+    .modulate_gradient_workspace = hdi_cpu_modulate_gradient_workspace,
+    .copy_blocks = hdi_cpu_copy_blocks,
+    .squared_error_workspace = hdi_cpu_squared_error_workspace,
+    .joint_qkv = hdi_cpu_any_joint_qkv,
+    .joint_qkv_gradient = hdi_cpu_any_joint_qkv_gradient,
+    .cross_attention = hdi_cpu_any_cross_attention,
+    .cross_attention_workspace = hdi_cpu_cross_attention_workspace,
+    .cross_attention_gradient = hdi_cpu_any_cross_attention_gradient,
+    .cross_attention_gradient_workspace = hdi_cpu_cross_attention_gradient_workspace,
     .add = hdi_cpu_any_add,
     .convert = hdi_cpu_any_convert,
     .loss_sum = hdi_cpu_loss_sum,
     .sum_of_squares = hdi_cpu_sum_of_squares,
     .tree_sum = hdi_cpu_tree_sum,
     .adamw = hdi_cpu_adamw,
+    .average = hdi_cpu_average,
     .split_weights = hdi_cpu_split_weights,
     .join_weights = hdi_cpu_join_weights,
     .fill_normal = hdi_cpu_any_fill_normal,

@@ -57,6 +57,12 @@ hd_status hdi_cpu_attention(hd_stream *stream, const hdi_attention_args *args);
 size_t hdi_cpu_attention_workspace(const hdi_attention_args *args);
 hd_status hdi_cpu_attention_gradient(hd_stream *stream, const hdi_attention_args *args);
 size_t hdi_cpu_attention_gradient_workspace(const hdi_attention_args *args);
+hd_status hdi_cpu_joint_qkv(hd_stream *stream, const hdi_joint_qkv_args *args);
+hd_status hdi_cpu_joint_qkv_gradient(hd_stream *stream, const hdi_joint_qkv_gradient_args *args);
+hd_status hdi_cpu_cross_attention(hd_stream *stream, const hdi_cross_attention_args *args);
+hd_status hdi_cpu_cross_attention_gradient(hd_stream *stream, const hdi_cross_attention_args *args);
+size_t hdi_cpu_cross_attention_workspace(const hdi_cross_attention_args *args);
+size_t hdi_cpu_cross_attention_gradient_workspace(const hdi_cross_attention_args *args);
 hd_status hdi_cpu_attention_cached(hd_stream *stream, const hdi_attention_cached_args *args);
 size_t hdi_cpu_attention_cached_workspace(const hdi_attention_cached_args *args);
 hd_status hdi_cpu_cross_entropy(hd_stream *stream, const hdi_cross_entropy_args *args);
@@ -68,6 +74,7 @@ hd_status hdi_cpu_convert(hd_stream *stream, hd_dtype from, const void *x, hd_dt
                           int64_t elements);
 hd_status hdi_cpu_sum_of_squares(hd_stream *stream, const float *x, int64_t elements, double *out);
 hd_status hdi_cpu_adamw(hd_stream *stream, const hdi_adamw_args *args);
+hd_status hdi_cpu_average(hd_stream *stream, const hdi_average_args *args);
 hd_status hdi_cpu_fill_normal(hd_stream *stream, hd_dtype dtype, void *out, int64_t elements,
                               uint64_t seed, uint64_t stream_number, int64_t first, float std);
 
@@ -92,6 +99,12 @@ hd_status hdi_cpu_any_gated_gradient(hd_stream *stream, const hdi_gated_args *ar
 hd_status hdi_cpu_any_rope(hd_stream *stream, const hdi_rope_args *args);
 hd_status hdi_cpu_any_attention(hd_stream *stream, const hdi_attention_args *args);
 hd_status hdi_cpu_any_attention_gradient(hd_stream *stream, const hdi_attention_args *args);
+hd_status hdi_cpu_any_joint_qkv(hd_stream *stream, const hdi_joint_qkv_args *args);
+hd_status hdi_cpu_any_joint_qkv_gradient(hd_stream *stream,
+                                         const hdi_joint_qkv_gradient_args *args);
+hd_status hdi_cpu_any_cross_attention(hd_stream *stream, const hdi_cross_attention_args *args);
+hd_status hdi_cpu_any_cross_attention_gradient(hd_stream *stream,
+                                               const hdi_cross_attention_args *args);
 hd_status hdi_cpu_any_attention_cached(hd_stream *stream, const hdi_attention_cached_args *args);
 hd_status hdi_cpu_any_cross_entropy(hd_stream *stream, const hdi_cross_entropy_args *args);
 hd_status hdi_cpu_any_add(hd_stream *stream, hd_dtype dtype, int64_t elements, const void *x,
@@ -100,5 +113,36 @@ hd_status hdi_cpu_any_convert(hd_stream *stream, hd_dtype from, const void *x, h
                               void *out, int64_t elements);
 hd_status hdi_cpu_any_fill_normal(hd_stream *stream, hd_dtype dtype, void *out, int64_t elements,
                                   uint64_t seed, uint64_t stream_number, int64_t first, float std);
+
+/* Diffusion transformers. */
+hd_status hdi_cpu_sinusoid(hd_stream *stream, const hdi_sinusoid_args *args);
+hd_status hdi_cpu_modulate(hd_stream *stream, const hdi_modulate_args *args);
+hd_status hdi_cpu_modulate_gradient(hd_stream *stream, const hdi_modulate_gradient_args *args);
+hd_status hdi_cpu_modulation_gradient(hd_stream *stream, const hdi_modulation_gradient_args *args);
+hd_status hdi_cpu_add_rows(hd_stream *stream, const hdi_add_rows_args *args);
+hd_status hdi_cpu_add_rows_gradient(hd_stream *stream, const hdi_add_rows_gradient_args *args);
+hd_status hdi_cpu_mean_rows(hd_stream *stream, const hdi_mean_rows_args *args);
+hd_status hdi_cpu_raise_counts(hd_stream *stream, int64_t elements, const int32_t *counts,
+                               int64_t more, int32_t *out);
+hd_status hdi_cpu_patchify(hd_stream *stream, const hdi_patch_args *args);
+hd_status hdi_cpu_unpatchify(hd_stream *stream, const hdi_patch_args *args);
+hd_status hdi_cpu_squared_error(hd_stream *stream, const hdi_squared_error_args *args);
+hd_status hdi_cpu_copy_blocks(hd_stream *stream, const hdi_copy_blocks_args *args);
+size_t hdi_cpu_modulate_gradient_workspace(const hdi_modulate_gradient_args *args);
+size_t hdi_cpu_squared_error_workspace(int64_t rows, int64_t columns);
+
+/* The indexes stay within their tables. */
+hd_status hdi_cpu_check_modulate(const hdi_modulate_args *args);
+
+hd_status hdi_cpu_any_sinusoid(hd_stream *stream, const hdi_sinusoid_args *args);
+hd_status hdi_cpu_any_modulate(hd_stream *stream, const hdi_modulate_args *args);
+hd_status hdi_cpu_any_modulate_gradient(hd_stream *stream, const hdi_modulate_gradient_args *args);
+hd_status hdi_cpu_any_modulation_gradient(hd_stream *stream,
+                                          const hdi_modulation_gradient_args *args);
+hd_status hdi_cpu_any_add_rows(hd_stream *stream, const hdi_add_rows_args *args);
+hd_status hdi_cpu_any_add_rows_gradient(hd_stream *stream, const hdi_add_rows_gradient_args *args);
+hd_status hdi_cpu_any_patchify(hd_stream *stream, const hdi_patch_args *args);
+hd_status hdi_cpu_any_unpatchify(hd_stream *stream, const hdi_patch_args *args);
+hd_status hdi_cpu_any_squared_error(hd_stream *stream, const hdi_squared_error_args *args);
 
 #endif

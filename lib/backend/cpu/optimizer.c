@@ -1,4 +1,4 @@
-/* AdamW on fp32 values: F32 weights, or what 16-bit weights are rounded from. */
+/* AdamW and averages on fp32 values: F32 weights, or what 16-bit weights are rounded from. */
 #include "backend/cpu/cpu.h"
 #include "backend/cpu/threads.h"
 #include "backend/cpu/vector.h"
@@ -84,6 +84,31 @@ hd_status hdi_cpu_adamw(hd_stream *stream, const hdi_adamw_args *args)
     if (args->scalars[4] == 0.0f) return HD_OK;
     hdi_adamw_args work = *args;
     hdi_cpu_parallel(hdi_ceil_div(args->elements, HDI_CPU_CHUNK), update_chunk, &work);
+    return HD_OK;
+}
+
+static void average_chunk(void *context, int64_t index, int lane)
+{
+    const hdi_average_args *args = context;
+    (void)lane;
+    const int64_t first = index * HDI_CPU_CHUNK;
+    const int64_t end = first + hdi_cpu_min(HDI_CPU_CHUNK, args->elements - first);
+    const float share = args->share[0];
+    const uint16_t *weights = args->weights;
+    float *average = args->average;
+    if (args->values)
+        for (int64_t i = first; i < end; i++)
+            average[i] += share * (args->values[i] - average[i]);
+    else
+        for (int64_t i = first; i < end; i++)
+            average[i] += share * (hdi_bf16_join(weights[i], args->remainder[i]) - average[i]);
+}
+
+hd_status hdi_cpu_average(hd_stream *stream, const hdi_average_args *args)
+{
+    (void)stream;
+    hdi_average_args work = *args;
+    hdi_cpu_parallel(hdi_ceil_div(args->elements, HDI_CPU_CHUNK), average_chunk, &work);
     return HD_OK;
 }
 

@@ -12,19 +12,18 @@ __global__ void __launch_bounds__(kTileThreads) attend_tile(attention_problem a)
 {
     __shared__ panels shared;
     __shared__ tile weights; /* [key][query] */
-    const attention_extent extent = extent_of(a);
-    const int64_t last = (a.tokens - 1) / kTile;
-    const int64_t first = (last - blockIdx.x) * kTile; /* those that see most go first */
+    const tile_place place = place_of(a.tokens);
+    const int64_t sequence = place.sequence;
+    const attention_extent extent = extent_of(a, sequence);
+    const int64_t first = (place.tiles - 1 - place.tile) * kTile; /* those that see most go first */
     const int64_t head = blockIdx.y / a.chunks, column = blockIdx.y % a.chunks * kTile;
-    const int64_t kv_head = head * a.kv_heads / a.heads, sequence = blockIdx.z;
+    const int64_t kv_head = head * a.kv_heads / a.heads;
     if (first >= extent.queries) return;
-    const matrix<T> q =
-        head_rows<T>(a.q, sequence, head, a.q_stride, a.tokens, extent.queries, a.head_dim);
-    const matrix<T> k =
-        head_rows<T>(a.k, sequence, kv_head, a.k_stride, a.kv_tokens, extent.keys, a.head_dim);
-    const matrix<T> v =
-        head_rows<T>(a.v, sequence, kv_head, a.v_stride, a.kv_tokens, extent.keys, a.head_dim);
-    const int64_t keys = extent.visible(first + kTile - 1);
+    const row_run rows = query_rows(a, sequence), kv_rows = key_rows(a, sequence);
+    const matrix<T> q = head_rows<T>(a.q, rows, head, a.q_stride, extent.queries, a.head_dim);
+    const matrix<T> k = head_rows<T>(a.k, kv_rows, kv_head, a.k_stride, extent.keys, a.head_dim);
+    const matrix<T> v = head_rows<T>(a.v, kv_rows, kv_head, a.v_stride, extent.keys, a.head_dim);
+    const int64_t keys = extent.visible_of_tile(first);
     float out[4][4] = {}, sum[4] = {}, max[4] = {-FLT_MAX, -FLT_MAX, -FLT_MAX, -FLT_MAX};
     for (int64_t key = 0; key < keys; key += kTile) {
         float scores[4][4];
@@ -64,8 +63,9 @@ __global__ void __launch_bounds__(kTileThreads) attend_tile(attention_problem a)
         if (lse && column == 0 && tile_column() == 0 && query < extent.queries)
             lse[query] = any ? max[i] + logf(sum[i]) : -INFINITY;
     }
-    T *base = (T *)a.out + sequence * a.tokens * a.out_stride + head * a.head_dim;
-    store_tile(base, a.out_stride, first, extent.queries, column, a.head_dim, out, inverse);
+    T *base = (T *)a.out + rows.first * a.out_stride + head * a.head_dim;
+    store_tile(base, rows.step * a.out_stride, first, extent.queries, column, a.head_dim, out,
+               inverse);
 }
 
 } // namespace
@@ -74,8 +74,8 @@ hd_status hdi_cuda_attend_tiles(hd_stream *stream, hd_dtype dtype, int64_t batch
                                 attention_problem problem)
 {
     problem.chunks = hdi_ceil_div(problem.head_dim, kTile);
-    const dim3 grid(block_count(problem.tokens, kTile), (unsigned)(problem.heads * problem.chunks),
-                    (unsigned)batch);
+    const dim3 grid((unsigned)(batch * hdi_ceil_div(problem.tokens, kTile)),
+                    (unsigned)(problem.heads * problem.chunks));
     return with_type(dtype, "attention", [&](auto tag) {
         using T = typename decltype(tag)::type;
         attend_tile<T><<<grid, kTileThreads, 0, stream->handle>>>(problem);

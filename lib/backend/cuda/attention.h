@@ -13,6 +13,10 @@ hd_status hdi_cuda_tiled_attention(hd_stream *stream, const hdi_attention_args *
 hd_status hdi_cuda_tiled_attention_gradient(hd_stream *stream, const hdi_attention_args *args);
 size_t hdi_cuda_tiled_attention_gradient_workspace(const hdi_attention_args *args);
 
+/* Rows of x [.., columns] that are behind the counts of their sequences become zero. */
+hd_status hdi_cuda_zero_uncounted(hd_stream *stream, const hdi_attention_args *args, void *x,
+                                  int64_t stride, int64_t columns);
+
 /* Whether cuDNN's engines take the shape on this architecture (0: on any): from the shape alone. */
 bool hdi_cuda_cudnn_takes(const hdi_attention_args *args, bool gradient, int architecture);
 

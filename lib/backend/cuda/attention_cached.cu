@@ -18,6 +18,7 @@ attention_problem problem_of(const hdi_attention_cached_args *args)
     problem.heads = args->heads;
     problem.kv_heads = args->kv_heads;
     problem.head_dim = args->head_dim;
+    problem.interleave = 1;
     problem.q_stride = args->q_stride;
     problem.k_stride = args->kv_heads * args->head_dim;
     problem.v_stride = problem.k_stride;
@@ -43,7 +44,7 @@ template <typename T>
 __global__ void append_row(hdi_attention_cached_args a, attention_problem problem,
                            hdi_cuda_fault *fault)
 {
-    const attention_extent extent = extent_of(problem);
+    const attention_extent extent = extent_of(problem, 0);
     const int64_t token = blockIdx.x, columns = a.kv_heads * a.head_dim;
     if (token == 0 && threadIdx.x == 0 && !cache_holds(problem))
         report_fault(fault, HDI_FAULT_CACHE, *a.count, *a.position, a.capacity);
@@ -69,7 +70,7 @@ __global__ void __launch_bounds__(kThreads)
 {
     extern __shared__ float query[]; /* [head_dim], scaled */
     __shared__ float weights[kRun];
-    const attention_extent extent = extent_of(a);
+    const attention_extent extent = extent_of(a, 0);
     const int64_t run = blockIdx.x, head = blockIdx.y, token = blockIdx.z;
     const int64_t kv_head = head * a.kv_heads / a.heads, begin = run * kRun;
     const int64_t visible = extent.visible(token);
@@ -117,7 +118,7 @@ __global__ void __launch_bounds__(kThreads)
 
 template <typename T> __global__ void join_runs(attention_problem a, int64_t runs, float *results)
 {
-    const attention_extent extent = extent_of(a);
+    const attention_extent extent = extent_of(a, 0);
     const int64_t head = blockIdx.x, token = blockIdx.y;
     if (token >= extent.queries) return;
     const int64_t used = (extent.visible(token) + kRun - 1) / kRun;

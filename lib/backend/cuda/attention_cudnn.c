@@ -11,8 +11,12 @@
 /* Workspaces begin with what the graph needs from its caller, at multiples of this. */
 enum { ALIGNMENT = 256, ENGINE_EXTRA = 1024, TOKEN_TILE = 128 };
 
-/* The exact backward holds the gradient of all scores, so it goes in slices of the batch. */
-static const int64_t slice_bytes = 256 << 20;
+/* The backward goes in slices, for what it holds beside its result: if exact, the gradient of all
+ * scores of the slice, else a sum in fp32 of the gradient of queries. */
+static const int64_t exact_slice_bytes = 256 << 20, slice_bytes = 1 << 30;
+
+/* Sequences and heads are axes of a launch, which are that long at most. */
+enum { LONGEST_AXIS = 65535 };
 
 typedef struct attention_plan {
     hdi_cudnn_shape shape;
@@ -67,20 +71,37 @@ bool hdi_cuda_cudnn_takes(const hdi_attention_args *args, bool gradient, int arc
            args->kv_tokens > 1 && args->head_dim % 8 == 0 && args->head_dim <= widest &&
            args->heads % args->kv_heads == 0 && args->q_stride % 8 == 0 &&
            args->k_stride % 8 == 0 && args->v_stride % 8 == 0 && args->out_stride % 8 == 0 &&
-           (!args->causal || args->tokens == args->kv_tokens);
+           ((!args->causal && !args->counts) || args->tokens == args->kv_tokens);
 }
 
-/* Sequences that one run does. */
-static int64_t slice_of(const hdi_attention_args *args, bool gradient)
+/* What one run does. */
+typedef struct attention_slice {
+    int64_t sequences, heads;
+} attention_slice;
+
+/* The most, up to `most`, that divide `all`. */
+static int64_t divisor_of(int64_t all, int64_t most)
 {
-    if (!gradient || !args->exact) return args->batch;
-    const int64_t scores = 2 * args->heads * hdi_round_up(args->tokens, TOKEN_TILE) *
-                           hdi_round_up(args->kv_tokens, TOKEN_TILE);
-    int64_t slice = slice_bytes / scores;
-    if (slice > args->batch) slice = args->batch;
-    while (slice > 1 && args->batch % slice != 0)
-        slice--;
-    return slice < 1 ? 1 : slice;
+    if (most > all) most = all;
+    while (most > 1 && all % most != 0)
+        most--;
+    return most < 1 ? 1 : most;
+}
+
+/* Heads are only divided where a sequence alone is too much. */
+static attention_slice slice_of(const hdi_attention_args *args, bool gradient)
+{
+    const int64_t sequences = args->interleave > 1 ? args->interleave : args->batch;
+    attention_slice slice = {divisor_of(sequences, LONGEST_AXIS), args->heads};
+    if (!gradient) return slice;
+    const int64_t tokens = hdi_round_up(args->tokens, TOKEN_TILE);
+    const int64_t kv_tokens = hdi_round_up(args->kv_tokens, TOKEN_TILE);
+    const int64_t bytes = args->exact ? 2 * tokens * kv_tokens : 4 * tokens * args->head_dim;
+    const int64_t room = (args->exact ? exact_slice_bytes : slice_bytes) / bytes;
+    slice.sequences = divisor_of(slice.sequences, room / args->heads);
+    if (args->exact && slice.sequences == 1 && args->heads == args->kv_heads)
+        slice.heads = divisor_of(args->heads, room);
+    return slice;
 }
 
 /* Parts of the workspace: what the caller of a graph provides, then the engine's own. */
@@ -92,10 +113,11 @@ typedef struct workspace_parts {
  * again; exact, all of the scores' gradient. Tokens are rounded up to the engines' tiles. */
 static workspace_parts parts_of(const hdi_attention_args *args, bool gradient, int architecture)
 {
-    const int64_t slice = slice_of(args, gradient);
+    const attention_slice slice = slice_of(args, gradient);
     const int64_t tokens = hdi_round_up(args->tokens, TOKEN_TILE);
     const int64_t kv_tokens = hdi_round_up(args->kv_tokens, TOKEN_TILE);
-    const int64_t rows = slice * args->heads * tokens, keys = slice * args->heads * kv_tokens;
+    const int64_t rows = slice.sequences * slice.heads * tokens;
+    const int64_t keys = slice.sequences * slice.heads * kv_tokens;
     workspace_parts parts = {.statistics = hdi_round_up(rows * 4, ALIGNMENT),
                              .engine = ENGINE_EXTRA};
     if (!gradient) return parts;
@@ -122,13 +144,15 @@ size_t hdi_cuda_cudnn_workspace(const hdi_attention_args *args, bool gradient, i
 
 hdi_cudnn_shape hdi_cuda_cudnn_shape(const hdi_attention_args *args, bool gradient)
 {
+    const attention_slice slice = slice_of(args, gradient);
     return (hdi_cudnn_shape){
-        .batch = slice_of(args, gradient),
-        .heads = args->heads,
-        .kv_heads = args->kv_heads,
+        .batch = slice.sequences,
+        .heads = slice.heads,
+        .kv_heads = slice.heads < args->heads ? slice.heads : args->kv_heads,
         .tokens = args->tokens,
         .kv_tokens = args->kv_tokens,
         .head_dim = args->head_dim,
+        .interleave = args->interleave > 1 ? args->interleave : 1,
         .q_stride = args->q_stride,
         .k_stride = args->k_stride,
         .v_stride = args->v_stride,
@@ -137,6 +161,7 @@ hdi_cudnn_shape hdi_cuda_cudnn_shape(const hdi_attention_args *args, bool gradie
         .causal = args->causal,
         .gradient = gradient,
         .exact = gradient && args->exact,
+        .counted = args->counts != NULL,
     };
 }
 
@@ -183,18 +208,23 @@ static bool pointers_fit(const hdi_attention_args *args, bool gradient)
                           is_aligned(args->k_gradient) && is_aligned(args->v_gradient)));
 }
 
-/* The tensors of sequences [first, first + slice). */
+/* The slice's sequences from `first` and heads from `head` on. */
 static hd_status run_slice(const hdi_cuda_attentions *own, const hdi_attention_args *args,
-                           const attention_plan *plan, const workspace_parts *parts, int64_t first)
+                           const attention_plan *plan, const workspace_parts *parts, int64_t first,
+                           int64_t head)
 {
     float scale = args->scale, minus_infinity = -INFINITY, one = 1;
     char *const workspace = args->workspace;
-    const int64_t size = (int64_t)hd_dtype_bytes(args->dtype);
-    const int64_t q = first * args->tokens * args->q_stride * size;
-    const int64_t k = first * args->kv_tokens * args->k_stride * size;
-    const int64_t v = first * args->kv_tokens * args->v_stride * size;
-    const int64_t out = first * args->tokens * args->out_stride * size;
-    const int64_t row = first * args->heads * args->tokens;
+    const int64_t size = (int64_t)hd_dtype_bytes(args->dtype), between = plan->shape.interleave;
+    const int64_t group = first / between, lane = first % between;
+    const int64_t query = group * args->tokens * between + lane, column = head * args->head_dim;
+    const int64_t key = group * args->kv_tokens * between + lane;
+    const int64_t q = (query * args->q_stride + column) * size;
+    const int64_t k = (key * args->k_stride + column) * size;
+    const int64_t v = (key * args->v_stride + column) * size;
+    const int64_t out = (query * args->out_stride + column) * size;
+    const int64_t row = (first * args->heads + head) * args->tokens;
+    void *const counts = args->counts ? (char *)(uintptr_t)(args->counts + first) : NULL;
     const bool gradient = plan->shape.gradient;
     void *const statistics = args->lse ? (void *)(args->lse + row) : (void *)workspace;
     void *const pointers[HDI_CUDNN_TENSORS] = {
@@ -208,13 +238,26 @@ static hd_status run_slice(const hdi_cuda_attentions *own, const hdi_attention_a
         [HDI_CUDNN_K_GRADIENT] = gradient ? (char *)args->k_gradient + k : NULL,
         [HDI_CUDNN_V_GRADIENT] = gradient ? (char *)args->v_gradient + v : NULL,
         [HDI_CUDNN_SCALE] = &scale,
-        [HDI_CUDNN_MINUS_INFINITY] = plan->shape.causal ? &minus_infinity : NULL,
+        [HDI_CUDNN_MINUS_INFINITY] =
+            plan->shape.causal || plan->shape.counted ? &minus_infinity : NULL,
         [HDI_CUDNN_ONE] = gradient ? &one : NULL,
         [HDI_CUDNN_Q_SUM] = parts->q_sum > 0 ? workspace + parts->statistics : NULL,
         [HDI_CUDNN_CENTER] = gradient ? workspace : NULL,
+        [HDI_CUDNN_QUERY_COUNTS] = counts,
+        [HDI_CUDNN_KEY_COUNTS] = counts,
     };
     return hdi_cudnn_run(own->cudnn, own->handle, &plan->plan, pointers,
                          workspace + parts->statistics + parts->q_sum);
+}
+
+/* What the engines leave in rows that no count reaches is not said. */
+static hd_status zero_uncounted(hd_stream *stream, const hdi_attention_args *args, bool gradient)
+{
+    const int64_t q = args->heads * args->head_dim, kv = args->kv_heads * args->head_dim;
+    if (!gradient) return hdi_cuda_zero_uncounted(stream, args, args->out, args->out_stride, q);
+    HD_RETURN_IF_ERROR(hdi_cuda_zero_uncounted(stream, args, args->q_gradient, args->q_stride, q));
+    HD_RETURN_IF_ERROR(hdi_cuda_zero_uncounted(stream, args, args->k_gradient, args->k_stride, kv));
+    return hdi_cuda_zero_uncounted(stream, args, args->v_gradient, args->v_stride, kv);
 }
 
 hd_status hdi_cuda_cudnn_attention(hd_stream *stream, const hdi_attention_args *args, bool gradient,
@@ -231,7 +274,8 @@ hd_status hdi_cuda_cudnn_attention(hd_stream *stream, const hdi_attention_args *
     HD_RETURN_IF_ERROR(find_plan(device->attentions, &shape, parts.engine, &plan));
     if (plan->refused) return HD_OK;
     for (int64_t first = 0; first < args->batch; first += shape.batch)
-        HD_RETURN_IF_ERROR(run_slice(device->attentions, args, plan, &parts, first));
+        for (int64_t head = 0; head < args->heads; head += shape.heads)
+            HD_RETURN_IF_ERROR(run_slice(device->attentions, args, plan, &parts, first, head));
     *done = true;
-    return HD_OK;
+    return args->counts ? zero_uncounted(stream, args, gradient) : HD_OK;
 }

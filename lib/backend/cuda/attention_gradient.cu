@@ -15,33 +15,34 @@ template <typename T> struct head_pointers {
 };
 
 template <typename T>
-__device__ head_pointers<T> pointers_of(const attention_problem &a, int64_t sequence, int64_t head)
+__device__ head_pointers<T> pointers_of(const attention_problem &a, const attention_extent &extent,
+                                        int64_t sequence, int64_t head)
 {
     const int64_t kv_head = head * a.kv_heads / a.heads;
     const int64_t statistics = (sequence * a.heads + head) * a.tokens;
-    return {
-        head_rows<T>(a.q, sequence, head, a.q_stride, a.tokens, a.tokens, a.head_dim),
-        head_rows<T>(a.k, sequence, kv_head, a.k_stride, a.kv_tokens, a.kv_tokens, a.head_dim),
-        head_rows<T>(a.v, sequence, kv_head, a.v_stride, a.kv_tokens, a.kv_tokens, a.head_dim),
-        head_rows<T>(a.out_gradient, sequence, head, a.out_stride, a.tokens, a.tokens, a.head_dim),
-        a.lse + statistics,
-        a.center + statistics};
+    const row_run rows = query_rows(a, sequence), kv_rows = key_rows(a, sequence);
+    return {head_rows<T>(a.q, rows, head, a.q_stride, extent.seeing, a.head_dim),
+            head_rows<T>(a.k, kv_rows, kv_head, a.k_stride, extent.keys, a.head_dim),
+            head_rows<T>(a.v, kv_rows, kv_head, a.v_stride, extent.keys, a.head_dim),
+            head_rows<T>(a.out_gradient, rows, head, a.out_stride, extent.seeing, a.head_dim),
+            a.lse + statistics,
+            a.center + statistics};
 }
 
 /* out times its gradient, summed over the head: one warp each. */
-template <typename T>
-__global__ void center_per_warp(attention_problem a, const T *out, int64_t total, float *center)
+template <typename T> __global__ void center_per_warp(attention_problem a, int64_t total)
 {
     const int64_t index = (int64_t)blockIdx.x * kCenterWarps + threadIdx.y;
     if (index >= total) return;
     const int64_t token = index % a.tokens, head = index / a.tokens % a.heads;
-    const int64_t row = index / (a.tokens * a.heads) * a.tokens + token;
-    const int64_t offset = row * a.out_stride + head * a.head_dim;
+    const row_run rows = query_rows(a, index / (a.tokens * a.heads));
+    const int64_t offset = (rows.first + token * rows.step) * a.out_stride + head * a.head_dim;
     float sum = 0;
     for (int64_t c = threadIdx.x; c < a.head_dim; c += kWarp)
-        sum += to_float(out[offset + c]) * to_float(((const T *)a.out_gradient)[offset + c]);
+        sum += to_float(((const T *)a.out)[offset + c]) *
+               to_float(((const T *)a.out_gradient)[offset + c]);
     sum = warp_sum(sum);
-    if (threadIdx.x == 0) center[index] = sum;
+    if (threadIdx.x == 0) a.center[index] = sum;
 }
 
 /* probabilities and slopes (gradients of the scores) of a tile, both 0 where nothing is seen. */
@@ -55,8 +56,8 @@ __device__ void differentiate(const attention_problem &a, const attention_extent
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         const int64_t row = query + tile_row() + i;
-        const bool there = row < extent.queries;
-        const int64_t visible = there ? extent.visible(row) : 0;
+        const bool there = row < extent.seeing;
+        const int64_t visible = extent.visible(row);
         const float lse = there ? head.lse[row] : 0.0f, center = there ? head.center[row] : 0.0f;
 #pragma unroll
         for (int j = 0; j < 4; j++) {
@@ -74,8 +75,10 @@ __global__ void __launch_bounds__(kTileThreads) key_gradient_tile(attention_prob
 {
     __shared__ panels shared;
     __shared__ tile probability_tile, slope_tile; /* [query][key] */
-    const attention_extent extent = extent_of(a);
-    const int64_t key = (int64_t)blockIdx.x * kTile, sequence = blockIdx.z;
+    const tile_place place = place_of(a.kv_tokens);
+    const int64_t key = place.tile * kTile, sequence = place.sequence;
+    const attention_extent extent = extent_of(a, sequence);
+    if (key >= extent.key_rows) return;
     const int64_t kv_head = blockIdx.y / a.chunks, column = blockIdx.y % a.chunks * kTile;
     /* The first query that sees the tile's first key. */
     const int64_t seen_from = a.causal ? key - extent.offset : 0;
@@ -83,8 +86,8 @@ __global__ void __launch_bounds__(kTileThreads) key_gradient_tile(attention_prob
     float k_gradient[4][4] = {}, v_gradient[4][4] = {};
     for (int64_t head = 0; head < a.heads; head++) {
         if (head * a.kv_heads / a.heads != kv_head) continue;
-        const head_pointers<T> pointers = pointers_of<T>(a, sequence, head);
-        for (int64_t query = begin; query < extent.queries; query += kTile) {
+        const head_pointers<T> pointers = pointers_of<T>(a, extent, sequence, head);
+        for (int64_t query = begin; query < extent.seeing; query += kTile) {
             float probabilities[4][4], slopes[4][4];
             differentiate(a, extent, pointers, query, key, shared, probabilities, slopes);
 #pragma unroll
@@ -100,11 +103,12 @@ __global__ void __launch_bounds__(kTileThreads) key_gradient_tile(attention_prob
         }
     }
     const float ones[4] = {1, 1, 1, 1};
-    const int64_t row = sequence * a.kv_tokens, offset = kv_head * a.head_dim;
-    store_tile((T *)a.k_gradient + row * a.k_stride + offset, a.k_stride, key, a.kv_tokens, column,
-               a.head_dim, k_gradient, ones);
-    store_tile((T *)a.v_gradient + row * a.v_stride + offset, a.v_stride, key, a.kv_tokens, column,
-               a.head_dim, v_gradient, ones);
+    const row_run rows = key_rows(a, sequence);
+    const int64_t offset = kv_head * a.head_dim;
+    store_tile((T *)a.k_gradient + rows.first * a.k_stride + offset, rows.step * a.k_stride, key,
+               extent.key_rows, column, a.head_dim, k_gradient, ones);
+    store_tile((T *)a.v_gradient + rows.first * a.v_stride + offset, rows.step * a.v_stride, key,
+               extent.key_rows, column, a.head_dim, v_gradient, ones);
 }
 
 template <typename T>
@@ -112,12 +116,12 @@ __global__ void __launch_bounds__(kTileThreads) query_gradient_tile(attention_pr
 {
     __shared__ panels shared;
     __shared__ tile slope_tile; /* [key][query] */
-    const attention_extent extent = extent_of(a);
-    const int64_t last = (a.tokens - 1) / kTile;
-    const int64_t query = (last - blockIdx.x) * kTile, sequence = blockIdx.z;
+    const tile_place place = place_of(a.tokens);
+    const int64_t query = (place.tiles - 1 - place.tile) * kTile, sequence = place.sequence;
+    const attention_extent extent = extent_of(a, sequence);
     const int64_t head = blockIdx.y / a.chunks, column = blockIdx.y % a.chunks * kTile;
-    const head_pointers<T> pointers = pointers_of<T>(a, sequence, head);
-    const int64_t keys = extent.visible(query + kTile - 1);
+    const head_pointers<T> pointers = pointers_of<T>(a, extent, sequence, head);
+    const int64_t keys = extent.visible_of_tile(query);
     float q_gradient[4][4] = {};
     for (int64_t key = 0; key < keys; key += kTile) {
         float probabilities[4][4], slopes[4][4];
@@ -130,11 +134,32 @@ __global__ void __launch_bounds__(kTileThreads) query_gradient_tile(attention_pr
         add_weighted_rows(slope_tile, pointers.k, key, column, shared, q_gradient);
     }
     const float ones[4] = {1, 1, 1, 1};
-    T *base = (T *)a.q_gradient + sequence * a.tokens * a.q_stride + head * a.head_dim;
-    store_tile(base, a.q_stride, query, a.tokens, column, a.head_dim, q_gradient, ones);
+    const row_run rows = query_rows(a, sequence);
+    T *base = (T *)a.q_gradient + rows.first * a.q_stride + head * a.head_dim;
+    store_tile(base, rows.step * a.q_stride, query, a.tokens, column, a.head_dim, q_gradient, ones);
 }
 
 } // namespace
+
+hd_status hdi_cuda_attend_tiles_back(hd_stream *stream, hd_dtype dtype, int64_t batch,
+                                     attention_problem problem)
+{
+    problem.chunks = hdi_ceil_div(problem.head_dim, kTile);
+    const int64_t total = batch * problem.heads * problem.tokens;
+    return with_type(dtype, "attention gradient", [&](auto tag) {
+        using T = typename decltype(tag)::type;
+        center_per_warp<T>
+            <<<block_count(total, kCenterWarps), dim3(kWarp, kCenterWarps), 0, stream->handle>>>(
+                problem, total);
+        const dim3 keys((unsigned)(batch * hdi_ceil_div(problem.kv_tokens, kTile)),
+                        (unsigned)(problem.kv_heads * problem.chunks));
+        if (keys.x > 0) key_gradient_tile<T><<<keys, kTileThreads, 0, stream->handle>>>(problem);
+        const dim3 queries((unsigned)(batch * hdi_ceil_div(problem.tokens, kTile)),
+                           (unsigned)(problem.heads * problem.chunks));
+        query_gradient_tile<T><<<queries, kTileThreads, 0, stream->handle>>>(problem);
+        return launched("attention gradient");
+    });
+}
 
 extern "C" size_t hdi_cuda_tiled_attention_gradient_workspace(const hdi_attention_args *args)
 {
@@ -144,22 +169,6 @@ extern "C" size_t hdi_cuda_tiled_attention_gradient_workspace(const hdi_attentio
 extern "C" hd_status hdi_cuda_tiled_attention_gradient(hd_stream *stream,
                                                        const hdi_attention_args *args)
 {
-    if (args->batch <= 0 || args->head_dim <= 0 || args->tokens <= 0 || args->kv_tokens <= 0)
-        return HD_OK;
-    const attention_problem problem = problem_of(args);
-    const int64_t total = args->batch * args->heads * args->tokens;
-    const unsigned batch = (unsigned)args->batch;
-    return with_type(args->dtype, "attention gradient", [&](auto tag) {
-        using T = typename decltype(tag)::type;
-        center_per_warp<T>
-            <<<block_count(total, kCenterWarps), dim3(kWarp, kCenterWarps), 0, stream->handle>>>(
-                problem, (const T *)args->out, total, (float *)args->workspace);
-        const dim3 keys(block_count(args->kv_tokens, kTile),
-                        (unsigned)(args->kv_heads * problem.chunks), batch);
-        key_gradient_tile<T><<<keys, kTileThreads, 0, stream->handle>>>(problem);
-        const dim3 queries(block_count(args->tokens, kTile),
-                           (unsigned)(args->heads * problem.chunks), batch);
-        query_gradient_tile<T><<<queries, kTileThreads, 0, stream->handle>>>(problem);
-        return launched("attention gradient");
-    });
+    if (args->batch <= 0 || args->head_dim <= 0 || args->tokens <= 0) return HD_OK;
+    return hdi_cuda_attend_tiles_back(stream, args->dtype, args->batch, problem_of(args));
 }

@@ -19,10 +19,12 @@ typedef struct layouts {
     cudnnDataType_t type;
 } layouts;
 
-static layout of_rows(int64_t batch, int64_t heads, int64_t tokens, int64_t head_dim,
-                      int64_t stride)
+static layout of_rows(const hdi_cudnn_shape *s, int64_t heads, int64_t tokens, int64_t stride)
 {
-    return (layout){{batch, heads, tokens, head_dim}, {tokens * stride, head_dim, stride, 1}};
+    const bool between = s->interleave > 1;
+    return (layout){{s->batch, heads, tokens, s->head_dim},
+                    {between ? stride : tokens * stride, s->head_dim,
+                     between ? s->interleave * stride : stride, 1}};
 }
 
 static layout packed(int64_t batch, int64_t heads, int64_t rows, int64_t columns)
@@ -42,10 +44,10 @@ static layout transposed(layout from)
 static layouts layouts_of(const hdi_cudnn_shape *s)
 {
     layouts out;
-    out.q = of_rows(s->batch, s->heads, s->tokens, s->head_dim, s->q_stride);
-    out.k = of_rows(s->batch, s->kv_heads, s->kv_tokens, s->head_dim, s->k_stride);
-    out.v = of_rows(s->batch, s->kv_heads, s->kv_tokens, s->head_dim, s->v_stride);
-    out.out = of_rows(s->batch, s->heads, s->tokens, s->head_dim, s->out_stride);
+    out.q = of_rows(s, s->heads, s->tokens, s->q_stride);
+    out.k = of_rows(s, s->kv_heads, s->kv_tokens, s->k_stride);
+    out.v = of_rows(s, s->kv_heads, s->kv_tokens, s->v_stride);
+    out.out = of_rows(s, s->heads, s->tokens, s->out_stride);
     out.k_transposed = transposed(out.k);
     out.v_transposed = transposed(out.v);
     out.scores = packed(s->batch, s->heads, s->tokens, s->kv_tokens);
@@ -60,12 +62,29 @@ static descriptor number(builder *b, layout l)
     return hdi_cudnn_tensor(b, VIRTUAL, CUDNN_DATA_FLOAT, l);
 }
 
-/* Scores before softmax, masked. */
-static descriptor scaled_scores(builder *b, const layouts *l, descriptor q, descriptor k_transposed,
-                                descriptor scale)
+/* Valid queries and keys of each sequence; NULL where all are. */
+typedef struct valid_tokens {
+    descriptor queries, keys;
+} valid_tokens;
+
+static valid_tokens counts_of(builder *b, const hdi_cudnn_shape *s)
 {
-    descriptor scores = hdi_cudnn_matmul(b, q, k_transposed, number(b, l->scores));
-    return hdi_cudnn_pointwise(b, CUDNN_POINTWISE_MUL, scores, scale, number(b, l->scores));
+    const layout each = {{s->batch, 1, 1, 1}, {1, 1, 1, 1}};
+    if (!s->counted) return (valid_tokens){0};
+    return (valid_tokens){hdi_cudnn_tensor(b, HDI_CUDNN_QUERY_COUNTS, CUDNN_DATA_INT32, each),
+                          hdi_cudnn_tensor(b, HDI_CUDNN_KEY_COUNTS, CUDNN_DATA_INT32, each)};
+}
+
+/* Scores before softmax, those of tokens that are not valid masked. */
+static descriptor scaled_scores(builder *b, const hdi_cudnn_shape *s, const layouts *l,
+                                descriptor q, descriptor k_transposed, descriptor scale,
+                                valid_tokens valid)
+{
+    const hdi_cudnn_sizes sizes = {valid.queries, valid.keys, NULL, valid.queries && !s->gradient};
+    descriptor scores = hdi_cudnn_matmul(b, q, k_transposed, sizes, number(b, l->scores));
+    scores = hdi_cudnn_pointwise(b, CUDNN_POINTWISE_MUL, scores, scale, number(b, l->scores));
+    if (!valid.queries) return scores;
+    return hdi_cudnn_mask_counts(b, scores, valid.queries, valid.keys, l->scores);
 }
 
 /* The statistics are always written: no engine takes the graph without them. */
@@ -75,7 +94,8 @@ static void build_forward(builder *b, const hdi_cudnn_shape *shape, const layout
     descriptor q = hdi_cudnn_tensor(b, HDI_CUDNN_Q, l->type, l->q);
     descriptor v = hdi_cudnn_tensor(b, HDI_CUDNN_V, l->type, l->v);
     descriptor k = hdi_cudnn_tensor(b, HDI_CUDNN_K, l->type, l->k_transposed);
-    descriptor x = scaled_scores(b, l, q, k, hdi_cudnn_scalar(b, HDI_CUDNN_SCALE));
+    const valid_tokens valid = counts_of(b, shape);
+    descriptor x = scaled_scores(b, shape, l, q, k, hdi_cudnn_scalar(b, HDI_CUDNN_SCALE), valid);
     if (shape->causal) x = hdi_cudnn_mask_causal(b, x, l->scores);
     descriptor max = hdi_cudnn_reduce(b, CUDNN_REDUCE_TENSOR_MAX, x, number(b, l->row));
     descriptor shifted = hdi_cudnn_pointwise(b, CUDNN_POINTWISE_SUB, x, max, number(b, l->scores));
@@ -88,19 +108,21 @@ static void build_forward(builder *b, const hdi_cudnn_shape *shape, const layout
                         hdi_cudnn_tensor(b, HDI_CUDNN_STATISTICS, CUDNN_DATA_FLOAT, l->row));
     descriptor weights = hdi_cudnn_pointwise(b, CUDNN_POINTWISE_DIV, powers, sum,
                                              hdi_cudnn_tensor(b, VIRTUAL, l->type, l->scores));
-    hdi_cudnn_matmul(b, weights, v, out);
+    hdi_cudnn_matmul(b, weights, v, (hdi_cudnn_sizes){valid.queries, NULL, valid.keys, false}, out);
 }
 
 /* weights' x rows, into a gradient of keys or values; query heads that share one are summed. */
 static void sum_over_queries(builder *b, const hdi_cudnn_shape *s, const layouts *l,
-                             descriptor weights, descriptor rows, descriptor out)
+                             descriptor weights, descriptor rows, valid_tokens valid,
+                             descriptor out)
 {
     const bool shared = s->heads != s->kv_heads;
     descriptor turned =
         hdi_cudnn_reshape(b, weights, hdi_cudnn_tensor(b, VIRTUAL, l->type, l->scores_transposed));
     const layout all_heads = packed(s->batch, s->heads, s->kv_tokens, s->head_dim);
     descriptor full = shared ? hdi_cudnn_tensor(b, VIRTUAL, l->type, all_heads) : out;
-    hdi_cudnn_matmul(b, turned, rows, full);
+    hdi_cudnn_matmul(b, turned, rows, (hdi_cudnn_sizes){valid.keys, NULL, valid.queries, false},
+                     full);
     if (shared) hdi_cudnn_reduce(b, CUDNN_REDUCE_TENSOR_ADD, full, out);
 }
 
@@ -126,26 +148,30 @@ static void build_backward(builder *b, const hdi_cudnn_shape *s, const layouts *
     x = hdi_cudnn_reduce(b, CUDNN_REDUCE_TENSOR_ADD, x, number(b, l->row));
     hdi_cudnn_pointwise(b, CUDNN_POINTWISE_MUL, x, hdi_cudnn_scalar(b, HDI_CUDNN_ONE), center);
 
-    x = scaled_scores(b, l, q, k, scale);
+    const valid_tokens valid = counts_of(b, s);
+    x = scaled_scores(b, s, l, q, k, scale, valid);
     x = hdi_cudnn_pointwise(b, CUDNN_POINTWISE_SUB, x, statistics, number(b, l->scores));
     if (s->causal) x = hdi_cudnn_mask_causal(b, x, l->scores);
     descriptor weights = hdi_cudnn_pointwise(b, CUDNN_POINTWISE_EXP, x, NULL, number(b, l->scores));
-    sum_over_queries(b, s, l, weights, out_gradient, v_gradient);
+    sum_over_queries(b, s, l, weights, out_gradient, valid, v_gradient);
 
-    x = hdi_cudnn_matmul(b, out_gradient, v, number(b, l->scores));
+    x = hdi_cudnn_matmul(b, out_gradient, v,
+                         (hdi_cudnn_sizes){valid.queries, valid.keys, NULL, false},
+                         number(b, l->scores));
     x = hdi_cudnn_pointwise(b, CUDNN_POINTWISE_SUB, x, center, number(b, l->scores));
     x = hdi_cudnn_pointwise(b, CUDNN_POINTWISE_MUL, x, weights, number(b, l->scores));
     descriptor slopes = hdi_cudnn_pointwise(b, CUDNN_POINTWISE_MUL, x, scale, number(b, l->scores));
-    sum_over_queries(b, s, l, slopes, q, k_gradient);
+    sum_over_queries(b, s, l, slopes, q, valid, k_gradient);
 
     descriptor keys = hdi_cudnn_reshape(b, k, number(b, l->k));
+    const hdi_cudnn_sizes sizes = {valid.queries, NULL, valid.keys, false};
     if (s->exact) {
-        hdi_cudnn_matmul(b, slopes, keys, q_gradient);
+        hdi_cudnn_matmul(b, slopes, keys, sizes, q_gradient);
         return;
     }
     const layout q_sum = packed(s->batch, s->heads, s->tokens, s->head_dim);
     descriptor sums = hdi_cudnn_matmul(
-        b, slopes, keys, hdi_cudnn_tensor(b, HDI_CUDNN_Q_SUM, CUDNN_DATA_FLOAT, q_sum));
+        b, slopes, keys, sizes, hdi_cudnn_tensor(b, HDI_CUDNN_Q_SUM, CUDNN_DATA_FLOAT, q_sum));
     hdi_cudnn_pointwise(b, CUDNN_POINTWISE_IDENTITY, sums, NULL, q_gradient);
 }
 

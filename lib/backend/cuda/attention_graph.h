@@ -5,15 +5,17 @@
 #include "backend/backend.h"
 #include "backend/cuda/cudnn_library.h"
 
-/* What decides a plan. Token t of sequence b is row b * tokens + t; strides are elements between
- * rows. Causal: top-left, so tokens equals kv_tokens. */
+/* What decides a plan. Token t of sequence b is row b * tokens + t, or t * interleave + b if
+ * interleave is above 1; strides are elements between rows. Causal: top-left, so tokens equals
+ * kv_tokens. Plain words, which are compared as bytes. */
 typedef struct hdi_cudnn_shape {
-    int64_t batch, heads, kv_heads, tokens, kv_tokens, head_dim;
+    int64_t batch, heads, kv_heads, tokens, kv_tokens, head_dim, interleave;
     int64_t q_stride, k_stride, v_stride, out_stride;
-    int32_t half; /* F16, else BF16 */
-    int32_t causal;
-    int32_t gradient; /* the backward; else the forward */
-    int32_t exact;    /* the backward is bit-equal from run to run */
+    int64_t half; /* F16, else BF16 */
+    int64_t causal;
+    int64_t gradient; /* the backward; else the forward */
+    int64_t exact;    /* the backward is bit-equal from run to run */
+    int64_t counted;  /* sequences have fewer valid tokens than places */
 } hdi_cudnn_shape;
 
 typedef struct hdi_cudnn_plan {
@@ -37,13 +39,15 @@ enum {
     HDI_CUDNN_SCALE, /* these three are scalars on the host */
     HDI_CUDNN_MINUS_INFINITY,
     HDI_CUDNN_ONE,
-    HDI_CUDNN_Q_SUM,  /* fp32 [batch, heads, tokens, head_dim]; not if exact */
-    HDI_CUDNN_CENTER, /* fp32 [batch, heads, tokens] */
+    HDI_CUDNN_Q_SUM,        /* fp32 [batch, heads, tokens, head_dim]; not if exact */
+    HDI_CUDNN_CENTER,       /* fp32 [batch, heads, tokens] */
+    HDI_CUDNN_QUERY_COUNTS, /* int32 [batch], if counted */
+    HDI_CUDNN_KEY_COUNTS,
     HDI_CUDNN_TENSORS
 };
 
-/* The shape of one run for a call (the exact backward goes in slices of the batch), and the bytes that
- * the call's workspace has for the engine. */
+/* The shape of one run for a call, which may go in slices of its sequences and heads, and the bytes
+ * that the call's workspace has for the engine. */
 hdi_cudnn_shape hdi_cuda_cudnn_shape(const hdi_attention_args *args, bool gradient);
 int64_t hdi_cuda_cudnn_engine_bytes(const hdi_attention_args *args, bool gradient,
                                     int architecture);

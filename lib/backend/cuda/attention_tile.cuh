@@ -145,31 +145,45 @@ __device__ inline float row_sum(float x)
     return x;
 }
 
-/* Attention as the tile kernels see it; for a cache, its length is on the device. */
+/* Attention as the tile kernels see it. What lengths are not known on the host lie on the device:
+ * those of a cache, of counted sequences, or of packed keys. */
 struct attention_problem {
     int64_t tokens, kv_tokens, heads, kv_heads, head_dim, chunks;
+    int64_t interleave; /* sequences that lie token by token between one another, at least 1 */
     int64_t q_stride, k_stride, v_stride, out_stride;
     float scale;
     bool causal;
     const int32_t *position, *count; /* of a cache, else NULL */
+    const int32_t *counts;           /* of tokens of each sequence, else NULL */
+    const int32_t *offsets;          /* of the keys of each sequence, among kv_tokens; else NULL */
+    hdi_cuda_fault *fault;           /* for offsets */
     const void *q, *k, *v;
     void *out;
     float *lse;
     const void *out_gradient;
-    const float *center; /* [batch, heads, tokens] out times its gradient */
+    float *center; /* [batch, heads, tokens] out times its gradient */
     void *q_gradient, *k_gradient, *v_gradient;
 };
 
-/* What of the problem is there: query t sees keys below t + offset + 1. */
+/* What of a sequence is there: query t, if it is below `seeing`, sees keys below t + offset + 1 and
+ * `keys`. Gradients are written for `key_rows` keys. */
 struct attention_extent {
-    int64_t queries, keys, offset;
+    int64_t queries, seeing, keys, key_rows, offset;
     bool causal;
 
     __device__ int64_t visible(int64_t query) const
     {
+        if (query >= seeing) return 0;
         if (!causal) return keys;
         const int64_t seen = query + offset + 1;
         return seen < 0 ? 0 : seen < keys ? seen : keys;
+    }
+
+    /* What the queries of a tile see together. */
+    __device__ int64_t visible_of_tile(int64_t first) const
+    {
+        const int64_t last = first + kTile < seeing ? first + kTile - 1 : seeing - 1;
+        return last < first ? 0 : visible(last);
     }
 };
 
@@ -180,13 +194,56 @@ __device__ inline bool cache_holds(const attention_problem &a)
     return position >= 0 && count >= 0 && count <= a.tokens && position + count <= a.kv_tokens;
 }
 
-/* Nothing, if the cache has no room. */
-__device__ inline attention_extent extent_of(const attention_problem &a)
+/* Whatever the offset says, a row of the keys or the one behind them. */
+__device__ inline int64_t key_offset(const attention_problem &a, int64_t sequence)
 {
-    if (!a.position) return {a.tokens, a.kv_tokens, a.kv_tokens - a.tokens, a.causal};
-    if (!cache_holds(a)) return {0, 0, 0, true};
-    const int64_t position = *a.position, count = *a.count;
-    return {count, position + count, position, true};
+    const int32_t offset = a.offsets[sequence];
+    if (offset >= 0 && offset <= a.kv_tokens) return offset;
+    report_fault(a.fault, HDI_FAULT_OFFSET, offset, sequence, a.kv_tokens + 1);
+    return offset < 0 ? 0 : a.kv_tokens;
+}
+
+/* Nothing, if the cache has no room. */
+__device__ inline attention_extent extent_of(const attention_problem &a, int64_t sequence)
+{
+    if (a.position) {
+        if (!cache_holds(a)) return {0, 0, 0, 0, 0, true};
+        const int64_t position = *a.position, count = *a.count;
+        return {count, count, position + count, 0, position, true};
+    }
+    if (a.counts) {
+        int64_t count = a.counts[sequence];
+        count = count < 0 ? 0 : count < a.tokens ? count : a.tokens;
+        return {a.tokens, count, count, a.kv_tokens, 0, a.causal};
+    }
+    if (a.offsets) {
+        const int64_t first = key_offset(a, sequence), end = key_offset(a, sequence + 1);
+        const int64_t keys = end > first ? end - first : 0;
+        return {a.tokens, a.tokens, keys, keys, 0, false};
+    }
+    return {a.tokens, a.tokens, a.kv_tokens, a.kv_tokens, a.kv_tokens - a.tokens, a.causal};
+}
+
+/* The rows of a sequence: the first, and from one to the next. */
+struct row_run {
+    int64_t first, step;
+};
+
+__device__ inline row_run rows_of(const attention_problem &a, int64_t sequence, int64_t tokens)
+{
+    const int64_t group = sequence / a.interleave;
+    return {(group * tokens - group) * a.interleave + sequence, a.interleave};
+}
+
+__device__ inline row_run query_rows(const attention_problem &a, int64_t sequence)
+{
+    return rows_of(a, sequence, a.tokens);
+}
+
+__device__ inline row_run key_rows(const attention_problem &a, int64_t sequence)
+{
+    if (a.offsets) return {key_offset(a, sequence), 1};
+    return rows_of(a, sequence, a.kv_tokens);
 }
 
 inline attention_problem problem_of(const hdi_attention_args *args)
@@ -197,7 +254,8 @@ inline attention_problem problem_of(const hdi_attention_args *args)
     problem.heads = args->heads;
     problem.kv_heads = args->kv_heads;
     problem.head_dim = args->head_dim;
-    problem.chunks = hdi_ceil_div(args->head_dim, kTile);
+    problem.interleave = args->interleave > 1 ? args->interleave : 1;
+    problem.counts = args->counts;
     problem.q_stride = args->q_stride;
     problem.k_stride = args->k_stride;
     problem.v_stride = args->v_stride;
@@ -210,22 +268,37 @@ inline attention_problem problem_of(const hdi_attention_args *args)
     problem.out = args->out;
     problem.lse = args->lse;
     problem.out_gradient = args->out_gradient;
-    problem.center = (const float *)args->workspace;
+    problem.center = (float *)args->workspace;
     problem.q_gradient = args->q_gradient;
     problem.k_gradient = args->k_gradient;
     problem.v_gradient = args->v_gradient;
     return problem;
 }
 
-/* One head's rows of one sequence. */
+/* One head's rows of one sequence, of which `rows` are there. */
 template <typename T>
-__device__ matrix<T> head_rows(const void *base, int64_t sequence, int64_t head, int64_t stride,
-                               int64_t tokens, int64_t rows, int64_t head_dim)
+__device__ matrix<T> head_rows(const void *base, row_run run, int64_t head, int64_t stride,
+                               int64_t rows, int64_t head_dim)
 {
-    return {(const T *)base + sequence * tokens * stride + head * head_dim, stride, rows, head_dim};
+    return {(const T *)base + run.first * stride + head * head_dim, run.step * stride, rows,
+            head_dim};
 }
 
+/* A block's sequence and tile: sequences come one after another in x, the only long axis of a grid. */
+struct tile_place {
+    int64_t sequence, tile, tiles;
+};
+
+__device__ inline tile_place place_of(int64_t tokens)
+{
+    const int64_t tiles = (tokens + kTile - 1) / kTile, sequence = blockIdx.x / tiles;
+    return {sequence, blockIdx.x - sequence * tiles, tiles};
+}
+
+/* Both passes of `batch` sequences. The gradient takes `out` and writes center, which it also reads. */
 hd_status hdi_cuda_attend_tiles(hd_stream *stream, hd_dtype dtype, int64_t batch,
                                 attention_problem problem);
+hd_status hdi_cuda_attend_tiles_back(hd_stream *stream, hd_dtype dtype, int64_t batch,
+                                     attention_problem problem);
 
 #endif

@@ -22,6 +22,8 @@ typedef enum hdi_cuda_fault_kind {
     HDI_FAULT_TARGET,
     HDI_FAULT_POSITION,
     HDI_FAULT_FIRST_POSITION,
+    HDI_FAULT_MODULATION,
+    HDI_FAULT_OFFSET,
     HDI_FAULT_CACHE
 } hdi_cuda_fault_kind;
 
@@ -51,6 +53,8 @@ struct hdi_device {
     void *blas;             /* cublasLtHandle_t */
     void *blas_workspace;   /* for GEMMs of `stream` */
     cudaEvent_t begin, end; /* time candidates */
+    cudaStream_t fetches;   /* copies beside `stream` */
+    cudaEvent_t queued, fetched[HDI_FETCH_SLOTS];
     hdi_cuda_fault *fault;
     hdi_cuda_gemms *gemms; /* these two are made when first needed */
     hdi_cuda_attentions *attentions;
@@ -91,6 +95,13 @@ hd_status hdi_cuda_copy(hd_stream *stream, void *out, const void *x, size_t byte
 hd_status hdi_cuda_zero(hd_stream *stream, void *out, size_t bytes);
 hd_status hdi_cuda_synchronize(hd_stream *stream);
 
+hd_status hdi_cuda_open_fetches(hdi_device *device);
+void hdi_cuda_wait_for_fetches(hdi_device *device); /* of a device that is half open, too */
+void hdi_cuda_close_fetches(hdi_device *device);
+hd_status hdi_cuda_fetch(hd_stream *stream, int slot, void *device_memory, const void *host,
+                         size_t bytes);
+hd_status hdi_cuda_await(hd_stream *stream, int slot);
+
 hd_status hdi_cuda_gemm(hd_stream *stream, const hdi_gemm_args *args);
 hd_status hdi_cuda_gemm_gelu(hd_stream *stream, const hdi_gemm_args *args);
 hd_status hdi_cuda_column_sum(hd_stream *stream, const hdi_column_sum_args *args);
@@ -98,6 +109,9 @@ size_t hdi_cuda_column_sum_workspace(int64_t rows, int64_t columns);
 hd_status hdi_cuda_embedding(hd_stream *stream, const hdi_embedding_args *args);
 hd_status hdi_cuda_embedding_gradient(hd_stream *stream, const hdi_embedding_gradient_args *args);
 size_t hdi_cuda_embedding_gradient_workspace(int64_t rows, int64_t entries);
+hd_status hdi_cuda_mean_rows(hd_stream *stream, const hdi_mean_rows_args *args);
+hd_status hdi_cuda_raise_counts(hd_stream *stream, int64_t elements, const int32_t *counts,
+                                int64_t more, int32_t *out);
 hd_status hdi_cuda_positions(hd_stream *stream, const hdi_positions_args *args);
 hd_status hdi_cuda_select_row(hd_stream *stream, const hdi_select_row_args *args);
 hd_status hdi_cuda_norm(hd_stream *stream, const hdi_norm_args *args);
@@ -114,6 +128,25 @@ size_t hdi_cuda_attention_gradient_workspace(const hdi_attention_args *args);
 hd_status hdi_cuda_attention_cached(hd_stream *stream, const hdi_attention_cached_args *args);
 size_t hdi_cuda_attention_cached_workspace(const hdi_attention_cached_args *args);
 hd_status hdi_cuda_cross_entropy(hd_stream *stream, const hdi_cross_entropy_args *args);
+hd_status hdi_cuda_sinusoid(hd_stream *stream, const hdi_sinusoid_args *args);
+hd_status hdi_cuda_modulate(hd_stream *stream, const hdi_modulate_args *args);
+hd_status hdi_cuda_modulate_gradient(hd_stream *stream, const hdi_modulate_gradient_args *args);
+size_t hdi_cuda_modulate_gradient_workspace(const hdi_modulate_gradient_args *args);
+hd_status hdi_cuda_modulation_gradient(hd_stream *stream, const hdi_modulation_gradient_args *args);
+hd_status hdi_cuda_add_rows(hd_stream *stream, const hdi_add_rows_args *args);
+hd_status hdi_cuda_add_rows_gradient(hd_stream *stream, const hdi_add_rows_gradient_args *args);
+hd_status hdi_cuda_copy_blocks(hd_stream *stream, const hdi_copy_blocks_args *args);
+hd_status hdi_cuda_joint_qkv(hd_stream *stream, const hdi_joint_qkv_args *args);
+hd_status hdi_cuda_joint_qkv_gradient(hd_stream *stream, const hdi_joint_qkv_gradient_args *args);
+hd_status hdi_cuda_cross_attention(hd_stream *stream, const hdi_cross_attention_args *args);
+hd_status hdi_cuda_cross_attention_gradient(hd_stream *stream,
+                                            const hdi_cross_attention_args *args);
+size_t hdi_cuda_cross_attention_workspace(const hdi_cross_attention_args *args);
+size_t hdi_cuda_cross_attention_gradient_workspace(const hdi_cross_attention_args *args);
+hd_status hdi_cuda_patchify(hd_stream *stream, const hdi_patch_args *args);
+hd_status hdi_cuda_unpatchify(hd_stream *stream, const hdi_patch_args *args);
+hd_status hdi_cuda_squared_error(hd_stream *stream, const hdi_squared_error_args *args);
+size_t hdi_cuda_squared_error_workspace(int64_t rows, int64_t columns);
 hd_status hdi_cuda_add(hd_stream *stream, hd_dtype dtype, int64_t elements, const void *x,
                        const void *y, void *out);
 hd_status hdi_cuda_convert(hd_stream *stream, hd_dtype from, const void *x, hd_dtype to, void *out,
@@ -124,6 +157,7 @@ hd_status hdi_cuda_sum_of_squares(hd_stream *stream, const float *x, int64_t ele
 hd_status hdi_cuda_tree_sum(hd_stream *stream, const float *x, int64_t stride, int parts,
                             int64_t elements, float *out);
 hd_status hdi_cuda_adamw(hd_stream *stream, const hdi_adamw_args *args);
+hd_status hdi_cuda_average(hd_stream *stream, const hdi_average_args *args);
 hd_status hdi_cuda_split_weights(hd_stream *stream, hd_dtype dtype, int64_t elements,
                                  const float *values, void *weights, int16_t *remainder);
 hd_status hdi_cuda_join_weights(hd_stream *stream, int64_t elements, const void *weights,

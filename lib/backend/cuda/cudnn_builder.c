@@ -83,17 +83,23 @@ static hdi_descriptor append(hdi_cudnn_builder *builder, hdi_descriptor operatio
 }
 
 hdi_descriptor hdi_cudnn_matmul(hdi_cudnn_builder *builder, hdi_descriptor a, hdi_descriptor b,
-                                hdi_descriptor out)
+                                hdi_cudnn_sizes sizes, hdi_descriptor out)
 {
     const cudnnDataType_t type = CUDNN_DATA_FLOAT;
+    const double padding = 0;
     hdi_descriptor matmul = create(builder, CUDNN_BACKEND_MATMUL_DESCRIPTOR);
     set(builder, matmul, CUDNN_ATTR_MATMUL_COMP_TYPE, CUDNN_TYPE_DATA_TYPE, 1, &type);
+    if (sizes.padded)
+        set(builder, matmul, CUDNN_ATTR_MATMUL_PADDING_VALUE, CUDNN_TYPE_DOUBLE, 1, &padding);
     finalize(builder, matmul, "matmul");
     hdi_descriptor operation = create(builder, CUDNN_BACKEND_OPERATION_MATMUL_DESCRIPTOR);
     link_to(builder, operation, CUDNN_ATTR_OPERATION_MATMUL_ADESC, a);
     link_to(builder, operation, CUDNN_ATTR_OPERATION_MATMUL_BDESC, b);
     link_to(builder, operation, CUDNN_ATTR_OPERATION_MATMUL_CDESC, out);
     link_to(builder, operation, CUDNN_ATTR_OPERATION_MATMUL_DESC, matmul);
+    link_to(builder, operation, CUDNN_ATTR_OPERATION_MATMUL_GEMM_M_OVERRIDE_DESC, sizes.rows);
+    link_to(builder, operation, CUDNN_ATTR_OPERATION_MATMUL_GEMM_N_OVERRIDE_DESC, sizes.columns);
+    link_to(builder, operation, CUDNN_ATTR_OPERATION_MATMUL_GEMM_K_OVERRIDE_DESC, sizes.inner);
     return append(builder, operation, out, "matmul operation");
 }
 
@@ -158,6 +164,27 @@ hdi_descriptor hdi_cudnn_mask_causal(hdi_cudnn_builder *builder, hdi_descriptor 
                                     hdi_cudnn_tensor(builder, -1, truth, scores));
     return pointwise(builder, CUDNN_POINTWISE_BINARY_SELECT, CUDNN_DATA_FLOAT, -1, x,
                      hdi_cudnn_scalar(builder, HDI_CUDNN_MINUS_INFINITY), seen,
+                     hdi_cudnn_tensor(builder, -1, CUDNN_DATA_FLOAT, scores));
+}
+
+hdi_descriptor hdi_cudnn_mask_counts(hdi_cudnn_builder *builder, hdi_descriptor x,
+                                     hdi_descriptor queries, hdi_descriptor keys,
+                                     hdi_cudnn_layout scores)
+{
+    const cudnnDataType_t number = CUDNN_DATA_INT32, truth = CUDNN_DATA_BOOLEAN;
+    hdi_descriptor query = pointwise(builder, CUDNN_POINTWISE_GEN_INDEX, number, 2, x, NULL, NULL,
+                                     hdi_cudnn_tensor(builder, -1, number, scores));
+    hdi_descriptor key = pointwise(builder, CUDNN_POINTWISE_GEN_INDEX, number, 3, x, NULL, NULL,
+                                   hdi_cudnn_tensor(builder, -1, number, scores));
+    hdi_descriptor query_there =
+        pointwise(builder, CUDNN_POINTWISE_CMP_LT, truth, -1, query, queries, NULL,
+                  hdi_cudnn_tensor(builder, -1, truth, scores));
+    hdi_descriptor key_there = pointwise(builder, CUDNN_POINTWISE_CMP_LT, truth, -1, key, keys,
+                                         NULL, hdi_cudnn_tensor(builder, -1, truth, scores));
+    hdi_descriptor both = pointwise(builder, CUDNN_POINTWISE_LOGICAL_AND, truth, -1, query_there,
+                                    key_there, NULL, hdi_cudnn_tensor(builder, -1, truth, scores));
+    return pointwise(builder, CUDNN_POINTWISE_BINARY_SELECT, CUDNN_DATA_FLOAT, -1, x,
+                     hdi_cudnn_scalar(builder, HDI_CUDNN_MINUS_INFINITY), both,
                      hdi_cudnn_tensor(builder, -1, CUDNN_DATA_FLOAT, scores));
 }
 

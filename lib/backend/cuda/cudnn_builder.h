@@ -7,7 +7,7 @@
 
 typedef cudnnBackendDescriptor_t hdi_descriptor;
 
-enum { HDI_CUDNN_DESCRIPTORS = 192, HDI_CUDNN_OPERATIONS = 48, HDI_CUDNN_VIRTUAL = 100 };
+enum { HDI_CUDNN_DESCRIPTORS = 224, HDI_CUDNN_OPERATIONS = 48, HDI_CUDNN_VIRTUAL = 100 };
 
 typedef struct hdi_cudnn_builder {
     const hdi_cudnn *cudnn;
@@ -29,9 +29,15 @@ hdi_descriptor hdi_cudnn_tensor(hdi_cudnn_builder *builder, int64_t number, cudn
                                 hdi_cudnn_layout layout);
 hdi_descriptor hdi_cudnn_scalar(hdi_cudnn_builder *builder, int64_t number);
 
+/* The sizes of a product where they are tensors, not those of the layouts; zeroed: none is. */
+typedef struct hdi_cudnn_sizes {
+    hdi_descriptor rows, columns, inner;
+    bool padded; /* what is beyond them reads as 0 */
+} hdi_cudnn_sizes;
+
 /* Each appends an operation and returns its output. */
 hdi_descriptor hdi_cudnn_matmul(hdi_cudnn_builder *builder, hdi_descriptor a, hdi_descriptor b,
-                                hdi_descriptor out);
+                                hdi_cudnn_sizes sizes, hdi_descriptor out);
 hdi_descriptor hdi_cudnn_pointwise(hdi_cudnn_builder *builder, cudnnPointwiseMode_t mode,
                                    hdi_descriptor x, hdi_descriptor y, hdi_descriptor out);
 hdi_descriptor hdi_cudnn_reduce(hdi_cudnn_builder *builder, cudnnReduceTensorOp_t operator,
@@ -40,6 +46,12 @@ hdi_descriptor hdi_cudnn_reshape(hdi_cudnn_builder *builder, hdi_descriptor x, h
 
 /* x where query >= key, else minus infinity; `scores` is x's layout. */
 hdi_descriptor hdi_cudnn_mask_causal(hdi_cudnn_builder *builder, hdi_descriptor x,
+                                     hdi_cudnn_layout scores);
+
+/* x where the query is below `queries` and the key below `keys`, tensors of a number for each
+ * sequence, else minus infinity. */
+hdi_descriptor hdi_cudnn_mask_counts(hdi_cudnn_builder *builder, hdi_descriptor x,
+                                     hdi_descriptor queries, hdi_descriptor keys,
                                      hdi_cudnn_layout scores);
 
 /* The operations as a plan, by the library's order of preference. */

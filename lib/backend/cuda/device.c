@@ -83,6 +83,7 @@ static hd_status open_parts(hdi_device *device)
         cudaHostAlloc((void **)&device->fault, sizeof *device->fault, cudaHostAllocPortable),
         "cudaHostAlloc"));
     memset(device->fault, 0, sizeof *device->fault);
+    HD_RETURN_IF_ERROR(hdi_cuda_open_fetches(device));
     device->virtual_memory = hdi_cuda_can_map(device->ordinal);
     cublasLtHandle_t blas = NULL;
     const cublasStatus_t status = cublasLtCreate(&blas);
@@ -116,6 +117,7 @@ void hdi_cuda_close(hdi_device *device)
 {
     if (!device) return;
     if (device->stream.handle) (void)cudaStreamSynchronize(device->stream.handle);
+    hdi_cuda_close_fetches(device);
     hdi_cuda_close_attentions(device);
     hdi_cuda_close_gemms(device);
     if (device->blas_workspace) (void)cudaFree(device->blas_workspace);
@@ -159,6 +161,7 @@ void hdi_cuda_release(hdi_device *device, void *arena, size_t bytes)
 {
     if (!arena) return;
     (void)cudaStreamSynchronize(device->stream.handle);
+    hdi_cuda_wait_for_fetches(device);
     if (device->virtual_memory)
         hdi_cuda_unmap(arena, bytes);
     else
@@ -178,8 +181,10 @@ hd_status hdi_cuda_reserve_host(hdi_device *device, size_t bytes, void **out)
 
 void hdi_cuda_release_host(hdi_device *device, void *memory, size_t bytes)
 {
-    (void)device, (void)bytes;
-    if (memory) (void)cudaFreeHost(memory);
+    (void)bytes;
+    if (!memory) return;
+    hdi_cuda_wait_for_fetches(device);
+    (void)cudaFreeHost(memory);
 }
 
 static hd_status queue_copy(hd_stream *stream, void *out, const void *x, size_t bytes,
@@ -219,6 +224,8 @@ static hd_status fault_status(const hdi_cuda_fault *fault)
         [HDI_FAULT_TARGET] = "cross_entropy: target",
         [HDI_FAULT_POSITION] = "rope: position",
         [HDI_FAULT_FIRST_POSITION] = "positions: first position",
+        [HDI_FAULT_MODULATION] = "modulate: entry",
+        [HDI_FAULT_OFFSET] = "cross attention: offset",
     };
     if (fault->kind == HDI_FAULT_CACHE)
         return hdi_error(HD_ERROR_ARGUMENT,

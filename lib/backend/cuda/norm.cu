@@ -1,7 +1,7 @@
 /* Layer norm and RMS norm, forward and backward. A row is held in registers by one warp, or by one
  * block if it is wide, so that each tensor is read once. Sums are fp32 in an order that the shape
  * fixes. */
-#include "backend/cuda/common.cuh"
+#include "backend/cuda/row.cuh"
 
 namespace
 {
@@ -12,26 +12,9 @@ constexpr int kWidestBlock = 512; /* threads of a row that is a block's */
 constexpr int kMostVectors = 4;
 constexpr int kWarpColumns = 8 * kMostVectors * kWarp; /* most columns of a row that is a warp's */
 
-template <typename T> __device__ inline int64_t column_of(int vector)
-{
-    return ((int64_t)vector * blockDim.x + threadIdx.x) * kLanes<T>;
-}
-
 template <bool kWarpRow> __device__ inline float row_sum(float x)
 {
     return kWarpRow ? warp_sum(x) : block_sum(x);
-}
-
-/* A thread's part of a row, packed. */
-template <typename T, int kVectors, bool kAligned>
-__device__ inline void stream_row(const void *row, int64_t first, int64_t columns,
-                                  uint4 (&out)[kVectors])
-{
-#pragma unroll
-    for (int v = 0; v < kVectors; v++) {
-        const int64_t column = column_of<T>(v);
-        out[v] = load_bits<T, kAligned, true>((const T *)row + first + column, columns - column);
-    }
 }
 
 template <typename T, int kVectors, bool kWarpRow, bool kAligned>
@@ -95,12 +78,6 @@ __global__ void __launch_bounds__(kWarpRow ? kWarp *kWarpRows : kWidestBlock)
         }
         store_part((T *)a.out + row * a.columns + column, left, kAligned, s[v]);
     }
-}
-
-/* What was unpacked is unpacked again, not kept: registers are what limits the gradient. */
-__device__ inline void forget(uint4 &bits)
-{
-    asm volatile("" : "+r"(bits.x), "+r"(bits.y), "+r"(bits.z), "+r"(bits.w));
 }
 
 /* The block's partial sums, where each thread has its own columns. */

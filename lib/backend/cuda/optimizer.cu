@@ -185,6 +185,15 @@ __global__ void join_values(const hdi_bfloat *weights, const int16_t *remainder,
     if (element < elements) values[element] = join(weights[element], remainder[element]);
 }
 
+__global__ void move_average(hdi_average_args a)
+{
+    const int64_t i = (int64_t)blockIdx.x * kThreads + threadIdx.x;
+    if (i >= a.elements) return;
+    const float value =
+        a.values ? a.values[i] : join(((const hdi_bfloat *)a.weights)[i], a.remainder[i]);
+    a.average[i] += a.share[0] * (value - a.average[i]);
+}
+
 /* One block of threads per block of elements: 16 squares a thread in fp32, then a tree in fp64. */
 __global__ void square_block(const float *x, int64_t elements, bool aligned, double *out)
 {
@@ -280,6 +289,13 @@ extern "C" hd_status hdi_cuda_join_weights(hd_stream *stream, int64_t elements, 
     join_values<<<block_count(elements, kThreads), kThreads, 0, stream->handle>>>(
         (const hdi_bfloat *)weights, remainder, elements, values);
     return launched("join_weights");
+}
+
+extern "C" hd_status hdi_cuda_average(hd_stream *stream, const hdi_average_args *args)
+{
+    if (args->elements <= 0) return HD_OK;
+    move_average<<<block_count(args->elements, kThreads), kThreads, 0, stream->handle>>>(*args);
+    return launched("average");
 }
 
 extern "C" hd_status hdi_cuda_sum_of_squares(hd_stream *stream, const float *x, int64_t elements,

@@ -1,0 +1,155 @@
+/* Double-stream and single-stream blocks. */
+#include "models/mmdit.h"
+
+static hd_modulation table_of(hd_tensor table, int64_t rows, int64_t shift, int64_t scale,
+                              int64_t gate)
+{
+    return (hd_modulation){
+        .table = table, .rows_per_group = rows, .shift = shift, .scale = scale, .gate = gate};
+}
+
+hd_tensor hdi_mmdit_sum(hd_program *p, hdi_mmdit_rows *rows)
+{
+    if (rows->delta.id) rows->x = hd_gated_add(p, rows->x, rows->delta, &rows->gate);
+    rows->delta = (hd_tensor){0};
+    return rows->x;
+}
+
+/* The modulated norm of the rows' value, which rows->x becomes. */
+static hd_tensor norm(hd_program *p, hdi_mmdit_rows *rows, const hd_modulation *by)
+{
+    if (!rows->delta.id) return hd_modulated_norm(p, rows->x, by, 1e-6);
+    const hd_tensor x = rows->x, delta = rows->delta;
+    rows->delta = (hd_tensor){0};
+    return hd_gated_modulated_norm(p, x, delta, &rows->gate, by, 1e-6, &rows->x);
+}
+
+/* Between blocks that a backward follows the sum is made at once: where a stage ends it has to be,
+ * and the gradients' bits must not depend on where that is. */
+static void hand_on(const hdi_mmdit_build *b, hdi_mmdit_rows *rows)
+{
+    if (b->p->training) hdi_mmdit_sum(b->p, rows);
+}
+
+hd_tensor hdi_mmdit_mlp(hdi_mmdit_build *b, hd_tensor x, const char *up, const char *down)
+{
+    hdi_mmdit_layer first, second;
+    hdi_mmdit_layer_of(b, up, b->config->hidden, b->config->inner, &first);
+    hdi_mmdit_layer_of(b, down, b->config->inner, b->config->hidden, &second);
+    /* A single block's second layer has its bias with the attention's columns. */
+    second.options.bias = b->section != HDI_MMDIT_SINGLE;
+    return hd_gelu_mlp(b->p, x, &first.options, &second.options);
+}
+
+/* Positions of the image's patches, whose rows start at `first` of the stream's. */
+static hd_rope_axes positions(const hdi_mmdit_build *b, int64_t first)
+{
+    const hdi_mmdit_config *config = b->config;
+    hd_rope_axes axes = {.axes = 3,
+                         .theta = config->theta,
+                         .pairing = config->halves ? HD_ROPE_HALVES : HD_ROPE_INTERLEAVED,
+                         .first = first,
+                         .count = b->image};
+    int64_t stride = b->image;
+    for (int i = 0; i < 3; i++) {
+        stride /= b->grid[i];
+        axes.dims[i] = config->axes[i];
+        axes.length[i] = b->grid[i];
+        axes.stride[i] = stride;
+    }
+    return axes;
+}
+
+static hd_tensor head_norm(hdi_mmdit_build *b, const char *name)
+{
+    if (!b->config->qk_norm) return (hd_tensor){0};
+    return hdi_mmdit_vector(b, name, HD_INIT_ONES, 1, b->config->head_dim);
+}
+
+static hd_tensor attention(hdi_mmdit_build *b, int count, const hd_qkv_stream *streams)
+{
+    const hdi_mmdit_config *config = b->config;
+    const hd_tensor joint = hd_joint_qkv(b->p, b->stage->sequences, config->heads, config->head_dim,
+                                         1e-6, count, streams);
+    return hd_attention(b->p, joint,
+                        &(hd_attention_options){.heads = config->heads,
+                                                .head_dim = config->head_dim,
+                                                .tokens = b->image + b->text,
+                                                .counts = b->joint_counts});
+}
+
+/* A stream's layers in a double block. */
+static const struct stream_names {
+    const char *modulation, *qkv, *query_norm, *key_norm, *projection, *up, *down;
+} image_names = {"img_mod.linear",
+                 "img_attn_qkv",
+                 "img_attn_q_norm.weight",
+                 "img_attn_k_norm.weight",
+                 "img_attn_proj",
+                 "img_mlp.fc1",
+                 "img_mlp.fc2"},
+  text_names = {"txt_mod.linear",
+                "txt_attn_qkv",
+                "txt_attn_q_norm.weight",
+                "txt_attn_k_norm.weight",
+                "txt_attn_proj",
+                "txt_mlp.fc1",
+                "txt_mlp.fc2"};
+
+void hdi_mmdit_double_block(hdi_mmdit_build *b, int block, hdi_mmdit_rows streams[2])
+{
+    const int64_t hidden = b->config->hidden;
+    const int image = hdi_mmdit_image(b->config);
+    hd_tensor tables[2], attended[2];
+    hd_qkv_stream qkv[2] = {{.tokens = b->text}, {.tokens = b->text}};
+    qkv[image] = (hd_qkv_stream){.tokens = b->image, .rope = positions(b, 0)};
+    const int64_t tokens[] = {qkv[0].tokens, qkv[1].tokens};
+    hdi_mmdit_begin(b, HDI_MMDIT_DOUBLE, block);
+    for (int s = 0; s < 2; s++) {
+        const struct stream_names *names = s == image ? &image_names : &text_names;
+        tables[s] = hdi_mmdit_modulation(b, names->modulation, 6);
+        if (b->stage->purpose == HD_PURPOSE_CONDITION) continue;
+        const hd_modulation by = table_of(tables[s], tokens[s], 0, hidden, -1);
+        qkv[s].qkv = hdi_mmdit_linear(b, norm(b->p, &streams[s], &by), names->qkv, 3 * hidden);
+        qkv[s].query_norm = head_norm(b, names->query_norm);
+        qkv[s].key_norm = head_norm(b, names->key_norm);
+    }
+    if (b->stage->purpose != HD_PURPOSE_CONDITION) {
+        hd_split_rows(b->p, attention(b, 2, qkv), b->stage->sequences, 2, tokens, attended);
+        for (int s = 0; s < 2; s++) {
+            const struct stream_names *names = s == image ? &image_names : &text_names;
+            const hd_modulation by = table_of(tables[s], tokens[s], 3 * hidden, 4 * hidden, -1);
+            streams[s].delta = hdi_mmdit_linear(b, attended[s], names->projection, hidden);
+            streams[s].gate = table_of(tables[s], tokens[s], -1, -1, 2 * hidden);
+            const hd_tensor h = norm(b->p, &streams[s], &by);
+            streams[s].delta = hdi_mmdit_mlp(b, h, names->up, names->down);
+            streams[s].gate = table_of(tables[s], tokens[s], -1, -1, 5 * hidden);
+            hand_on(b, &streams[s]);
+        }
+    }
+    hdi_mmdit_end(b);
+}
+
+void hdi_mmdit_single_block(hdi_mmdit_build *b, int block, hdi_mmdit_rows *joined)
+{
+    const int64_t hidden = b->config->hidden, tokens = b->image + b->text;
+    hdi_mmdit_begin(b, HDI_MMDIT_SINGLE, block);
+    const hd_tensor table = hdi_mmdit_modulation(b, "modulation.linear", 3);
+    if (b->stage->purpose != HD_PURPOSE_CONDITION) {
+        const hd_modulation by = table_of(table, tokens, 0, hidden, -1);
+        const hd_tensor h = norm(b->p, joined, &by);
+        const hd_qkv_stream qkv = {.qkv = hdi_mmdit_linear(b, h, "linear1_qkv", 3 * hidden),
+                                   .query_norm = head_norm(b, "q_norm.weight"),
+                                   .key_norm = head_norm(b, "k_norm.weight"),
+                                   .tokens = tokens,
+                                   .rope = positions(b, b->config->text_first ? b->text : 0)};
+        const hd_tensor attended = attention(b, 1, &qkv);
+        hdi_mmdit_layer last;
+        hdi_mmdit_layer_of(b, "linear2_attn", hidden, hidden, &last);
+        last.options.add = hdi_mmdit_mlp(b, h, "linear1_mlp", "linear2_mlp");
+        joined->delta = hd_linear(b->p, attended, &last.options);
+        joined->gate = table_of(table, tokens, -1, -1, 2 * hidden);
+        hand_on(b, joined);
+    }
+    hdi_mmdit_end(b);
+}

@@ -1,0 +1,220 @@
+/* Blocks of a plan's programs, which of them stay on the host, and when they are copied. */
+#include "program/residency.h"
+
+#include "core/checked.h"
+#include "core/error.h"
+#include "core/memory.h"
+#include "program/place.h"
+#include "program/plan.h"
+
+#include <string.h>
+
+enum { UNSEEN = -2, IN_NO_BLOCK = -1 };
+
+static hd_status out_of_memory(void)
+{
+    return hdi_error(HD_ERROR_MEMORY, "plan: out of host memory");
+}
+
+static hd_status check_forward_only(const hd_program *program)
+{
+    bool more = program->training;
+    for (int i = 0; i < program->op_count; i++)
+        more = more || program->ops[i]->phase != HDI_PHASE_FORWARD;
+    for (int i = 1; i < program->tensor_count; i++)
+        more = more || program->tensors[i]->flat != HDI_FLAT_NONE;
+    for (int i = 0; i < program->op_count; i++)
+        for (int k = 0; k < program->ops[i]->op.outputs; k++)
+            more = more ||
+                   program->tensors[program->ops[i]->op.out[k].id]->info.role == HD_ROLE_PARAMETER;
+    if (!more) return HD_OK;
+    return hdi_error(HD_ERROR_UNSUPPORTED,
+                     "plan: program '%s' trains; weights on the host are for forwards alone",
+                     program->name);
+}
+
+static bool has_scopes_inside(const hd_program *program, int scope)
+{
+    for (int i = scope + 1; i < program->scope_count; i++)
+        if (program->scopes[i].parent == scope) return true;
+    return false;
+}
+
+/* The block that an op belongs to. */
+static hd_status find_block(hdi_residency *it, const hd_program *program, const hdi_op *op,
+                            int *out)
+{
+    const char *name = program->scopes[op->scope].name;
+    *out = IN_NO_BLOCK;
+    if (op->scope == 0 || has_scopes_inside(program, op->scope)) return HD_OK;
+    for (int b = it->block_count - 1; b >= 0; b--) {
+        if (strcmp(it->blocks[b].name, name) != 0) continue;
+        *out = b;
+        return HD_OK;
+    }
+    if (!HDI_GROW(it->blocks, it->block_count, it->block_capacity)) return out_of_memory();
+    *out = it->block_count++;
+    it->blocks[*out] = (hdi_block){.name = name};
+    return HD_OK;
+}
+
+static bool is_weight(const hd_program *program, int id)
+{
+    return program->tensors[id] && program->tensors[id]->info.role == HD_ROLE_PARAMETER;
+}
+
+/* An entry is in a block if all ops that read it are. */
+static hd_status assign(hd_plan *plan, const hd_program *program)
+{
+    hdi_residency *it = &plan->residency;
+    for (int i = 0; i < program->op_count; i++) {
+        const hdi_op *op = program->ops[i];
+        int block = UNSEEN;
+        for (int k = 0; k < op->op.inputs; k++) {
+            const int id = op->op.in[k].id;
+            if (!is_weight(program, id)) continue;
+            if (block == UNSEEN) HD_RETURN_IF_ERROR(find_block(it, program, op, &block));
+            const int entry = hdi_layout_find(plan->layout, program->tensors[id]->info.name);
+            if (entry < 0) continue; /* placing it will tell */
+            hdi_home *home = &it->homes[entry];
+            home->block = home->block == UNSEEN || home->block == block ? block : IN_NO_BLOCK;
+        }
+    }
+    for (int u = 0; u < program->use_count; u++) {
+        const int entry = hdi_layout_find(plan->layout, program->uses[u].name);
+        const hd_tensor_info *info = hd_tensor_get(program, program->uses[u].tensor);
+        if (entry >= 0) it->homes[entry].bytes = info->bytes;
+    }
+    return HD_OK;
+}
+
+/* Blocks whose weights are all read elsewhere too are none. */
+static void drop_empty(hdi_residency *it, int entries)
+{
+    int kept = 0;
+    for (int b = 0; b < it->block_count; b++) {
+        if (it->blocks[b].bytes)
+            for (int e = 0; e < entries; e++)
+                if (it->homes[e].block == b) it->homes[e].block = kept;
+        if (it->blocks[b].bytes) it->blocks[kept++] = it->blocks[b];
+    }
+    it->block_count = kept;
+}
+
+hd_status hdi_residency_find(hd_plan *plan)
+{
+    hdi_residency *it = &plan->residency;
+    const int entries = plan->layout->entry_count;
+    hdi_residency_free(it);
+    it->homes = hdi_alloc_array((size_t)entries + 1, sizeof *it->homes);
+    if (!it->homes) return out_of_memory();
+    for (int e = 0; e < entries; e++)
+        it->homes[e].block = UNSEEN;
+    for (int u = 0; u < plan->unit_count; u++) {
+        HD_RETURN_IF_ERROR(check_forward_only(plan->units[u].program));
+        HD_RETURN_IF_ERROR(assign(plan, plan->units[u].program));
+    }
+    for (int e = 0; e < entries; e++) {
+        hdi_home *home = &it->homes[e];
+        if (home->block == UNSEEN) home->block = IN_NO_BLOCK;
+        if (home->block == IN_NO_BLOCK) continue;
+        home->in_block = it->blocks[home->block].bytes;
+        it->blocks[home->block].bytes += hdi_place_round(home->bytes);
+    }
+    drop_empty(it, entries);
+    return HD_OK;
+}
+
+const hdi_home *hdi_residency_host(const hdi_residency *residency, int entry)
+{
+    if (!residency->host_blocks || entry < 0) return NULL;
+    const hdi_home *home = &residency->homes[entry];
+    return home->block >= 0 && residency->blocks[home->block].host ? home : NULL;
+}
+
+/* Bytes of an entry with the padding that layouts have. */
+static size_t spacing(const hdi_entry *entry, const hdi_home *home)
+{
+    if (!entry->elements) return 0;
+    return (size_t)hdi_round_up(entry->elements, HDI_FLAT_ALIGNMENT) *
+           (home->bytes / (size_t)entry->elements);
+}
+
+/* Spread evenly, a copy has the time of several blocks, where the same blocks in a row would have that
+ * of one each while the link rests for the others. */
+void hdi_residency_choose(hd_plan *plan, int count, int slots)
+{
+    hdi_residency *it = &plan->residency;
+    const int64_t blocks = it->block_count;
+    it->host_blocks = count;
+    it->slots = slots < count ? slots : count;
+    it->slot_bytes = it->host_bytes = 0;
+    for (int64_t b = 0; b < blocks; b++) {
+        hdi_block *block = &it->blocks[b];
+        block->host = (b + 1) * count / blocks > b * count / blocks;
+        if (!block->host) continue;
+        block->host_offset = it->host_bytes;
+        it->host_bytes += block->bytes;
+        if (it->slot_bytes < block->bytes) it->slot_bytes = block->bytes;
+    }
+    size_t resident = 0;
+    for (int e = 0; e < plan->layout->entry_count; e++) {
+        if (hdi_residency_host(it, e)) continue;
+        it->homes[e].offset = resident;
+        resident += spacing(&plan->layout->entries[e], &it->homes[e]);
+    }
+    plan->bytes[HD_REGION_WEIGHTS] = resident;
+    plan->bytes[HD_REGION_STREAMED] = (size_t)it->slots * it->slot_bytes;
+}
+
+/* The host block that an op reads; -1: none. */
+static int reads_block(const hd_plan *plan, const hd_program *program, const hd_op *op)
+{
+    for (int k = 0; k < op->inputs; k++) {
+        if (!is_weight(program, op->in[k].id)) continue;
+        const char *name = program->tensors[op->in[k].id]->info.name;
+        const hdi_home *home =
+            hdi_residency_host(&plan->residency, hdi_layout_find(plan->layout, name));
+        if (home) return home->block;
+    }
+    return -1;
+}
+
+/* A slot is free for its next block behind the last op that reads the one that it holds. Behind the
+ * program's own uses come those that the next run begins with. */
+static void place_fetches(const hdi_residency *it, hdi_unit *unit)
+{
+    for (int m = 0; m < unit->use_count + it->slots; m++)
+        unit->fetches[m] = m < it->slots ? 0 : unit->uses[m - it->slots].last + 1;
+}
+
+hd_status hdi_unit_uses(hd_plan *plan, int index)
+{
+    hdi_unit *unit = &plan->units[index];
+    unit->use_count = 0;
+    if (!plan->residency.host_blocks) return HD_OK;
+    for (int i = 0; i < unit->program->op_count; i++) {
+        const int block = reads_block(plan, unit->program, &unit->program->ops[i]->op);
+        if (block < 0) continue;
+        hdi_stream_use *open = unit->use_count ? &unit->uses[unit->use_count - 1] : NULL;
+        if (open && open->block == block) {
+            open->last = i;
+            continue;
+        }
+        if (!HDI_GROW(unit->uses, unit->use_count, unit->use_capacity)) return out_of_memory();
+        unit->uses[unit->use_count++] = (hdi_stream_use){block, i, i};
+    }
+    hdi_free(unit->fetches);
+    unit->fetches =
+        hdi_alloc_array((size_t)(unit->use_count + plan->residency.slots), sizeof *unit->fetches);
+    if (!unit->fetches) return out_of_memory();
+    place_fetches(&plan->residency, unit);
+    return HD_OK;
+}
+
+void hdi_residency_free(hdi_residency *residency)
+{
+    hdi_free(residency->blocks);
+    hdi_free(residency->homes);
+    *residency = (hdi_residency){0};
+}

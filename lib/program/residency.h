@@ -1,0 +1,61 @@
+/* Weights that stay in host memory and pass through the device block by block.
+ *
+ * A block is a scope without scopes inside (a transformer layer): those of its weights that no op
+ * outside it reads. The weights of host blocks have no place of their own on the device but one in
+ * each of a few slots. Blocks take slots in the order in which the ops of a run read them, and the
+ * runs go on from each other: use number n of a session has slot n modulo the slots. So a copy has
+ * the computation of at least one other block to hide under, whatever the number of blocks. */
+#ifndef HDI_PROGRAM_RESIDENCY_H
+#define HDI_PROGRAM_RESIDENCY_H
+
+#include <heddle/plan.h>
+
+typedef struct hdi_block {
+    const char *name; /* of the scope, borrowed from a program */
+    size_t bytes;     /* of its weights, with padding */
+    bool host;
+    size_t host_offset; /* of a host block in the host's copy */
+} hdi_block;
+
+/* Where the weights of a layout's entry are kept. */
+typedef struct hdi_home {
+    int block; /* -1: the entry is in no block */
+    size_t bytes;
+    size_t in_block; /* offset in the block */
+    size_t offset;   /* in the weights region, unless the block is on the host */
+} hdi_home;
+
+/* A run of ops, from the first to the last that reads a host block, none of another between. */
+typedef struct hdi_stream_use {
+    int block, first, last;
+} hdi_stream_use;
+
+typedef struct hdi_residency {
+    hdi_block *blocks; /* in the order of use */
+    int block_count, block_capacity;
+    hdi_home *homes; /* [layout entries] */
+    int host_blocks; /* 0: all is resident, and homes are not used */
+    int slots;
+    size_t slot_bytes, host_bytes;
+} hdi_residency;
+
+/* Find blocks and homes. HD_ERROR_UNSUPPORTED if a program does more than a forward. */
+hd_status hdi_residency_find(hd_plan *plan);
+
+/* Put `count` blocks on the host, evenly spread, to pass through `slots` slots, fewer if there are
+ * fewer blocks. Sets homes, and the bytes of the weights' regions. */
+void hdi_residency_choose(hd_plan *plan, int count, int slots);
+
+/* Uses of host blocks in a unit, and when their copies are queued. */
+hd_status hdi_unit_uses(hd_plan *plan, int index);
+
+/* Prove it (verify_residency.c): no two weights share bytes, and every op that reads a host block finds
+ * it in its slot, run after run. HD_ERROR_INTERNAL names the op. */
+hd_status hdi_plan_verify_residency(const hd_plan *plan);
+
+/* The home of an entry if it is on the host; else NULL. */
+const hdi_home *hdi_residency_host(const hdi_residency *residency, int entry);
+
+void hdi_residency_free(hdi_residency *residency);
+
+#endif

@@ -1,0 +1,172 @@
+/* Proof on the plan, of weights that pass through slots: made from the programs' ops and the addresses
+ * of their tensors, without the code that found the uses. */
+#include "core/error.h"
+#include "core/memory.h"
+#include "program/plan.h"
+
+#include <stdlib.h>
+
+typedef struct piece {
+    size_t begin, end;
+    const char *name;
+} piece;
+
+static int earlier(const void *left, const void *right)
+{
+    const piece *a = left, *b = right;
+    return a->begin < b->begin ? -1 : a->begin > b->begin;
+}
+
+static hd_status check_apart(piece *pieces, int count, size_t room, const char *what)
+{
+    qsort(pieces, (size_t)count, sizeof *pieces, earlier);
+    for (int i = 0; i < count; i++) {
+        if (pieces[i].end > room)
+            return hdi_error(HD_ERROR_INTERNAL, "verifier: '%s' [%zu, %zu) leaves %s of %zu bytes",
+                             pieces[i].name, pieces[i].begin, pieces[i].end, what, room);
+        if (i && pieces[i - 1].end > pieces[i].begin)
+            return hdi_error(HD_ERROR_INTERNAL, "verifier: '%s' and '%s' share bytes of %s",
+                             pieces[i - 1].name, pieces[i].name, what);
+    }
+    return HD_OK;
+}
+
+/* Blocks in the host's copy; entries in the weights, and in each block. */
+static hd_status check_homes(const hd_plan *plan, piece *pieces)
+{
+    const hdi_residency *it = &plan->residency;
+    int count = 0;
+    for (int b = 0; b < it->block_count; b++)
+        if (it->blocks[b].host)
+            pieces[count++] =
+                (piece){it->blocks[b].host_offset, it->blocks[b].host_offset + it->blocks[b].bytes,
+                        it->blocks[b].name};
+    HD_RETURN_IF_ERROR(check_apart(pieces, count, it->host_bytes, "the host's copy"));
+    for (int b = -1; b < it->block_count; b++) {
+        const bool resident = b < 0;
+        if (!resident && !it->blocks[b].host) continue;
+        count = 0;
+        for (int e = 0; e < plan->layout->entry_count; e++) {
+            const hdi_home *home = hdi_residency_host(it, e);
+            if (resident ? home != NULL : !home || home->block != b) continue;
+            const size_t begin = resident ? it->homes[e].offset : home->in_block;
+            pieces[count++] =
+                (piece){begin, begin + it->homes[e].bytes, plan->layout->entries[e].name};
+        }
+        HD_RETURN_IF_ERROR(check_apart(
+            pieces, count, resident ? plan->bytes[HD_REGION_WEIGHTS] : it->blocks[b].bytes,
+            resident ? "the weights" : it->blocks[b].name));
+    }
+    return HD_OK;
+}
+
+/* Every parameter is where its entry lives, in as many copies as there are slots. */
+static hd_status check_places(const hd_plan *plan, const hdi_unit *unit)
+{
+    const hdi_residency *it = &plan->residency;
+    for (int id = 1; id < unit->program->tensor_count; id++) {
+        const hd_tensor_info *info = &unit->program->tensors[id]->info;
+        if (info->role != HD_ROLE_PARAMETER) continue;
+        const int entry = hdi_layout_find(plan->layout, info->name);
+        const hdi_home *host = hdi_residency_host(it, entry);
+        const hdi_place_of *place = &unit->places[id];
+        const bool right =
+            host ? place->region == HD_REGION_STREAMED && place->offset == host->in_block &&
+                       place->slots == it->slots && place->stride == it->slot_bytes &&
+                       place->offset + place->bytes <= it->slot_bytes
+                 : place->region == HD_REGION_WEIGHTS && place->offset == it->homes[entry].offset;
+        if (!right)
+            return hdi_error(HD_ERROR_INTERNAL,
+                             "verifier: program '%s', parameter '%s' is at %zu of %s, in %d slots "
+                             "%zu apart, not where its values are",
+                             unit->program->name, info->name, place->offset,
+                             hd_region_name(place->region), place->slots, place->stride);
+    }
+    return HD_OK;
+}
+
+/* What the slots hold while runs of a program follow one another. */
+typedef struct passage {
+    const hd_plan *plan;
+    const hdi_unit *unit;
+    int held[HD_STREAM_SLOTS]; /* block; -1: none */
+    int turn;                  /* slot of the run's first use */
+} passage;
+
+static hd_status broken(const passage *p, int op, const char *what, int block)
+{
+    char label[256];
+    const hd_program *program = p->unit->program;
+    return hdi_error(HD_ERROR_INTERNAL, "verifier: program '%s', op %d (%s): %s block '%s'",
+                     program->name, op,
+                     hdi_op_label(program, program->ops[op], label, sizeof label), what,
+                     block < 0 ? "" : p->plan->residency.blocks[block].name);
+}
+
+static hd_status check_op(const passage *p, int index, int use)
+{
+    const hdi_residency *it = &p->plan->residency;
+    const hd_op *op = &p->unit->program->ops[index]->op;
+    for (int k = 0; k < op->inputs; k++) {
+        const hdi_tensor *tensor = hdi_tensor_of(p->unit->program, op->in[k]);
+        if (!tensor || tensor->info.role != HD_ROLE_PARAMETER) continue;
+        const hdi_home *home =
+            hdi_residency_host(it, hdi_layout_find(p->plan->layout, tensor->info.name));
+        if (!home) continue;
+        const hdi_stream_use *now = use >= 0 ? &p->unit->uses[use] : NULL;
+        if (!now || now->block != home->block)
+            return broken(p, index, "reads, outside its uses,", home->block);
+        if (p->held[(p->turn + use) % it->slots] != home->block)
+            return broken(p, index, "finds another block in the slot of", home->block);
+    }
+    return HD_OK;
+}
+
+/* Copies queued before an op are made before it: the slots have new contents from there on. */
+static hd_status run_through(passage *p)
+{
+    const hdi_unit *unit = p->unit;
+    const int slots = p->plan->residency.slots, uses = unit->use_count;
+    int next = 0, use = -1;
+    for (int i = 0; i <= unit->program->op_count; i++) {
+        for (; next < uses + slots && unit->fetches[next] <= i; next++)
+            p->held[(p->turn + next) % slots] = unit->uses[next % uses].block;
+        if (i == unit->program->op_count) break;
+        while (use + 1 < uses && unit->uses[use + 1].first <= i)
+            if (++use >= next)
+                return broken(p, i, "begins, before its copy is queued,", unit->uses[use].block);
+        HD_RETURN_IF_ERROR(check_op(p, i, use));
+    }
+    if (next < uses + slots) return broken(p, unit->program->op_count - 1, "never copies", -1);
+    p->turn = (p->turn + uses) % slots;
+    return HD_OK;
+}
+
+static hd_status check_unit(const hd_plan *plan, const hdi_unit *unit)
+{
+    passage p = {.plan = plan, .unit = unit};
+    HD_RETURN_IF_ERROR(check_places(plan, unit));
+    for (int s = 0; s < HD_STREAM_SLOTS; s++)
+        p.held[s] = -1;
+    if (!unit->use_count) {
+        for (int i = 0; i < unit->program->op_count; i++)
+            HD_RETURN_IF_ERROR(check_op(&p, i, -1));
+        return HD_OK;
+    }
+    for (int run = 0; run <= plan->residency.slots; run++) /* with each slot first, and again */
+        HD_RETURN_IF_ERROR(run_through(&p));
+    return HD_OK;
+}
+
+hd_status hdi_plan_verify_residency(const hd_plan *plan)
+{
+    if (!plan->residency.host_blocks) return HD_OK;
+    const size_t most = (size_t)(plan->layout->entry_count + plan->residency.block_count) + 1;
+    piece *pieces = hdi_alloc_array(most, sizeof *pieces);
+    if (!pieces) return hdi_error(HD_ERROR_MEMORY, "verifier: out of host memory");
+    hd_status status = check_homes(plan, pieces);
+    for (int u = 0; u < plan->unit_count && status == HD_OK; u++)
+        status = check_unit(plan, &plan->units[u]);
+    hdi_free(pieces);
+    return status;
+}

@@ -1,0 +1,130 @@
+/* The walk of host blocks through the slots of the device. Allocates nothing once it is open. */
+#include "runtime/streaming.h"
+
+#include "core/error.h"
+#include "runtime/session.h"
+
+_Static_assert((int)HD_STREAM_SLOTS == (int)HDI_FETCH_SLOTS, "a fetch for each slot");
+
+/* The one place that takes memory for weights on the host. */
+static hd_status reserve_host(hd_session *session)
+{
+    const hd_context *context = session->context;
+    void *memory = NULL;
+    HD_RETURN_IF_ERROR(context->backend->reserve_host(
+        context->device, session->plan->residency.host_bytes, &memory));
+    session->streaming.host = memory;
+    return HD_OK;
+}
+
+static void release_host(hd_session *session)
+{
+    const hd_context *context = session->context;
+    if (session->streaming.host)
+        context->backend->release_host(context->device, session->streaming.host,
+                                       session->plan->residency.host_bytes);
+    session->streaming.host = NULL;
+}
+
+static void forget_all(hdi_streaming *streaming)
+{
+    for (int s = 0; s < HD_STREAM_SLOTS; s++)
+        streaming->held[s] = -1;
+}
+
+hd_status hdi_streaming_open(hd_session *session)
+{
+    forget_all(&session->streaming);
+    return session->plan->residency.host_blocks ? reserve_host(session) : HD_OK;
+}
+
+void hdi_streaming_close(hd_session *session)
+{
+    release_host(session);
+}
+
+static size_t slot_address(const hd_session *session, int slot)
+{
+    return session->plan->units[0].base[HD_REGION_STREAMED] +
+           (size_t)slot * session->plan->residency.slot_bytes;
+}
+
+static int slot_of(const hd_session *session, int use)
+{
+    return (session->streaming.turn + use) % session->plan->residency.slots;
+}
+
+/* Behind the unit's own uses come the first ones of the next unit. */
+static hd_status fetch(hd_session *session, const hdi_streaming_walk *walk, int use)
+{
+    const hd_plan *plan = session->plan;
+    const hdi_unit *unit = &plan->units[walk->unit], *next = &plan->units[walk->next_unit];
+    const int slot = slot_of(session, use), ahead = use - unit->use_count;
+    if (ahead >= 0 && next->use_count == 0) return HD_OK;
+    const int number =
+        ahead < 0 ? unit->uses[use].block : next->uses[ahead % next->use_count].block;
+    int *held = &session->streaming.held[slot];
+    if (*held == number) return HD_OK;
+    const hdi_block *block = &plan->residency.blocks[number];
+    const size_t at = slot_address(session, slot);
+    *held = -1; /* until the copy is on its way */
+    HD_RETURN_IF_ERROR(session->context->backend->fetch(
+        session->context->stream, slot, session->arena + at,
+        session->streaming.host + block->host_offset, block->bytes));
+    *held = number;
+    hdi_session_touch(session, at, block->bytes);
+    return HD_OK;
+}
+
+hd_status hdi_streaming_before(hd_session *session, hdi_streaming_walk *walk, int op)
+{
+    const hdi_unit *unit = &session->plan->units[walk->unit];
+    if (!unit->use_count) return HD_OK;
+    const int fetches = unit->use_count + session->plan->residency.slots;
+    for (; walk->fetch < fetches && unit->fetches[walk->fetch] <= op; walk->fetch++)
+        HD_RETURN_IF_ERROR(fetch(session, walk, walk->fetch));
+    if (walk->use + 1 == unit->use_count || unit->uses[walk->use + 1].first != op) return HD_OK;
+    walk->use++;
+    return session->context->backend->await(session->context->stream,
+                                            hdi_streaming_slot(session, walk));
+}
+
+hd_status hdi_streaming_end(hd_session *session, hdi_streaming_walk *walk)
+{
+    const hdi_unit *unit = &session->plan->units[walk->unit];
+    HD_RETURN_IF_ERROR(hdi_streaming_before(session, walk, unit->program->op_count));
+    if (unit->use_count) session->streaming.turn = slot_of(session, unit->use_count);
+    return HD_OK;
+}
+
+int hdi_streaming_slot(const hd_session *session, const hdi_streaming_walk *walk)
+{
+    return walk->use < 0 ? 0 : slot_of(session, walk->use);
+}
+
+char *hdi_streaming_weights(const hd_session *session, int entry)
+{
+    const hdi_residency *residency = &session->plan->residency;
+    const hdi_home *home = hdi_residency_host(residency, entry);
+    if (!home) return NULL;
+    return session->streaming.host + residency->blocks[home->block].host_offset + home->in_block;
+}
+
+hd_status hdi_streaming_forget(hd_session *session, int entry)
+{
+    const hd_context *context = session->context;
+    const hdi_home *home = hdi_residency_host(&session->plan->residency, entry);
+    for (int s = 0; s < session->plan->residency.slots && home; s++) {
+        if (session->streaming.held[s] != home->block) continue;
+        session->streaming.held[s] = -1;
+        HD_RETURN_IF_ERROR(context->backend->await(context->stream, s));
+        HD_RETURN_IF_ERROR(context->backend->synchronize(context->stream));
+    }
+    return HD_OK;
+}
+
+char *hdi_streaming_scratch(hd_session *session)
+{
+    forget_all(&session->streaming);
+    return session->arena + slot_address(session, 0);
+}

@@ -1,0 +1,43 @@
+/* Weights of a session that stay on the host: their memory there, and their way through the slots. */
+#ifndef HDI_RUNTIME_STREAMING_H
+#define HDI_RUNTIME_STREAMING_H
+
+#include "backend/backend.h"
+#include "program/plan.h"
+
+#include <heddle/session.h>
+
+typedef struct hdi_streaming {
+    char *host;                /* owned, pinned: all host blocks; NULL without any */
+    int held[HD_STREAM_SLOTS]; /* the block that a slot has or is about to have; -1: none */
+    int turn;                  /* slot of the next run's first use */
+} hdi_streaming;
+
+/* How far a run of a unit has come with its uses. */
+typedef struct hdi_streaming_walk {
+    int unit, next_unit; /* next_unit: whose first blocks are copied while this one ends */
+    int fetch, use;      /* the next copy to queue; the use under way, -1 before the first */
+} hdi_streaming_walk;
+
+/* Make room for the host blocks. */
+hd_status hdi_streaming_open(hd_session *session);
+void hdi_streaming_close(hd_session *session);
+
+/* Before op `op` is queued: copies whose slots are free from here on, and the wait for the op's own
+ * weights. After the last op of a run: the rest. */
+hd_status hdi_streaming_before(hd_session *session, hdi_streaming_walk *walk, int op);
+hd_status hdi_streaming_end(hd_session *session, hdi_streaming_walk *walk);
+
+/* The slot of the use under way. */
+int hdi_streaming_slot(const hd_session *session, const hdi_streaming_walk *walk);
+
+/* Host memory of layout entry `entry`; NULL if it is resident. */
+char *hdi_streaming_weights(const hd_session *session, int entry);
+
+/* After it the host's weights of `entry` may change: copies are over, and the slots forget them. */
+hd_status hdi_streaming_forget(hd_session *session, int entry);
+
+/* Device memory that serves to make an entry's first values; the slots forget what they had. */
+char *hdi_streaming_scratch(hd_session *session);
+
+#endif

@@ -1,0 +1,137 @@
+/* The verifier on weights from the host: each way of spoiling their places and copies is caught. */
+#include "program/plan.h"
+
+#include "tests/support/hdt_blocks.h"
+
+enum { BLOCKS = 7 };
+
+static hd_program *program;
+static hd_plan *plan;
+static hdi_unit *unit;
+
+static void make(int host_blocks)
+{
+    hdt_assert_ok(hd_plan_create(
+        &(hd_plan_options){.residency = HD_RESIDENCY_HOST, .host_blocks = host_blocks}, &plan));
+    hdt_assert_ok(hd_plan_add(plan, program, NULL));
+    hdt_assert_ok(hd_plan_finish(plan));
+    hdt_assert_ok(hdi_plan_verify(plan));
+    unit = &plan->units[0];
+}
+
+static void begin(void)
+{
+    const int order[BLOCKS] = {0, 1, 2, 3, 4, 5, 6};
+    program = hdt_blocks_program("p", order, BLOCKS);
+}
+
+static void drop(void)
+{
+    hd_plan_destroy(plan);
+    hd_program_destroy(program);
+}
+
+static void caught(const char *text)
+{
+    hdt_assert_status(hdi_plan_verify(plan), HD_ERROR_INTERNAL, text);
+}
+
+START_TEST(every_copy_that_comes_too_early_is_caught)
+{
+    make(0);
+    hdt_assert_ok(hdi_plan_verify(plan));
+    for (int m = 2; m < unit->use_count + 2; m++) {
+        unit->fetches[m]--;
+        caught("finds another block in the slot of block 'model.h.");
+        unit->fetches[m]++;
+        hdt_assert_ok(hdi_plan_verify(plan));
+    }
+}
+END_TEST
+
+START_TEST(every_copy_that_comes_too_late_is_caught)
+{
+    make(0);
+    for (int m = 0; m < unit->use_count; m++) {
+        const int kept = unit->fetches[m];
+        unit->fetches[m] = unit->uses[m].first + 1;
+        caught("begins, before its copy is queued, block 'model.h.");
+        unit->fetches[m] = kept;
+    }
+    unit->fetches[unit->use_count + 1] = unit->program->op_count + 1;
+    caught("never copies");
+}
+END_TEST
+
+START_TEST(uses_that_miss_a_reader_are_caught)
+{
+    make(0);
+    unit->uses[3].first++;
+    caught("reads, outside its uses, block 'model.h.3'");
+    unit->uses[3].first--;
+    unit->uses[3].block = 2;
+    caught("block 'model.h.3'");
+    unit->uses[3].block = 3;
+    unit->use_count = 0;
+    caught("reads, outside its uses, block 'model.h.0'");
+}
+END_TEST
+
+START_TEST(weights_that_share_bytes_are_caught)
+{
+    make(5);
+    hdi_residency *it = &plan->residency;
+    hdi_home *home = NULL, *resident = NULL;
+    for (int e = 0; e < plan->layout->entry_count; e++)
+        if (!hdi_residency_host(it, e))
+            resident = it->homes[e].offset ? &it->homes[e] : resident;
+        else if (it->homes[e].in_block)
+            home = &it->homes[e];
+    home->in_block -= 256;
+    caught("share bytes of model.h.");
+    home->in_block += 256;
+    resident->offset -= 256;
+    caught("share bytes of the weights");
+    resident->offset += 256;
+    for (int b = 0; b < BLOCKS; b++)
+        if (it->blocks[b].host_offset) it->blocks[b].host_offset -= 256;
+    caught("of the host's copy");
+}
+END_TEST
+
+START_TEST(places_that_are_not_where_the_values_are_are_caught)
+{
+    make(5);
+    for (int u = 0; u < unit->program->use_count; u++) {
+        hdi_place_of *place = &unit->places[unit->program->uses[u].tensor.id];
+        const hdi_place_of kept = *place;
+        place->offset += 256;
+        caught("not where its values are");
+        *place = kept;
+        if (place->region != HD_REGION_STREAMED) continue;
+        place->stride -= 256;
+        caught("not where its values are");
+        *place = kept;
+        place->slots = 1;
+        caught("not where its values are");
+        *place = kept;
+    }
+    hdt_assert_ok(hdi_plan_verify(plan));
+    unit->base[HD_REGION_STREAMED] -= 256;
+    caught("share bytes");
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("residency proof");
+    TCase *tests = tcase_create("residency proof");
+    tcase_add_checked_fixture(tests, begin, drop);
+    tcase_add_test(tests, every_copy_that_comes_too_early_is_caught);
+    tcase_add_test(tests, every_copy_that_comes_too_late_is_caught);
+    tcase_add_test(tests, uses_that_miss_a_reader_are_caught);
+    tcase_add_test(tests, weights_that_share_bytes_are_caught);
+    tcase_add_test(tests, places_that_are_not_where_the_values_are_are_caught);
+    suite_add_tcase(suite, tests);
+    return hdt_main(suite);
+}
