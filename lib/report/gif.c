@@ -7,6 +7,7 @@
 
 #include <cgif.h>
 #include <math.h>
+#include <string.h>
 
 #include "core/memory.h"
 #include "report/output.h"
@@ -21,6 +22,7 @@ typedef struct picture {
     int64_t width, height;
     uint8_t *pixels; /* palette indices */
     hdi_palette *palette;
+    uint8_t empty; /* of places without a clip: white */
 } picture;
 
 bool hdi_gif_is_there(void)
@@ -54,21 +56,21 @@ static void make_palette(picture *it)
             hdi_palette_add(it->palette, colour[0], colour[1], colour[2]);
         }
     }
-    hdi_palette_add(it->palette, 0, 0, 0); /* of places without a clip */
     hdi_palette_make(it->palette);
+    it->empty = (uint8_t)it->palette->count++;
+    memset(&it->palette->colours[3 * it->empty], 255, 3);
 }
 
 static void draw_frame(picture *it, int64_t frame)
 {
     const int64_t height = it->clips[0].height, width = it->clips[0].width;
-    const uint8_t empty = hdi_palette_find(it->palette, 0, 0, 0);
     for (int64_t y = 0; y < it->height; y++)
         for (int64_t x = 0; x < it->width; x++) {
             const int64_t row = y / it->scale, column = x / it->scale;
             const int64_t number = row / height * it->columns + column / width;
             uint8_t colour[3], *out = &it->pixels[y * it->width + x];
             if (number >= it->count) {
-                *out = empty;
+                *out = it->empty;
                 continue;
             }
             colour_at(&it->clips[number], frame, row % height * width + column % width, colour);

@@ -105,7 +105,7 @@ void hdi_palette_make(hdi_palette *palette)
     box boxes[HDI_PALETTE_COLOURS] = {{.high = {LEVELS - 1, LEVELS - 1, LEVELS - 1}}};
     int count = 1;
     shrink(palette, &boxes[0]);
-    while (count < HDI_PALETTE_COLOURS) {
+    while (count < HDI_PALETTE_COLOURS - 1) {
         int best = 0;
         for (int i = 1; i < count; i++)
             if (worth(&boxes[i]) > worth(&boxes[best])) best = i;

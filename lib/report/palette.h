@@ -14,7 +14,8 @@ typedef struct hdi_palette {
     uint8_t index[HDI_PALETTE_BINS]; /* of the colour that stands for a bin */
 } hdi_palette;
 
-/* From a zeroed palette: add pixels (2^24 at most), then make, then look up. */
+/* From a zeroed palette: add pixels (2^24 at most), then make, then look up. One place at least stays
+ * free for a colour of the caller's. */
 void hdi_palette_add(hdi_palette *palette, uint8_t red, uint8_t green, uint8_t blue);
 void hdi_palette_make(hdi_palette *palette);
 uint8_t hdi_palette_find(const hdi_palette *palette, uint8_t red, uint8_t green, uint8_t blue);
