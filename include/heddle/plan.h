@@ -47,7 +47,8 @@ typedef struct hd_plan_options {
     hd_residency residency; /* but for RESIDENT: of plans whose programs are forwards alone */
     int host_blocks;        /* HOST: so many, or all if there are fewer; zero: all */
     int stream_slots; /* blocks from the host that have room on the device, at most HD_STREAM_SLOTS;
-                         zero means 2. AUTO takes 1 where nothing else fits: copies then wait. */
+                         zero means 2. AUTO takes fewer where nothing else fits: with one, copies
+                         and computation take turns. */
     double link_rate; /* bytes a second from host to device; zero means 25e9 (PCIe 4.0 x16) */
     double compute_rate; /* FLOPs a second; zero means 100e12. Both are for hd_plan_streaming. */
 } hd_plan_options;
@@ -68,8 +69,8 @@ HD_API hd_status hd_plan_add(hd_plan *plan, hd_program *program,
                              const hd_plan_program_options *options);
 
 /* Place everything and verify it: no two live tensors share bytes, every pair of ops that touch
- * the same bytes is ordered. HD_ERROR_BUDGET if it does not fit, with a table of regions; it needs
- * what it says there, with HD_RESIDENCY_AUTO at least. */
+ * the same bytes is ordered. HD_ERROR_BUDGET if it does not fit, with a table of regions and the
+ * bytes that it needs: with HD_RESIDENCY_AUTO the smallest budget that would do. */
 HD_API hd_status hd_plan_finish(hd_plan *plan);
 HD_API void hd_plan_destroy(hd_plan *plan); /* takes NULL; programs stay */
 

@@ -23,6 +23,7 @@ typedef struct hd_adamw_options {
 /* What the optimizer updates when weights have 16 bits. Both kinds train the same weights bit for
  * bit. */
 typedef enum hd_master {
+    HD_MASTER_AUTO,     /* remainders for BF16, an fp32 copy for F16 */
     HD_MASTER_F32,      /* an fp32 copy of each weight: 4 bytes */
     HD_MASTER_REMAINDER /* BF16 only: the 16 bits that the weight leaves of the fp32 value: 2 bytes */
 } hd_master;

@@ -18,7 +18,11 @@ extern const int hdi_job_schema_rows;
 typedef enum hdi_job_reduction { HDI_REDUCTION_FAST, HDI_REDUCTION_EXACT } hdi_job_reduction;
 typedef enum hdi_job_recompute { HDI_RECOMPUTE_NONE, HDI_RECOMPUTE_LAYER } hdi_job_recompute;
 typedef enum hdi_job_dtype { HDI_JOB_F32, HDI_JOB_BF16, HDI_JOB_F16 } hdi_job_dtype;
-typedef enum hdi_job_master { HDI_JOB_MASTER_FP32, HDI_JOB_MASTER_REMAINDER } hdi_job_master;
+typedef enum hdi_job_master {
+    HDI_JOB_MASTER_AUTO,
+    HDI_JOB_MASTER_FP32,
+    HDI_JOB_MASTER_REMAINDER
+} hdi_job_master;
 typedef enum hdi_job_times { HDI_JOB_TIMES_LOGIT_NORMAL, HDI_JOB_TIMES_UNIFORM } hdi_job_times;
 typedef enum hdi_job_decay { HDI_DECAY_MATRICES, HDI_DECAY_ALL } hdi_job_decay;
 

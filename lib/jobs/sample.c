@@ -44,6 +44,8 @@ typedef struct job {
     hdi_metrics *metrics;
     double begin;                    /* of the steps */
     int64_t steps_done, steps_to_do; /* of this line of ranks, for rank 0's progress */
+    size_t planned;                  /* bytes of the larger phase */
+    hdi_memory_info memory;          /* with the least that was free at the end of a step */
 } job;
 
 static hd_status out_of_memory(void)
@@ -323,6 +325,7 @@ static hd_status save(const job *it, const hd_sampler_event *event)
 static hd_status on_step(void *user, const hd_sampler_event *event)
 {
     job *it = user;
+    hdi_job_watch_memory(it->context, &it->memory);
     const double seconds = hdi_clock_seconds() - it->begin;
     if (event->is_last_stage) {
         const hdi_metric fields[] = {hdi_metric_string("input", it->files[event->video].name),
@@ -430,6 +433,11 @@ static hd_status run_sampler(job *it, hd_sample_result *out)
     int64_t left = 0;
     for (int v = 0; v < it->count; v++)
         left += it->files[v].steps - it->videos[v].step;
+    for (int phase = HD_PURPOSE_CONDITION; phase <= HD_PURPOSE_DENOISE; phase++) {
+        const hd_plan *plan = hd_sampler_plan(it->sampler, (hd_purpose)phase);
+        const size_t bytes = plan ? hd_plan_total_bytes(plan) : 0;
+        if (bytes > it->planned) it->planned = bytes;
+    }
     count_steps(it);
     hd_sampler_result result = {0};
     it->begin = hdi_clock_seconds();
@@ -437,6 +445,7 @@ static hd_status run_sampler(job *it, hd_sample_result *out)
         HD_RETURN_IF_ERROR(hd_sampler_run(it->sampler, it->inputs.texts,
                                           it->inputs.count + it->inputs.negatives, it->videos,
                                           it->count, &run, &result));
+    hdi_job_log_memory(&it->memory, it->planned);
     out->videos = it->count;
     out->steps = left;
     out->seconds = result.seconds;

@@ -8,7 +8,7 @@ static const char *const schedules[] = {"auto", "gpipe", "1f1b", "interleaved", 
 static const char *const reductions[] = {"fast", "exact", NULL};
 static const char *const recomputes[] = {"none", "layer", NULL};
 static const char *const dtypes[] = {"f32", "bf16", "f16", NULL};
-static const char *const masters[] = {"fp32", "remainder", NULL};
+static const char *const masters[] = {"auto", "fp32", "remainder", NULL};
 static const char *const decays[] = {"matrices", "all", NULL};
 static const char *const transports[] = {"auto", "self", "mpi", NULL};
 static const char *const device_transports[] = {"auto", "nccl", "staged", NULL};
@@ -138,8 +138,9 @@ const hdi_config_row hdi_job_schema[] = {
     FLOAT("optimizer.beta2", "0.95", "0", "0.999999", NULL, "decay of the second moment", 0),
     FLOAT("optimizer.epsilon", "1e-8", "0", "1", NULL, "added to the root of the second moment", 0),
     FLOAT("optimizer.weight_decay", "0.1", "0", "10", NULL, "decoupled weight decay", 0),
-    ENUM("optimizer.master", "fp32", masters,
-         "what 16-bit weights are rounded from; remainder: half the bytes, the same bits (bf16)",
+    ENUM("optimizer.master", "auto", masters,
+         "what 16-bit weights are rounded from; remainder: half the bytes, the same bits (bf16); "
+         "auto: remainder for bf16, else fp32",
          0),
     ENUM("optimizer.decay", "matrices", decays, "which parameters decay: those of two dims, or all",
          0),

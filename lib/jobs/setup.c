@@ -165,3 +165,17 @@ hd_status hdi_job_foreign(const hd_context *context, size_t *out)
     *out = info.total_bytes - info.free_bytes;
     return HD_OK;
 }
+
+void hdi_job_watch_memory(const hd_context *context, hdi_memory_info *least)
+{
+    hdi_memory_info now;
+    if (context->backend->memory_info(context->device, &now) != HD_OK) return;
+    if (least->total_bytes == 0 || now.free_bytes < least->free_bytes) *least = now;
+}
+
+void hdi_job_log_memory(const hdi_memory_info *least, size_t planned)
+{
+    if (least->total_bytes == 0) return;
+    hdi_log(HD_LOG_INFO, "memory: planned %zu bytes; in use %zu bytes of the device's %zu", planned,
+            least->total_bytes - least->free_bytes, least->total_bytes);
+}

@@ -2,6 +2,7 @@
 #ifndef HDI_JOBS_SETUP_H
 #define HDI_JOBS_SETUP_H
 
+#include "backend/backend.h"
 #include "jobs/config.h"
 
 #include <heddle/mesh.h>
@@ -34,5 +35,11 @@ int hdi_job_threads(const hd_config *config);
 /* Bytes of the device that are not the arena's: what is in use when nothing of ours is there yet, and
  * what libraries load later. 0 on the CPU. Local. */
 hd_status hdi_job_foreign(const hd_context *context, size_t *out);
+
+/* Take the device's memory into *least if less is free than there; zeros at first. Local. */
+void hdi_job_watch_memory(const hd_context *context, hdi_memory_info *least);
+
+/* Log the plan's bytes beside those in use; nothing if none were watched. Local. */
+void hdi_job_log_memory(const hdi_memory_info *least, size_t planned);
 
 #endif

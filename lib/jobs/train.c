@@ -278,12 +278,9 @@ static hd_status run_steps(hdi_train_job *job, hd_progress_fn progress_fn, void 
 
 static void report_memory(const hdi_train_job *job)
 {
-    hdi_memory_info info;
-    const hd_context *context = job->context;
-    if (context->backend->memory_info(context->device, &info) != HD_OK) return;
-    hdi_log(HD_LOG_INFO, "memory: planned %zu bytes; in use %zu bytes of the device's %zu",
-            hd_plan_total_bytes(job->trainer->plan), info.total_bytes - info.free_bytes,
-            info.total_bytes);
+    hdi_memory_info info = {0};
+    hdi_job_watch_memory(job->context, &info);
+    hdi_job_log_memory(&info, hd_plan_total_bytes(job->trainer->plan));
 }
 
 static hd_status write_trace(hdi_train_job *job)

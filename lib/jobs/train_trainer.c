@@ -52,6 +52,9 @@ static hd_status train_options(const hd_config *config, hd_model *model, const h
                          hdi_config_string(values, "train.dtype"));
     const hd_dtype dtypes[] = {
         [HDI_JOB_F32] = HD_DTYPE_F32, [HDI_JOB_BF16] = HD_DTYPE_BF16, [HDI_JOB_F16] = HD_DTYPE_F16};
+    const hd_master masters[] = {[HDI_JOB_MASTER_AUTO] = HD_MASTER_AUTO,
+                                 [HDI_JOB_MASTER_FP32] = HD_MASTER_F32,
+                                 [HDI_JOB_MASTER_REMAINDER] = HD_MASTER_REMAINDER};
     *out = (hd_trainer_options){
         .build = hd_model_build,
         .user = model,
@@ -65,7 +68,7 @@ static hd_status train_options(const hd_config *config, hd_model *model, const h
         .budget = (size_t)hdi_config_bytes(values, "memory.budget"),
         .bucket_elements = hdi_config_bytes(values, "layout.bucket") / (int64_t)sizeof(float),
         .dtype = dtypes[dtype],
-        .master = master == HDI_JOB_MASTER_REMAINDER ? HD_MASTER_REMAINDER : HD_MASTER_F32,
+        .master = masters[master],
         .adamw = {.beta1 = (float)hdi_config_float(values, "optimizer.beta1"),
                   .beta2 = (float)hdi_config_float(values, "optimizer.beta2"),
                   .epsilon = (float)hdi_config_float(values, "optimizer.epsilon"),

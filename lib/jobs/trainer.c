@@ -18,6 +18,8 @@ static hd_status check_dtype(hd_trainer *trainer)
     if (o->dtype != HD_DTYPE_F32 && o->dtype != HD_DTYPE_BF16 && o->dtype != HD_DTYPE_F16)
         return hdi_error(HD_ERROR_ARGUMENT, "trainer: dtype is %s, want F32, BF16 or F16",
                          hd_dtype_name(o->dtype));
+    if (o->master == HD_MASTER_AUTO)
+        o->master = o->dtype == HD_DTYPE_BF16 ? HD_MASTER_REMAINDER : HD_MASTER_F32;
     if (o->master == HD_MASTER_REMAINDER && o->dtype != HD_DTYPE_BF16)
         return hdi_error(HD_ERROR_UNSUPPORTED,
                          "trainer: masters as remainders want weights of BF16, seen %s",

@@ -316,13 +316,14 @@ static hd_status decide_residency(hd_plan *plan)
     if (!o->budget) return HD_OK;
     lay_out_arena(plan);
     const size_t rest = hd_plan_total_bytes(plan) - plan->bytes[HD_REGION_WEIGHTS];
-    for (int count = 0; count <= blocks; count++) {
-        hdi_residency_choose(plan, count, slots);
-        const size_t weights = plan->bytes[HD_REGION_WEIGHTS] + plan->bytes[HD_REGION_STREAMED];
-        if (rest + weights <= o->budget) return HD_OK;
+    for (int room = slots; room > 0; room--) { /* fewer slots only if nothing fits with more */
+        for (int count = 0; count <= blocks; count++) {
+            hdi_residency_choose(plan, count, room);
+            const size_t weights = plan->bytes[HD_REGION_WEIGHTS] + plan->bytes[HD_REGION_STREAMED];
+            if (rest + weights <= o->budget) return HD_OK;
+        }
     }
-    hdi_residency_choose(plan, blocks, 1);
-    return HD_OK;
+    return HD_OK; /* with all blocks on the host and one slot, which check_budget refuses */
 }
 
 static hd_status check_budget(const hd_plan *plan)

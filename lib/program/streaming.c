@@ -72,5 +72,5 @@ void hd_plan_streaming(const hd_plan *plan, const hd_program *program, hd_stream
     out->copy_seconds = (double)m.bytes / m.link_rate;
     out->compute_seconds = cost.flops / m.compute_rate;
     out->exposed_seconds = m.computed - begin - out->compute_seconds;
-    if (out->exposed_seconds < 0) out->exposed_seconds = 0;
+    if (out->exposed_seconds < 1e-9 * out->compute_seconds) out->exposed_seconds = 0; /* rounding */
 }

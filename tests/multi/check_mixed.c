@@ -65,6 +65,9 @@ START_TEST(remainders_are_a_master_of_half_the_size)
     ck_assert(master.last_loss == remainder.last_loss && master.last_norm == remainder.last_norm);
     ck_assert_uint_lt(remainder.planned, master.planned);
     ck_assert_uint_eq(remainder.high_water, remainder.planned);
+    const hdt_trained automatic = train(HD_DTYPE_BF16, HD_MASTER_AUTO, defaults);
+    ck_assert_uint_eq(automatic.hash, remainder.hash);
+    ck_assert_uint_eq(automatic.planned, remainder.planned);
 }
 END_TEST
 
@@ -202,11 +205,11 @@ static hd_status run(const char *directory, const char *dtype, const char *maste
 
 /* dtype and master of the run that stops, and of the one that goes on. F16 skips its first step:
  * without the scale of the checkpoint it would skip one again. */
-static const char *const resumes[][3] = {{"bf16", "fp32", "fp32"},
-                                         {"bf16", "remainder", "remainder"},
-                                         {"bf16", "fp32", "remainder"},
-                                         {"bf16", "remainder", "fp32"},
-                                         {"f16", "fp32", "fp32"}};
+static const char *const resumes[][3] = {
+    {"bf16", "fp32", "fp32"},      {"bf16", "remainder", "remainder"},
+    {"bf16", "fp32", "remainder"}, {"bf16", "remainder", "fp32"},
+    {"bf16", "fp32", "auto"},      {"bf16", "auto", "fp32"},
+    {"f16", "fp32", "auto"}};
 
 START_TEST(a_run_that_was_stopped_goes_on_with_the_same_bits)
 {

@@ -184,6 +184,11 @@ same_text() { # Conv1D's transposition and the parts of q, k, v come back as the
     [ -s text.run ] && cmp text.run text.folder >>out && cmp text.run text.shards >>out
 }
 check "the_folder_writes_what_the_checkpoint_writes" same_text
+same_text_from_the_host() {
+    "$heddle" generate config.json --prompt weft --generate.tokens 12 --generate.checkpoint run \
+        --generate.residency=host >text.host 2>>out && cmp text.run text.host >>out
+}
+check "weights_on_the_host_write_the_same" same_text_from_the_host
 flipped() {
     cp -r run/checkpoints/step-4 damaged
     printf '\377' | dd of=damaged/rank-0.safetensors bs=1 seek=20000 conv=notrunc 2>/dev/null

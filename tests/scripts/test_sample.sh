@@ -63,6 +63,15 @@ check it_leaves_pictures test -s "$work/whole/samples/samples.png"
 check it_leaves_a_line_for_each_step test \
     "$(grep -c '"step": ' "$work/whole/samples/metrics.jsonl")" = $((27 * 24))
 
+# 4 MiB hold no more than half of the weights.
+refuses_resident_weights() {
+    ! alone "$work/none" --memory.budget=4MiB --sample.residency=resident &&
+        grep -q "does not fit" "$work/out"
+}
+streams() { alone "$work/streamed" --memory.budget=4MiB && equal "$work/streamed"; }
+check a_budget_below_the_weights_is_refused_if_they_are_to_stay refuses_resident_weights
+check else_they_are_streamed_for_the_same_videos streams
+
 finished() { # directory
     find "$1/samples" -maxdepth 1 -name '*.safetensors' 2>/dev/null | wc -l
 }

@@ -178,6 +178,25 @@ START_TEST(each_run_copies_each_host_block_once)
 }
 END_TEST
 
+/* Without being told, the first two blocks of the same program are copied, and mostly not wanted. */
+START_TEST(what_runs_next_is_copied_ahead_if_it_is_told)
+{
+    int copies[2];
+    float out[RUNS][COUNT];
+    for (int foretold = 0; foretold < 2; foretold++) {
+        make_plan(&(hd_plan_options){.residency = HD_RESIDENCY_HOST});
+        open_session();
+        hdt_assert_ok(hd_session_initialize(session, 1));
+        run_all(out, foretold);
+        copies[foretold] = fetches;
+        close_session();
+        drop_plan();
+    }
+    ck_assert_int_le(copies[1], 5 * BLOCKS + 4 * 3 + 2);
+    ck_assert_int_gt(copies[0], copies[1]);
+}
+END_TEST
+
 START_TEST(blocks_that_all_have_a_slot_are_copied_once_and_for_all)
 {
     float out[COUNT];
@@ -191,6 +210,12 @@ START_TEST(blocks_that_all_have_a_slot_are_copied_once_and_for_all)
     close_session();
 }
 END_TEST
+
+static void write_in_pieces(int64_t first, const float values[COUNT])
+{
+    for (int64_t at = 0; at < COUNT; at += COUNT / 4)
+        hdt_assert_ok(hdi_session_write_flat(session, first + at, COUNT / 4, values + at));
+}
 
 START_TEST(weights_are_written_and_read_wherever_they_are)
 {
@@ -206,8 +231,7 @@ START_TEST(weights_are_written_and_read_wherever_they_are)
         if (u % 2)
             hdt_assert_ok(hd_session_write(session, programs[0], use->tensor, 0, values));
         else
-            hdt_assert_ok(hdi_session_write_flat(
-                session, layout->entries[hdi_layout_find(layout, use->name)].first, COUNT, values));
+            write_in_pieces(layout->entries[hdi_layout_find(layout, use->name)].first, values);
         hdt_assert_ok(hd_session_read(session, programs[0], use->tensor, 0, seen));
         ck_assert_mem_eq(seen, values, sizeof seen);
         run(programs[0], NULL, 1, after); /* copies that were on their way are forgotten */
@@ -354,6 +378,7 @@ int main(void)
     TCase *runs = tcase_create("runs");
     tcase_add_checked_fixture(runs, use_two, drop);
     tcase_add_test(runs, runs_give_the_bits_of_resident_weights);
+    tcase_add_test(runs, what_runs_next_is_copied_ahead_if_it_is_told);
     suite_add_tcase(suite, runs);
     TCase *plans = tcase_create("plans");
     tcase_add_checked_fixture(plans, use_one, drop);

@@ -1,0 +1,87 @@
+/* Copies beside the GPU's compute stream: each begins behind what was queued before it and is there for
+ * what is queued after the wait. */
+#include <stdlib.h>
+
+#include "tests/gpu/hdt_gpu.h"
+
+enum { ELEMENTS = (24 << 18) + 12345, SLOTS = 2, SOURCES = 3, USES = 9 };
+
+static const size_t bytes = ELEMENTS * sizeof(int32_t);
+static hdi_device *device;
+static hd_stream *stream;
+
+static int32_t *reserve_host(void)
+{
+    void *memory = NULL;
+    hdt_assert_ok(hdi_cuda_reserve_host(device, bytes, &memory));
+    return memory;
+}
+
+static void begin(void)
+{
+    hdt_assert_ok(hdi_cuda_open(0, &device));
+    stream = hdi_cuda_stream(device);
+}
+
+static void end(void)
+{
+    hdi_cuda_close(device);
+}
+
+/* The way out of a slot takes as long as the next copy into it: neither may overtake. */
+START_TEST(copies_wait_for_readers_and_readers_for_copies)
+{
+    int32_t *source[SOURCES], *seen[USES];
+    void *arena = NULL;
+    hdt_assert_ok(hdi_cuda_reserve(device, SLOTS * bytes, &arena));
+    for (int s = 0; s < SOURCES; s++) {
+        source[s] = reserve_host();
+        for (int i = 0; i < ELEMENTS; i++)
+            source[s][i] = i * SOURCES + s;
+    }
+    for (int u = 0; u < USES; u++)
+        seen[u] = reserve_host();
+    for (int u = 0; u < USES; u++) {
+        char *slot = (char *)arena + (size_t)(u % SLOTS) * bytes;
+        hdt_assert_ok(hdi_cuda_fetch(stream, u % SLOTS, slot, source[u % SOURCES], bytes));
+        hdt_assert_ok(hdi_cuda_await(stream, u % SLOTS));
+        hdt_assert_ok(hdi_cuda_copy_out(stream, seen[u], slot, bytes));
+    }
+    hdt_assert_ok(hdi_cuda_synchronize(stream));
+    for (int u = 0; u < USES; u++)
+        ck_assert_msg(memcmp(seen[u], source[u % SOURCES], bytes) == 0, "use %d: other bits", u);
+    for (int u = 0; u < USES; u++)
+        hdi_cuda_release_host(device, seen[u], bytes);
+    for (int s = 0; s < SOURCES; s++)
+        hdi_cuda_release_host(device, source[s], bytes);
+    hdi_cuda_release(device, arena, SLOTS * bytes);
+}
+END_TEST
+
+START_TEST(memory_goes_when_copies_are_over)
+{
+    for (int round = 0; round < 4; round++) {
+        void *arena = NULL;
+        hdt_assert_ok(hdi_cuda_reserve(device, bytes, &arena));
+        int32_t *source = reserve_host();
+        hdt_assert_ok(hdi_cuda_fetch(stream, 0, arena, source, bytes));
+        hdi_cuda_release(device, arena, bytes);
+        hdi_cuda_release_host(device, source, bytes);
+        hdt_assert_ok(hdi_cuda_synchronize(stream));
+    }
+}
+END_TEST
+
+int main(void)
+{
+    setenv("CK_FORK", "no", 1); /* a CUDA context does not survive a fork */
+    if (!hdt_gpu_open()) return EXIT_SUCCESS;
+    Suite *suite = suite_create("cuda copies");
+    TCase *cases = tcase_create("copies");
+    tcase_add_checked_fixture(cases, begin, end);
+    tcase_set_timeout(cases, 300);
+    tcase_add_test(cases, copies_wait_for_readers_and_readers_for_copies);
+    tcase_add_test(cases, memory_goes_when_copies_are_over);
+    suite_add_tcase(suite, cases);
+    return hdt_main(suite);
+}
