@@ -166,13 +166,14 @@ examples: $(example_programs) ## example programs
 check: all tests examples ## build and run every test; ONLY=pattern picks some
 	@CC='$(CC)' CXX='$(CXX)' SAN='$(SAN)' RANKS='$(RANKS)' tests/run.sh $(BUILD) $(ONLY)
 
-# One GPU will do: ranks share it. NP='2 4 8' replaces the tests' own numbers of ranks; HEDDLE_TRANSPORT
-# is nccl or staged.
-check-gpu: all tests ## the suite on the GPU; NP='2 4 8', ONLY=pattern
-	@HEDDLE_DEVICE=cuda NP='$(NP)' CC='$(CC)' CXX='$(CXX)' SAN='$(SAN)' tests/run.sh $(BUILD) $(ONLY)
+# One GPU will do: ranks share it. HEDDLE_TRANSPORT is nccl or staged.
+check-gpu: all tests ## the suite on the GPU; NP='2 4 8', ONLY=pattern, SANITIZER=memcheck|racecheck
+	@HEDDLE_DEVICE=cuda NP='$(NP)' SANITIZER='$(SANITIZER)' PATH="$$PATH:$(CUDA_HOME)/bin" CC='$(CC)' CXX='$(CXX)' \
+	    SAN='$(SAN)' tests/run.sh $(BUILD) $(ONLY)
 
-bench-gpu: all ## speed on the GPU beside PyTorch
+bench-gpu: all $(if $(filter 1,$(CUDA)),$(BUILD)/tests/gpu/speed_block) ## speed on the GPU beside PyTorch: GPT-2, video
 	@HEDDLE_DEVICE=cuda tools/bench_gpu.sh $(BUILD)
+	@tools/bench_video.sh $(BUILD)
 
 lint: ## rules of the house that a compiler does not check
 	@CC='$(CC)' CXX='$(CXX)' tests/lint/lint.sh

@@ -18,7 +18,7 @@ struct hd_mesh {
 
 static const char *const axis_names[HD_AXES] = {
     [HD_AXIS_NONE] = "none", [HD_AXIS_TENSOR] = "tensor",     [HD_AXIS_SEQUENCE] = "sequence",
-    [HD_AXIS_DATA] = "data", [HD_AXIS_PIPELINE] = "pipeline",
+    [HD_AXIS_DATA] = "data", [HD_AXIS_PIPELINE] = "pipeline", [HD_AXIS_REPLICA] = "replica",
 };
 
 static bool is_axis(hd_axis axis)
@@ -40,8 +40,9 @@ static void axis_sizes(const hd_mesh_options *options, int sizes[HD_AXES])
         [HD_AXIS_PIPELINE] = options->pipeline,
     };
     sizes[HD_AXIS_NONE] = 1;
-    for (int axis = HD_AXIS_TENSOR; axis < HD_AXES; axis++)
+    for (int axis = HD_AXIS_TENSOR; axis < HD_AXIS_REPLICA; axis++)
         sizes[axis] = given[axis] == 0 ? 1 : given[axis];
+    sizes[HD_AXIS_REPLICA] = 0;
 }
 
 static hd_status place(hd_mesh *mesh, int rank, int ranks, const hd_mesh_options *options)
@@ -49,7 +50,7 @@ static hd_status place(hd_mesh *mesh, int rank, int ranks, const hd_mesh_options
     int *sizes = mesh->sizes;
     axis_sizes(options, sizes);
     int64_t product = 1;
-    for (int axis = HD_AXIS_TENSOR; axis < HD_AXES; axis++) {
+    for (int axis = HD_AXIS_TENSOR; axis < HD_AXIS_REPLICA; axis++) {
         if (sizes[axis] < 0)
             return hdi_error(HD_ERROR_CONFIG, "layout: %s is %d, want at least 1", axis_names[axis],
                              sizes[axis]);
@@ -64,11 +65,15 @@ static hd_status place(hd_mesh *mesh, int rank, int ranks, const hd_mesh_options
     mesh->rank = rank;
     mesh->ranks = ranks;
     int stride = 1;
-    for (int axis = HD_AXIS_TENSOR; axis < HD_AXES; axis++) {
+    for (int axis = HD_AXIS_TENSOR; axis < HD_AXIS_REPLICA; axis++) {
         mesh->strides[axis] = stride;
         mesh->indices[axis] = rank / stride % sizes[axis];
         stride *= sizes[axis];
     }
+    sizes[HD_AXIS_REPLICA] = sizes[HD_AXIS_SEQUENCE] * sizes[HD_AXIS_DATA];
+    mesh->strides[HD_AXIS_REPLICA] = mesh->strides[HD_AXIS_SEQUENCE];
+    mesh->indices[HD_AXIS_REPLICA] =
+        mesh->indices[HD_AXIS_DATA] * sizes[HD_AXIS_SEQUENCE] + mesh->indices[HD_AXIS_SEQUENCE];
     return HD_OK;
 }
 
@@ -85,6 +90,13 @@ static hd_status cut_line(hd_mesh *mesh, hd_comm *world, hd_axis axis)
     return HD_OK;
 }
 
+/* The axis that has the same ranks as the replicas', if there is one: its communicator serves both. */
+static hd_axis replica_is(const hd_mesh *mesh)
+{
+    if (mesh->sizes[HD_AXIS_SEQUENCE] == 1) return HD_AXIS_DATA;
+    return mesh->sizes[HD_AXIS_DATA] == 1 ? HD_AXIS_SEQUENCE : HD_AXIS_NONE;
+}
+
 static hd_status fill_mesh(hd_mesh *mesh, hd_comm *comm, const hd_mesh_options *options)
 {
     int sizes[HD_AXES];
@@ -92,8 +104,11 @@ static hd_status fill_mesh(hd_mesh *mesh, hd_comm *comm, const hd_mesh_options *
     HD_RETURN_IF_ERROR(hd_comm_check_equal(comm, sizes, sizeof sizes, "the layout"));
     HD_RETURN_IF_ERROR(place(mesh, hd_comm_rank(comm), hd_comm_size(comm), options));
     mesh->world = comm;
-    for (int axis = HD_AXIS_TENSOR; axis < HD_AXES; axis++)
+    for (int axis = HD_AXIS_TENSOR; axis < HD_AXIS_REPLICA; axis++)
         HD_RETURN_IF_ERROR(cut_line(mesh, comm, (hd_axis)axis));
+    const hd_axis same = replica_is(mesh);
+    if (!same) return cut_line(mesh, comm, HD_AXIS_REPLICA);
+    mesh->comms[HD_AXIS_REPLICA] = mesh->comms[same];
     return HD_OK;
 }
 
@@ -136,6 +151,7 @@ void hd_mesh_destroy(hd_mesh *mesh)
 {
     if (!mesh) return;
     hdi_mesh_detach(mesh);
+    if (replica_is(mesh)) mesh->comms[HD_AXIS_REPLICA] = NULL;
     for (int axis = HD_AXIS_TENSOR; axis < HD_AXES; axis++)
         hd_comm_destroy(mesh->comms[axis]);
     hdi_free(mesh);

@@ -114,7 +114,7 @@ static void append_exchange(reducer *r, bucket_run *run)
     run->staging = hdi_tensor_add(r->program, "gradient.staging", HD_DTYPE_F32, HD_ROLE_ACTIVATION,
                                   1, &received);
     append(r, &hdi_op_all_to_all,
-           &(hdi_all_to_all_options){.collective = {HD_AXIS_DATA, bucket->elements, "gradients"},
+           &(hdi_all_to_all_options){.collective = {r->layout->axis, bucket->elements, "gradients"},
                                      .send_counts = bucket->counts,
                                      .send_offsets = bucket->offsets,
                                      .recv_counts = bucket->own_counts,
@@ -138,7 +138,7 @@ static void append_sum(reducer *r, const bucket_run *run, int after)
     hd_tensor whole = hdi_flat_tensor(r->program, "gradient.bucket", HDI_FLAT_GRADIENTS,
                                       HD_DTYPE_F32, run->first, bucket->elements);
     append(r, &hdi_op_all_gather,
-           &(hdi_all_gather_options){.collective = {HD_AXIS_DATA, bucket->elements, "gradients"},
+           &(hdi_all_gather_options){.collective = {r->layout->axis, bucket->elements, "gradients"},
                                      .counts = bucket->counts,
                                      .offsets = bucket->offsets},
            after, true, NULL, whole);

@@ -2,7 +2,9 @@
 # Run the test programs of a build and the test scripts; the last line is "N passed, N failed".
 # Usage: tests/run.sh [BUILD_FOLDER [NAME_PATTERN]], from the root of the source.
 # RANKS: the numbers of ranks for tests/multi, unless the test's source says /* ranks: 2 4 */.
-# HEDDLE_DEVICE=cuda: on the GPU, and tests/gpu, too. NP: numbers of ranks, whatever the sources say.
+# HEDDLE_DEVICE=cuda: on the GPU, and tests/gpu, too. NP: numbers of ranks, whatever the sources say; on
+# the GPU 2 4 8.
+# SANITIZER=memcheck, racecheck, ...: only tests/gpu's programs of one process, under compute-sanitizer.
 # SAN: the sanitizers it was built with. TEST_TIMEOUT: seconds for each program. JOBS: unit programs at once.
 set -u
 
@@ -11,7 +13,15 @@ variant=${san:-release}
 build=${1:-build/${variant//,/-}}
 pattern=${2:-*}
 ranks=${RANKS:-1 2 4}
-timeout=${TEST_TIMEOUT:-120}
+device=${HEDDLE_DEVICE:-cpu}
+numbers=${NP:-}
+sanitizer=${SANITIZER:-}
+timeout=120
+if [ "$device" = cuda ]; then # ranks that share a GPU take turns
+    timeout=300
+    numbers=${NP:-2 4 8}
+fi
+timeout=${TEST_TIMEOUT:-$timeout}
 jobs=${JOBS:-2}
 support=$PWD/tests/support
 
@@ -65,6 +75,13 @@ explain() { # exit status
     esac
 }
 
+# What compute-sanitizer found; 1 if it did not come to say so.
+sanitizer_errors() { # output
+    local errors
+    errors=$(sed -nE 's/^=+ (ERROR|RACECHECK) SUMMARY: ([0-9]+) .*/\2/p' "$1" | tail -n 1)
+    echo "${errors:-1}"
+}
+
 # Count what a program's run left: Check's line, or one failure if it never came to print it.
 count() { # name
     local log=$work/${1//[\/ ]/_} status seconds checks=0 bad=0 line
@@ -75,6 +92,7 @@ count() { # name
             <<<"$line" | awk '{ print $1, $2 + $3 }')
     fi
     passed=$((passed + checks - bad))
+    [ -z "$sanitizer" ] || bad=$((bad + $(sanitizer_errors "$log.out")))
     if [ "$status" != 0 ] && [ "$bad" = 0 ]; then bad=1; fi
     if [ -z "$line" ] && [ "$bad" = 0 ]; then bad=1; fi
     report "$1" "$checks" "$bad" "$status" "$seconds"
@@ -104,6 +122,7 @@ report() { # name checks bad status seconds
 
 programs() { # folder: its test programs, by the sources, so that one that was not built is missed
     local source
+    [ -z "$sanitizer" ] || [ "$1" = gpu ] || return
     for source in tests/"$1"/check_*.c; do
         [ -e "$source" ] || continue
         source=${source##*/}
@@ -118,7 +137,7 @@ ranks_of() { # folder name: the numbers that its source asks for
 
 run_on_ranks() { # folder name numbers
     local n
-    for n in ${NP:-${3:-$ranks}}; do
+    for n in ${numbers:-${3:-$ranks}}; do
         run "$1/$2 on $n" mpirun "${mpirun_flags[@]}" -np "$n" "$build/tests/$1/$2"
         count "$1/$2 on $n"
     done
@@ -144,19 +163,25 @@ for name in $names; do
     run_on_ranks multi "$name" "$(ranks_of multi "$name")"
 done
 
-if [ "${HEDDLE_DEVICE:-cpu}" = cuda ]; then
+under=()
+if [ -n "$sanitizer" ]; then
+    under=(compute-sanitizer --tool "$sanitizer" --error-exitcode 9)
+    export CK_FORK=no # the tool does not follow forks
+fi
+if [ "$device" = cuda ]; then
     for name in $(programs gpu); do
         own=$(ranks_of gpu "$name")
-        if [ -n "$own" ]; then
-            run_on_ranks gpu "$name" "$own"
-        else
-            run "gpu/$name" "$build/tests/gpu/$name"
+        if [ -z "$own" ]; then
+            run "gpu/$name" "${under[@]}" "$build/tests/gpu/$name"
             count "gpu/$name"
+        elif [ -z "$sanitizer" ]; then
+            run_on_ranks gpu "$name" "$own"
         fi
     done
 fi
 
 for script in tests/scripts/test_*.sh; do
+    [ -z "$sanitizer" ] || break
     name=${script##*/}
     # shellcheck disable=SC2053
     { [ -e "$script" ] && [[ ${name%.sh} == $pattern ]]; } || continue

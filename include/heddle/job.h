@@ -64,7 +64,9 @@ typedef struct hd_train_result {
 
 /* Train as configured: data, model, layout, schedule, checkpoints, all outputs in the run
  * directory. Resumes from the newest good checkpoint there unless told otherwise. Collective over
- * all ranks that the launcher started. HD_ERROR_INTERRUPTED after a save on SIGUSR1 or SIGTERM. A
+ * all ranks that the launcher started. HD_ERROR_INTERRUPTED after a save on SIGUSR1 or SIGTERM.
+ * Handlers of your own for other signals want SA_ONSTACK and a sigaltstack, or a thread that does not
+ * compute: oneDNN points the stack pointer into the heap while it multiplies on the CPU. A
  * rank that fails alone returns at once and leaves MPI as it is: end the process with a status that
  * is not zero, and mpirun ends the others, which else fail after run.deadline. */
 HD_API hd_status hd_train_run(const hd_config *config, hd_progress_fn progress, void *user,

@@ -15,7 +15,8 @@ typedef enum hd_axis {
     HD_AXIS_SEQUENCE,
     HD_AXIS_DATA,
     HD_AXIS_PIPELINE,
-    HD_AXES /* one past the last */
+    HD_AXIS_REPLICA, /* sequence and data as one: the ranks that have the same parameters */
+    HD_AXES          /* one past the last */
 } hd_axis;
 
 typedef struct hd_mesh hd_mesh;

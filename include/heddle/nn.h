@@ -23,9 +23,10 @@ HD_API hd_tensor hd_embedding(hd_program *program, hd_tensor ids,
 typedef struct hd_position_embedding_options {
     const char *name;
     int64_t entries;
-    int64_t tokens;  /* of a sequence: row r has position (*first) + r % tokens */
-    hd_tensor first; /* I32 [1], position of the first row; invalid: 0 */
-    double std;      /* zero means 0.02 */
+    int64_t tokens;      /* of a sequence: row r has position (*first) + r % tokens */
+    hd_tensor first;     /* I32 [1], position of the first row; invalid: 0 */
+    double std;          /* zero means 0.02 */
+    hd_tensor positions; /* I32 [rows], each row's; invalid: as `tokens` and `first` say */
 } hd_position_embedding_options;
 
 /* x [rows, columns] plus the rows of the learned table "<name>.weight" [entries, columns] that

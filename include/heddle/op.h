@@ -9,7 +9,7 @@
 extern "C" {
 #endif
 
-enum { HD_OP_INPUTS = 10, HD_OP_OUTPUTS = 4 };
+enum { HD_OP_INPUTS = 13, HD_OP_OUTPUTS = 4 };
 
 typedef struct hd_op_kind hd_op_kind;
 typedef struct hd_backward hd_backward;
@@ -73,6 +73,7 @@ struct hd_op_kind {
 
     /* Bit i: out[0] may take the place of in[i] when nobody needs it later. */
     uint32_t in_place;
+    uint32_t second_in_place; /* the same for out[1] */
 
     hd_status (*run)(const hd_run *run);
 };

@@ -23,7 +23,8 @@ typedef enum hd_region {
     HD_REGION_SAVED,     /* activations kept for the backward, per micro-batch in flight */
     HD_REGION_BOUNDARY,  /* tensors that travel between pipeline stages */
     HD_REGION_TRANSIENT, /* activations, workspaces and staging that die within a program */
-    HD_REGION_FOREIGN,   /* declared for others: device context, library workspaces, transport */
+    HD_REGION_FOREIGN,   /* declared for others: device context, library workspaces */
+    HD_REGION_TRANSPORT, /* declared for communicators of device memory */
     HD_REGIONS
 } hd_region;
 
@@ -42,6 +43,7 @@ enum { HD_STREAM_SLOTS = 8 };
 typedef struct hd_plan_options {
     size_t budget;       /* bytes of device memory, foreign included; zero: no limit */
     size_t foreign;      /* bytes that others will take */
+    size_t transport;    /* bytes that communicators will take; foreign, too, but shown apart */
     int gradient_levels; /* buffers of partial gradient sums; zero means 1 */
 
     hd_residency residency; /* but for RESIDENT: of plans whose programs are forwards alone */
@@ -74,7 +76,7 @@ HD_API hd_status hd_plan_add(hd_plan *plan, hd_program *program,
 HD_API hd_status hd_plan_finish(hd_plan *plan);
 HD_API void hd_plan_destroy(hd_plan *plan); /* takes NULL; programs stay */
 
-/* Bytes of a region, of the arena (all but foreign), and of everything. Scratch regions are those of
+/* Bytes of a region, of the arena (all but foreign and transport), and of everything. Scratch regions are those of
  * the largest group. */
 HD_API size_t hd_plan_region_bytes(const hd_plan *plan, hd_region region);
 HD_API size_t hd_plan_arena_bytes(const hd_plan *plan);

@@ -53,6 +53,8 @@ typedef struct hd_program_options {
     bool training;       /* a backward will be made: ops keep what it needs */
     bool exact;          /* reduction "exact": each use of a parameter has a gradient of its own */
     const hd_backend *backend; /* whose workspaces the plan counts; borrowed; NULL: the CPU's */
+    int slices; /* over 1, of forwards alone: layers that can make what is large within them in about
+                   so many parts, for less memory */
 } hd_program_options;
 
 HD_API hd_status hd_program_create(const hd_program_options *options, hd_program **out);

@@ -31,11 +31,15 @@ typedef struct hd_sampler_options {
     const int64_t *texts;        /* [text_lengths] the lengths of texts, all different */
     int text_lengths;
     size_t budget, foreign; /* bytes of device memory; zero budget: no limit */
+    size_t transport;       /* bytes of it that communicators take */
     hd_residency residency; /* of weights, in both phases */
     int host_blocks;        /* as hd_plan_options has it */
+    int slices; /* as hd_program_options has it, of denoising; zero: 1, or with a budget that this
+                   does not fit, even with all blocks on the host, 2, 4, 8 or 16 */
 } hd_sampler_options;
 
-/* Build and plan; allocates host memory only. HD_ERROR_BUDGET names the phase that does not fit.
+/* Build and plan; allocates host memory only. HD_ERROR_BUDGET names the phase that does not fit and
+ * the budget that would do.
  * HD_ERROR_ARGUMENT for an input of a denoising program that nothing fills. Local: every rank may plan
  * for any rank of a fake mesh. */
 HD_API hd_status hd_sampler_create(const hd_sampler_options *options, hd_sampler **out);
@@ -48,6 +52,9 @@ HD_API const hd_plan *hd_sampler_plan(const hd_sampler *sampler, hd_purpose phas
 /* Floating-point operations of this rank's stage, for the text length of that index: of one denoising
  * pass, or of the whole condition phase. Local. */
 HD_API double hd_sampler_flops(const hd_sampler *sampler, hd_purpose phase, int text_length);
+
+/* The slices that denoising works in. Local. */
+HD_API int hd_sampler_slices(const hd_sampler *sampler);
 
 /* The layers of this rank's stage. Local. */
 HD_API void hd_sampler_layers(const hd_sampler *sampler, int *first, int *count);
@@ -87,7 +94,8 @@ typedef struct hd_sampler_video {
     const bool *given_frames; /* [frames] which ones are given; with `given` */
 } hd_sampler_video;
 
-/* Called on the first and the last stage of each data line when a step of a video is over. `latents`
+/* Called on the first and the last stage of each data line, by the first rank of those that share its
+ * sequences, when a step of a video is over. `latents`
  * are borrowed for the call. A failure ends the run. */
 typedef struct hd_sampler_event {
     int video;

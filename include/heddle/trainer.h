@@ -55,6 +55,7 @@ typedef struct hd_trainer_options {
     bool shard_state;        /* ZeRO-1: optimizer state split over the data axis */
     bool recompute;          /* each layer's activations are made again in the backward */
     size_t budget, foreign;  /* bytes of device memory; zero budget: no limit */
+    size_t transport;        /* bytes of it that communicators take */
     int64_t bucket_elements; /* of a gradient bucket; zero means 8 Mi */
     hd_dtype dtype;          /* of weights and activations: F32 (zero means it), BF16 or F16 */
     hd_master master;

@@ -255,6 +255,9 @@ struct hd_backend {
     void (*release)(hdi_device *device, void *arena, size_t bytes);
     hd_status (*reserve_host)(hdi_device *device, size_t bytes, void **out); /* pinned on GPUs */
     void (*release_host)(hdi_device *device, void *memory, size_t bytes);
+    /* Host memory from elsewhere, whole pages: pinned on GPUs until unregister, which waits for fetches. */
+    hd_status (*register_host)(hdi_device *device, void *memory, size_t bytes);
+    void (*unregister_host)(hdi_device *device, void *memory, size_t bytes);
     hd_stream *(*stream)(hdi_device *device); /* the compute stream, borrowed */
 
     /* Queued on `stream`; host memory is borrowed until synchronize. */

@@ -18,7 +18,7 @@ typedef struct hdi_sinusoid_args {
  * out = layer_norm(s) * (1 + scale) + shift, unless out is NULL. gate, scale and shift are rows of
  * tables, `*_stride` elements apart: group g = r / rows_per_group uses row index[g], or g where
  * the index is NULL. The pointers are at the vectors' first column. The gate has an index of its own.
- * scale and shift may be NULL: 0. sum may be x or delta where out is NULL. */
+ * scale and shift may be NULL: 0. sum may be x, out delta; without out, sum may be delta. */
 typedef struct hdi_modulate_args {
     hd_dtype dtype;
     int64_t rows, columns, rows_per_group, gate_rows_per_group;

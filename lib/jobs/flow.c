@@ -2,6 +2,7 @@
 #include "jobs/flow.h"
 
 #include "core/random.h"
+#include "optim/flow.h"
 
 #include <math.h>
 
@@ -18,13 +19,14 @@ double hdi_flow_shift(const hdi_flow_options *options, const hd_video_model *mod
 {
     const double across =
         (double)(shape->height / model->patch[1]) * (double)(shape->width / model->patch[2]);
-    const double length = sqrt((double)shape->frames);
+    const double frames = (double)shape->frames;
     const double pixels = (double)(shape->height * model->compression[1]) *
                           (double)(shape->width * model->compression[2]);
     switch (options->shift) {
     case HDI_FLOW_SHIFT_OPEN_SORA_2:
-        return options->shift_factor * length * (1 + 2 * (across - 256) / (4096 - 256));
-    case HDI_FLOW_SHIFT_OPEN_SORA_1: return options->shift_factor * length * sqrt(pixels) / 512;
+        return options->shift_factor * hdi_flow_open_sora_2_shift(across, frames);
+    case HDI_FLOW_SHIFT_OPEN_SORA_1:
+        return options->shift_factor * hdi_flow_open_sora_1_shift(pixels, frames);
     case HDI_FLOW_SHIFT_CONSTANT: break;
     }
     return options->shift_factor;
@@ -46,7 +48,7 @@ static double draw_time(const hdi_flow_options *options, double shift, int64_t s
                                                         (uint64_t)sample);
         time = 1 / (1 + exp(-(options->time_mean + options->time_std * normal)));
     }
-    return shift * time / (1 + (shift - 1) * time);
+    return hdi_flow_shifted(time, shift);
 }
 
 /* A clip of one frame has none to give; one of two would be given whole by a loop. */

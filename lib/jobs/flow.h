@@ -6,13 +6,12 @@
 
 #include <heddle/model.h>
 
-/* What times are moved towards noise by, the more the larger a video is: t becomes
- * shift * t / (1 + (shift - 1) * t). */
+/* What times are moved towards noise by, the more the larger a video is: the formulas of
+ * optim/flow.h. */
 typedef enum hdi_flow_shift_kind {
     HDI_FLOW_SHIFT_CONSTANT,
-    HDI_FLOW_SHIFT_OPEN_SORA_2, /* the line through 1 at 256 patches a frame and 3 at 4096, times
-                                   the root of the latent frames */
-    HDI_FLOW_SHIFT_OPEN_SORA_1  /* the root of height x width / 512^2 in pixels, times the same */
+    HDI_FLOW_SHIFT_OPEN_SORA_2,
+    HDI_FLOW_SHIFT_OPEN_SORA_1
 } hdi_flow_shift_kind;
 
 /* Which frames are given, clean, beside the text. */

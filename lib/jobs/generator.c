@@ -151,7 +151,7 @@ static hd_status agree_on_slots(hd_generator *generator)
     return HD_OK;
 }
 
-static hd_status start_here(hd_generator *generator, hd_context *context, uint64_t seed)
+static hd_status make_room(hd_generator *generator)
 {
     if (generator->session) return hdi_error(HD_ERROR_ARGUMENT, "generator: started already");
     const size_t vocab = (size_t)generator->facts.vocab;
@@ -161,8 +161,19 @@ static hd_status start_here(hd_generator *generator, hd_context *context, uint64
     generator->ids = hdi_alloc_array((size_t)generator->options.prefill, sizeof *generator->ids);
     if (!generator->slots || !generator->logits || !generator->heap || !generator->ids)
         return out_of_memory();
-    HD_RETURN_IF_ERROR(
-        hd_session_create(context, generator->plan, generator->options.mesh, &generator->session));
+    return HD_OK;
+}
+
+/* A rank without room takes part in what is collective. */
+static hd_status start_here(hd_generator *generator, hd_context *context, uint64_t seed)
+{
+    const hd_status status = make_room(generator);
+    hd_session *session;
+    const hd_status created = hdi_session_create_shared(
+        context, status == HD_OK ? generator->plan : NULL, generator->options.mesh, &session);
+    HD_RETURN_IF_ERROR(status);
+    HD_RETURN_IF_ERROR(created);
+    generator->session = session;
     return hd_session_initialize(generator->session, seed);
 }
 

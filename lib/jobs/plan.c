@@ -13,6 +13,7 @@
 #include "report/format.h"
 
 #include <inttypes.h>
+#include <stdio.h>
 
 typedef struct planning {
     const hd_config *config;
@@ -77,6 +78,7 @@ static hd_status plan_ranks(planning *p)
     for (int r = 0; r < p->ranks; r++) {
         HD_RETURN_IF_ERROR(hd_mesh_create_fake(r, p->ranks, &options, &p->meshes[r]));
         on.mesh = p->meshes[r];
+        on.transport = hdi_job_transport(p->config, p->meshes[r], p->backend);
         if (r == 0) HD_RETURN_IF_ERROR(plan_buckets(p, &on));
         hd_status status =
             hdi_train_create(&on, p->buckets.count ? &p->buckets : NULL, &p->trainers[r]);
@@ -149,12 +151,16 @@ static void describe_batch(const hd_trainer_shape *is, hdi_text *text)
                         is->sequences, video->frames, video->height, video->width, video->text);
 }
 
-/* FLOPs of one micro-batch, forward and backward, over all stages. */
+/* FLOPs of one micro-batch, forward and backward, over all stages and the ranks that share its
+ * sequences. */
 static double micro_batch_flops(const planning *p, int shape)
 {
     double flops = 0;
-    for (int s = 0; s < p->trainers[0]->pipeline; s++) {
-        const hd_trainer *trainer = p->trainers[hd_mesh_peer(p->meshes[0], HD_AXIS_PIPELINE, s)];
+    const int sequence = hd_mesh_size(p->meshes[0], HD_AXIS_SEQUENCE);
+    for (int i = 0; i < p->trainers[0]->pipeline * sequence; i++) {
+        const int first = hd_mesh_peer(p->meshes[0], HD_AXIS_PIPELINE, i / sequence);
+        const hd_trainer *trainer =
+            p->trainers[hd_mesh_peer(p->meshes[first], HD_AXIS_SEQUENCE, i % sequence)];
         for (int c = 0; c < trainer->chunks; c++)
             for (int phase = 0; phase < HDI_PHASES; phase++) {
                 hd_cost cost;
@@ -170,14 +176,18 @@ static hd_status describe_shape(const planning *p, int index, hdi_text *text)
     const hd_trainer *any = p->trainers[0];
     const hdi_trainer_shape *shape = &any->shapes[index];
     const int data = hd_mesh_size(p->meshes[0], HD_AXIS_DATA);
+    char sequences[32] = "";
+    if (hd_mesh_size(p->meshes[0], HD_AXIS_SEQUENCE) > 1)
+        snprintf(sequences, sizeof sequences, " x sequence %d",
+                 hd_mesh_size(p->meshes[0], HD_AXIS_SEQUENCE));
     hdi_schedule_timing timing;
     double ideal;
     HD_RETURN_IF_ERROR(simulate(p, index, &timing, &ideal));
     if (any->shape_count > 1) hdi_text_printf(text, "shape %d: ", index);
     hdi_text_printf(text,
-                    "%d ranks: data %d x pipeline %d, %d chunks each, schedule %s, %d "
+                    "%d ranks: data %d x pipeline %d%s, %d chunks each, schedule %s, %d "
                     "micro-batches of ",
-                    p->ranks, data, any->pipeline, any->chunks,
+                    p->ranks, data, any->pipeline, sequences, any->chunks,
                     hdi_schedule_kind_name(shape->schedule->options.kind), shape->is.accumulate);
     describe_batch(&shape->is, text);
     hdi_text_printf(text, "\n%" PRId64 " parameters, ", hd_model_parameters(p->model));

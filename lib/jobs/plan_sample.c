@@ -47,7 +47,10 @@ static hd_status plan_stage(planning *p, const hd_backend *backend, int stage)
             .texts = &p->tokens,
             .text_lengths = 1,
             .budget = (size_t)hdi_config_bytes(p->config->values, "memory.budget"),
-            .residency = (hd_residency)hdi_config_enum(p->config->values, "sample.residency")},
+            .foreign = (size_t)hdi_config_bytes(p->config->values, "memory.foreign"),
+            .transport = hdi_job_transport(p->config, p->meshes[stage], backend),
+            .residency = (hd_residency)hdi_config_enum(p->config->values, "sample.residency"),
+            .slices = (int)hdi_config_int(p->config->values, "sample.slices")},
         &p->samplers[stage]);
     return status == HD_OK ? HD_OK : hdi_error_context(status, "stage %d of %d", stage, p->stages);
 }
@@ -76,9 +79,12 @@ static void describe_phase(const hd_sampler *sampler, hd_purpose phase, hdi_text
 {
     const hd_plan *plan = hd_sampler_plan(sampler, phase);
     if (!plan) return;
-    hdi_text_printf(text, "       %s, %.4g FLOP\n",
+    hdi_text_printf(text, "       %s, %.4g FLOP",
                     phase == HD_PURPOSE_CONDITION ? "conditions of all steps" : "one pass",
                     hd_sampler_flops(sampler, phase, 0));
+    if (phase == HD_PURPOSE_DENOISE && hd_sampler_slices(sampler) > 1)
+        hdi_text_printf(text, ", blocks in %d slices", hd_sampler_slices(sampler));
+    hdi_text_append(text, "\n");
     for (int r = 0; r < HD_REGIONS; r++)
         if (hd_plan_region_bytes(plan, (hd_region)r))
             hdi_text_printf(text, "         %-16s %16zu bytes\n", hd_region_name((hd_region)r),
@@ -109,6 +115,11 @@ static void describe(const planning *p, double seconds, hdi_text *text)
     hdi_text_printf(text, "%d ranks: data %d x pipeline %d, %s, %" PRId64 " parameters\n", p->ranks,
                     p->layout.data, p->stages, hd_dtype_name(is->dtype),
                     hd_model_parameters(p->model));
+    if (p->layout.sequence > 1)
+        hdi_text_printf(text,
+                        "x sequence %d: what follows is for the first of the ranks that share a "
+                        "video\n",
+                        p->layout.sequence);
     hdi_text_printf(text,
                     "%" PRId64 " frames of %" PRId64 " x %" PRId64 " pixels: latents %" PRId64
                     " x %" PRId64 " x %" PRId64 " x %" PRId64 ", %" PRId64 " text tokens\n",

@@ -48,12 +48,16 @@ static int useful_savers(const hd_trainer_options *options, const setting *tried
 static hd_status measure_rank(const hd_trainer_options *options, const setting *tried, int stage,
                               int data, size_t *largest)
 {
-    const hd_mesh_options sizes = {.data = tried->data, .pipeline = tried->pipeline};
-    const int ranks = tried->data * tried->pipeline;
+    const int sequence = hd_mesh_size(options->mesh, HD_AXIS_SEQUENCE);
+    const hd_mesh_options sizes = {
+        .data = tried->data, .pipeline = tried->pipeline, .sequence = sequence};
+    const int ranks = tried->data * tried->pipeline * sequence;
+    const int rank =
+        (stage * tried->data + data) * sequence + hd_mesh_index(options->mesh, HD_AXIS_SEQUENCE);
     hd_trainer_options changed = *options;
     hd_mesh *mesh;
     hd_trainer *trainer = NULL;
-    HD_RETURN_IF_ERROR(hd_mesh_create_fake(stage * tried->data + data, ranks, &sizes, &mesh));
+    HD_RETURN_IF_ERROR(hd_mesh_create_fake(rank, ranks, &sizes, &mesh));
     changed.mesh = mesh;
     changed.budget = 0;
     changed.sequences = tried->micro_batch;
@@ -173,7 +177,9 @@ static void name_changes(const search *s, hdi_text *text)
     if (best->savers & SHARD_STATE) hdi_text_append(text, " layout.shard_state=true");
     if (best->savers & RECOMPUTE) hdi_text_append(text, " layout.recompute=layer");
     if (best->data * best->pipeline != now->data * now->pipeline)
-        hdi_text_printf(text, " on %d ranks", best->data * best->pipeline);
+        hdi_text_printf(text, " on %d ranks",
+                        best->data * best->pipeline *
+                            hd_mesh_size(s->options->mesh, HD_AXIS_SEQUENCE));
 }
 
 hd_status hdi_remedy_add(const hd_config *config, const hd_trainer_options *options)

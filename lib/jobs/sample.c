@@ -74,8 +74,8 @@ static hd_status make_sampler(job *it)
     HD_RETURN_IF_ERROR(hdi_sample_inputs_read(it->config, it->settings.model,
                                               it->settings.run.branches > 1, &it->inputs));
     if (*given) HD_RETURN_IF_ERROR(hdi_sample_inputs_read_given(given, &it->settings, &it->inputs));
-    size_t foreign;
-    HD_RETURN_IF_ERROR(hdi_job_foreign(it->context, &foreign));
+    size_t foreign, transport;
+    HD_RETURN_IF_ERROR(hdi_job_foreign(it->config, it->mesh, it->context, &foreign, &transport));
     return hd_sampler_create(
         &(hd_sampler_options){.build = hd_model_build,
                               .user = it->model,
@@ -89,8 +89,10 @@ static hd_status make_sampler(job *it)
                               .text_lengths = it->inputs.length_count,
                               .budget = (size_t)hdi_config_bytes(values, "memory.budget"),
                               .foreign = foreign,
+                              .transport = transport,
                               .residency =
-                                  (hd_residency)hdi_config_enum(values, "sample.residency")},
+                                  (hd_residency)hdi_config_enum(values, "sample.residency"),
+                              .slices = (int)hdi_config_int(values, "sample.slices")},
         &it->sampler);
 }
 
@@ -381,6 +383,8 @@ static hd_status report_speed(const job *it, const hd_sampler_result *result, hd
         out->utilisation += busy[r] / 100 / ranks;
     }
     if (status == HD_OK && rank == 0) {
+        if (hd_sampler_slices(it->sampler) > 1)
+            hdi_log(HD_LOG_INFO, "memory: blocks in %d slices", hd_sampler_slices(it->sampler));
         hdi_log(HD_LOG_INFO,
                 "%d videos: conditions %.2f s, weights %.2f s, steps %.2f s; ranks computed for %s "
                 "%% of the steps' time",

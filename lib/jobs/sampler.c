@@ -1,4 +1,4 @@
-/* Samplers: creation, planning and start, and the run's two phases. */
+/* Samplers: creation and start, and the run's two phases. */
 #include "jobs/sampler.h"
 
 #include "core/clock.h"
@@ -46,59 +46,12 @@ static hd_status check_options(const hd_sampler_options *o)
                              i, o->texts[i]);
     }
     const int tensor = hd_mesh_size(o->mesh, HD_AXIS_TENSOR);
-    const int sequence = hd_mesh_size(o->mesh, HD_AXIS_SEQUENCE);
-    if (tensor > 1 || sequence > 1)
-        return hdi_error(
-            HD_ERROR_UNSUPPORTED,
-            "layout: tensor %d x sequence %d: sampling splits over data and pipeline only", tensor,
-            sequence);
+    if (tensor > 1)
+        return hdi_error(HD_ERROR_UNSUPPORTED,
+                         "layout: tensor is %d: sampling splits over data, pipeline and sequence "
+                         "only",
+                         tensor);
     return HD_OK;
-}
-
-/* Programs of one phase share weights. Conditions are made one after another, so their scratch shares
- * bytes; a denoising pass computes while the next one's x is on its way, whichever text it has. */
-static hd_status plan_phase(const hd_sampler *sampler, hd_purpose phase, hd_plan **out)
-{
-    const hd_sampler_options *o = &sampler->options;
-    HD_RETURN_IF_ERROR(hd_plan_create(&(hd_plan_options){.budget = o->budget,
-                                                         .foreign = o->foreign,
-                                                         .residency = o->residency,
-                                                         .host_blocks = o->host_blocks},
-                                      out));
-    bool any = false;
-    for (int s = 0; s < o->text_lengths; s++) {
-        const hdi_sampler_set *set = &sampler->sets[s];
-        hd_program *program = phase == HD_PURPOSE_CONDITION ? set->condition : set->denoise;
-        if (!program) continue;
-        any = true;
-        HD_RETURN_IF_ERROR(
-            hd_plan_add(*out, program,
-                        &(hd_plan_program_options){.group = phase == HD_PURPOSE_CONDITION ? s : 0,
-                                                   .boundary_slots = sampler->boundary_slots}));
-    }
-    if (any) return hd_plan_finish(*out);
-    hd_plan_destroy(*out);
-    *out = NULL;
-    return HD_OK;
-}
-
-static hd_status make_plans(hd_sampler *sampler)
-{
-    hd_status status = plan_phase(sampler, HD_PURPOSE_CONDITION, &sampler->condition);
-    if (status != HD_OK)
-        return hdi_error_context(status, "sampler, conditions of %" PRId64 " steps",
-                                 sampler->options.shape.steps);
-    for (int slots = sampler->stages > 1 ? HDI_SAMPLER_SLOTS : 1; slots > 0; slots--) {
-        hd_plan_destroy(sampler->denoise);
-        sampler->denoise = NULL;
-        sampler->boundary_slots = slots;
-        status = plan_phase(sampler, HD_PURPOSE_DENOISE, &sampler->denoise);
-        if (status != HD_ERROR_BUDGET) break;
-    }
-    if (status == HD_ERROR_BUDGET)
-        hdi_error_context(status, "sampler, denoising (a smaller video, bf16 or more pipeline "
-                                  "stages need less)");
-    return status;
 }
 
 hd_status hd_sampler_create(const hd_sampler_options *options, hd_sampler **out)
@@ -116,8 +69,8 @@ hd_status hd_sampler_create(const hd_sampler_options *options, hd_sampler **out)
     hd_status status = sampler->sets ? HD_OK : out_of_memory();
     for (int s = 0; s < options->text_lengths && status == HD_OK; s++)
         sampler->sets[s].tokens = options->texts[s];
-    if (status == HD_OK) status = hdi_sampler_build(sampler);
-    if (status == HD_OK) status = make_plans(sampler);
+    if (status == HD_OK) status = hdi_sampler_build_conditions(sampler);
+    if (status == HD_OK) status = hdi_sampler_plan(sampler);
     if (status != HD_OK) {
         hd_sampler_destroy(sampler);
         return status;
@@ -156,6 +109,11 @@ double hd_sampler_flops(const hd_sampler *sampler, hd_purpose phase, int text_le
     hd_cost cost = {0};
     if (program) hdi_program_cost(program, HDI_PHASE_FORWARD, &cost);
     return cost.flops;
+}
+
+int hd_sampler_slices(const hd_sampler *sampler)
+{
+    return sampler->slices;
 }
 
 void hd_sampler_layers(const hd_sampler *sampler, int *first, int *count)
@@ -198,7 +156,7 @@ hd_status hdi_sampler_open_session(const hd_sampler *sampler, const hd_plan *pla
     const hd_mesh *mesh = sampler->options.mesh;
     hd_comm *world = hd_mesh_comm(mesh, HD_AXIS_NONE);
     *out = NULL;
-    hd_status status = plan ? hd_session_create(sampler->context, plan, mesh, out) : HD_OK;
+    hd_status status = hdi_session_create_shared(sampler->context, plan, mesh, out);
     if (status == HD_OK && plan && !sampler->weights.path)
         status = hd_session_initialize(*out, sampler->weights.seed);
     if (world) status = hd_comm_agree(world, status);

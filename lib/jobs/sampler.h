@@ -52,6 +52,7 @@ struct hd_sampler {
     hdi_sampler_set *sets;   /* [options.text_lengths] */
     hd_plan *condition, *denoise;
     int boundary_slots; /* copies of what travels: 2 overlap it with computing */
+    int slices;         /* of the denoising programs */
 
     hd_context *context;        /* borrowed */
     hd_sampler_weights weights; /* its path is owned */
@@ -72,8 +73,13 @@ static inline int64_t hdi_sampler_elements(const hd_sampler *sampler)
     return sampler->model.channels * sampler->options.shape.frames * hdi_sampler_plane(sampler);
 }
 
-/* sampler_programs.c: cut the layers, then build and bind the programs of every set. */
-hd_status hdi_sampler_build(hd_sampler *sampler);
+/* sampler_programs.c: cut the layers and build the condition programs; then build and bind the
+ * denoising programs of every set, instead of those that there are. */
+hd_status hdi_sampler_build_conditions(hd_sampler *sampler);
+hd_status hdi_sampler_build_denoising(hd_sampler *sampler, int slices);
+
+/* sampler_plan.c: both phases' plans, and the slices that they ask for. */
+hd_status hdi_sampler_plan(hd_sampler *sampler);
 
 /* A run in progress. */
 typedef struct hdi_sampler_call {

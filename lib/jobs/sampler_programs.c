@@ -29,12 +29,14 @@ static hd_stage stage_of(const hd_sampler *sampler, const hdi_sampler_set *set, 
     return stage;
 }
 
-static hd_status create_program(const hd_sampler *sampler, const char *name, hd_program **out)
+static hd_status create_program(const hd_sampler *sampler, const char *name, const hd_mesh *mesh,
+                                int slices, hd_program **out)
 {
     return hd_program_create(&(hd_program_options){.name = name,
                                                    .dtype = sampler->options.dtype,
-                                                   .mesh = sampler->options.mesh,
-                                                   .backend = sampler->options.backend},
+                                                   .mesh = mesh,
+                                                   .backend = sampler->options.backend,
+                                                   .slices = slices},
                              out);
 }
 
@@ -55,12 +57,12 @@ static hd_status learn_x(hdi_sampler_set *set, const hd_program *program, hd_ten
 }
 
 /* Part of the model, to learn what travels between stages and what it costs. */
-static hd_status measure(const hd_sampler *sampler, hdi_sampler_set *set, int first_layer,
-                         int layers, bool first, bool last, double *flops)
+static hd_status measure(const hd_sampler *sampler, hdi_sampler_set *set, const hd_mesh *mesh,
+                         int first_layer, int layers, bool first, bool last, double *flops)
 {
     const hd_sampler_options *o = &sampler->options;
     hd_program *program;
-    HD_RETURN_IF_ERROR(create_program(sampler, "census", &program));
+    HD_RETURN_IF_ERROR(create_program(sampler, "census", mesh, 1, &program));
     hd_stage stage = stage_of(sampler, set, HD_PURPOSE_DENOISE);
     stage.first_layer = first_layer;
     stage.layers = layers;
@@ -85,13 +87,18 @@ static hd_status cut_layers(hd_sampler *sampler)
     hdi_balance_options balance = {.layers = layers, .stages = sampler->stages};
     double *costs = hdi_alloc_array((size_t)layers, sizeof *costs), unused;
     hd_status status = costs ? HD_OK : out_of_memory();
-    for (int s = 0; s < sampler->options.text_lengths && status == HD_OK; s++)
-        status = measure(sampler, &sampler->sets[s], 0, 0, true, false,
-                         s == 0 ? &balance.first_cost : &unused);
+    /* Of whole sequences: ranks that share one have more or less of it, and must cut alike. */
+    const hd_mesh *here = sampler->options.mesh;
+    const hd_mesh *mesh = hd_mesh_size(here, HD_AXIS_SEQUENCE) > 1 ? NULL : here;
+    hdi_sampler_set *set = &sampler->sets[0];
     if (status == HD_OK)
-        status = measure(sampler, &sampler->sets[0], layers, 0, false, true, &balance.last_cost);
+        status = measure(sampler, set, mesh, 0, 0, true, false, &balance.first_cost);
+    if (status == HD_OK)
+        status = measure(sampler, set, mesh, layers, 0, false, true, &balance.last_cost);
     for (int i = 0; i < layers && status == HD_OK; i++)
-        status = measure(sampler, &sampler->sets[0], i, 1, false, false, &costs[i]);
+        status = measure(sampler, set, mesh, i, 1, false, false, &costs[i]);
+    for (int s = 0; s < sampler->options.text_lengths && status == HD_OK; s++)
+        status = measure(sampler, &sampler->sets[s], here, 0, 0, true, false, &unused);
     balance.costs = costs;
     if (status == HD_OK)
         status = hdi_stage_cut(&balance, sampler->options.stage_layers, sampler->stage,
@@ -184,7 +191,7 @@ static hd_status build_condition(hd_sampler *sampler, hdi_sampler_set *set)
     const hd_sampler_options *o = &sampler->options;
     char name[64];
     snprintf(name, sizeof name, "condition-%" PRId64, set->tokens);
-    HD_RETURN_IF_ERROR(create_program(sampler, name, &set->condition));
+    HD_RETURN_IF_ERROR(create_program(sampler, name, o->mesh, 1, &set->condition));
     const hd_stage stage = stage_of(sampler, set, HD_PURPOSE_CONDITION);
     o->build(o->user, set->condition, &stage, (hd_tensor){0});
     HD_RETURN_IF_ERROR(hd_program_finish(set->condition));
@@ -212,10 +219,15 @@ static hd_status build_denoise(hd_sampler *sampler, hdi_sampler_set *set)
     const hd_sampler_options *o = &sampler->options;
     char name[64];
     snprintf(name, sizeof name, "denoise-%" PRId64, set->tokens);
-    HD_RETURN_IF_ERROR(create_program(sampler, name, &set->denoise));
+    HD_RETURN_IF_ERROR(create_program(sampler, name, o->mesh, sampler->slices, &set->denoise));
     const hd_stage stage = stage_of(sampler, set, HD_PURPOSE_DENOISE);
     if (!stage.first) set->x = add_x(set->denoise, set);
     const hd_tensor out = o->build(o->user, set->denoise, &stage, set->x);
+    const int sequence = hd_mesh_size(o->mesh, HD_AXIS_SEQUENCE);
+    if (sequence > 1 && !set->denoise->splits_sequences)
+        hd_program_fail(set->denoise, HD_ERROR_UNSUPPORTED,
+                        "layout: sequence is %d, but this model does not split its sequences",
+                        sequence);
     if (!stage.last) {
         hdi_stage_end(set->denoise, out);
         set->out = out;
@@ -236,12 +248,24 @@ static hd_status build_denoise(hd_sampler *sampler, hdi_sampler_set *set)
                      hdi_sampler_elements(sampler));
 }
 
-hd_status hdi_sampler_build(hd_sampler *sampler)
+hd_status hdi_sampler_build_conditions(hd_sampler *sampler)
 {
     HD_RETURN_IF_ERROR(cut_layers(sampler));
-    for (int s = 0; s < sampler->options.text_lengths; s++) {
+    for (int s = 0; s < sampler->options.text_lengths; s++)
         HD_RETURN_IF_ERROR(build_condition(sampler, &sampler->sets[s]));
-        HD_RETURN_IF_ERROR(build_denoise(sampler, &sampler->sets[s]));
+    return HD_OK;
+}
+
+hd_status hdi_sampler_build_denoising(hd_sampler *sampler, int slices)
+{
+    sampler->slices = slices;
+    for (int s = 0; s < sampler->options.text_lengths; s++) {
+        hdi_sampler_set *set = &sampler->sets[s];
+        hd_program_destroy(set->denoise);
+        hdi_free(set->inputs);
+        set->denoise = NULL;
+        set->inputs = NULL;
+        HD_RETURN_IF_ERROR(build_denoise(sampler, set));
     }
     return HD_OK;
 }

@@ -90,7 +90,8 @@ static hd_status tell(const phase *it, int video, int64_t step, const float *lat
                                     .steps = it->sampler->options.shape.steps,
                                     .latents = latents,
                                     .is_last_stage = it->last};
-    return o->event ? o->event(o->user, &event) : HD_OK;
+    const bool speaks = hd_mesh_index(it->sampler->options.mesh, HD_AXIS_SEQUENCE) == 0;
+    return o->event && speaks ? o->event(o->user, &event) : HD_OK;
 }
 
 /* The first stage: latents that are on their way must be here now. */

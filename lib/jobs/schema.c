@@ -148,7 +148,10 @@ const hdi_config_row hdi_job_schema[] = {
     INT("layout.data", "0", "0", "65536", "ranks", "data axis; zero: what the other axes leave",
         QUIET),
     INT("layout.pipeline", "1", "1", "4096", "ranks", "pipeline axis", QUIET),
-    INT("layout.sequence", "1", "1", "4096", "ranks", "sequence axis", QUIET),
+    INT("layout.sequence", "1", "1", "4096", "ranks",
+        "sequence axis: ranks that share each sequence's tokens, at most as many as key and value "
+        "heads",
+        QUIET),
     INT("layout.tensor", "1", "1", "4096", "ranks", "tensor axis", QUIET),
     ENUM("layout.schedule", "auto", schedules,
          "pipeline schedule; auto: 1f1b, interleaved if chunks > 1", QUIET),
@@ -168,6 +171,9 @@ const hdi_config_row hdi_job_schema[] = {
     BYTES("layout.bucket", "32MiB", "gradients that travel together", QUIET),
 
     BYTES("memory.budget", "0", "device memory of a rank, all included; zero: no limit", QUIET),
+    BYTES("memory.foreign", "0",
+          "of the budget, what plan --sample leaves to the driver and libraries; runs measure it",
+          QUIET),
 
     INT("checkpoint.every", "0", "0", NULL, "steps", "zero: at the end only", QUIET),
     INT("checkpoint.keep", "2", "1", "1000000", "checkpoints", "newest ones that stay", QUIET),
@@ -256,6 +262,10 @@ const hdi_config_row hdi_job_schema[] = {
          "host "
          "as few as memory.budget asks for",
          QUIET),
+    INT("sample.slices", "0", "0", "64", NULL,
+        "of a block's heads and rows that are in memory one by one; zero: as few as memory.budget "
+        "needs once all blocks are on the host",
+        QUIET),
     STRING("sample.directory", "", "results go here; empty: run.directory/samples", QUIET),
     INT("sample.save_every", "5", "0", NULL, "steps",
         "between saves of videos on their way; zero: none", QUIET),

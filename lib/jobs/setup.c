@@ -7,6 +7,7 @@
 #include "core/number.h"
 #include "core/text.h"
 #include "runtime/session.h"
+#include "runtime/transport.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -143,6 +144,10 @@ hd_status hdi_job_open_device(const hd_config *config, hd_comm *world, hd_mesh *
                                         .share_gpu =
                                             hdi_config_bool(config->values, "run.share_gpu")};
     HD_RETURN_IF_ERROR(hd_context_create_ranked(world, &options, out));
+    hdi_memory_info before;
+    if ((*out)->backend != &hdi_backend_cpu &&
+        (*out)->backend->memory_info((*out)->device, &before) == HD_OK)
+        (*out)->taken_bytes = before.total_bytes - before.free_bytes;
     return hd_mesh_attach(mesh, *out,
                           transports[hdi_config_enum(config->values, "run.device_transport")]);
 }
@@ -156,13 +161,33 @@ int hdi_job_threads(const hd_config *config)
     return threads > 0 ? (int)threads : 1;
 }
 
-hd_status hdi_job_foreign(const hd_context *context, size_t *out)
+size_t hdi_job_transport(const hd_config *config, const hd_mesh *mesh, const hd_backend *backend)
+{
+    const bool is_staged =
+        hdi_config_enum(config->values, "run.device_transport") == HD_DEVICE_TRANSPORT_STAGED;
+    return !backend || backend == &hdi_backend_cpu || is_staged ? 0 : hdi_transport_bytes(mesh);
+}
+
+/* What a device takes once it works. CUDA loads kernels when they are first called: those of this library,
+ * of attention, and up to eight candidates for each shape of product. An arena is rounded up to 2 MiB,
+ * and 16 MiB are taken while a product is timed that adds to its result. */
+static const size_t later_bytes = (size_t)192 << 20;
+
+hd_status hdi_job_foreign(const hd_config *config, const hd_mesh *mesh, const hd_context *context,
+                          size_t *out, size_t *transport)
 {
     *out = 0;
+    *transport = hdi_job_transport(config, mesh, context->backend);
     if (context->backend == &hdi_backend_cpu) return HD_OK;
     hdi_memory_info info;
     HD_RETURN_IF_ERROR(context->backend->memory_info(context->device, &info));
     *out = info.total_bytes - info.free_bytes;
+    if (*transport && *out > context->taken_bytes) {
+        const size_t attached = *out - context->taken_bytes;
+        *out = context->taken_bytes;
+        if (attached > *transport) *transport = attached;
+    }
+    *out += later_bytes;
     return HD_OK;
 }
 

@@ -32,9 +32,14 @@ hd_status hdi_job_open_device(const hd_config *config, hd_comm *world, hd_mesh *
 /* Threads of the CPU backend: run.threads, else OMP_NUM_THREADS, else 1. Local. */
 int hdi_job_threads(const hd_config *config);
 
-/* Bytes of the device that are not the arena's: what is in use when nothing of ours is there yet, and
- * what libraries load later. 0 on the CPU. Local. */
-hd_status hdi_job_foreign(const hd_context *context, size_t *out);
+/* About the bytes of the device that communicators of a mesh, which may be fake, will take. 0 on the
+ * CPU and where messages go through host memory. Local. */
+size_t hdi_job_transport(const hd_config *config, const hd_mesh *mesh, const hd_backend *backend);
+
+/* Bytes of an attached device that are not the arena's: *out what was in use when nothing of ours was
+ * there yet, and what libraries load later; *transport as above, or what attaching took if that is more. 0 on the CPU. Local. */
+hd_status hdi_job_foreign(const hd_config *config, const hd_mesh *mesh, const hd_context *context,
+                          size_t *out, size_t *transport);
 
 /* Take the device's memory into *least if less is free than there; zeros at first. Local. */
 void hdi_job_watch_memory(const hd_context *context, hdi_memory_info *least);

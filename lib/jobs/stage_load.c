@@ -36,39 +36,61 @@ static hd_status check_stored(source *from, const hdi_entry *entry, const char *
     return HD_OK;
 }
 
-static hd_status read_entry(hd_session *session, source *from, const hdi_entry *entry,
-                            float *values)
+/* Elements of a parameter as `dtype`, which is the file's or F32. */
+static hd_status read_piece(const source *from, const hdi_entry *entry, const char *name,
+                            hd_dtype dtype, int64_t first, int64_t count, void *out)
+{
+    if (from->weights)
+        return hdi_model_copy_parameter(from->weights, entry->options, dtype, first, count, out);
+    return hdi_checkpoint_read(from->checkpoint, name, first, count, dtype, out);
+}
+
+/* Values that need no rounding go where they belong, on the host without a copy between; others become
+ * fp32 first. `room` holds LOAD_ELEMENTS. */
+static hd_status read_entry(hd_session *session, source *from, const hdi_entry *entry, float *room)
 {
     char name[512];
     const int length = snprintf(name, sizeof name, "%s/%s", from->kind, entry->name);
     if (length < 0 || (size_t)length >= sizeof name)
         return hdi_error(HD_ERROR_ARGUMENT, "parameter '%s': its name is too long", entry->name);
     HD_RETURN_IF_ERROR(check_stored(from, entry, name));
+    const hd_dtype own = hdi_session_weights_dtype(session);
+    const bool straight =
+        own == HD_DTYPE_F32 ||
+        (from->weights && hdi_model_is_stored_as(from->weights, entry->options, own));
     for (int64_t at = 0; at < entry->elements; at += LOAD_ELEMENTS) {
         const int64_t left = entry->elements - at;
         const int64_t count = left < LOAD_ELEMENTS ? left : LOAD_ELEMENTS;
-        if (from->weights)
-            HD_RETURN_IF_ERROR(
-                hdi_model_read_parameter(from->weights, entry->options, at, count, values));
-        else
-            HD_RETURN_IF_ERROR(
-                hdi_checkpoint_read(from->checkpoint, name, at, count, HD_DTYPE_F32, values));
-        HD_RETURN_IF_ERROR(hdi_session_write_flat(session, entry->first + at, count, values));
+        char *host = NULL;
+        if (straight)
+            HD_RETURN_IF_ERROR(hdi_session_host_weights(session, entry->first + at, &host));
+        HD_RETURN_IF_ERROR(read_piece(from, entry, name, straight ? own : HD_DTYPE_F32, at, count,
+                                      host ? (void *)host : room));
+        if (!straight)
+            HD_RETURN_IF_ERROR(hdi_session_write_flat(session, entry->first + at, count, room));
+        else if (!host)
+            HD_RETURN_IF_ERROR(hdi_session_write_weights(session, entry->first + at, count, room));
     }
     return HD_OK;
 }
 
+/* Room from the device's backend: copies from it to a GPU take no detour. */
 static hd_status read_all(hd_session *session, const hdi_layout *layout, source *from)
 {
+    const hd_context *context = session->context;
     int64_t largest = 1;
     for (int i = 0; i < layout->entry_count; i++)
         if (layout->entries[i].elements > largest) largest = layout->entries[i].elements;
     if (largest > LOAD_ELEMENTS) largest = LOAD_ELEMENTS;
-    float *values = hdi_alloc_array((size_t)largest, sizeof *values);
-    hd_status status = values ? HD_OK : hdi_error(HD_ERROR_MEMORY, "weights: out of host memory");
+    const size_t bytes = (size_t)largest * sizeof(float);
+    void *room;
+    HD_RETURN_IF_ERROR(context->backend->reserve_host(context->device, bytes, &room));
+    hd_status status = HD_OK;
     for (int i = 0; i < layout->entry_count && status == HD_OK; i++)
-        status = read_entry(session, from, &layout->entries[i], values);
-    hdi_free(values);
+        status = hdi_streaming_is_mine(session, i)
+                     ? read_entry(session, from, &layout->entries[i], room)
+                     : hdi_streaming_forget(session, i);
+    context->backend->release_host(context->device, room, bytes);
     return status;
 }
 

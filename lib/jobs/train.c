@@ -28,12 +28,21 @@ static void request_stop(int signal_number)
 
 typedef struct handlers {
     struct sigaction user, terminate;
+    stack_t stack;
+    bool has_our_stack;
 } handlers;
 
+/* Handlers run on a stack of their own: oneDNN's kernels let the stack pointer walk through a buffer on
+ * the heap, and the frame of a signal would lie over whatever is beside it. */
 static void catch_signals(handlers *before)
 {
-    struct sigaction action = {.sa_handler = request_stop, .sa_flags = SA_RESTART};
+    static _Alignas(64) char memory[64 << 10]; /* as for stop_requested, one run at a time */
+    const stack_t ours = {.ss_sp = memory, .ss_size = sizeof memory};
+    struct sigaction action = {.sa_handler = request_stop, .sa_flags = SA_RESTART | SA_ONSTACK};
+    *before = (handlers){.has_our_stack = false};
     stop_requested = 0;
+    if (sigaltstack(NULL, &before->stack) == 0 && (before->stack.ss_flags & SS_DISABLE))
+        before->has_our_stack = sigaltstack(&ours, NULL) == 0;
     sigaction(SIGUSR1, &action, &before->user);
     sigaction(SIGTERM, &action, &before->terminate);
 }
@@ -42,22 +51,19 @@ static void restore_signals(const handlers *before)
 {
     sigaction(SIGUSR1, &before->user, NULL);
     sigaction(SIGTERM, &before->terminate, NULL);
+    if (before->has_our_stack) sigaltstack(&before->stack, NULL);
 }
 
-static hd_status make_model(hdi_train_job *job, size_t *foreign)
+static hd_status make_trainer(hdi_train_job *job)
 {
-    HD_RETURN_IF_ERROR(hdi_job_model(job->config, &job->model));
-    return hdi_job_foreign(job->context, foreign);
-}
-
-static hd_status make_trainer(hdi_train_job *job, size_t foreign)
-{
-    const hdi_train_target on = {.config = job->config,
-                                 .model = job->model,
-                                 .mesh = job->mesh,
-                                 .backend = job->context->backend,
-                                 .foreign = foreign,
-                                 .remedy = true};
+    hdi_train_target on = {.config = job->config,
+                           .model = job->model,
+                           .mesh = job->mesh,
+                           .backend = job->context->backend,
+                           .remedy = true};
+    HD_RETURN_IF_ERROR(
+        hd_comm_agree(job->world, hdi_job_foreign(job->config, job->mesh, job->context, &on.foreign,
+                                                  &on.transport)));
     if (hd_model_video(job->model)) return hdi_train_videos(&on, &job->feed, &job->trainer);
     HD_RETURN_IF_ERROR(hdi_train_tokens(job->config, job->model, &job->feed));
     return hdi_train_create(&on, NULL, &job->trainer);
@@ -72,9 +78,8 @@ static hd_status open_job(const hd_config *config, hdi_train_job *job)
     HD_RETURN_IF_ERROR(hdi_job_open_mesh(config, job->world, &job->mesh));
     /* Before planning: workspaces follow from the device. */
     HD_RETURN_IF_ERROR(hdi_job_open_device(config, job->world, job->mesh, &job->context));
-    size_t foreign = 0;
-    HD_RETURN_IF_ERROR(hd_comm_agree(job->world, make_model(job, &foreign)));
-    HD_RETURN_IF_ERROR(hd_comm_agree(job->world, make_trainer(job, foreign)));
+    HD_RETURN_IF_ERROR(hd_comm_agree(job->world, hdi_job_model(config, &job->model)));
+    HD_RETURN_IF_ERROR(hd_comm_agree(job->world, make_trainer(job)));
     HD_RETURN_IF_ERROR(hd_comm_check_equal(job->world, &job->feed->fingerprint,
                                            sizeof job->feed->fingerprint,
                                            "the training data (data.path)"));
@@ -190,6 +195,27 @@ static void record_step(hdi_train_job *job, const hd_step_result *result, double
     keep_record(job, record, (int)(sizeof record / sizeof record[0]) - !scaled);
 }
 
+/* What somebody who looks at log.txt while it grows wants to know; metrics.jsonl has every step. */
+static void log_start(const hdi_train_job *job)
+{
+    if (job->files.rank != 0) return;
+    hdi_log_run(HD_LOG_INFO,
+                "training: steps %" PRId64 " to %" PRId64 ", %d ranks, planned %zu bytes on rank 0",
+                job->trainer->steps + 1, hdi_config_int(job->config->values, "train.steps"),
+                hd_mesh_ranks(job->mesh), hd_plan_total_bytes(job->trainer->plan));
+}
+
+static void log_step(hdi_train_job *job, const hd_progress *progress, double now)
+{
+    enum { SECONDS_BETWEEN = 30 };
+    if (job->files.rank != 0 || now < job->logs_next) return;
+    job->logs_next = now + SECONDS_BETWEEN;
+    hdi_log_run(HD_LOG_INFO,
+                "step %" PRId64 " of %" PRId64 ": loss %.4f, learning rate %.3g, %.0f tokens/s",
+                progress->step, progress->steps, progress->loss, progress->learning_rate,
+                progress->tokens_per_second);
+}
+
 static hd_status one_step(hdi_train_job *job, const hdi_rate_options *rates, clock_state *clock,
                           hd_progress *progress, hd_train_result *out)
 {
@@ -219,6 +245,7 @@ static hd_status one_step(hdi_train_job *job, const hdi_rate_options *rates, clo
     progress->tokens_per_second = result.tokens / (clock->last - begin);
     progress->seconds_left = (double)(progress->steps - trainer->steps) * (clock->last - begin);
     record_step(job, &result, rate, clock->last - begin);
+    log_step(job, progress, clock->last);
     return HD_OK;
 }
 
@@ -263,6 +290,8 @@ static hd_status run_steps(hdi_train_job *job, hd_progress_fn progress_fn, void 
         if ((step == steps && save_last) || stop || (save_every && step % save_every == 0)) {
             hd_status saved = hdi_train_save(job);
             if (saved == HD_OK) saved_at = step;
+            if (saved == HD_OK && job->files.rank == 0)
+                hdi_log_run(HD_LOG_INFO, "step %" PRId64 ": saved", step);
             if (saved != HD_OK && (stop || step == steps)) return saved;
             if (saved != HD_OK)
                 hdi_log(HD_LOG_ERROR, "step %" PRId64 ": not saved, going on: %s", step,
@@ -324,6 +353,7 @@ hd_status hd_train_run(const hd_config *config, hd_progress_fn progress, void *u
         out->entropy = job.feed->entropy;
         out->steps = job.trainer->steps;
         snprintf(out->directory, sizeof out->directory, "%s", job.files.directory);
+        log_start(&job);
         status = run_steps(&job, progress, user, out);
         report_memory(&job);
     }

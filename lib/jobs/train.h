@@ -57,6 +57,7 @@ typedef struct hdi_train_job {
 
     uint64_t seed;
     bool records_lost; /* the last record of metrics.jsonl could not be written */
+    double logs_next;  /* when log.txt gets its next line on progress */
     bool alone;        /* this rank failed where the others cannot know of it */
 } hdi_train_job;
 
@@ -66,8 +67,9 @@ typedef struct hdi_train_target {
     hd_model *model;
     const hd_mesh *mesh; /* may be fake */
     const hd_backend *backend;
-    size_t foreign; /* bytes of the device that others take */
-    bool remedy;    /* look for settings that fit, for the message */
+    size_t foreign;   /* bytes of the device that others take */
+    size_t transport; /* and communicators */
+    bool remedy;      /* look for settings that fit, for the message */
 } hdi_train_target;
 
 /* The trainer that the configuration asks for; `buckets` of video models, NULL for others. */

@@ -98,10 +98,12 @@ static char *state_text(const hdi_train_job *job)
     return hdi_format(
         "{\"format\": 1, \"step\": %" PRId64 ", \"updates\": %" PRId64 ", \"samples\": %" PRId64
         ", \"seed\": %" PRIu64 ", \"data\": {\"fingerprint\": \"%016" PRIx64 "\"}"
-        "%s, \"layout\": {\"ranks\": %d, \"data\": %d, \"pipeline\": %d}, \"model\": %s}",
+        "%s, \"layout\": {\"ranks\": %d, \"data\": %d, \"pipeline\": %d, \"sequence\": %d}, "
+        "\"model\": %s}",
         trainer->steps, trainer->updates, job->feed->samples, job->seed, job->feed->fingerprint,
         scale, hd_mesh_ranks(job->mesh), hd_mesh_size(job->mesh, HD_AXIS_DATA),
-        hd_mesh_size(job->mesh, HD_AXIS_PIPELINE), hd_model_config_json(job->model));
+        hd_mesh_size(job->mesh, HD_AXIS_PIPELINE), hd_mesh_size(job->mesh, HD_AXIS_SEQUENCE),
+        hd_model_config_json(job->model));
 }
 
 hd_status hdi_train_save(hdi_train_job *job)

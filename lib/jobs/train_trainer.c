@@ -109,6 +109,7 @@ hd_status hdi_train_create(const hdi_train_target *on, const hdi_video_buckets *
     HD_RETURN_IF_ERROR(train_options(on->config, on->model, on->mesh, &options));
     options.backend = on->backend;
     options.foreign = on->foreign;
+    options.transport = on->transport;
     hd_status status = listed_stages(
         on->config, hd_mesh_size(on->mesh, HD_AXIS_PIPELINE) * options.chunks, &stages);
     if (buckets && status == HD_OK) {

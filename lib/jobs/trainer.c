@@ -45,6 +45,11 @@ static hd_status take_shapes(hd_trainer *trainer)
     trainer->shapes = hdi_alloc_array((size_t)trainer->shape_count, sizeof *trainer->shapes);
     if (!trainer->shapes) return out_of_memory();
     const int data = hd_mesh_size(o->mesh, HD_AXIS_DATA);
+    if (o->exact && hd_mesh_size(o->mesh, HD_AXIS_SEQUENCE) > 1)
+        return hdi_error(HD_ERROR_UNSUPPORTED,
+                         "reduction exact with sequence %d: one token's share of a gradient is not "
+                         "kept apart, and sums over a part of the tokens round otherwise",
+                         hd_mesh_size(o->mesh, HD_AXIS_SEQUENCE));
     for (int s = 0; s < trainer->shape_count; s++) {
         hd_trainer_shape *shape = &trainer->shapes[s].is;
         *shape = given[s];
@@ -85,11 +90,11 @@ static hd_status check_options(hd_trainer *trainer, const hd_trainer_options *gi
     trainer->pipeline = hd_mesh_size(o->mesh, HD_AXIS_PIPELINE);
     trainer->stage = hd_mesh_index(o->mesh, HD_AXIS_PIPELINE);
     trainer->chunks = o->chunks;
-    if (hd_mesh_size(o->mesh, HD_AXIS_TENSOR) > 1 || hd_mesh_size(o->mesh, HD_AXIS_SEQUENCE) > 1)
-        return hdi_error(
-            HD_ERROR_UNSUPPORTED,
-            "layout: tensor %d x sequence %d: training splits over data and pipeline only",
-            hd_mesh_size(o->mesh, HD_AXIS_TENSOR), hd_mesh_size(o->mesh, HD_AXIS_SEQUENCE));
+    if (hd_mesh_size(o->mesh, HD_AXIS_TENSOR) > 1)
+        return hdi_error(HD_ERROR_UNSUPPORTED,
+                         "layout: tensor is %d: training splits over data, pipeline and sequence "
+                         "only",
+                         hd_mesh_size(o->mesh, HD_AXIS_TENSOR));
     return HD_OK;
 }
 
@@ -129,8 +134,11 @@ static hd_status make_layout(hd_trainer *trainer, hdi_layout **out)
     hd_status status = hdi_layout_create(
         programs, trainer->chunks,
         &(hdi_layout_options){.bucket_elements = trainer->options.bucket_elements,
-                              .shards = hd_mesh_size(trainer->options.mesh, HD_AXIS_DATA),
-                              .shard = hd_mesh_index(trainer->options.mesh, HD_AXIS_DATA),
+                              .axis = hd_mesh_size(trainer->options.mesh, HD_AXIS_SEQUENCE) > 1
+                                          ? HD_AXIS_REPLICA
+                                          : HD_AXIS_DATA,
+                              .shards = hd_mesh_size(trainer->options.mesh, HD_AXIS_REPLICA),
+                              .shard = hd_mesh_index(trainer->options.mesh, HD_AXIS_REPLICA),
                               .state_sharded = trainer->options.shard_state,
                               .is_tied = is_tied,
                               .user = trainer},
@@ -208,6 +216,7 @@ static hd_status make_plan(hd_trainer *trainer)
     const hd_trainer_options *o = &trainer->options;
     hd_plan_options options = {.budget = o->budget,
                                .foreign = o->foreign,
+                               .transport = o->transport,
                                .gradient_levels =
                                    o->exact ? hdi_gradient_levels(most_micro_batches(trainer)) : 1};
     HD_RETURN_IF_ERROR(hd_plan_create(&options, &trainer->plan));
@@ -326,8 +335,8 @@ hd_status hd_trainer_start(hd_trainer *trainer, hd_context *context, uint64_t se
     }
     const int most = most_micro_batches(trainer);
     const size_t batches = (size_t)(most > o->validate_batches ? most : o->validate_batches);
-    const size_t data = (size_t)hd_mesh_size(o->mesh, HD_AXIS_DATA);
-    trainer->losses = hdi_alloc_array(2 * batches * data, sizeof(double));
+    const size_t replicas = (size_t)hd_mesh_size(o->mesh, HD_AXIS_REPLICA);
+    trainer->losses = hdi_alloc_array(2 * batches * replicas, sizeof(double));
     trainer->square_sums = hdi_alloc_array((size_t)trainer->census.blocks, sizeof(double));
     trainer->staging = hdi_alloc(largest);
     if (!trainer->losses || !trainer->square_sums || !trainer->staging) return out_of_memory();

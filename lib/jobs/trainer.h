@@ -65,7 +65,7 @@ struct hd_trainer {
 
     hd_session *session;
     hdi_trace *trace;    /* borrowed, or NULL */
-    double *losses;      /* [2 * most micro-batches]: sum and count; owned */
+    double *losses;      /* [2 * most micro-batches * replicas]: sum and count; owned */
     double *square_sums; /* [blocks] */
     void *staging;       /* of the largest input */
     int64_t steps;       /* taken, skipped ones included */

@@ -38,16 +38,17 @@ typedef struct part {
     hd_tensor out;
 } part;
 
+/* `mesh` NULL: of whole sequences, so that what all ranks must agree on, such as costs, is the same on
+ * those that have more tokens and those that have fewer. */
 static hd_status build_part(hd_trainer *trainer, const hdi_trainer_shape *shape, int layer,
-                            bool first, bool last, part *out)
+                            bool first, bool last, const hd_mesh *mesh, part *out)
 {
     const hd_trainer_options *options = &trainer->options;
     *out = (part){0};
-    HD_RETURN_IF_ERROR(hd_program_create(&(hd_program_options){.name = "census",
-                                                               .dtype = options->dtype,
-                                                               .mesh = options->mesh,
-                                                               .backend = options->backend},
-                                         &out->program));
+    HD_RETURN_IF_ERROR(hd_program_create(
+        &(hd_program_options){
+            .name = "census", .dtype = options->dtype, .mesh = mesh, .backend = options->backend},
+        &out->program));
     hd_tensor x = {0};
     if (!first)
         x = hdi_tensor_add(out->program, "x", shape->x_dtype, HD_ROLE_BOUNDARY, shape->x_rank,
@@ -116,9 +117,10 @@ static double part_cost(const hd_program *program)
     return cost.flops;
 }
 
-static hd_status learn_first(hd_trainer *trainer, hdi_trainer_shape *shape, part *built)
+static hd_status learn_first(hd_trainer *trainer, hdi_trainer_shape *shape, const hd_mesh *mesh,
+                             part *built)
 {
-    HD_RETURN_IF_ERROR(build_part(trainer, shape, 0, true, false, built));
+    HD_RETURN_IF_ERROR(build_part(trainer, shape, 0, true, false, mesh, built));
     const hd_tensor_info *x = hd_tensor_get(built->program, built->out);
     if (!x) return hdi_error(HD_ERROR_ARGUMENT, "trainer: the first stage returned no tensor");
     shape->x_dtype = x->dtype;
@@ -127,13 +129,13 @@ static hd_status learn_first(hd_trainer *trainer, hdi_trainer_shape *shape, part
     return HD_OK;
 }
 
-/* Of further shapes only what passes between stages is asked; their programs are held against those
- * of the first. */
+/* What passes between stages on this rank. That is all that is asked of further shapes; their programs
+ * are held against those of the first. */
 static hd_status learn_shapes(hd_trainer *trainer)
 {
-    for (int s = 1; s < trainer->shape_count; s++) {
+    for (int s = 0; s < trainer->shape_count; s++) {
         part built = {0};
-        hd_status status = learn_first(trainer, &trainer->shapes[s], &built);
+        hd_status status = learn_first(trainer, &trainer->shapes[s], trainer->options.mesh, &built);
         hd_program_destroy(built.program);
         HD_RETURN_IF_ERROR(status);
     }
@@ -145,14 +147,16 @@ static hd_status learn_parts(hd_trainer *trainer, part *parts)
     hdi_census *census = &trainer->census;
     hdi_trainer_shape *shape = &trainer->shapes[0];
     int layers = trainer->options.layers;
-    HD_RETURN_IF_ERROR(learn_first(trainer, shape, &parts[0]));
+    const hd_mesh *mesh = trainer->options.mesh;
+    if (hd_mesh_size(mesh, HD_AXIS_SEQUENCE) > 1) mesh = NULL;
+    HD_RETURN_IF_ERROR(learn_first(trainer, shape, mesh, &parts[0]));
     census->first_cost = part_cost(parts[0].program);
     for (int i = 0; i < layers; i++) {
-        HD_RETURN_IF_ERROR(build_part(trainer, shape, i, false, false, &parts[1 + i]));
+        HD_RETURN_IF_ERROR(build_part(trainer, shape, i, false, false, mesh, &parts[1 + i]));
         HD_RETURN_IF_ERROR(check_x(shape, i, &parts[1 + i]));
         census->layer_costs[i] = part_cost(parts[1 + i].program);
     }
-    HD_RETURN_IF_ERROR(build_part(trainer, shape, layers, false, true, &parts[1 + layers]));
+    HD_RETURN_IF_ERROR(build_part(trainer, shape, layers, false, true, mesh, &parts[1 + layers]));
     census->last_cost = part_cost(parts[1 + layers].program);
     return HD_OK;
 }

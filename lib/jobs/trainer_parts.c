@@ -70,7 +70,7 @@ hd_status hd_trainer_weights_hash(hd_trainer *trainer, uint64_t *out)
     const hd_context *context = trainer->session->context;
     int64_t *sums = hdi_alloc_array((size_t)census->count, sizeof *sums);
     hd_status status = sums ? HD_OK : hdi_error(HD_ERROR_MEMORY, "trainer: out of host memory");
-    bool speaks = hd_mesh_index(trainer->options.mesh, HD_AXIS_DATA) == 0;
+    bool speaks = hd_mesh_index(trainer->options.mesh, HD_AXIS_REPLICA) == 0;
     for (int i = 0; i < layout->entry_count && status == HD_OK; i++) {
         const hdi_entry *entry = &layout->entries[i];
         if (!speaks || !hdi_trainer_speaks_for(trainer, entry->name)) continue;

@@ -84,6 +84,11 @@ hd_status hdi_trainer_build_chunk(hd_trainer *trainer, int shape_index, int chun
     else if (!last)
         make_boundary(program, out->out);
     if (last) out->out = (hd_tensor){0};
+    const int sequence = hd_mesh_size(options->mesh, HD_AXIS_SEQUENCE);
+    if (sequence > 1 && !program->splits_sequences)
+        hd_program_fail(program, HD_ERROR_UNSUPPORTED,
+                        "layout: sequence is %d, but this model does not split its sequences",
+                        sequence);
     return program->status == HD_OK ? HD_OK : hd_program_finish(program);
 }
 

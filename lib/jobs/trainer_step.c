@@ -30,12 +30,15 @@ static hd_status feed_inputs(hd_trainer *trainer, const hdi_pipeline_chunk *chun
     return HD_OK;
 }
 
-/* Every micro-batch's loss from the rank that has it, then sums in the order of the micro-batches. */
+/* Every micro-batch's loss from the ranks that have it or a part of it, then sums in the order of the
+ * micro-batches and the parts. */
 static hd_status sum_losses(hd_trainer *trainer, const hdi_pipeline_chunk *chunks, int batches,
                             double *loss, double *tokens)
 {
     const hd_mesh *mesh = trainer->options.mesh;
-    int data = hd_mesh_size(mesh, HD_AXIS_DATA), total = batches * data;
+    const int parts = hd_mesh_size(mesh, HD_AXIS_SEQUENCE);
+    const int part = hd_mesh_index(mesh, HD_AXIS_SEQUENCE);
+    const int total = batches * hd_mesh_size(mesh, HD_AXIS_DATA) * parts;
     memset(trainer->losses, 0, sizeof(double) * 2 * (size_t)total);
     if (trainer->stage == trainer->pipeline - 1) {
         const hd_program *program = chunks[trainer->chunks - 1].program;
@@ -43,9 +46,10 @@ static hd_status sum_losses(hd_trainer *trainer, const hdi_pipeline_chunk *chunk
         if (!output.id)
             return hdi_error(HD_ERROR_ARGUMENT,
                              "trainer: the last stage has no output named 'loss'");
-        double *mine = trainer->losses + 2 * (ptrdiff_t)batches * hd_mesh_index(mesh, HD_AXIS_DATA);
-        for (int b = 0; b < batches; b++)
-            HD_RETURN_IF_ERROR(hd_session_read(trainer->session, program, output, b, mine + 2 * b));
+        const ptrdiff_t first = (ptrdiff_t)batches * hd_mesh_index(mesh, HD_AXIS_DATA);
+        for (int b = 0; b < batches && !(program->whole_loss && part > 0); b++)
+            HD_RETURN_IF_ERROR(hd_session_read(trainer->session, program, output, b,
+                                               trainer->losses + 2 * ((first + b) * parts + part)));
     }
     hd_comm *world = hd_mesh_comm(mesh, HD_AXIS_NONE);
     if (hd_mesh_ranks(mesh) > 1) {

@@ -251,7 +251,7 @@ static void update_bucket(hd_trainer *trainer, const hdi_layout *layout, int ind
                                         bucket->elements);
     hdi_op_append(
         program, &hdi_op_all_gather,
-        &(hdi_all_gather_options){.collective = {HD_AXIS_DATA, bucket->elements, "weights"},
+        &(hdi_all_gather_options){.collective = {layout->axis, bucket->elements, "weights"},
                                   .counts = bucket->counts,
                                   .offsets = bucket->offsets},
         0, NULL, 1, &weights);

@@ -86,7 +86,7 @@ static hdi_model_stream block(hd_program *p, const hdi_model_stage *at, int laye
                                        .std = config->init_std,
                                        .transposed = true,
                                        .split = HD_SPLIT_COLUMNS});
-    h = hdi_model_attention(p, at, h);
+    h = hdi_model_attention(p, at, hdi_model_heads(p, at, h));
     h = hd_linear(p, h,
                   &(hd_linear_options){.name = "attn.c_proj",
                                        .outputs = config->hidden,
@@ -126,12 +126,14 @@ static hd_tensor build_gpt2(void *user, hd_program *p, const hd_stage *stage, hd
                                                  .entries = config->vocab,
                                                  .columns = config->hidden,
                                                  .std = config->init_std});
-        x = hd_position_embedding(p, x,
-                                  &(hd_position_embedding_options){.name = "wpe",
-                                                                   .entries = config->max_tokens,
-                                                                   .tokens = stage->tokens,
-                                                                   .first = at.position,
-                                                                   .std = config->init_std});
+        x = hd_position_embedding(
+            p, x,
+            &(hd_position_embedding_options){.name = "wpe",
+                                             .entries = config->max_tokens,
+                                             .tokens = stage->tokens,
+                                             .first = at.position,
+                                             .positions = hdi_model_positions(p, &at),
+                                             .std = config->init_std});
     }
     hdi_model_stream stream = {.x = x};
     for (int i = 0; i < stage->layers; i++)

@@ -101,9 +101,9 @@ static hd_tensor attention(hd_program *p, const hdi_model_stage *at, hd_tensor h
                                        .part = {{.name = "self_attn.q_proj", .outputs = query},
                                                 {.name = "self_attn.k_proj", .outputs = key},
                                                 {.name = "self_attn.v_proj", .outputs = key}}});
-    h = hd_rope(p, h,
+    h = hd_rope(p, hdi_model_heads(p, at, h),
                 &(hd_rope_options){.pairing = HD_ROPE_HALVES,
-                                   .heads = config->heads + config->kv_heads,
+                                   .heads = at->heads + at->kv_heads,
                                    .head_dim = config->head_dim,
                                    .tokens = at->stage->tokens,
                                    .positions = config->max_tokens,

@@ -1,5 +1,6 @@
 /* A stage of an MMDiT: what stands before, between and after its blocks. */
 #include "models/mmdit.h"
+#include "ops/sequence.h"
 
 #include <inttypes.h>
 
@@ -12,7 +13,7 @@ static bool check_stage(hdi_mmdit_build *b, hd_tensor x)
     const bool samples =
         stage->purpose == HD_PURPOSE_CONDITION || stage->purpose == HD_PURPOSE_DENOISE;
     const hd_tensor_info *info = hd_tensor_get(b->p, x);
-    const int64_t rows = stage->sequences * (b->image + b->text + !samples);
+    const int64_t rows = stage->sequences * (b->own + b->text + !samples);
     if (stage->purpose == HD_PURPOSE_GENERATE)
         hd_program_fail(b->p, HD_ERROR_ARGUMENT,
                         "model stage: to generate tokens, want a model of tokens");
@@ -52,8 +53,10 @@ static bool begin(hdi_mmdit_build *b, hd_tensor x)
         b->image *= b->grid[i];
     }
     b->text = video->text;
+    b->own = hdi_sequence_own_tokens(b->p, b->image);
     b->entries = b->stage->purpose == HD_PURPOSE_CONDITION ? video->steps : b->stage->sequences;
-    if (!check_stage(b, x)) return false;
+    if (!check_stage(b, x) || !hdi_sequence_begin(b->p, b->image, b->config->heads, true))
+        return false;
     if (video->text_counts && !b->config->text_first) {
         b->text_counts = hd_input(b->p, "text_counts", HD_DTYPE_I32, 1, &b->stage->sequences);
         b->joint_counts = hd_raise_counts(b->p, b->text_counts, b->image);
@@ -87,15 +90,19 @@ static hd_tensor image_rows(hdi_mmdit_build *b)
     const hdi_mmdit_config *config = b->config;
     hd_patch_options cut = patches(b, config->channels);
     hd_tensor x = hd_patchify(b->p, video_input(b, "latents", config->channels), &cut);
+    const int64_t sequences = b->stage->sequences;
+    x = hdi_sequence_own_rows(b->p, x, sequences, b->image);
     x = hdi_mmdit_linear(b, x, "img_in.proj", config->hidden);
-    if (config->positions) x = hd_add_rows(b->p, x, hdi_mmdit_positions(b));
+    if (config->positions)
+        x = hd_add_rows(b->p, x, hdi_sequence_own_rows(b->p, hdi_mmdit_positions(b), 1, b->image));
     if (!config->condition_channels) return x;
     const hd_tensor bias = hdi_mmdit_vector(b, "cond_in.bias", HD_INIT_ZEROS, 2, config->hidden);
     x = hd_add_rows(b->p, x, bias);
     if (!b->stage->video.masked_frames) return x;
     cut = patches(b, config->condition_channels);
-    const hd_tensor given =
-        hd_patchify(b->p, video_input(b, "condition", config->condition_channels), &cut);
+    const hd_tensor given = hdi_sequence_own_rows(
+        b->p, hd_patchify(b->p, video_input(b, "condition", config->condition_channels), &cut),
+        sequences, b->image);
     hdi_mmdit_layer layer;
     hdi_mmdit_layer_of(b, "cond_in", 1, config->hidden, &layer);
     layer.options.bias = false;
@@ -117,12 +124,12 @@ static hd_tensor join(hdi_mmdit_build *b, int parts, hdi_mmdit_rows *rows, hd_te
 
 static void split(hdi_mmdit_build *b, hd_tensor x, int parts, hdi_mmdit_rows *rows)
 {
-    const int64_t first = b->config->text_first ? b->text : b->image;
+    const int64_t first = b->config->text_first ? b->text : b->own;
     const bool carries = b->stage->purpose != HD_PURPOSE_DENOISE;
-    int64_t tokens[3] = {first, b->image + b->text - first, 1};
+    int64_t tokens[3] = {first, b->own + b->text - first, 1};
     hd_tensor out[3] = {{0}};
     if (parts == 1) {
-        tokens[0] = b->image + b->text;
+        tokens[0] = b->own + b->text;
         tokens[1] = 1;
     }
     if (parts == 1 && !carries)
@@ -157,10 +164,10 @@ static hd_tensor finish(hdi_mmdit_build *b, hdi_mmdit_rows *joined)
     const hd_tensor table = hdi_mmdit_modulation(b, "final_layer.adaLN_modulation.1", 2);
     if (b->stage->purpose == HD_PURPOSE_CONDITION) return (hd_tensor){0};
     const hd_modulation by = {
-        .table = table, .rows_per_group = b->image, .shift = 0, .scale = hidden, .gate = -1};
+        .table = table, .rows_per_group = b->own, .shift = 0, .scale = hidden, .gate = -1};
     const int image = hdi_mmdit_image(config);
     int64_t tokens[] = {b->text, b->text};
-    tokens[image] = b->image;
+    tokens[image] = b->own;
     hd_tensor parts[2];
     hd_split_rows(b->p, hdi_mmdit_sum(b->p, joined), b->stage->sequences, 2, tokens, parts);
     hdi_mmdit_layer layer;
@@ -168,7 +175,9 @@ static hd_tensor finish(hdi_mmdit_build *b, hdi_mmdit_rows *joined)
                        config->channels * config->patch[0] * config->patch[1] * config->patch[2],
                        &layer);
     layer.options.std = -1;
-    return hd_linear(b->p, hd_modulated_norm(b->p, parts[image], &by, 1e-6), &layer.options);
+    const hd_tensor x =
+        hd_linear(b->p, hd_modulated_norm(b->p, parts[image], &by, 1e-6), &layer.options);
+    return hdi_sequence_all_rows(b->p, x, b->stage->sequences, b->image);
 }
 
 static hd_tensor result(hdi_mmdit_build *b, hd_tensor x)

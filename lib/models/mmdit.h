@@ -48,7 +48,8 @@ typedef struct hdi_mmdit_build {
     const hdi_mmdit_config *config;
     const hd_stage *stage;
     int64_t grid[3], image, text; /* patches of each axis; tokens of a sequence */
-    int64_t entries;              /* noise levels at once: sequences, or steps to condition */
+    int64_t own; /* the image's tokens that are this rank's, where sequences are split over ranks */
+    int64_t entries; /* noise levels at once: sequences, or steps to condition */
     hdi_mmdit_section section;
     int block; /* of the section */
     hd_tensor text_counts, joint_counts;
@@ -107,6 +108,16 @@ static inline int hdi_mmdit_image(const hdi_mmdit_config *config)
 {
     return config->text_first ? 1 : 0;
 }
+
+/* Whether sequences are split over ranks. The image's rows are then its `own`; attention is: */
+static inline bool hdi_mmdit_is_split(const hdi_mmdit_build *b)
+{
+    return hd_mesh_size(b->p->mesh, HD_AXIS_SEQUENCE) > 1;
+}
+
+/* of own image and text rows, in two streams or joined in one. Rotations are those of whole sequences. */
+void hdi_mmdit_sequence_attention(hdi_mmdit_build *b, int count, const hd_qkv_stream *streams,
+                                  hd_tensor *out);
 
 /* A block's forward. Conditioning only, it makes its modulation and leaves the rows alone. */
 void hdi_mmdit_double_block(hdi_mmdit_build *b, int block, hdi_mmdit_rows streams[2]);

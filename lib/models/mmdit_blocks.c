@@ -1,5 +1,6 @@
 /* Double-stream and single-stream blocks. */
 #include "models/mmdit.h"
+#include "nn/nn.h"
 
 static hd_modulation table_of(hd_tensor table, int64_t rows, int64_t shift, int64_t scale,
                               int64_t gate)
@@ -66,16 +67,53 @@ static hd_tensor head_norm(hdi_mmdit_build *b, const char *name)
     return hdi_mmdit_vector(b, name, HD_INIT_ONES, 1, b->config->head_dim);
 }
 
-static hd_tensor attention(hdi_mmdit_build *b, int count, const hd_qkv_stream *streams)
+/* What attention is made of: the streams' queries, keys and values, or, in slices, the rows and maps
+ * that make them. */
+static bool is_sliced(const hdi_mmdit_build *b)
+{
+    return b->p->slices > 1 && !hdi_mmdit_is_split(b);
+}
+
+static void add_stream(hdi_mmdit_build *b, hdi_attention_slices *to, int s, hd_tensor h,
+                       const char *name)
+{
+    const int64_t hidden = b->config->hidden;
+    hdi_mmdit_layer layer;
+    hdi_mmdit_layer_of(b, name, hidden, 3 * hidden, &layer);
+    if (is_sliced(b))
+        to->map[s] = hdi_linear_declare(b->p, hidden, &layer.options);
+    else
+        h = hd_linear(b->p, h, &layer.options);
+    to->stream[s].qkv = h;
+}
+
+/* The streams' rows of the result. */
+static void attend(hdi_mmdit_build *b, hdi_attention_slices *from, hd_tensor *out)
 {
     const hdi_mmdit_config *config = b->config;
-    const hd_tensor joint = hd_joint_qkv(b->p, b->stage->sequences, config->heads, config->head_dim,
-                                         1e-6, count, streams);
-    return hd_attention(b->p, joint,
-                        &(hd_attention_options){.heads = config->heads,
-                                                .head_dim = config->head_dim,
-                                                .tokens = b->image + b->text,
-                                                .counts = b->joint_counts});
+    if (hdi_mmdit_is_split(b)) {
+        hdi_mmdit_sequence_attention(b, from->streams, from->stream, out);
+        return;
+    }
+    from->sequences = b->stage->sequences;
+    from->heads = config->heads;
+    from->head_dim = config->head_dim;
+    from->epsilon = 1e-6;
+    from->counts = b->joint_counts;
+    from->groups = b->p->slices;
+    if (is_sliced(b)) {
+        hdi_attention_sliced(b->p, from, out);
+        return;
+    }
+    const hd_tensor joint = hd_joint_qkv(b->p, from->sequences, from->heads, from->head_dim,
+                                         from->epsilon, from->streams, from->stream);
+    const hd_attention_options options = {.heads = config->heads,
+                                          .head_dim = config->head_dim,
+                                          .tokens = b->image + b->text,
+                                          .counts = b->joint_counts};
+    const int64_t tokens[] = {from->stream[0].tokens, from->stream[1].tokens};
+    out[0] = hd_attention(b->p, joint, &options);
+    if (from->streams > 1) hd_split_rows(b->p, out[0], from->sequences, 2, tokens, out);
 }
 
 /* A stream's layers in a double block. */
@@ -101,21 +139,23 @@ void hdi_mmdit_double_block(hdi_mmdit_build *b, int block, hdi_mmdit_rows stream
     const int64_t hidden = b->config->hidden;
     const int image = hdi_mmdit_image(b->config);
     hd_tensor tables[2], attended[2];
-    hd_qkv_stream qkv[2] = {{.tokens = b->text}, {.tokens = b->text}};
-    qkv[image] = (hd_qkv_stream){.tokens = b->image, .rope = positions(b, 0)};
-    const int64_t tokens[] = {qkv[0].tokens, qkv[1].tokens};
+    hdi_attention_slices from = {.streams = 2,
+                                 .stream = {{.tokens = b->text}, {.tokens = b->text}}};
+    from.stream[image] = (hd_qkv_stream){.tokens = b->image, .rope = positions(b, 0)};
+    int64_t tokens[] = {b->text, b->text};
+    tokens[image] = b->own;
     hdi_mmdit_begin(b, HDI_MMDIT_DOUBLE, block);
     for (int s = 0; s < 2; s++) {
         const struct stream_names *names = s == image ? &image_names : &text_names;
         tables[s] = hdi_mmdit_modulation(b, names->modulation, 6);
         if (b->stage->purpose == HD_PURPOSE_CONDITION) continue;
         const hd_modulation by = table_of(tables[s], tokens[s], 0, hidden, -1);
-        qkv[s].qkv = hdi_mmdit_linear(b, norm(b->p, &streams[s], &by), names->qkv, 3 * hidden);
-        qkv[s].query_norm = head_norm(b, names->query_norm);
-        qkv[s].key_norm = head_norm(b, names->key_norm);
+        add_stream(b, &from, s, norm(b->p, &streams[s], &by), names->qkv);
+        from.stream[s].query_norm = head_norm(b, names->query_norm);
+        from.stream[s].key_norm = head_norm(b, names->key_norm);
     }
     if (b->stage->purpose != HD_PURPOSE_CONDITION) {
-        hd_split_rows(b->p, attention(b, 2, qkv), b->stage->sequences, 2, tokens, attended);
+        attend(b, &from, attended);
         for (int s = 0; s < 2; s++) {
             const struct stream_names *names = s == image ? &image_names : &text_names;
             const hd_modulation by = table_of(tables[s], tokens[s], 3 * hidden, 4 * hidden, -1);
@@ -132,18 +172,20 @@ void hdi_mmdit_double_block(hdi_mmdit_build *b, int block, hdi_mmdit_rows stream
 
 void hdi_mmdit_single_block(hdi_mmdit_build *b, int block, hdi_mmdit_rows *joined)
 {
-    const int64_t hidden = b->config->hidden, tokens = b->image + b->text;
+    const int64_t hidden = b->config->hidden, tokens = b->own + b->text;
     hdi_mmdit_begin(b, HDI_MMDIT_SINGLE, block);
     const hd_tensor table = hdi_mmdit_modulation(b, "modulation.linear", 3);
     if (b->stage->purpose != HD_PURPOSE_CONDITION) {
         const hd_modulation by = table_of(table, tokens, 0, hidden, -1);
         const hd_tensor h = norm(b->p, joined, &by);
-        const hd_qkv_stream qkv = {.qkv = hdi_mmdit_linear(b, h, "linear1_qkv", 3 * hidden),
-                                   .query_norm = head_norm(b, "q_norm.weight"),
-                                   .key_norm = head_norm(b, "k_norm.weight"),
-                                   .tokens = tokens,
-                                   .rope = positions(b, b->config->text_first ? b->text : 0)};
-        const hd_tensor attended = attention(b, 1, &qkv);
+        hdi_attention_slices from = {.streams = 1};
+        add_stream(b, &from, 0, h, "linear1_qkv");
+        from.stream[0].query_norm = head_norm(b, "q_norm.weight");
+        from.stream[0].key_norm = head_norm(b, "k_norm.weight");
+        from.stream[0].tokens = tokens;
+        from.stream[0].rope = positions(b, b->config->text_first ? b->text : 0);
+        hd_tensor attended;
+        attend(b, &from, &attended);
         hdi_mmdit_layer last;
         hdi_mmdit_layer_of(b, "linear2_attn", hidden, hidden, &last);
         last.options.add = hdi_mmdit_mlp(b, h, "linear1_mlp", "linear2_mlp");

@@ -1,5 +1,6 @@
 /* What stands at the ends of a stage, whatever the family. */
 #include "models/model.h"
+#include "ops/sequence.h"
 
 #include <inttypes.h>
 
@@ -8,7 +9,11 @@ bool hdi_model_stage_begin(hd_program *program, const hdi_model_config *config,
 {
     *out = (hdi_model_stage){.config = config, .stage = stage};
     const bool generates = stage->purpose == HD_PURPOSE_GENERATE;
-    const int64_t one = 1, rows = stage->sequences * stage->tokens;
+    const int64_t one = 1;
+    out->tokens = hdi_sequence_own_tokens(program, stage->tokens);
+    out->heads = hdi_sequence_own_heads(program, config->heads, config->kv_heads);
+    out->kv_heads = hdi_sequence_own_heads(program, config->kv_heads, config->kv_heads);
+    const int64_t rows = stage->sequences * out->tokens;
     const int64_t longest = generates ? stage->capacity : stage->tokens;
     const hd_tensor_info *info = hd_tensor_get(program, x);
     if (stage->first_layer < 0 || stage->layers < 0 ||
@@ -29,7 +34,12 @@ bool hdi_model_stage_begin(hd_program *program, const hdi_model_config *config,
                         "model stage: x is not what comes from the stage before, want [%" PRId64
                         ", %" PRId64 "]",
                         rows, config->hidden);
-    } else {
+    } else if (generates && hd_mesh_size(program->mesh, HD_AXIS_SEQUENCE) > 1) {
+        hd_program_fail(program, HD_ERROR_UNSUPPORTED,
+                        "model stage: sequences split over %d ranks, but generation works on one "
+                        "token at a time",
+                        hd_mesh_size(program->mesh, HD_AXIS_SEQUENCE));
+    } else if (generates || hdi_sequence_begin(program, stage->tokens, config->kv_heads, false)) {
         if (generates) {
             out->position = hd_input(program, "position", HD_DTYPE_I32, 1, &one);
             out->count = hd_input(program, "count", HD_DTYPE_I32, 1, &one);
@@ -39,17 +49,51 @@ bool hdi_model_stage_begin(hd_program *program, const hdi_model_config *config,
     return false;
 }
 
+/* Ids of whole sequences are fed; this rank reads its tokens'. */
+static hd_tensor own_ids(hd_program *program, const hdi_model_stage *at, const char *name)
+{
+    const int64_t sequences = at->stage->sequences, tokens = at->stage->tokens;
+    const int64_t rows = sequences * tokens;
+    return hdi_sequence_own_rows(program, hd_input(program, name, HD_DTYPE_I32, 1, &rows),
+                                 sequences, tokens);
+}
+
 hd_tensor hdi_model_tokens(hd_program *program, const hdi_model_stage *at)
 {
-    const int64_t rows = at->stage->sequences * at->stage->tokens;
-    return hd_input(program, "tokens", HD_DTYPE_I32, 1, &rows);
+    return own_ids(program, at, "tokens");
+}
+
+hd_tensor hdi_model_positions(hd_program *program, const hdi_model_stage *at)
+{
+    const hd_stage *stage = at->stage;
+    if (at->tokens == stage->tokens) return (hd_tensor){0};
+    return hdi_sequence_own_rows(program,
+                                 hd_positions(program, (hd_tensor){0},
+                                              stage->sequences * stage->tokens, stage->tokens,
+                                              at->config->max_tokens),
+                                 stage->sequences, stage->tokens);
+}
+
+static hdi_sequence_shape sequence_shape(const hdi_model_stage *at)
+{
+    return (hdi_sequence_shape){.sequences = at->stage->sequences,
+                                .tokens = at->stage->tokens,
+                                .heads = at->config->heads,
+                                .kv_heads = at->config->kv_heads,
+                                .head_dim = at->config->head_dim};
+}
+
+hd_tensor hdi_model_heads(hd_program *program, const hdi_model_stage *at, hd_tensor qkv)
+{
+    const hdi_sequence_shape shape = sequence_shape(at);
+    return hdi_sequence_to_heads(program, qkv, &shape);
 }
 
 hd_tensor hdi_model_attention(hd_program *program, const hdi_model_stage *at, hd_tensor qkv)
 {
     const hd_attention_options options = {
-        .heads = at->config->heads,
-        .kv_heads = at->config->kv_heads,
+        .heads = at->heads,
+        .kv_heads = at->kv_heads,
         .head_dim = at->config->head_dim,
         .tokens = at->stage->tokens,
         .causal = true,
@@ -57,8 +101,10 @@ hd_tensor hdi_model_attention(hd_program *program, const hdi_model_stage *at, hd
         .position = at->position,
         .count = at->count,
     };
-    return at->stage->purpose == HD_PURPOSE_GENERATE ? hd_attention_cached(program, qkv, &options)
-                                                     : hd_attention(program, qkv, &options);
+    if (at->stage->purpose == HD_PURPOSE_GENERATE)
+        return hd_attention_cached(program, qkv, &options);
+    const hdi_sequence_shape shape = sequence_shape(at);
+    return hdi_sequence_to_tokens(program, hd_attention(program, qkv, &options), &shape);
 }
 
 hd_tensor hdi_model_norm(hd_program *program, hdi_model_stream from, const hd_norm_options *options,
@@ -103,6 +149,5 @@ hd_tensor hdi_model_finish(hd_program *program, const hdi_model_stage *at, hd_te
                                                             .std = at->config->init_std,
                                                             .split = HD_SPLIT_COLUMNS});
     if (at->stage->purpose == HD_PURPOSE_GENERATE) return hd_output(program, logits, "logits");
-    const int64_t rows = at->stage->sequences * at->stage->tokens;
-    return hd_cross_entropy(program, logits, hd_input(program, "targets", HD_DTYPE_I32, 1, &rows));
+    return hd_cross_entropy(program, logits, own_ids(program, at, "targets"));
 }

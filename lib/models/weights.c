@@ -195,35 +195,64 @@ static hd_status read_transposed(const hdi_safetensors *file, const hdi_safetens
     return status;
 }
 
+/* A run of elements: F32 of whatever is stored, else as they are. */
+static hd_status read_run(const hdi_safetensors *file, const hdi_safetensors_tensor *tensor,
+                          hd_dtype dtype, int64_t first, int64_t count, char *out)
+{
+    if (dtype == HD_DTYPE_F32)
+        return hdi_safetensors_read_f32(file, tensor, first, count, (float *)(void *)out);
+    const int64_t bytes = (int64_t)hd_dtype_bytes(dtype);
+    return hdi_safetensors_pread(file, tensor, first * bytes, count * bytes, out);
+}
+
 /* Elements [first, first + count) of a block of a wider tensor: row by row. */
 static hd_status read_block(const hdi_safetensors *file, const hdi_safetensors_tensor *tensor,
-                            const hdi_model_part *it, int64_t first, int64_t count, float *out)
+                            const hdi_model_part *it, hd_dtype dtype, int64_t first, int64_t count,
+                            char *out)
 {
     while (count > 0) {
         const int64_t row = first / it->columns, column = first % it->columns;
         const int64_t left = it->columns - column, now = left < count ? left : count;
-        HD_RETURN_IF_ERROR(hdi_safetensors_read_f32(
-            file, tensor, it->first + row * it->file_columns + column, now, out));
+        HD_RETURN_IF_ERROR(
+            read_run(file, tensor, dtype, it->first + row * it->file_columns + column, now, out));
         first += now;
-        out += now;
+        out += (size_t)now * hd_dtype_bytes(dtype);
         count -= now;
     }
     return HD_OK;
 }
 
-static hd_status read_part(const hdi_weights *weights, const hdi_model_part *it, int64_t first,
-                           int64_t count, float *out)
+static hd_status read_part(const hdi_weights *weights, const hdi_model_part *it, hd_dtype dtype,
+                           int64_t first, int64_t count, char *out)
 {
     hdi_safetensors *file;
     const hdi_safetensors_tensor *tensor;
     HD_RETURN_IF_ERROR(find_part(weights, it, &file, &tensor));
-    if (it->transposed) return read_transposed(file, tensor, it, first, count, out);
-    if (it->columns != it->file_columns) return read_block(file, tensor, it, first, count, out);
-    return hdi_safetensors_read_f32(file, tensor, it->first + first, count, out);
+    if (dtype != HD_DTYPE_F32 && (it->transposed || tensor->dtype != dtype))
+        return hdi_error(HD_ERROR_ARGUMENT, "%s: tensor \"%s\": %s%s, asked for %s as it is",
+                         hdi_safetensors_path(file), tensor->name, hd_dtype_name(tensor->dtype),
+                         it->transposed ? " in columns" : "", hd_dtype_name(dtype));
+    if (it->transposed)
+        return read_transposed(file, tensor, it, first, count, (float *)(void *)out);
+    if (it->columns != it->file_columns)
+        return read_block(file, tensor, it, dtype, first, count, out);
+    return read_run(file, tensor, dtype, it->first + first, count, out);
 }
 
-hd_status hdi_model_read_parameter(const hdi_weights *weights, const hd_parameter_options *options,
-                                   int64_t first, int64_t count, float *out)
+bool hdi_model_is_stored_as(const hdi_weights *weights, const hd_parameter_options *options,
+                            hd_dtype dtype)
+{
+    for (int i = 0; i < hdi_model_part_count(options); i++) {
+        const hdi_model_part it = hdi_model_part_of(options, i);
+        hdi_safetensors *file;
+        const hdi_safetensors_tensor *tensor = find(weights, it.name, &file);
+        if (!tensor || tensor->dtype != dtype || it.transposed) return false;
+    }
+    return true;
+}
+
+hd_status hdi_model_copy_parameter(const hdi_weights *weights, const hd_parameter_options *options,
+                                   hd_dtype dtype, int64_t first, int64_t count, void *out)
 {
     int64_t begin = 0; /* of the part, in elements of the parameter */
     const int64_t end = first + count;
@@ -234,7 +263,8 @@ hd_status hdi_model_read_parameter(const hdi_weights *weights, const hd_paramete
         const int64_t to = end - begin < elements ? end - begin : elements;
         if (from < to)
             HD_RETURN_IF_ERROR(
-                read_part(weights, &it, from, to - from, out + (begin + from - first)));
+                read_part(weights, &it, dtype, from, to - from,
+                          (char *)out + (size_t)(begin + from - first) * hd_dtype_bytes(dtype)));
         begin += elements;
     }
     if (first < 0 || count < 0 || end > begin)
@@ -243,4 +273,10 @@ hd_status hdi_model_read_parameter(const hdi_weights *weights, const hd_paramete
                          ", it has %" PRId64,
                          options->name, count, first, begin);
     return HD_OK;
+}
+
+hd_status hdi_model_read_parameter(const hdi_weights *weights, const hd_parameter_options *options,
+                                   int64_t first, int64_t count, float *out)
+{
+    return hdi_model_copy_parameter(weights, options, HD_DTYPE_F32, first, count, out);
 }

@@ -28,6 +28,15 @@ hdi_model_part hdi_model_part_of(const hd_parameter_options *options, int index)
 hd_status hdi_model_read_parameter(const hdi_weights *weights, const hd_parameter_options *options,
                                    int64_t first, int64_t count, float *out);
 
+/* True if all of the parameter's elements are in the file as `dtype`, and its rows as heddle has them. */
+bool hdi_model_is_stored_as(const hdi_weights *weights, const hd_parameter_options *options,
+                            hd_dtype dtype);
+
+/* Elements of such a parameter as they are in the file, a NaN's bits too; of any parameter, if dtype is
+ * F32. */
+hd_status hdi_model_copy_parameter(const hdi_weights *weights, const hd_parameter_options *options,
+                                   hd_dtype dtype, int64_t first, int64_t count, void *out);
+
 /* The same checks without reading, of one or of many: all that is wrong in one message. */
 hd_status hdi_model_check_parameter(const hdi_weights *weights,
                                     const hd_parameter_options *options);

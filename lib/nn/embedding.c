@@ -40,7 +40,9 @@ hd_tensor hd_position_embedding(hd_program *program, hd_tensor x,
                                options->name ? options->name : "(NULL)", info ? info->rank : 0);
     const int64_t rows = info->dims[0], columns = info->dims[1];
     const hd_tensor positions =
-        hd_positions(program, options->first, rows, options->tokens, options->entries);
+        options->positions.id
+            ? options->positions
+            : hd_positions(program, options->first, rows, options->tokens, options->entries);
     return hd_add(
         program, x,
         hd_embedding_op(program, positions,

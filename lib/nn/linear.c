@@ -1,8 +1,7 @@
 /* The linear layer: weight and bias under their names in files, whole or in parts. */
-#include <heddle/nn.h>
+#include "nn/nn.h"
 
 #include "core/memory.h"
-#include "nn/nn.h"
 #include "ops/ops.h"
 
 #include <inttypes.h>
@@ -78,61 +77,78 @@ static hd_tensor declare_bias(hd_program *program, const hd_linear_options *opti
     return declare(program, options, "bias", &bias);
 }
 
-typedef struct parameters {
-    hd_tensor weight, bias; /* invalid weight: the program has failed */
-} parameters;
-
-static parameters fail(hd_tensor none)
-{
-    return (parameters){.weight = none};
-}
-
-static parameters declare_linear(hd_program *program, hd_tensor x, const hd_linear_options *options)
+hdi_linear_map hdi_linear_declare(hd_program *program, int64_t inputs,
+                                  const hd_linear_options *options)
 {
     const char *name = options->name ? options->name : options->weight;
-    const hd_tensor_info *info = hd_tensor_get(program, x);
-    if (!name || (options->bias && !options->name))
-        return fail(
-            hd_program_fail(program, HD_ERROR_ARGUMENT, "linear: name is NULL, want a name"));
-    if (!info || info->rank < 1)
-        return fail(hd_program_fail(program, HD_ERROR_ARGUMENT,
-                                    "linear '%s': x is %s, want a tensor [..., inputs]", name,
-                                    info ? "a scalar" : "invalid"));
-    if (options->parts < 0 || options->parts > HD_MAX_PARTS)
-        return fail(hd_program_fail(program, HD_ERROR_ARGUMENT,
-                                    "linear '%s': %d parts, want 0 to %d", name, options->parts,
-                                    HD_MAX_PARTS));
+    const hdi_linear_map none = {{0}, {0}};
+    if (!name || (options->bias && !options->name)) {
+        hd_program_fail(program, HD_ERROR_ARGUMENT, "linear: name is NULL, want a name");
+        return none;
+    }
+    if (options->parts < 0 || options->parts > HD_MAX_PARTS) {
+        hd_program_fail(program, HD_ERROR_ARGUMENT, "linear '%s': %d parts, want 0 to %d", name,
+                        options->parts, HD_MAX_PARTS);
+        return none;
+    }
     const int ranks = hd_mesh_size(program->mesh, HD_AXIS_TENSOR);
-    if (options->split != HD_SPLIT_NONE && ranks > 1)
-        return fail(
-            hd_program_fail(program, HD_ERROR_UNSUPPORTED,
-                            "linear '%s': the mesh's tensor axis has %d ranks, want 1: layers "
-                            "are not split over ranks",
-                            name, ranks));
-    const int64_t inputs = info->dims[info->rank - 1];
-    parameters out = {.weight = declare_weight(program, options, inputs)};
+    if (options->split != HD_SPLIT_NONE && ranks > 1) {
+        hd_program_fail(program, HD_ERROR_UNSUPPORTED,
+                        "linear '%s': the mesh's tensor axis has %d ranks, want 1: layers are not "
+                        "split over ranks",
+                        name, ranks);
+        return none;
+    }
+    hdi_linear_map out = {.weight = declare_weight(program, options, inputs)};
     if (options->bias) out.bias = declare_bias(program, options);
     return out;
 }
 
+/* The same for the columns of x. */
+static hdi_linear_map declare_linear(hd_program *program, hd_tensor x,
+                                     const hd_linear_options *options)
+{
+    const char *name = options->name ? options->name : options->weight;
+    const hd_tensor_info *info = hd_tensor_get(program, x);
+    if (info && info->rank >= 1)
+        return hdi_linear_declare(program, info->dims[info->rank - 1], options);
+    hd_program_fail(program, HD_ERROR_ARGUMENT, "linear '%s': x is %s, want a tensor [..., inputs]",
+                    name ? name : "", info ? "a scalar" : "invalid");
+    return (hdi_linear_map){{0}, {0}};
+}
+
 hd_tensor hd_linear(hd_program *program, hd_tensor x, const hd_linear_options *options)
 {
-    const parameters own = declare_linear(program, x, options);
+    const hdi_linear_map own = declare_linear(program, x, options);
     if (!own.weight.id) return own.weight;
     return options->add.id ? hdi_linear_add(program, x, own.weight, own.bias, options->add)
                            : hd_linear_op(program, x, own.weight, own.bias);
 }
 
+/* What lies between has four times x's columns, queries, keys and values have three times: with twice
+ * the program's slices it is no larger than a slice of those. */
+static hd_tensor sliced_mlp(hd_program *program, hd_tensor x, const hd_linear_options *up,
+                            const hd_linear_options *down)
+{
+    const hdi_linear_map first = declare_linear(program, x, up);
+    if (!first.weight.id) return first.weight;
+    const hdi_linear_map second = hdi_linear_declare(program, up->outputs, down);
+    if (!second.weight.id) return second.weight;
+    return hdi_mlp_slices(program, x, &first, &second, 2 * program->slices);
+}
+
 hd_tensor hd_gelu_mlp(hd_program *program, hd_tensor x, const hd_linear_options *up,
                       const hd_linear_options *down)
 {
-    if (!program->training || up->add.id || down->add.id)
+    const bool adds = up->add.id || down->add.id;
+    if (program->slices > 1 && !adds) return sliced_mlp(program, x, up, down);
+    if (!program->training || adds)
         return hd_linear(program, hd_gelu_tanh(program, hd_linear(program, x, up)), down);
     hd_tensor pre;
-    const parameters first = declare_linear(program, x, up);
+    const hdi_linear_map first = declare_linear(program, x, up);
     if (!first.weight.id) return first.weight;
     const hd_tensor activated = hdi_linear_gelu(program, x, first.weight, first.bias, &pre);
-    const parameters second = declare_linear(program, activated, down);
+    const hdi_linear_map second = declare_linear(program, activated, down);
     if (!second.weight.id) return second.weight;
     return hdi_linear_after_gelu(program, activated, pre, second.weight, second.bias);
 }

@@ -4,6 +4,7 @@
  * absent). */
 #include "core/error.h"
 #include "ops/ops.h"
+#include "ops/slices.h"
 
 #include <heddle/diffusion.h>
 
@@ -246,16 +247,44 @@ static hdi_rope_axes axes_of(const hd_rope_axes *rope)
     return out;
 }
 
+bool hdi_joint_sizes(hd_program *program, int64_t sequences, int64_t heads, int64_t head_dim,
+                     double epsilon, int streams)
+{
+    if (sequences >= 1 && heads >= 1 && head_dim >= 1 && streams >= 1 && streams <= MOST_STREAMS &&
+        epsilon >= 0)
+        return true;
+    hd_program_fail(program, HD_ERROR_ARGUMENT,
+                    "joint_qkv: sequences %" PRId64 ", heads %" PRId64 ", head_dim %" PRId64
+                    ", %d streams, epsilon %g; want all > 0 and at most %d streams",
+                    sequences, heads, head_dim, streams, epsilon, MOST_STREAMS);
+    return false;
+}
+
+bool hdi_joint_rope(hd_program *program, const hd_qkv_stream *stream, int index, int64_t head_dim,
+                    hdi_rope_axes *rope, hd_tensor *table)
+{
+    const hd_rope_axes *from = &stream->rope;
+    if (stream->tokens < 1 || (from->axes && !axes_are_good(from, head_dim))) {
+        hd_program_fail(program, HD_ERROR_ARGUMENT,
+                        "joint_qkv: stream %d has %" PRId64
+                        " tokens and turns on %d axes, dims %" PRId64 " %" PRId64 " %" PRId64
+                        ", theta %g; want tokens > 0 and 0 to %d axes of even dims "
+                        "that add up to head_dim %" PRId64 ", lengths and strides > 0, theta > 1",
+                        index, stream->tokens, from->axes, from->dims[0], from->dims[1],
+                        from->dims[2], from->theta, MOST_AXES, head_dim);
+        return false;
+    }
+    if (!from->axes) return true;
+    *rope = axes_of(from);
+    *table = angles(program, from);
+    return true;
+}
+
 hd_tensor hd_joint_qkv(hd_program *program, int64_t sequences, int64_t heads, int64_t head_dim,
                        double epsilon, int streams, const hd_qkv_stream *stream)
 {
-    if (sequences < 1 || heads < 1 || head_dim < 1 || streams < 1 || streams > MOST_STREAMS ||
-        epsilon < 0)
-        return hd_program_fail(program, HD_ERROR_ARGUMENT,
-                               "joint_qkv: sequences %" PRId64 ", heads %" PRId64
-                               ", head_dim %" PRId64 ", %d streams, epsilon %g; want all > 0 and "
-                               "at most %d streams",
-                               sequences, heads, head_dim, streams, epsilon, MOST_STREAMS);
+    if (!hdi_joint_sizes(program, sequences, heads, head_dim, epsilon, streams))
+        return (hd_tensor){0};
     joint_options options;
     memset(&options, 0, sizeof options);
     options.sequences = sequences;
@@ -265,23 +294,13 @@ hd_tensor hd_joint_qkv(hd_program *program, int64_t sequences, int64_t heads, in
     options.streams = streams;
     hd_tensor in[MOST_STREAMS * STREAM_INPUTS] = {{0}};
     for (int s = 0; s < streams; s++) {
-        const hd_rope_axes *rope = &stream[s].rope;
-        if (stream[s].tokens < 1 || (rope->axes && !axes_are_good(rope, head_dim)))
-            return hd_program_fail(
-                program, HD_ERROR_ARGUMENT,
-                "joint_qkv: stream %d has %" PRId64 " tokens and turns on %d axes, dims %" PRId64
-                " %" PRId64 " %" PRId64 ", theta %g; want tokens > 0 and 0 to %d axes of even dims "
-                "that add up to head_dim %" PRId64 ", lengths and strides > 0, theta > 1",
-                s, stream[s].tokens, rope->axes, rope->dims[0], rope->dims[1], rope->dims[2],
-                rope->theta, MOST_AXES, head_dim);
-        options.tokens[s] = stream[s].tokens;
         hd_tensor *inputs = in + s * STREAM_INPUTS;
+        options.tokens[s] = stream[s].tokens;
         inputs[0] = stream[s].qkv;
         inputs[1] = stream[s].query_norm;
         inputs[2] = stream[s].key_norm;
-        if (!rope->axes) continue;
-        options.rope[s] = axes_of(rope);
-        inputs[3] = angles(program, rope);
+        if (!hdi_joint_rope(program, &stream[s], s, head_dim, &options.rope[s], &inputs[3]))
+            return (hd_tensor){0};
     }
     return hd_custom_op(program, &joint_qkv, &options, streams * STREAM_INPUTS, in);
 }

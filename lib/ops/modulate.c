@@ -387,6 +387,8 @@ static const hd_op_kind modulate = {
     .shape = modulate_shape,
     .backward = modulate_backward,
     .cost = modulate_cost,
+    .in_place = 1 << DELTA,
+    .second_in_place = 1 << X, /* the sum, where there is one */
     .run = modulate_run,
 };
 

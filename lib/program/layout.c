@@ -160,6 +160,7 @@ hd_status hdi_layout_create(hd_program *const *programs, int count,
     *out = NULL;
     hdi_layout *layout = hdi_alloc(sizeof *layout);
     if (!layout) return out_of_memory();
+    layout->axis = options->axis ? options->axis : HD_AXIS_DATA;
     layout->shards = options->shards > 0 ? options->shards : 1;
     layout->shard = options->shard;
     layout->state_sharded = options->state_sharded;

@@ -49,12 +49,14 @@ typedef struct hdi_layout {
     hdi_bucket *buckets;
     int bucket_count, bucket_capacity;
     int64_t weights_elements, gradient_elements, optimizer_elements;
-    int shards, shard; /* data ranks that share the optimizer's work; this rank's place */
+    hd_axis axis;      /* of the ranks that have the same parameters, */
+    int shards, shard; /* which share the optimizer's work; this rank's place */
     bool state_sharded;
 } hdi_layout;
 
 typedef struct hdi_layout_options {
     int64_t bucket_elements; /* a bucket is closed at this size; zero means 8 Mi */
+    hd_axis axis;            /* zero means the data axis */
     int shards, shard;
     bool state_sharded;
     bool (*is_tied)(void *user, const char *name); /* lives on other stages too; may be NULL */

@@ -58,27 +58,36 @@ static void extend_communication(const hd_program *program, lifetime *lives)
     }
 }
 
-/* Let out[0] take the place of an input that dies at the op. */
+/* Let an output of an op take the place of one of the inputs `allowed` if that dies there. */
+static void share_output(const hd_program *program, lifetime *lives, int index, int output,
+                         uint32_t allowed)
+{
+    const hd_op *op = &program->ops[index]->op;
+    if (!allowed || op->outputs <= output) return;
+    const hdi_tensor *out = program->tensors[op->out[output].id];
+    if (!is_activation(out)) return;
+    for (int k = 0; k < op->inputs; k++) {
+        if (!(allowed >> k & 1) || !op->in[k].id) continue;
+        const hdi_tensor *in = program->tensors[op->in[k].id];
+        lifetime *life = &lives[op->in[k].id];
+        bool dies = is_activation(in) && life->last == index && !life->saved &&
+                    in->info.bytes == out->info.bytes && in->producer >= 0 &&
+                    program->ops[in->producer]->phase == program->ops[index]->phase;
+        for (int other = 0; other < op->inputs; other++)
+            dies = dies && (other == k || op->in[other].id != op->in[k].id);
+        if (!dies) continue;
+        lives[op->out[output].id].owner = life->owner;
+        return;
+    }
+}
+
+/* No input is allowed to both outputs. */
 static void share_in_place(const hd_program *program, lifetime *lives)
 {
     for (int i = 0; i < program->op_count; i++) {
-        const hd_op *op = &program->ops[i]->op;
-        if (!op->kind->in_place || op->outputs == 0) continue;
-        const hdi_tensor *out = program->tensors[op->out[0].id];
-        if (!is_activation(out)) continue;
-        for (int k = 0; k < op->inputs; k++) {
-            if (!(op->kind->in_place >> k & 1) || !op->in[k].id) continue;
-            const hdi_tensor *in = program->tensors[op->in[k].id];
-            lifetime *life = &lives[op->in[k].id];
-            bool dies = is_activation(in) && life->last == i && !life->saved &&
-                        in->info.bytes == out->info.bytes && in->producer >= 0 &&
-                        program->ops[in->producer]->phase == program->ops[i]->phase;
-            for (int other = 0; other < op->inputs; other++)
-                dies = dies && (other == k || op->in[other].id != op->in[k].id);
-            if (!dies) continue;
-            lives[op->out[0].id].owner = life->owner;
-            break;
-        }
+        const hd_op_kind *kind = program->ops[i]->op.kind;
+        share_output(program, lives, i, 0, kind->in_place);
+        share_output(program, lives, i, 1, kind->second_in_place & ~kind->in_place);
     }
     for (int i = 1; i < program->tensor_count; i++) {
         lifetime *life = &lives[i], *owner = &lives[life->owner];

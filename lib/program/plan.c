@@ -11,11 +11,17 @@
 const char *hd_region_name(hd_region region)
 {
     static const char *const names[HD_REGIONS] = {
-        [HD_REGION_WEIGHTS] = "weights",           [HD_REGION_STREAMED] = "streamed weights",
-        [HD_REGION_OPTIMIZER] = "optimizer state", [HD_REGION_STATE] = "tables, caches",
-        [HD_REGION_GRADIENTS] = "gradients",       [HD_REGION_IO] = "inputs, outputs",
-        [HD_REGION_SAVED] = "saved activations",   [HD_REGION_BOUNDARY] = "stage boundaries",
-        [HD_REGION_TRANSIENT] = "transients",      [HD_REGION_FOREIGN] = "foreign",
+        [HD_REGION_WEIGHTS] = "weights",
+        [HD_REGION_STREAMED] = "streamed weights",
+        [HD_REGION_OPTIMIZER] = "optimizer state",
+        [HD_REGION_STATE] = "tables, caches",
+        [HD_REGION_GRADIENTS] = "gradients",
+        [HD_REGION_IO] = "inputs, outputs",
+        [HD_REGION_SAVED] = "saved activations",
+        [HD_REGION_BOUNDARY] = "stage boundaries",
+        [HD_REGION_TRANSIENT] = "transients",
+        [HD_REGION_FOREIGN] = "foreign",
+        [HD_REGION_TRANSPORT] = "transport, about",
     };
     return names[region];
 }
@@ -295,6 +301,7 @@ static void lay_out_arena(hd_plan *plan)
             plan->bytes[r] = bytes[r];
     }
     plan->bytes[HD_REGION_FOREIGN] = plan->options.foreign;
+    plan->bytes[HD_REGION_TRANSPORT] = plan->options.transport;
 }
 
 /* Which blocks stay on the host. With a budget: the fewest that it allows, all that is not weights being
@@ -416,7 +423,7 @@ size_t hd_plan_arena_bytes(const hd_plan *plan)
 
 size_t hd_plan_total_bytes(const hd_plan *plan)
 {
-    return plan->arena_bytes + plan->bytes[HD_REGION_FOREIGN];
+    return plan->arena_bytes + plan->bytes[HD_REGION_FOREIGN] + plan->bytes[HD_REGION_TRANSPORT];
 }
 
 size_t hdi_plan_address(const hd_plan *plan, int index, hd_tensor tensor, int micro_batch,

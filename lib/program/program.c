@@ -23,6 +23,7 @@ hd_status hd_program_create(const hd_program_options *options, hd_program **out)
     program->backend = options->backend;
     program->training = options->training;
     program->exact = options->exact;
+    program->slices = options->slices > 1 && !options->training ? options->slices : 1;
     program->tensor_count = 1;
     program->scope_count = 1;
     bool grown = HDI_GROW(program->tensors, program->tensor_count, program->tensor_capacity) &&

@@ -69,6 +69,9 @@ struct hd_program {
     const hd_mesh *mesh;
     const hd_backend *backend; /* NULL: the CPU's */
     bool training, exact, finished;
+    bool splits_sequences; /* the model heeds the mesh's sequence axis */
+    bool whole_loss;       /* of all tokens, on each rank of that axis, not of the rank's */
+    int slices;            /* at least 1; 1 where a backward follows */
 
     hd_status status; /* of the first error */
     char *message;

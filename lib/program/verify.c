@@ -37,8 +37,11 @@ static bool scratch(const hdi_unit *unit, int id)
 /* May op write tensor `id` over `other`, which it reads? */
 static bool in_place(const hd_op *op, int id, int other)
 {
-    for (int k = 0; k < op->inputs; k++)
-        if (op->in[k].id == other && (op->kind->in_place >> k & 1)) return op->out[0].id == id;
+    for (int k = 0; k < op->inputs; k++) {
+        if (op->in[k].id != other) continue;
+        if (op->kind->in_place >> k & 1) return op->outputs > 0 && op->out[0].id == id;
+        if (op->kind->second_in_place >> k & 1) return op->outputs > 1 && op->out[1].id == id;
+    }
     return false;
 }
 

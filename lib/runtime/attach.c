@@ -15,7 +15,7 @@ typedef struct attachment {
     hd_mesh *mesh;
     hdi_nccl_device *nccl;
     hdi_staged_group staged;
-    hd_comm *comms[HD_AXES]; /* owned; the world's may stand for an axis, too */
+    hd_comm *comms[HD_AXES]; /* owned; one may stand for several axes, the world's too */
 } attachment;
 
 static void detach(void *user)
@@ -24,8 +24,12 @@ static void detach(void *user)
     it->context->attached = NULL;
     for (int axis = HD_AXIS_NONE; axis < HD_AXES; axis++)
         hd_mesh_comm(it->mesh, (hd_axis)axis)->rider = NULL;
-    for (int axis = HD_AXES - 1; axis > HD_AXIS_NONE; axis--)
-        if (it->comms[axis] != it->comms[HD_AXIS_NONE]) hd_comm_destroy(it->comms[axis]);
+    for (int axis = HD_AXES - 1; axis > HD_AXIS_NONE; axis--) {
+        bool is_shared = false;
+        for (int other = HD_AXIS_NONE; other < axis; other++)
+            is_shared = is_shared || it->comms[other] == it->comms[axis];
+        if (!is_shared) hd_comm_destroy(it->comms[axis]);
+    }
     hd_comm_destroy(it->comms[HD_AXIS_NONE]);
     hdi_gpu_nccl_close(it->nccl);
     hdi_free(it);
@@ -55,7 +59,8 @@ static hd_status create_staged(attachment *it, hd_comm *host, hd_comm **out)
     return hd_comm_agree(host, status);
 }
 
-/* An axis of one rank needs copies only; an axis of all ranks is the world. */
+/* An axis of one rank needs copies only; an axis of all ranks is the world; axes with one communicator
+ * on the host have one here. */
 static hd_status create_comms(attachment *it, const hd_mesh *mesh, bool by_nccl)
 {
     const int ranks = hd_mesh_ranks(mesh);
@@ -67,6 +72,9 @@ static hd_status create_comms(attachment *it, const hd_mesh *mesh, bool by_nccl)
             it->comms[axis] = it->comms[HD_AXIS_NONE];
             continue;
         }
+        for (int other = HD_AXIS_TENSOR; other < axis; other++)
+            if (hd_mesh_comm(mesh, (hd_axis)other) == host) it->comms[axis] = it->comms[other];
+        if (it->comms[axis]) continue;
         const bool links =
             size == hd_mesh_size(mesh, HD_AXIS_PIPELINE) && (is_world || axis == HD_AXIS_PIPELINE);
         if (size > 1 && by_nccl)

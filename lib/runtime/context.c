@@ -54,7 +54,7 @@ hd_status hd_context_create(const hd_context_options *options, hd_context **out)
     return open_context(backend, options->ordinal, options->threads, out);
 }
 
-static uint64_t host_hash(void)
+uint64_t hdi_host_hash(void)
 {
     char text[512] = "";
     gethostname(text, sizeof text - 1);
@@ -123,7 +123,7 @@ hd_status hd_context_create_ranked(hd_comm *comm, const hd_context_options *opti
     if (!comm) return hdi_error(HD_ERROR_ARGUMENT, "context_create_ranked: comm is NULL");
     if (!options) options = &defaults;
     const hd_backend *backend = NULL;
-    hdi_device_record own = {.ordinal = -1, .host = host_hash()};
+    hdi_device_record own = {.ordinal = -1, .host = hdi_host_hash()};
     HD_RETURN_IF_ERROR(hd_comm_agree(comm, choose(comm, options, &backend, &own)));
     hdi_device_record *records = comm->records;
     records[hd_comm_rank(comm)] = own;

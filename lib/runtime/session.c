@@ -44,20 +44,20 @@ static hd_status make_tables(hd_session *session)
     return HD_OK;
 }
 
-hd_status hd_session_create(hd_context *context, const hd_plan *plan, const hd_mesh *mesh,
-                            hd_session **out)
+static hd_status check(const hd_context *context, const hd_plan *plan, const hd_mesh *mesh)
 {
-    *out = NULL;
     if (!plan->finished) return hdi_error(HD_ERROR_ARGUMENT, "session: the plan is not finished");
     if (context->backend != &hdi_backend_cpu && hd_mesh_ranks(mesh) > 1 &&
         context->attached != mesh)
         return hdi_error(HD_ERROR_ARGUMENT, "session: %d ranks on '%s' want hd_mesh_attach first",
                          hd_mesh_ranks(mesh), context->backend->name);
-    hd_session *session = hdi_alloc(sizeof *session);
-    if (!session) return hdi_error(HD_ERROR_MEMORY, "session: out of host memory");
-    session->context = context;
-    session->plan = plan;
-    session->mesh = mesh;
+    return HD_OK;
+}
+
+static hd_status open_parts(hd_session *session)
+{
+    const hd_plan *plan = session->plan;
+    const hd_context *context = session->context;
     session->posted = hdi_alloc_array((size_t)plan->unit_count, sizeof *session->posted);
     bool ok = session->posted != NULL;
     for (int i = 0; i < plan->unit_count && ok; i++) {
@@ -65,20 +65,55 @@ hd_status hd_session_create(hd_context *context, const hd_plan *plan, const hd_m
             hdi_alloc_array((size_t)plan->units[i].program->op_count, sizeof **session->posted);
         ok = session->posted[i] != NULL;
     }
+    if (!ok) return hdi_error(HD_ERROR_MEMORY, "session: out of host memory");
     void *arena = NULL;
-    hd_status status = ok ? context->backend->reserve(context->device, plan->arena_bytes, &arena)
-                          : hdi_error(HD_ERROR_MEMORY, "session: out of host memory");
+    HD_RETURN_IF_ERROR(context->backend->reserve(context->device, plan->arena_bytes, &arena));
     session->arena = arena;
-    if (status == HD_OK) status = hdi_streaming_open(session);
-    if (status == HD_OK && context->backend != &hdi_backend_cpu && hd_mesh_ranks(mesh) > 1)
-        status = hdi_session_warm_up(session);
-    if (status == HD_OK) status = make_tables(session);
+    HD_RETURN_IF_ERROR(hdi_streaming_open(session));
+    if (context->backend != &hdi_backend_cpu && hd_mesh_ranks(session->mesh) > 1)
+        HD_RETURN_IF_ERROR(hdi_session_warm_up(session));
+    return make_tables(session);
+}
+
+/* The copy is the session's, or closed. */
+static hd_status create(hd_context *context, const hd_plan *plan, const hd_mesh *mesh,
+                        hdi_node_copy *copy, hd_session **out)
+{
+    hd_session *session = hdi_alloc(sizeof *session);
+    if (!session) {
+        hdi_node_copy_close(context, copy);
+        return hdi_error(HD_ERROR_MEMORY, "session: out of host memory");
+    }
+    session->context = context;
+    session->plan = plan;
+    session->mesh = mesh;
+    session->streaming.copy = *copy;
+    const hd_status status = open_parts(session);
     if (status != HD_OK) {
         hd_session_destroy(session);
         return status;
     }
     *out = session;
     return HD_OK;
+}
+
+hd_status hd_session_create(hd_context *context, const hd_plan *plan, const hd_mesh *mesh,
+                            hd_session **out)
+{
+    *out = NULL;
+    HD_RETURN_IF_ERROR(check(context, plan, mesh));
+    return create(context, plan, mesh, &(hdi_node_copy){0}, out);
+}
+
+hd_status hdi_session_create_shared(hd_context *context, const hd_plan *plan, const hd_mesh *mesh,
+                                    hd_session **out)
+{
+    *out = NULL;
+    const hd_status status = plan ? check(context, plan, mesh) : HD_OK;
+    hdi_node_copy copy;
+    HD_RETURN_IF_ERROR(hdi_node_copy_open(context, mesh, status == HD_OK ? plan : NULL, &copy));
+    if (status != HD_OK || !plan) return status;
+    return create(context, plan, mesh, &copy, out);
 }
 
 void hd_session_destroy(hd_session *session)
@@ -94,7 +129,7 @@ void hd_session_destroy(hd_session *session)
     hdi_free(session);
 }
 
-static hd_dtype weights_dtype(const hd_session *session)
+hd_dtype hdi_session_weights_dtype(const hd_session *session)
 {
     for (int u = 0; u < session->plan->unit_count; u++) {
         const hd_program *program = session->plan->units[u].program;
@@ -220,11 +255,12 @@ static hd_status fill_host(hd_session *session, const hdi_entry *entry, uint64_t
 hd_status hd_session_initialize(hd_session *session, uint64_t seed)
 {
     const hdi_layout *layout = session->plan->layout;
-    hd_dtype dtype = weights_dtype(session);
+    hd_dtype dtype = hdi_session_weights_dtype(session);
     for (int i = 0; i < layout->entry_count; i++) {
         const hdi_entry *entry = &layout->entries[i];
         char *host = hdi_streaming_weights(session, i);
         HD_RETURN_IF_ERROR(hdi_streaming_forget(session, i));
+        if (!hdi_streaming_is_mine(session, i)) continue;
         HD_RETURN_IF_ERROR(host ? fill_host(session, entry, seed, dtype, host)
                                 : hdi_session_fill(session, entry, seed, dtype,
                                                    weights_at(session, dtype, entry->first)));
@@ -232,18 +268,37 @@ hd_status hd_session_initialize(hd_session *session, uint64_t seed)
     return session->context->backend->synchronize(session->context->stream);
 }
 
+hd_status hdi_session_host_weights(hd_session *session, int64_t first, char **out)
+{
+    const int entry = entry_at(session->plan->layout, first);
+    *out = hdi_streaming_weights(session, entry);
+    if (!*out) return HD_OK;
+    const int64_t inside = first - session->plan->layout->entries[entry].first;
+    *out += (size_t)inside * hd_dtype_bytes(hdi_session_weights_dtype(session));
+    return hdi_streaming_forget(session, entry);
+}
+
 hd_status hdi_session_write_flat(hd_session *session, int64_t first, int64_t elements,
                                  const float *values)
 {
-    const hd_dtype dtype = weights_dtype(session);
-    const int entry = entry_at(session->plan->layout, first);
-    char *host = hdi_streaming_weights(session, entry);
+    const hd_dtype dtype = hdi_session_weights_dtype(session);
+    char *host;
+    HD_RETURN_IF_ERROR(hdi_session_host_weights(session, first, &host));
     if (!host)
         return write_values(session, dtype, weights_at(session, dtype, first), elements, values);
-    HD_RETURN_IF_ERROR(hdi_streaming_forget(session, entry));
-    const int64_t inside = first - session->plan->layout->entries[entry].first;
-    round_values(dtype, elements, values, host + (size_t)inside * hd_dtype_bytes(dtype));
+    round_values(dtype, elements, values, host);
     return HD_OK;
+}
+
+hd_status hdi_session_write_weights(hd_session *session, int64_t first, int64_t elements,
+                                    const void *weights)
+{
+    const hd_context *context = session->context;
+    const hd_dtype dtype = hdi_session_weights_dtype(session);
+    HD_RETURN_IF_ERROR(context->backend->copy_in(context->stream, weights_at(session, dtype, first),
+                                                 weights,
+                                                 (size_t)elements * hd_dtype_bytes(dtype)));
+    return context->backend->synchronize(context->stream);
 }
 
 static hd_status find(const hd_session *session, const hd_program *program, hd_tensor tensor,

@@ -14,6 +14,7 @@ struct hd_context {
     hd_stream *stream;  /* borrowed from the device */
     int ordinal;
     hd_mesh *attached;   /* borrowed: carries communicators of this device's memory, or NULL */
+    size_t taken_bytes;  /* of the device's memory, before communicators of it were made */
     bool shares_gpu;     /* with another rank */
     bool is_on_one_host; /* all ranks are */
 };
@@ -32,6 +33,16 @@ struct hd_session {
     size_t high_water;
     hdi_streaming streaming;
 };
+
+/* Equal for processes of one host. */
+uint64_t hdi_host_hash(void);
+
+/* hd_session_create with one copy of streamed weights for the ranks of a host that have the same
+ * (node_copy.h). What initialize or a load puts there each of them does for its run of the bytes: agree
+ * before anybody reads; what hd_session_write puts there is equal on all of them. Without a plan, NULL comes
+ * out. Collective over the mesh. */
+hd_status hdi_session_create_shared(hd_context *context, const hd_plan *plan, const hd_mesh *mesh,
+                                    hd_session **out);
 
 /* Raise the high-water mark. */
 static inline void hdi_session_touch(hd_session *session, size_t begin, size_t bytes)
@@ -52,6 +63,17 @@ hd_status hdi_session_synchronize(hd_session *session);
  * weights' dtype as training rounds them. */
 hd_status hdi_session_write_flat(hd_session *session, int64_t first, int64_t elements,
                                  const float *values);
+
+/* The dtype of all weights. */
+hd_dtype hdi_session_weights_dtype(const hd_session *session);
+
+/* Where to write the weights at flat position `first` themselves: host memory of an entry that streams, which
+ * the slots forget; NULL for one that is resident. */
+hd_status hdi_session_host_weights(hd_session *session, int64_t first, char **out);
+
+/* `elements` weights, in their own dtype, to a resident entry. */
+hd_status hdi_session_write_weights(hd_session *session, int64_t first, int64_t elements,
+                                    const void *weights);
 
 /* Put a parameter's first values, of `dtype`, at a place on the device. */
 hd_status hdi_session_fill(hd_session *session, const hdi_entry *entry, uint64_t seed,

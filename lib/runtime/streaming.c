@@ -10,9 +10,10 @@ _Static_assert((int)HD_STREAM_SLOTS == (int)HDI_FETCH_SLOTS, "a fetch for each s
 static hd_status reserve_host(hd_session *session)
 {
     const hd_context *context = session->context;
-    void *memory = NULL;
-    HD_RETURN_IF_ERROR(context->backend->reserve_host(
-        context->device, session->plan->residency.host_bytes, &memory));
+    void *memory = session->streaming.copy.shared.memory;
+    if (!memory)
+        HD_RETURN_IF_ERROR(context->backend->reserve_host(
+            context->device, session->plan->residency.host_bytes, &memory));
     session->streaming.host = memory;
     return HD_OK;
 }
@@ -20,10 +21,11 @@ static hd_status reserve_host(hd_session *session)
 static void release_host(hd_session *session)
 {
     const hd_context *context = session->context;
-    if (session->streaming.host)
+    if (session->streaming.host && !session->streaming.copy.shared.memory)
         context->backend->release_host(context->device, session->streaming.host,
                                        session->plan->residency.host_bytes);
     session->streaming.host = NULL;
+    hdi_node_copy_close(context, &session->streaming.copy);
 }
 
 static void forget_all(hdi_streaming *streaming)
@@ -108,6 +110,15 @@ char *hdi_streaming_weights(const hd_session *session, int entry)
     const hdi_home *home = hdi_residency_host(residency, entry);
     if (!home) return NULL;
     return session->streaming.host + residency->blocks[home->block].host_offset + home->in_block;
+}
+
+bool hdi_streaming_is_mine(const hd_session *session, int entry)
+{
+    const hdi_residency *residency = &session->plan->residency;
+    const hdi_home *home = hdi_residency_host(residency, entry);
+    return !home ||
+           hdi_node_copy_is_mine(&session->streaming.copy,
+                                 residency->blocks[home->block].host_offset + home->in_block);
 }
 
 hd_status hdi_streaming_forget(hd_session *session, int entry)

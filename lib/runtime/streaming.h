@@ -4,11 +4,13 @@
 
 #include "backend/backend.h"
 #include "program/plan.h"
+#include "runtime/node_copy.h"
 
 #include <heddle/session.h>
 
 typedef struct hdi_streaming {
     char *host;                /* owned, pinned: all host blocks; NULL without any */
+    hdi_node_copy copy;        /* what `host` is in, if ranks share it */
     int held[HD_STREAM_SLOTS]; /* the block that a slot has or is about to have; -1: none */
     int turn;                  /* slot of the next run's first use */
 } hdi_streaming;
@@ -33,6 +35,9 @@ int hdi_streaming_slot(const hd_session *session, const hdi_streaming_walk *walk
 
 /* Host memory of layout entry `entry`; NULL if it is resident. */
 char *hdi_streaming_weights(const hd_session *session, int entry);
+
+/* False if another rank writes the entry's weights into memory that ranks share. */
+bool hdi_streaming_is_mine(const hd_session *session, int entry);
 
 /* After it the host's weights of `entry` may change: copies are over, and the slots forget them. */
 hd_status hdi_streaming_forget(hd_session *session, int entry);

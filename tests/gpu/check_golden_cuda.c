@@ -11,6 +11,8 @@
 #include "tests/support/hdt_safetensors.h"
 #include "tests/support/hdt_stdit.h"
 
+static hd_context *context;
+
 /* A golden run. */
 typedef struct golden {
     const char *name, *loss_op;
@@ -138,7 +140,8 @@ static void check(const golden *g)
 {
     static const hd_dtype dtypes[] = {HD_DTYPE_F32, HD_DTYPE_BF16};
     for (int d = 0; d < 2; d++) {
-        hdt_planned p = hdt_planned_start(g->model, &g->stage, dtypes[d], g->loss_op, g->weights);
+        hdt_planned p =
+            hdt_planned_start(context, g->model, &g->stage, dtypes[d], g->loss_op, g->weights);
         hdt_planned_feed(&p, g->inputs, g->machine);
         hdt_planned_run(&p, HD_PHASE_FORWARD);
         check_prediction(g, &p);
@@ -335,6 +338,10 @@ END_TEST
 int main(void)
 {
     setenv("CK_FORK", "no", 1); /* a CUDA context does not survive a fork */
+    if (hd_context_create(&(hd_context_options){.device = hdt_device()}, &context) != HD_OK) {
+        printf("%s\n", hd_last_error());
+        return EXIT_FAILURE;
+    }
     Suite *suite = suite_create("golden on a device");
     TCase *cases = tcase_create("golden");
     tcase_set_timeout(cases, 120);
@@ -342,5 +349,7 @@ int main(void)
     tcase_add_loop_test(cases, mmdits_equal_the_reference, 0, HDT_MMDITS);
     tcase_add_loop_test(cases, stdit_equals_the_reference, 0, HDT_STDIT_SCENES);
     suite_add_tcase(suite, cases);
-    return hdt_main(suite);
+    const int result = hdt_main(suite);
+    hd_context_destroy(context);
+    return result;
 }

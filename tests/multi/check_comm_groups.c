@@ -67,10 +67,12 @@ END_TEST
 
 START_TEST(mesh_axes_sum_over_their_own_lines)
 {
-    const hd_mesh_options layouts[] = {
-        {.pipeline = size}, {.tensor = size}, {.data = 2, .pipeline = size / 2}};
+    const hd_mesh_options layouts[] = {{.pipeline = size},
+                                       {.tensor = size},
+                                       {.data = 2, .pipeline = size / 2},
+                                       {.data = 2, .sequence = size / 2}};
     const hd_mesh_options *options = &layouts[_i];
-    if (_i == 2 && size % 2) return;
+    if (_i >= 2 && size % 2) return;
     hd_mesh *mesh = NULL;
     hd_status created = hd_mesh_create(hdt_world, options, &mesh);
     hd_status status = created;
@@ -261,7 +263,7 @@ int main(int argc, char **argv)
     tcase_add_test(groups, split_orders_ranks_by_key_within_a_color);
     tcase_add_test(groups, one_bad_color_fails_the_split_on_all_ranks);
     tcase_add_test(groups, communicators_end_in_any_order);
-    tcase_add_loop_test(groups, mesh_axes_sum_over_their_own_lines, 0, 3);
+    tcase_add_loop_test(groups, mesh_axes_sum_over_their_own_lines, 0, 4);
     tcase_add_test(groups, ranks_that_want_different_layouts_are_told);
 
     TCase *faults = tcase_create("faults");

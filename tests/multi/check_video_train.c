@@ -9,6 +9,7 @@
 #include "io/video_dataset.h"
 
 #include <heddle/job.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <xxhash.h>
@@ -277,6 +278,52 @@ START_TEST(training_learns)
 }
 END_TEST
 
+typedef struct watched {
+    char path[4300];
+    bool has_started, has_stepped; /* lines that log.txt had after the first step */
+    bool has_stack;                /* for the handlers of both signals that stop a run */
+} watched;
+
+static bool watch_log(void *user, const hd_progress *progress)
+{
+    watched *it = user;
+    char text[4096] = "";
+    struct sigaction user_signal, terminate;
+    stack_t stack;
+    sigaction(SIGUSR1, NULL, &user_signal);
+    sigaction(SIGTERM, NULL, &terminate);
+    sigaltstack(NULL, &stack);
+    it->has_stack =
+        (user_signal.sa_flags & terminate.sa_flags & SA_ONSTACK) && !(stack.ss_flags & SS_DISABLE);
+    FILE *file = progress->step == 1 ? fopen(it->path, "r") : NULL;
+    if (!file) return true;
+    text[fread(text, 1, sizeof text - 1, file)] = '\0';
+    fclose(file);
+    it->has_started = strstr(text, "training: steps 1 to ") != NULL;
+    it->has_stepped = strstr(text, "step 1 of ") != NULL;
+    return true;
+}
+
+/* Without a stack of their own, handlers write where oneDNN has pointed the stack pointer: the heap. */
+START_TEST(the_log_grows_while_the_run_goes_on_and_signals_have_a_stack)
+{
+    const char *directory = new_run();
+    watched seen = {.has_started = false};
+    snprintf(seen.path, sizeof seen.path, "%s/log.txt", directory);
+    const layout *split = &layouts[0];
+    for (int l = 0; l < LAYOUTS; l++)
+        if (is_for(&layouts[l], hd_comm_size(hdt_world))) split = &layouts[l];
+    hd_train_result result;
+    hd_config *config = configure(directory, split, 0);
+    hd_status status = hd_train_run(config, watch_log, &seen, &result);
+    hd_config_destroy(config);
+    hdt_assert_ok(status);
+    const bool leads = hd_comm_rank(hdt_world) == 0; /* the others are not asked */
+    ck_assert(seen.has_started == leads && seen.has_stepped == leads);
+    ck_assert(seen.has_stack == leads);
+}
+END_TEST
+
 START_TEST(batches_that_follow_from_memory_are_refused_in_exact_mode)
 {
     hd_train_result result;
@@ -297,6 +344,7 @@ int main(int argc, char **argv)
     tcase_add_loop_test(tests, weights_and_averages_are_equal_on_every_layout, 0, MODELS);
     tcase_add_loop_test(tests, a_run_goes_on_with_other_ranks_as_if_it_had_not_stopped, 1, MODELS);
     tcase_add_loop_test(tests, training_learns, 0, 2);
+    tcase_add_test(tests, the_log_grows_while_the_run_goes_on_and_signals_have_a_stack);
     tcase_add_test(tests, batches_that_follow_from_memory_are_refused_in_exact_mode);
     return hdt_main_ranks(argc, argv, "video_train", tests);
 }

@@ -1,4 +1,5 @@
 #!/bin/bash
+# timeout: 600
 # The whole source compiles without a warning with clang too, when it is installed.
 set -u
 unset MAKEFLAGS MFLAGS MAKELEVEL CC CXX

@@ -59,6 +59,7 @@ count() { # directory: files in it
 }
 
 check sampling_works_on_one_rank alone "$work/whole"
+check planned_and_used_memory_are_told grep -q 'memory: planned [0-9]* bytes; in use [0-9]* bytes' "$work/out"
 check it_leaves_pictures test -s "$work/whole/samples/samples.png"
 check it_leaves_a_line_for_each_step test \
     "$(grep -c '"step": ' "$work/whole/samples/metrics.jsonl")" = $((27 * 24))
@@ -71,6 +72,8 @@ refuses_resident_weights() {
 streams() { alone "$work/streamed" --memory.budget=4MiB && equal "$work/streamed"; }
 check a_budget_below_the_weights_is_refused_if_they_are_to_stay refuses_resident_weights
 check else_they_are_streamed_for_the_same_videos streams
+check the_log_tells_their_host_memory grep -Eq \
+    'host memory planned: 0 bytes shared \(copies: 0, ranks: 0\), [1-9][0-9]* bytes private' "$work/out"
 
 finished() { # directory
     find "$1/samples" -maxdepth 1 -name '*.safetensors' 2>/dev/null | wc -l
@@ -136,3 +139,17 @@ plans() {
     done
 }
 check full_size_models_are_planned_within_a_second plans
+
+# What the 13B model needs for 129 frames of 720p on one GPU, of which others take 700 MiB.
+plan_720p() { # budget
+    "$heddle" plan --sample --model.preset=hunyuan-video-13b --run.device=cpu --sample.dtype=bf16 \
+        --sample.width=1280 --sample.height=720 --sample.frames=129 --memory.foreign=700MiB \
+        --memory.budget="$1" >"$work/out" 2>&1
+}
+whole_within_24() { plan_720p 24GiB && ! grep -q slices "$work/out"; }
+check blocks_are_whole_where_that_fits whole_within_24
+sliced_within() { plan_720p "$1" && grep -q 'one pass, .*, blocks in [0-9]* slices' "$work/out"; }
+check slices_fit_720p_into_6_gib sliced_within 6GiB
+check and_into_4_gib sliced_within 4GiB
+refuses_2_gib() { ! plan_720p 2GiB && grep -q 'a budget of [0-9]* bytes would do' "$work/out"; }
+check a_refusal_names_the_budget_that_would_do refuses_2_gib

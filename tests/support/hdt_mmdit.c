@@ -214,7 +214,8 @@ hdt_mmdit_run hdt_mmdit_start(const hdt_mmdit *g, const hd_stage *stage, bool wi
     const bool training = stage->purpose == HD_PURPOSE_TRAIN;
     const int64_t dims[] = {boundary_rows(g, stage), hd_model_hidden(g->model)};
     hdt_assert_ok(hd_program_create(
-        &(hd_program_options){.name = "mmdit", .training = training, .exact = training},
+        &(hd_program_options){
+            .name = "mmdit", .training = training, .exact = training, .slices = g->slices},
         &run.program));
     if (!stage->first && stage->purpose != HD_PURPOSE_CONDITION) {
         run.x = hd_input(run.program, "x", HD_DTYPE_F32, 2, dims);

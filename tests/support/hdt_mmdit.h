@@ -19,6 +19,7 @@ typedef struct hdt_mmdit {
     int64_t text, valid; /* tokens; of which are no padding */
     double tolerance;    /* of results in fp32, and of gradients for each of their largest */
     double gradient_tolerance;
+    int slices; /* of programs that are started; 0 at first */
 } hdt_mmdit;
 
 /* `edit` (NULL: none) is merged into the golden config. */

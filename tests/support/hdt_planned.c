@@ -5,7 +5,6 @@
 
 #include "core/half.h"
 #include "program/program.h"
-#include "tests/support/hdt_device.h"
 
 static void *take(int64_t count, size_t bytes)
 {
@@ -37,17 +36,15 @@ static void load(const hdt_planned *p, const hdi_weights *weights)
     }
 }
 
-hdt_planned hdt_planned_start(hd_model *model, const hd_stage *stage, hd_dtype dtype,
-                              const char *loss_op, const hdi_weights *weights)
+hdt_planned hdt_planned_start(hd_context *context, hd_model *model, const hd_stage *stage,
+                              hd_dtype dtype, const char *loss_op, const hdi_weights *weights)
 {
     hdt_planned p = {0};
     const bool training = stage->purpose == HD_PURPOSE_TRAIN;
-    const hd_context_options device = {.device = hdt_device()};
-    hdt_assert_ok(hd_context_create(&device, &p.context));
     const hd_program_options options = {.name = "golden",
                                         .dtype = dtype,
                                         .training = training,
-                                        .backend = hd_context_backend(p.context)};
+                                        .backend = hd_context_backend(context)};
     hdt_assert_ok(hd_program_create(&options, &p.program));
     p.result = hd_model_build(model, p.program, stage, (hd_tensor){0});
     for (int i = 0; i < p.program->op_count; i++)
@@ -58,7 +55,7 @@ hdt_planned hdt_planned_start(hd_model *model, const hd_stage *stage, hd_dtype d
     hdt_assert_ok(hd_plan_create(&(hd_plan_options){0}, &p.plan));
     hdt_assert_ok(hd_plan_add(p.plan, p.program, NULL));
     hdt_assert_ok(hd_plan_finish(p.plan));
-    hdt_assert_ok(hd_session_create(p.context, p.plan, NULL, &p.session));
+    hdt_assert_ok(hd_session_create(context, p.plan, NULL, &p.session));
     load(&p, weights);
     return p;
 }
@@ -68,7 +65,6 @@ void hdt_planned_stop(hdt_planned *p)
     hd_session_destroy(p->session);
     hd_plan_destroy(p->plan);
     hd_program_destroy(p->program);
-    hd_context_destroy(p->context);
 }
 
 void hdt_planned_feed(const hdt_planned *p, const hd_program *from, const hdt_machine *machine)

@@ -1,4 +1,4 @@
-/* A program of a golden model on hdt_device(), in fp32 or bf16: planned alone, fed from the interpreter's
+/* A program of a golden model on a device, in fp32 or bf16: planned alone, fed from the interpreter's
  * memory, read as floats. */
 #ifndef HDT_PLANNED_H
 #define HDT_PLANNED_H
@@ -13,15 +13,14 @@
 typedef struct hdt_planned {
     hd_program *program;
     hd_tensor result, prediction; /* the loss; what goes into the op that makes it, an output */
-    hd_context *context;
     hd_plan *plan;
     hd_session *session;
 } hdt_planned;
 
-/* A whole model with these weights. `loss_op` is the kind's name whose first input is the prediction;
+/* A whole model with these weights. The context is borrowed. `loss_op` is the kind's name whose first input is the prediction;
  * of a training stage there is a backward. */
-hdt_planned hdt_planned_start(hd_model *model, const hd_stage *stage, hd_dtype dtype,
-                              const char *loss_op, const hdi_weights *weights);
+hdt_planned hdt_planned_start(hd_context *context, hd_model *model, const hd_stage *stage,
+                              hd_dtype dtype, const char *loss_op, const hdi_weights *weights);
 void hdt_planned_stop(hdt_planned *p);
 
 /* Copy the inputs of a program in the interpreter, by their names. */

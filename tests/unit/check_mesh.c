@@ -19,6 +19,7 @@ START_TEST(tensor_is_the_fastest_axis_and_pipeline_the_slowest)
                     ck_assert_int_eq(hd_mesh_index(mesh, HD_AXIS_DATA), data);
                     ck_assert_int_eq(hd_mesh_index(mesh, HD_AXIS_SEQUENCE), sequence);
                     ck_assert_int_eq(hd_mesh_index(mesh, HD_AXIS_TENSOR), tensor);
+                    ck_assert_int_eq(hd_mesh_index(mesh, HD_AXIS_REPLICA), data * 3 + sequence);
                     ck_assert_ptr_null(hd_mesh_comm(mesh, HD_AXIS_DATA));
                     ck_assert_ptr_null(hd_mesh_comm(mesh, HD_AXIS_NONE));
                     hd_mesh_destroy(mesh);
@@ -33,16 +34,39 @@ START_TEST(a_peer_differs_on_one_axis_only)
     for (int rank = 0; rank < 12; rank++) {
         hd_mesh *mesh;
         hdt_assert_ok(hd_mesh_create_fake(rank, 12, &options, &mesh));
-        for (int axis = HD_AXIS_TENSOR; axis < HD_AXES; axis++)
+        for (int axis = HD_AXIS_TENSOR; axis < HD_AXIS_REPLICA; axis++)
             for (int index = 0; index < hd_mesh_size(mesh, (hd_axis)axis); index++) {
                 hd_mesh *peer;
                 hdt_assert_ok(hd_mesh_create_fake(hd_mesh_peer(mesh, (hd_axis)axis, index), 12,
                                                   &options, &peer));
-                for (int other = HD_AXIS_TENSOR; other < HD_AXES; other++)
+                for (int other = HD_AXIS_TENSOR; other < HD_AXIS_REPLICA; other++)
                     ck_assert_int_eq(hd_mesh_index(peer, (hd_axis)other),
                                      other == axis ? index : hd_mesh_index(mesh, (hd_axis)other));
                 hd_mesh_destroy(peer);
             }
+        hd_mesh_destroy(mesh);
+    }
+}
+END_TEST
+
+START_TEST(replicas_are_the_ranks_of_sequence_and_data_together)
+{
+    const hd_mesh_options options = {.tensor = 2, .sequence = 3, .data = 2, .pipeline = 2};
+    for (int rank = 0; rank < 24; rank++) {
+        hd_mesh *mesh;
+        hdt_assert_ok(hd_mesh_create_fake(rank, 24, &options, &mesh));
+        ck_assert_int_eq(hd_mesh_size(mesh, HD_AXIS_REPLICA), 6);
+        for (int index = 0; index < 6; index++) {
+            hd_mesh *peer;
+            hdt_assert_ok(hd_mesh_create_fake(hd_mesh_peer(mesh, HD_AXIS_REPLICA, index), 24,
+                                              &options, &peer));
+            ck_assert_int_eq(hd_mesh_index(peer, HD_AXIS_REPLICA), index);
+            ck_assert_int_eq(hd_mesh_index(peer, HD_AXIS_TENSOR),
+                             hd_mesh_index(mesh, HD_AXIS_TENSOR));
+            ck_assert_int_eq(hd_mesh_index(peer, HD_AXIS_PIPELINE),
+                             hd_mesh_index(mesh, HD_AXIS_PIPELINE));
+            hd_mesh_destroy(peer);
+        }
         hd_mesh_destroy(mesh);
     }
 }
@@ -119,6 +143,7 @@ int main(void)
     TCase *tests = tcase_create("mesh");
     tcase_add_test(tests, tensor_is_the_fastest_axis_and_pipeline_the_slowest);
     tcase_add_test(tests, a_peer_differs_on_one_axis_only);
+    tcase_add_test(tests, replicas_are_the_ranks_of_sequence_and_data_together);
     tcase_add_test(tests, sizes_of_zero_mean_one);
     tcase_add_test(tests, no_mesh_is_one_rank);
     tcase_add_test(tests, sizes_that_do_not_multiply_to_the_ranks_are_refused);

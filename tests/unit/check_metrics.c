@@ -12,43 +12,7 @@
 #include "report/format.h"
 #include "report/metrics.h"
 #include "report/progress.h"
-#include "tests/support/hdt.h"
-
-/* Markup, quotes, a control character, broken UTF-8, a surrogate, and text that must survive. */
-static const char hostile[] = "a<b>&\"c'\\ \x01 \xff\xc3 \xed\xa0\x80 \xc3\xa9]]>--";
-
-static char folder[4096];
-
-/* Empty before each test, also where Check does not fork. */
-static void make_folder(void)
-{
-    snprintf(folder, sizeof folder, "%s", hdt_temp_path("report"));
-    hdt_assert_ok(hdi_remove_tree(folder));
-    hdt_assert_ok(hdi_directory_create(folder));
-}
-
-static const char *in_folder(const char *name)
-{
-    static char paths[8][4200];
-    static int next;
-    char *path = paths[next++ % 8];
-    snprintf(path, sizeof paths[0], "%s/%s", folder, name);
-    return path;
-}
-
-static char *read_file(const char *path)
-{
-    char *data;
-    size_t bytes;
-    hdt_assert_ok(hdi_file_read_all(path, 1 << 26, &data, &bytes));
-    ck_assert_uint_eq(strlen(data), bytes);
-    return data;
-}
-
-static void write_file(const char *path, const char *text)
-{
-    hdt_assert_ok(hdi_file_write_text(path, text));
-}
+#include "tests/support/hdt_files.h"
 
 static void append_step(hdi_metrics *metrics, int64_t step, double loss)
 {
@@ -58,7 +22,7 @@ static void append_step(hdi_metrics *metrics, int64_t step, double loss)
 
 START_TEST(metrics_read_back_bit_for_bit)
 {
-    const char *path = in_folder("metrics.jsonl");
+    const char *path = hdt_file("metrics.jsonl");
     static const double values[] = {0.1, 2.2999999523162842, 3, 1e300, -5e-324, 123456789};
     hdi_metrics *metrics;
     hdt_assert_ok(hdi_metrics_open(path, &metrics));
@@ -83,8 +47,8 @@ END_TEST
 
 START_TEST(metrics_survive_a_torn_last_line)
 {
-    const char *path = in_folder("metrics.jsonl");
-    write_file(path, "{\"step\": 1, \"loss\": 4.5}\nnot json\n{\"step\": 2, \"lo");
+    const char *path = hdt_file("metrics.jsonl");
+    hdt_write_text(path, "{\"step\": 1, \"loss\": 4.5}\nnot json\n{\"step\": 2, \"lo");
     double value;
     bool found;
     hdt_assert_ok(hdi_metrics_last(path, "step", &value, &found));
@@ -94,7 +58,7 @@ START_TEST(metrics_survive_a_torn_last_line)
     hdt_assert_ok(hdi_metrics_open(path, &metrics));
     append_step(metrics, 2, 4.25);
     hdi_metrics_close(metrics);
-    char *text = read_file(path);
+    char *text = hdt_read_text(path);
     ck_assert_str_eq(text,
                      "{\"step\": 1, \"loss\": 4.5}\nnot json\n{\"step\": 2, \"loss\": 4.25}\n");
     hdi_free(text);
@@ -105,31 +69,31 @@ END_TEST
 
 START_TEST(a_resumed_run_drops_the_records_it_will_write_again)
 {
-    const char *path = in_folder("metrics.jsonl");
+    const char *path = hdt_file("metrics.jsonl");
     hdt_assert_ok(hdi_metrics_drop_after(path, 5)); /* no file yet */
-    write_file(path, "{\"run\": \"a\"}\n{\"step\": 9}\n{\"step\": 10}\n{\"step\": 11}\n"
-                     "{\"validation\": 1.5, \"step\": 11}\n{\"st");
+    hdt_write_text(path, "{\"run\": \"a\"}\n{\"step\": 9}\n{\"step\": 10}\n{\"step\": 11}\n"
+                         "{\"validation\": 1.5, \"step\": 11}\n{\"st");
     hdt_assert_ok(hdi_metrics_drop_after(path, 10));
-    char *text = read_file(path);
+    char *text = hdt_read_text(path);
     ck_assert_str_eq(text, "{\"run\": \"a\"}\n{\"step\": 9}\n{\"step\": 10}\n");
     hdi_free(text);
     double value;
     bool found;
     hdt_assert_ok(hdi_metrics_last(path, "validation", &value, &found));
     ck_assert(!found);
-    hdt_assert_ok(hdi_metrics_last(in_folder("absent"), "step", &value, &found));
+    hdt_assert_ok(hdi_metrics_last(hdt_file("absent"), "step", &value, &found));
     ck_assert(!found);
 }
 END_TEST
 
 START_TEST(hostile_names_and_texts_stay_json)
 {
-    const char *path = in_folder("metrics.jsonl");
+    const char *path = hdt_file("metrics.jsonl");
     hdi_metrics *metrics;
     hdt_assert_ok(hdi_metrics_open(path, &metrics));
-    hdi_metric field = hdi_metric_string(hostile, hostile);
+    hdi_metric field = hdi_metric_string(HDT_HOSTILE_TEXT, HDT_HOSTILE_TEXT);
     hdt_assert_ok(hdi_metrics_append(metrics, &field, 1));
-    char *text = read_file(path);
+    char *text = hdt_read_text(path);
     json_t *record = json_loads(text, 0, NULL);
     ck_assert(json_is_object(record));
     ck_assert_uint_eq(json_object_size(record), 1);
@@ -140,7 +104,7 @@ START_TEST(hostile_names_and_texts_stay_json)
     field = hdi_metric_string("huge", huge);
     ck_assert_int_eq(hdi_metrics_append(metrics, &field, 1), HD_ERROR_ARGUMENT);
     hdi_metrics_close(metrics);
-    char *after = read_file(path);
+    char *after = hdt_read_text(path);
     ck_assert_str_eq(after, text);
     hdi_free(text);
     hdi_free(after);
@@ -149,11 +113,11 @@ END_TEST
 
 START_TEST(a_full_disk_leaves_whole_records)
 {
-    const char *path = in_folder("metrics.jsonl");
+    const char *path = hdt_file("metrics.jsonl");
     hdi_metrics *metrics;
     hdt_assert_ok(hdi_metrics_open(path, &metrics));
     append_step(metrics, 1, 0.5);
-    char *before = read_file(path);
+    char *before = hdt_read_text(path);
 
     struct rlimit old, tight;
     getrlimit(RLIMIT_FSIZE, &old);
@@ -164,13 +128,13 @@ START_TEST(a_full_disk_leaves_whole_records)
     hd_status status = hdi_metrics_append(metrics, fields, 2);
     setrlimit(RLIMIT_FSIZE, &old);
     ck_assert_int_eq(status, HD_ERROR_IO);
-    char *after = read_file(path);
+    char *after = hdt_read_text(path);
     ck_assert_str_eq(after, before);
     hdi_free(after);
     hdi_free(before);
     append_step(metrics, 2, 0.25);
     hdi_metrics_close(metrics);
-    after = read_file(path);
+    after = hdt_read_text(path);
     ck_assert_ptr_nonnull(strstr(after, "{\"step\": 2, \"loss\": 0.25}\n"));
     hdi_free(after);
 }
@@ -178,16 +142,16 @@ END_TEST
 
 START_TEST(csv_has_a_column_for_every_field)
 {
-    const char *path = in_folder("metrics.jsonl"), *csv = in_folder("metrics.csv");
-    write_file(path, "{\"step\": 1, \"loss\": 4.5}\n{\"step\": 2, \"loss\": null, \"note\": "
-                     "\"say \\\"hi\\\", all\"}\n{\"ok\": true, \"step\": 3}\n");
+    const char *path = hdt_file("metrics.jsonl"), *csv = hdt_file("metrics.csv");
+    hdt_write_text(path, "{\"step\": 1, \"loss\": 4.5}\n{\"step\": 2, \"loss\": null, \"note\": "
+                         "\"say \\\"hi\\\", all\"}\n{\"ok\": true, \"step\": 3}\n");
     hdt_assert_ok(hdi_metrics_export_csv(path, csv));
-    char *text = read_file(csv);
+    char *text = hdt_read_text(csv);
     ck_assert_str_eq(text, "step,loss,note,ok\r\n1,4.5,,\r\n2,,\"say \"\"hi\"\", all\",\r\n"
                            "3,,,true\r\n");
     hdi_free(text);
-    ck_assert_int_eq(hdi_metrics_export_csv(in_folder("absent"), csv), HD_ERROR_IO);
-    ck_assert_int_eq(hdi_metrics_export_csv(path, in_folder("no/folder.csv")), HD_ERROR_IO);
+    ck_assert_int_eq(hdi_metrics_export_csv(hdt_file("absent"), csv), HD_ERROR_IO);
+    ck_assert_int_eq(hdi_metrics_export_csv(path, hdt_file("no/folder.csv")), HD_ERROR_IO);
 }
 END_TEST
 
@@ -249,7 +213,7 @@ END_TEST
 int main(void)
 {
     TCase *tests = tcase_create("metrics");
-    tcase_add_checked_fixture(tests, make_folder, NULL);
+    tcase_add_checked_fixture(tests, hdt_files_reset, NULL);
     tcase_set_timeout(tests, 60);
     tcase_add_test(tests, metrics_read_back_bit_for_bit);
     tcase_add_test(tests, metrics_survive_a_torn_last_line);

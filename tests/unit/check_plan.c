@@ -258,9 +258,10 @@ START_TEST(a_budget_is_refused_by_need_region_and_table)
     hd_program *p = chain("a", 1000, 100000);
     for (int i = 0; i < 2; i++) {
         hd_plan *plan;
-        size_t need = 4096 + 2048 + 3 * 4096 + hdi_place_round(100000) + 1000;
-        hdt_assert_ok(
-            hd_plan_create(&(hd_plan_options){.budget = need - (size_t)i, .foreign = 1000}, &plan));
+        size_t need = 4096 + 2048 + 3 * 4096 + hdi_place_round(100000) + 1000 + 300;
+        hdt_assert_ok(hd_plan_create(
+            &(hd_plan_options){.budget = need - (size_t)i, .foreign = 1000, .transport = 300},
+            &plan));
         hdt_assert_ok(hd_plan_add(plan, p, NULL));
         if (i == 0) {
             hdt_assert_ok(hd_plan_finish(plan));
@@ -273,6 +274,7 @@ START_TEST(a_budget_is_refused_by_need_region_and_table)
             ck_assert_ptr_nonnull(strstr(hd_last_error(), "largest region is transients"));
             ck_assert_ptr_nonnull(strstr(hd_last_error(), "\n  weights                      4096"));
             ck_assert_ptr_nonnull(strstr(hd_last_error(), "\n  foreign                      1000"));
+            ck_assert_ptr_nonnull(strstr(hd_last_error(), "\n  transport, about              300"));
         }
         hd_plan_destroy(plan);
     }

@@ -11,48 +11,12 @@
 #include "report/loss_curve.h"
 #include "report/memory_map.h"
 #include "report/pipeline_chart.h"
-#include "tests/support/hdt.h"
-
-/* Markup, quotes, a control character, broken UTF-8, a surrogate, and text that must survive. */
-static const char hostile[] = "a<b>&\"c'\\ \x01 \xff\xc3 \xed\xa0\x80 \xc3\xa9]]>--";
-
-static char folder[4096];
-
-/* Empty before each test, also where Check does not fork. */
-static void make_folder(void)
-{
-    snprintf(folder, sizeof folder, "%s", hdt_temp_path("report"));
-    hdt_assert_ok(hdi_remove_tree(folder));
-    hdt_assert_ok(hdi_directory_create(folder));
-}
-
-static const char *in_folder(const char *name)
-{
-    static char paths[8][4200];
-    static int next;
-    char *path = paths[next++ % 8];
-    snprintf(path, sizeof paths[0], "%s/%s", folder, name);
-    return path;
-}
-
-static char *read_file(const char *path)
-{
-    char *data;
-    size_t bytes;
-    hdt_assert_ok(hdi_file_read_all(path, 1 << 26, &data, &bytes));
-    ck_assert_uint_eq(strlen(data), bytes);
-    return data;
-}
-
-static void write_file(const char *path, const char *text)
-{
-    hdt_assert_ok(hdi_file_write_text(path, text));
-}
+#include "tests/support/hdt_files.h"
 
 /* Valid UTF-8 without control characters, and tags that close in order. Entities are ours only. */
 static void assert_well_formed(const char *path)
 {
-    char *text = read_file(path), open_tags[16][16];
+    char *text = hdt_read_text(path), open_tags[16][16];
     int depth = 0;
     for (const char *c = text; *c;) {
         uint32_t code = hdi_utf8_next(&c);
@@ -89,7 +53,7 @@ static void assert_well_formed(const char *path)
 
 static void assert_holds(const char *path, const char *wanted, bool holds)
 {
-    char *text = read_file(path);
+    char *text = hdt_read_text(path);
     ck_assert_msg((strstr(text, wanted) != NULL) == holds, "%s: '%s' is %s", path, wanted,
                   holds ? "missing" : "there");
     hdi_free(text);
@@ -101,14 +65,15 @@ START_TEST(loss_curve_is_well_formed_for_any_series)
     for (int i = 0; i < 5000; i++)
         train[i] = (hdi_point){i, i % 700 == 3 ? (double)NAN : 5 * exp(-i / 1000.0) + i % 3};
     static const int64_t counts[] = {0, 1, 2, 79, 80, 5000};
-    const char *path = in_folder("loss.svg");
-    hdt_assert_ok(hdi_loss_curve_write(path, &(hdi_loss_curve){.title = hostile,
-                                                               .train = train,
-                                                               .train_count = counts[_i],
-                                                               .validation = validation,
-                                                               .validation_count = _i % 2 ? 3 : 0,
-                                                               .reference = 4.2,
-                                                               .reference_label = hostile}));
+    const char *path = hdt_file("loss.svg");
+    hdt_assert_ok(
+        hdi_loss_curve_write(path, &(hdi_loss_curve){.title = HDT_HOSTILE_TEXT,
+                                                     .train = train,
+                                                     .train_count = counts[_i],
+                                                     .validation = validation,
+                                                     .validation_count = _i % 2 ? 3 : 0,
+                                                     .reference = 4.2,
+                                                     .reference_label = HDT_HOSTILE_TEXT}));
     assert_well_formed(path);
     assert_holds(path, "a&lt;b&gt;&amp;&quot;c&#39;", true);
     assert_holds(path, "nan", false);
@@ -123,11 +88,11 @@ START_TEST(a_long_loss_curve_stays_small_and_keeps_its_spikes)
     for (int i = 0; i < COUNT; i++)
         train[i] = (hdi_point){i, 2 + 0.1 * (i % 7)};
     train[77777].y = 10; /* the axis ends there, so the spike's top is the top of the plot */
-    const char *path = in_folder("long.svg");
+    const char *path = hdt_file("long.svg");
     hdt_assert_ok(
         hdi_loss_curve_write(path, &(hdi_loss_curve){.train = train, .train_count = COUNT}));
     hdi_free(train);
-    char *text = read_file(path);
+    char *text = hdt_read_text(path);
     ck_assert_uint_lt(strlen(text), 100000);
     ck_assert_ptr_nonnull(strstr(text, ",84 "));
     hdi_free(text);
@@ -169,11 +134,11 @@ START_TEST(trace_files_read_back_as_recorded)
 {
     hdi_trace *trace;
     hdt_assert_ok(hdi_trace_create(3, 4, &trace));
-    hdi_trace_name_thread(trace, 2, hostile);
+    hdi_trace_name_thread(trace, 2, HDT_HOSTILE_TEXT);
     uint64_t allocations = hdi_alloc_count();
     for (int i = 0; i < 6; i++) {
         hdi_trace_event event = event_of(HDI_TRACE_BACKWARD, i, 100 * i, 100 * i + 50.125);
-        event.name = hostile;
+        event.name = HDT_HOSTILE_TEXT;
         event.thread = 2;
         event.chunk = i - 3;
         hdi_trace_record(trace, &event);
@@ -181,7 +146,7 @@ START_TEST(trace_files_read_back_as_recorded)
     hdi_trace_record(NULL, &(hdi_trace_event){0});
     ck_assert_uint_eq(hdi_alloc_count(), allocations);
     ck_assert_int_eq(hdi_trace_dropped(trace), 2);
-    const char *path = in_folder("rank3.json");
+    const char *path = hdt_file("rank3.json");
     hdt_assert_ok(hdi_trace_flush(trace, 1e12, path));
     hdi_trace_destroy(trace);
 
@@ -218,8 +183,8 @@ START_TEST(broken_trace_files_are_refused_with_their_name)
         {"[{\"ph\":\"X\",\"ts\":1,\"dur\":-1}]", HD_ERROR_FORMAT},
         {"[7,{\"ph\":5},{\"ph\":\"M\"},{\"ph\":\"X\",\"ts\":1,\"args\":[],\"pid\":1e99}]", HD_OK},
     };
-    const char *path = in_folder("broken.json");
-    write_file(path, cases[_i].text);
+    const char *path = hdt_file("broken.json");
+    hdt_write_text(path, cases[_i].text);
     hdi_trace_file file;
     ck_assert_int_eq(hdi_trace_read(path, &file), cases[_i].status);
     if (cases[_i].status != HD_OK) ck_assert_ptr_nonnull(strstr(hd_last_error(), "broken.json"));
@@ -230,7 +195,7 @@ END_TEST
 START_TEST(a_missing_trace_file_is_an_io_error)
 {
     hdi_trace_file file;
-    ck_assert_int_eq(hdi_trace_read(in_folder("absent"), &file), HD_ERROR_IO);
+    ck_assert_int_eq(hdi_trace_read(hdt_file("absent"), &file), HD_ERROR_IO);
 }
 END_TEST
 
@@ -289,7 +254,7 @@ START_TEST(overlaps_count_once_and_waiting_not_at_all)
     ck_assert_double_eq_tol(busy[2], 0, 1e-12);
     ck_assert_double_eq_tol(numbers.bubble, 1 - 100.0 / 240, 1e-12); /* the phase lasts 80 */
 
-    const char *path = in_folder("lanes.svg");
+    const char *path = hdt_file("lanes.svg");
     hdt_assert_ok(hdi_pipeline_chart_write(path, &chart));
     assert_well_formed(path);
     assert_holds(path, "90.0 % busy", true);
@@ -309,23 +274,25 @@ START_TEST(pipeline_chart_reads_the_files_of_all_ranks)
         hdt_assert_ok(hdi_trace_create(rank, 100, &trace));
         for (int i = 0; i < lanes[rank].count; i++) {
             hdi_trace_event event = lanes[rank].events[i];
-            event.name = hostile;
+            event.name = HDT_HOSTILE_TEXT;
             hdi_trace_record(trace, &event);
             event.step = 8; /* rank 3 was stopped before it */
             event.begin_us += 1e9;
             event.end_us += 2e9;
             if (rank < 3) hdi_trace_record(trace, &event);
         }
-        snprintf(paths[rank], sizeof paths[0], "%s/%d.json", folder, rank);
+        char name[32];
+        snprintf(name, sizeof name, "%d.json", rank);
+        snprintf(paths[rank], sizeof paths[0], "%s", hdt_file(name));
         hdt_assert_ok(hdi_trace_flush(trace, 5, paths[rank]));
         hdi_trace_destroy(trace);
         borrowed[3 - rank] = paths[rank];
     }
-    const char *path = in_folder("chart.svg");
-    hdt_assert_ok(hdi_pipeline_chart_from_files(path, hostile, borrowed, 4, -1));
+    const char *path = hdt_file("chart.svg");
+    hdt_assert_ok(hdi_pipeline_chart_from_files(path, HDT_HOSTILE_TEXT, borrowed, 4, -1));
     assert_well_formed(path);
     assert_holds(path, "bubble 27.3 %", true); /* 3/11 */
-    char *text = read_file(path);
+    char *text = hdt_read_text(path);
     ck_assert(strstr(text, "rank 0") < strstr(text, "rank 3"));
     hdi_free(text);
     ck_assert_int_eq(hdi_pipeline_chart_from_files(path, NULL, borrowed, 4, 99), HD_ERROR_ARGUMENT);
@@ -337,9 +304,10 @@ START_TEST(memory_map_names_the_peak)
 {
     enum { MIB = 1 << 20 };
     const size_t weights[] = {MIB, MIB, MIB, MIB}, saved[] = {0, MIB, 2 * MIB, 0};
-    const hdi_memory_region regions[] = {{"weights", weights}, {hostile, saved}};
-    const char *const names[] = {"forward h.0.mlp", "forward head", "backward h.0.mlp", hostile};
-    const hdi_memory_phase phases[] = {{"forward", 0}, {"backward", 2}, {hostile, 3}};
+    const hdi_memory_region regions[] = {{"weights", weights}, {HDT_HOSTILE_TEXT, saved}};
+    const char *const names[] = {"forward h.0.mlp", "forward head", "backward h.0.mlp",
+                                 HDT_HOSTILE_TEXT};
+    const hdi_memory_phase phases[] = {{"forward", 0}, {"backward", 2}, {HDT_HOSTILE_TEXT, 3}};
     hdi_memory_map map = {.regions = regions,
                           .region_count = 2,
                           .positions = 4,
@@ -352,7 +320,7 @@ START_TEST(memory_map_names_the_peak)
     hdi_memory_map_peak(&map, &position, &bytes);
     ck_assert_int_eq(position, 2);
     ck_assert_uint_eq(bytes, 3 * MIB);
-    const char *path = in_folder("plan.svg");
+    const char *path = hdt_file("plan.svg");
     hdt_assert_ok(hdi_memory_map_write(path, &map));
     assert_well_formed(path);
     assert_holds(path, "peak 3 MiB at op 2 backward h.0.mlp", true);
@@ -374,13 +342,13 @@ START_TEST(memory_map_of_a_long_program_still_shows_its_peak)
         bytes[i] = 1000;
     bytes[12345] = 5000;
     const hdi_memory_region region = {"transients", bytes};
-    const char *path = in_folder("long_plan.svg");
+    const char *path = hdt_file("long_plan.svg");
     hdt_assert_ok(hdi_memory_map_write(
         path, &(hdi_memory_map){.regions = &region, .region_count = 1, .positions = POSITIONS}));
     hdi_free(bytes);
     assert_holds(path, "peak 4.9 KiB at op 12345", true);
     /* The region's outline reaches as high as the dot that marks the peak. */
-    char *text = read_file(path), y[32];
+    char *text = hdt_read_text(path), y[32];
     const char *dot = strstr(strstr(text, "peak") + 4, "cy=\"");
     for (const char *next = dot; next; next = strstr(next + 1, "cy=\""))
         dot = next;
@@ -395,7 +363,7 @@ END_TEST
 int main(void)
 {
     TCase *tests = tcase_create("report");
-    tcase_add_checked_fixture(tests, make_folder, NULL);
+    tcase_add_checked_fixture(tests, hdt_files_reset, NULL);
     tcase_set_timeout(tests, 60);
     tcase_add_loop_test(tests, loss_curve_is_well_formed_for_any_series, 0, 6);
     tcase_add_test(tests, a_long_loss_curve_stays_small_and_keeps_its_spikes);

@@ -72,6 +72,17 @@ static void release(hdi_device *device, void *arena, size_t bytes)
     hdi_unmap(arena, bytes);
 }
 
+static hd_status register_host(hdi_device *device, void *memory, size_t bytes)
+{
+    (void)device, (void)memory, (void)bytes;
+    return HD_OK;
+}
+
+static void unregister_host(hdi_device *device, void *memory, size_t bytes)
+{
+    (void)device, (void)memory, (void)bytes;
+}
+
 static hd_status copy(hd_stream *stream, void *out, const void *x, size_t bytes)
 {
     (void)stream;
@@ -114,6 +125,8 @@ const hd_backend hdi_backend_cpu = {
     .release = release,
     .reserve_host = reserve,
     .release_host = release,
+    .register_host = register_host,
+    .unregister_host = unregister_host,
     .stream = stream_of,
     .copy_in = copy,
     .copy_out = copy,

@@ -9,7 +9,7 @@
 
 typedef struct gemm_tiles {
     const hdi_gemm_args *args;
-    int64_t tile_rows, tile_columns, across; /* across: tiles side by side */
+    int64_t tile_rows, tile_columns, down, across; /* tiles one below another, and side by side */
     atomic_bool failed;
 } gemm_tiles;
 
@@ -30,7 +30,8 @@ static void compute_tile(void *context, int64_t index, int lane)
     (void)lane;
     const int64_t row = index / tiles->across * tiles->tile_rows;
     const int64_t column = index % tiles->across * tiles->tile_columns;
-    const int64_t rows = hdi_cpu_min(tiles->tile_rows, args->rows - row);
+    const bool last = index / tiles->across == tiles->down - 1;
+    const int64_t rows = last ? args->rows - row : tiles->tile_rows;
     const int64_t columns = hdi_cpu_min(tiles->tile_columns, args->columns - column);
     const float *a = (const float *)args->a + (args->transpose_a ? row : row * args->a_stride);
     const float *b =
@@ -44,10 +45,11 @@ static void compute_tile(void *context, int64_t index, int lane)
 }
 
 /* Tall tiles, since each one packs its part of b again; about four down and 384 columns across
- * cost one thread at most a tenth. Small products are one tile. */
+ * cost one thread at most a tenth. Small products are one tile. A short rest of rows goes with the last
+ * tile: for few rows the BLAS has other kernels, whose bits would tell in how many products they came. */
 static void choose_tiles(const hdi_gemm_args *args, gemm_tiles *out)
 {
-    enum { TALLEST = 512, SHORTEST = 128, WIDEST = 384 };
+    enum { TALLEST = 512, SHORTEST = 128, WIDEST = 384, REST = 64 };
     const double products = (double)args->rows * (double)args->columns * (double)args->inner;
     out->tile_rows = args->rows;
     out->tile_columns = args->columns;
@@ -57,6 +59,8 @@ static void choose_tiles(const hdi_gemm_args *args, gemm_tiles *out)
         out->tile_columns = hdi_cpu_min(args->columns, WIDEST);
     }
     out->across = hdi_ceil_div(args->columns, out->tile_columns);
+    out->down = hdi_ceil_div(args->rows, out->tile_rows);
+    if (out->down > 1 && args->rows - (out->down - 1) * out->tile_rows < REST) out->down--;
 }
 
 hd_status hdi_cpu_gemm(hd_stream *stream, const hdi_gemm_args *args)
@@ -68,8 +72,7 @@ hd_status hdi_cpu_gemm(hd_stream *stream, const hdi_gemm_args *args)
     gemm_tiles tiles = {.args = args};
     choose_tiles(args, &tiles);
     const int saved = hdi_cpu_blas_enter();
-    hdi_cpu_parallel(hdi_ceil_div(args->rows, tiles.tile_rows) * tiles.across, compute_tile,
-                     &tiles);
+    hdi_cpu_parallel(tiles.down * tiles.across, compute_tile, &tiles);
     hdi_cpu_blas_leave(saved);
     if (atomic_load(&tiles.failed))
         return hdi_error(HD_ERROR_DEVICE, "gemm: the BLAS refused a product");

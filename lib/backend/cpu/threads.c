@@ -3,6 +3,7 @@
 
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 
@@ -84,6 +85,10 @@ void hdi_cpu_set_threads(int threads)
     pthread_mutex_lock(&pool.busy);
     pthread_attr_t attributes;
     if (threads - 1 > pool.started && pthread_attr_init(&attributes) == 0) {
+        /* Signals are not for threads inside the BLAS, whose kernels move the stack pointer. */
+        sigset_t all, before;
+        sigfillset(&all);
+        pthread_sigmask(SIG_SETMASK, &all, &before);
         pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
         while (pool.started < threads - 1) {
             pthread_t thread;
@@ -92,6 +97,7 @@ void hdi_cpu_set_threads(int threads)
             pool.started++;
         }
         pthread_attr_destroy(&attributes);
+        pthread_sigmask(SIG_SETMASK, &before, NULL);
     }
     /* Fewer threads than asked for only cost time: results do not depend on them. */
     atomic_store(&pool.lanes, threads - 1 < pool.started ? threads : pool.started + 1);

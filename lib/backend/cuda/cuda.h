@@ -62,6 +62,9 @@ struct hdi_device {
 
 enum { HDI_CUDA_BLAS_WORKSPACE = 32 << 20 };
 
+/* What the timing of a product that adds to its result may take beside it. */
+enum { HDI_CUDA_TRIAL_BYTES = 16 << 20 };
+
 extern const hd_backend hdi_backend_cuda;
 
 /* HD_OK, or an error with the text of `error` behind `what`: HD_ERROR_MEMORY when memory was
@@ -87,6 +90,8 @@ hd_status hdi_cuda_reserve(hdi_device *device, size_t bytes, void **out);
 void hdi_cuda_release(hdi_device *device, void *arena, size_t bytes);
 hd_status hdi_cuda_reserve_host(hdi_device *device, size_t bytes, void **out);
 void hdi_cuda_release_host(hdi_device *device, void *memory, size_t bytes);
+hd_status hdi_cuda_register_host(hdi_device *device, void *memory, size_t bytes);
+void hdi_cuda_unregister_host(hdi_device *device, void *memory, size_t bytes);
 hd_stream *hdi_cuda_stream(hdi_device *device);
 
 hd_status hdi_cuda_copy_in(hd_stream *stream, void *device_memory, const void *host, size_t bytes);

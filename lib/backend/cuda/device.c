@@ -187,6 +187,20 @@ void hdi_cuda_release_host(hdi_device *device, void *memory, size_t bytes)
     (void)cudaFreeHost(memory);
 }
 
+hd_status hdi_cuda_register_host(hdi_device *device, void *memory, size_t bytes)
+{
+    (void)device;
+    return hdi_cuda_status(cudaHostRegister(memory, bytes, cudaHostRegisterPortable),
+                           "cudaHostRegister");
+}
+
+void hdi_cuda_unregister_host(hdi_device *device, void *memory, size_t bytes)
+{
+    (void)bytes;
+    hdi_cuda_wait_for_fetches(device);
+    (void)cudaHostUnregister(memory);
+}
+
 static hd_status queue_copy(hd_stream *stream, void *out, const void *x, size_t bytes,
                             enum cudaMemcpyKind kind)
 {

@@ -262,9 +262,10 @@ static float time_candidate(hd_stream *stream, const hdi_gemm_args *args, const 
     return best;
 }
 
-/* *best is its time. */
-static hd_status choose_fastest(hd_stream *stream, const hdi_gemm_args *args, gemm *item,
-                                float *best)
+/* The candidates for `item`, timed by running `args` with the descriptors of `timed`, which may be item.
+ * *best is the time. */
+static hd_status choose_by(hd_stream *stream, const hdi_gemm_args *args, gemm *timed, gemm *item,
+                           float *best)
 {
     cublasLtMatmulHeuristicResult_t results[CANDIDATES];
     int count = 0, chosen = -1;
@@ -273,9 +274,9 @@ static hd_status choose_fastest(hd_stream *stream, const hdi_gemm_args *args, ge
         if (results[i].state != CUBLAS_STATUS_SUCCESS ||
             results[i].workspaceSize > HDI_CUDA_BLAS_WORKSPACE)
             continue;
-        item->algorithm = results[i].algo;
-        item->workspace_bytes = results[i].workspaceSize;
-        const float time = time_candidate(stream, args, item);
+        timed->algorithm = results[i].algo;
+        timed->workspace_bytes = results[i].workspaceSize;
+        const float time = time_candidate(stream, args, timed);
         if (time < 0 || (chosen >= 0 && time >= *best)) continue;
         *best = time;
         chosen = i;
@@ -291,6 +292,12 @@ static hd_status choose_fastest(hd_stream *stream, const hdi_gemm_args *args, ge
     hdi_log(HD_LOG_DEBUG, "gemm %" PRId64 " x %" PRId64 " x %" PRId64 ": candidate %d, %.3f ms",
             args->rows, args->columns, args->inner, chosen, (double)*best);
     return HD_OK;
+}
+
+static hd_status choose_fastest(hd_stream *stream, const hdi_gemm_args *args, gemm *item,
+                                float *best)
+{
+    return choose_by(stream, args, item, item, best);
 }
 
 static hd_status choose_for_gelu(hd_stream *stream, const hdi_gemm_args *args, gemm *item)
@@ -309,22 +316,28 @@ static hd_status choose_for_gelu(hd_stream *stream, const hdi_gemm_args *args, g
     return HD_OK;
 }
 
-/* Timing would add into `out` many times, so it goes to a copy that lives only now. Without memory
- * for one, the first candidate is taken untimed. */
+/* A sum is timed on a copy of its first rows, so that it is added to once and no plan is overstepped by
+ * much; where there is no room for them, the library's first choice is taken. */
 static hd_status choose_for_sum(hd_stream *stream, const hdi_gemm_args *args, gemm *item)
 {
+    const size_t size = hd_dtype_bytes(args->out_dtype);
+    const int64_t most = (int64_t)(HDI_CUDA_TRIAL_BYTES / ((size_t)args->out_stride * size));
     hdi_gemm_args trial = *args;
-    const size_t bytes = (size_t)((args->rows - 1) * args->out_stride + args->columns) *
-                         hd_dtype_bytes(args->out_dtype);
+    if (trial.rows > most) trial.rows = most > 0 ? most : 1;
+    const size_t bytes = (size_t)((trial.rows - 1) * trial.out_stride + trial.columns) * size;
+    hd_status status = HD_ERROR_MEMORY;
     if (cudaMalloc(&trial.out, bytes) == cudaSuccess) {
-        hd_status status = hdi_cuda_copy(stream, trial.out, args->out, bytes);
+        gemm timed = {0};
         float best = 0;
-        if (status == HD_OK) status = choose_fastest(stream, &trial, item, &best);
+        status = hdi_cuda_copy(stream, trial.out, args->out, bytes);
+        if (status == HD_OK) status = describe(&trial, &timed);
+        if (status == HD_OK) status = choose_by(stream, &trial, &timed, item, &best);
         (void)cudaStreamSynchronize(stream->handle);
         (void)cudaFree(trial.out);
-        return status;
+        destroy_gemm(&timed);
     }
     (void)cudaGetLastError();
+    if (status == HD_OK) return HD_OK;
     cublasLtMatmulHeuristicResult_t results[CANDIDATES];
     int count = 0;
     HD_RETURN_IF_ERROR(find_candidates(stream->device, item, results, &count));

@@ -1,0 +1,41 @@
+/* Ops of forwards that make what is large within a block part by part, for less memory. */
+#ifndef HDI_OPS_SLICES_H
+#define HDI_OPS_SLICES_H
+
+#include <heddle/diffusion.h>
+
+#include "backend/backend.h"
+#include "program/program.h"
+
+/* A linear map's parameters: [outputs, inputs] and [outputs], which may be invalid. */
+typedef struct hdi_linear_map {
+    hd_tensor weight, bias;
+} hdi_linear_map;
+
+/* down(gelu_tanh(up(x))) in about `slices` slices of rows; only one slice of what lies between is
+ * in memory. The result takes x's place where nobody else needs that. No gradient. */
+hd_tensor hdi_mlp_slices(hd_program *program, hd_tensor x, const hdi_linear_map *up,
+                         const hdi_linear_map *down, int slices);
+
+/* Queries, keys and values of one or two streams by linear maps of their rows, hd_joint_qkv and
+ * hd_attention, for a group of heads at a time: about `groups` groups. stream[s].qkv are the rows
+ * that map[s] takes. counts I32 [sequences] may be invalid. out[streams]: each stream's rows of the
+ * result. No gradient. */
+typedef struct hdi_attention_slices {
+    int64_t sequences, heads, head_dim;
+    double epsilon;
+    hd_tensor counts;
+    int streams, groups;
+    hd_qkv_stream stream[2];
+    hdi_linear_map map[2];
+} hdi_attention_slices;
+void hdi_attention_sliced(hd_program *program, const hdi_attention_slices *from, hd_tensor *out);
+
+/* What hd_joint_qkv makes of its sizes and of a stream: false after a sticky error. *table is invalid
+ * where nothing turns. */
+bool hdi_joint_sizes(hd_program *program, int64_t sequences, int64_t heads, int64_t head_dim,
+                     double epsilon, int streams);
+bool hdi_joint_rope(hd_program *program, const hd_qkv_stream *stream, int index, int64_t head_dim,
+                    hdi_rope_axes *rope, hd_tensor *table);
+
+#endif

@@ -1,0 +1,495 @@
+/* ranks: 2 3 4 5 */
+/* Sequences split over ranks by unequal counts give what one rank gives. Attention of each head stays
+ * whole, so forward bits are equal; gradients are sums over parts of the rows, and round otherwise. */
+#include "tests/support/hdt_device.h"
+
+#include "core/error.h"
+#include "jobs/trainer.h"
+#include "ops/sequence.h"
+#include "program/plan.h"
+#include "tests/support/hdt_mmdit.h"
+
+#include <heddle/model.h>
+#include <heddle/sampler.h>
+#include <heddle/session.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+enum { SEQUENCES = 2, MOST_VALUES = 1 << 18 };
+
+/* A model and what it trains on. */
+typedef struct setting {
+    const char *name, *json;
+    int64_t tokens; /* of a sequence; 0: a video of `frames` patches */
+    int64_t frames, text;
+    int heads; /* of keys and values: there cannot be more ranks */
+} setting;
+
+static const setting settings[] = {
+    {"gpt2",
+     "{\"model_type\":\"gpt2\",\"vocab_size\":31,\"n_positions\":16,\"n_embd\":30,"
+     "\"n_layer\":2,\"n_head\":5}",
+     11, 0, 0, 5},
+    {"llama",
+     "{\"model_type\":\"llama\",\"vocab_size\":31,\"max_position_embeddings\":16,"
+     "\"hidden_size\":24,\"intermediate_size\":40,\"num_hidden_layers\":2,"
+     "\"num_attention_heads\":6,\"num_key_value_heads\":3,\"rms_norm_eps\":1e-5}",
+     7, 0, 0, 3},
+    {"hunyuan",
+     "{\"model_type\": \"hunyuan_video\", \"in_channels\": 2, \"out_channels\": 2, "
+     "\"num_attention_heads\": 6, \"attention_head_dim\": 8, \"num_layers\": 1, "
+     "\"num_single_layers\": 2, \"num_refiner_layers\": 1, \"text_embed_dim\": 6, "
+     "\"pooled_projection_dim\": 5, \"rope_axes_dim\": [4, 2, 2]}",
+     0, 7, 4, 6},
+    {"open sora",
+     "{\"model_type\": \"open_sora_2\", \"in_channels\": 8, \"vec_in_dim\": 5, "
+     "\"context_in_dim\": 6, \"hidden_size\": 40, \"mlp_ratio\": 2.0, "
+     "\"num_heads\": 5, \"depth\": 1, \"depth_single_blocks\": 1, "
+     "\"axes_dim\": [4, 2, 2], \"cond_embed\": true, \"fused_qkv\": false}",
+     0, 13, 3, 5},
+};
+enum { SETTINGS = sizeof settings / sizeof settings[0] };
+
+/* What one step is worth. */
+typedef struct outcome {
+    double loss, validation, norm;
+    float gradients[MOST_VALUES]; /* of all parameters, one after another */
+    int64_t sizes[128];
+    int parameters;
+    uint64_t weights; /* after the update */
+} outcome;
+
+static uint64_t number_of(const char *name)
+{
+    uint64_t number = 5;
+    for (; *name; name++)
+        number = number * 31 + (uint64_t)*name;
+    return number % 100003;
+}
+
+static hd_status feed(void *user, const char *name, int64_t batch, void *out, size_t bytes)
+{
+    const setting *one = user;
+    int32_t *ids = out;
+    float *values = out;
+    const bool is_ids = strcmp(name, "tokens") == 0 || strcmp(name, "targets") == 0;
+    hdt_fill(values, (int64_t)(bytes / sizeof *values), number_of(name) + (uint64_t)batch);
+    if (strcmp(name, "text_counts") == 0)
+        for (int i = 0; i < SEQUENCES; i++)
+            ids[i] = (int32_t)(one->text - i);
+    for (size_t i = 0; is_ids && i < bytes / sizeof *ids; i++)
+        ids[i] = i % 7 == 6 && *name == 't' && name[1] == 'a' ? -1 : (int32_t)(15 * values[i]) + 15;
+    const bool is_positive = strcmp(name, "time") == 0 || strcmp(name, "loss_weight") == 0;
+    for (size_t i = 0; is_positive && i < bytes / sizeof *values; i++)
+        values[i] = 0.5F + 0.4F * values[i];
+    return HD_OK;
+}
+
+/* Other values than the first ones, which leave blocks out of what MMDiTs compute. */
+static hd_status set_weights(hd_trainer *trainer, const hd_program *program)
+{
+    static float values[MOST_VALUES];
+    for (int u = 0; u < program->use_count; u++) {
+        const hd_tensor_info *info = hd_tensor_get(program, program->uses[u].tensor);
+        hdt_fill(values, info->elements, number_of(program->uses[u].name));
+        for (int64_t i = 0; i < info->elements; i++)
+            values[i] *= 0.3F;
+        const hd_status status =
+            hd_session_write(trainer->session, program, program->uses[u].tensor, 0, values);
+        if (status != HD_OK) return status;
+    }
+    return HD_OK;
+}
+
+static hd_status read_gradients(hd_trainer *trainer, const hd_program *program, outcome *out)
+{
+    int64_t at = 0;
+    for (int u = 0; u < program->use_count; u++) {
+        const hdi_use *use = &program->uses[u];
+        out->sizes[u] = hd_tensor_get(program, use->tensor)->elements;
+        ck_assert_int_le(at + out->sizes[u], MOST_VALUES);
+        const hd_status status =
+            hd_session_read(trainer->session, program, use->gradient, 0, out->gradients + at);
+        if (status != HD_OK) return status;
+        at += out->sizes[u];
+    }
+    out->parameters = program->use_count;
+    return HD_OK;
+}
+
+static hd_trainer_shape shape_of(const setting *one, int accumulate)
+{
+    return (hd_trainer_shape){.accumulate = accumulate,
+                              .sequences = SEQUENCES,
+                              .tokens = one->tokens,
+                              .video = {.frames = one->frames,
+                                        .height = one->frames ? 2 : 0,
+                                        .width = one->frames ? 2 : 0,
+                                        .text = one->text,
+                                        .text_counts = one->frames > 0,
+                                        .masked_frames = strcmp(one->name, "open sora") == 0}};
+}
+
+static hd_status run(const setting *one, hd_trainer *trainer, hd_context *context, outcome *out)
+{
+    hd_step_result step = {0};
+    HD_RETURN_IF_ERROR(hd_trainer_start(trainer, context, 1));
+    const hd_program *program = trainer->shapes[0].train[0].program;
+    HD_RETURN_IF_ERROR(set_weights(trainer, program));
+    HD_RETURN_IF_ERROR(hd_trainer_validate(trainer, feed, (void *)(uintptr_t)one, &step));
+    out->validation = step.loss;
+    HD_RETURN_IF_ERROR(hd_trainer_step(trainer, 1e-3, feed, (void *)(uintptr_t)one, &step));
+    out->loss = step.loss;
+    out->norm = step.grad_norm;
+    if (!trainer->options.shard_state && trainer->pipeline == 1)
+        HD_RETURN_IF_ERROR(read_gradients(trainer, program, out));
+    return hd_trainer_weights_hash(trainer, &out->weights);
+}
+
+static hd_status train(hd_comm *comm, const setting *one, const hd_mesh_options *layout,
+                       hd_trainer_options options, outcome *out)
+{
+    hd_mesh *mesh = NULL;
+    hd_context *context = NULL;
+    hd_model *model = NULL;
+    hd_trainer *trainer = NULL;
+    const hd_trainer_shape shape = shape_of(one, options.accumulate);
+    memset(out, 0, sizeof *out);
+    hd_status status = hd_model_create_json(one->json, &model);
+    if (status == HD_OK) status = hd_mesh_create(comm, layout, &mesh);
+    if (status == HD_OK) status = hdt_open_context(comm, mesh, &context);
+    if (status == HD_OK) {
+        options.build = hd_model_build;
+        options.user = model;
+        options.layers = hd_model_layers(model);
+        options.mesh = mesh;
+        options.backend = hd_context_backend(context);
+        options.shapes = &shape;
+        options.shape_count = 1;
+        options.validate_batches = options.accumulate ? options.accumulate : 1;
+        status = hd_trainer_create(&options, &trainer);
+    }
+    if (status == HD_OK) status = run(one, trainer, context, out);
+    hd_trainer_destroy(trainer);
+    hd_context_destroy(context);
+    hd_mesh_destroy(mesh);
+    hd_model_destroy(model);
+    return status;
+}
+
+/* BLAS may round a product's rows otherwise where there are fewer of them; beyond that forwards are
+ * equal. A gradient is a sum over rows and ranks, which rounds once more for each layer that it has
+ * come through; it is held against the largest of its parameter. */
+static void compare(const setting *one, const char *what, const outcome *seen, const outcome *alone)
+{
+    const int64_t rows = SEQUENCES * (one->tokens + one->frames + one->text);
+    const double bound = hdt_tolerance(HD_DTYPE_F32, rows * 8);
+    ck_assert_msg(fabs(seen->loss - alone->loss) <= bound * alone->loss &&
+                      fabs(seen->validation - alone->validation) <= bound * alone->loss,
+                  "%s, %s: loss %.17g, validation %.17g, one rank has %.17g, %.17g", one->name,
+                  what, seen->loss, seen->validation, alone->loss, alone->validation);
+    ck_assert_msg(fabs(seen->norm - alone->norm) <= bound * alone->norm,
+                  "%s, %s: norm %.17g, one rank has %.17g", one->name, what, seen->norm,
+                  alone->norm);
+    int64_t at = 0;
+    for (int u = 0; u < seen->parameters; u++) {
+        double largest = 0, error = 0;
+        for (int64_t i = at; i < at + seen->sizes[u]; i++) {
+            largest = fmax(largest, fabs((double)alone->gradients[i]));
+            error = fmax(error, fabs((double)seen->gradients[i] - (double)alone->gradients[i]));
+        }
+        ck_assert_msg(error <= bound * largest, "%s, %s: gradient %d is off by %g of %g", one->name,
+                      what, u, error, largest);
+        at += seen->sizes[u];
+    }
+}
+
+static void check_layout(const setting *one, const hd_mesh_options *layout,
+                         const hd_trainer_options *options, const outcome *alone)
+{
+    static outcome seen;
+    char what[64];
+    snprintf(what, sizeof what, "data %d x pipeline %d x sequence %d", layout->data,
+             layout->pipeline, layout->sequence);
+    const hd_status status = train(hdt_world, one, layout, *options, &seen);
+    if (layout->sequence > one->heads) {
+        hdt_assert_status(status, HD_ERROR_UNSUPPORTED, "key and value heads");
+        return;
+    }
+    hdt_assert_ok(status);
+    hdt_assert_ok(hd_comm_check_equal(hdt_world, &seen.loss, sizeof seen.loss, "losses"));
+    compare(one, what, &seen, alone);
+}
+
+static void train_alone(const setting *one, const hd_trainer_options *options, outcome *out)
+{
+    hd_comm *self = NULL;
+    hdt_assert_ok(hd_comm_split(hdt_world, hd_comm_rank(hdt_world), 0, &self));
+    const hd_status status = train(self, one, &(hd_mesh_options){0}, *options, out);
+    hd_comm_destroy(self);
+    hdt_assert_ok(status);
+    ck_assert_double_gt(out->norm, 1e-3);
+}
+
+START_TEST(loss_and_gradients_are_those_of_one_rank)
+{
+    const setting *one = &settings[_i];
+    static outcome alone;
+    const int ranks = hd_comm_size(hdt_world);
+    const hd_mesh_options all = {.data = 1, .pipeline = 1, .sequence = ranks};
+    hd_trainer_options options = {.bucket_elements = 3000};
+    train_alone(one, &options, &alone);
+    check_layout(one, &all, &options, &alone);
+    options.recompute = options.shard_state = true;
+    check_layout(one, &all, &options, &alone);
+}
+END_TEST
+
+START_TEST(sequence_goes_with_data_and_pipeline)
+{
+    const setting *one = &settings[_i];
+    static outcome alone;
+    if (hd_comm_size(hdt_world) != 4) return;
+    hd_trainer_options options = {.bucket_elements = 3000, .accumulate = 2};
+    train_alone(one, &options, &alone);
+    check_layout(one, &(hd_mesh_options){.data = 1, .pipeline = 2, .sequence = 2}, &options,
+                 &alone);
+    options.accumulate = 1;
+    check_layout(one, &(hd_mesh_options){.data = 2, .pipeline = 1, .sequence = 2}, &options,
+                 &alone);
+}
+END_TEST
+
+START_TEST(what_cannot_be_split_is_refused_with_the_reason)
+{
+    static outcome out;
+    const int ranks = hd_comm_size(hdt_world);
+    const hd_mesh_options all = {.sequence = ranks};
+    const hd_trainer_options none = {0}, exact = {.exact = true};
+    setting one = settings[0];
+    hdt_assert_status(train(hdt_world, &one, &all, exact, &out), HD_ERROR_UNSUPPORTED,
+                      "reduction exact with sequence");
+    one.tokens = ranks - 1;
+    hdt_assert_status(train(hdt_world, &one, &all, none, &out), HD_ERROR_UNSUPPORTED,
+                      "tokens of a sequence");
+    one = settings[2];
+    one.json =
+        "{\"model_type\": \"stdit3\", \"in_channels\": 4, \"hidden_size\": 48, \"depth\": 2, "
+        "\"num_heads\": 6, \"caption_channels\": 6, \"model_max_length\": 4}";
+    hdt_assert_status(train(hdt_world, &one, &all, none, &out), HD_ERROR_UNSUPPORTED,
+                      "does not split its sequences");
+}
+END_TEST
+
+/* A video of golden weights, as the rank that hears of its steps has it. */
+typedef struct sampling {
+    hdt_mmdit file;
+    float text[512], seen[4096];
+    size_t bytes;
+} sampling;
+
+static hd_status keep_last(void *user, const hd_sampler_event *event)
+{
+    sampling *it = user;
+    if (event->is_last_stage && event->step == event->steps)
+        memcpy(it->seen, event->latents, it->bytes);
+    return HD_OK;
+}
+
+static hd_status sample(sampling *it, hd_comm *comm, const hd_mesh_options *layout)
+{
+    hd_mesh *mesh = NULL;
+    hd_context *context = NULL;
+    hd_sampler *sampler = NULL;
+    const int64_t *dims = it->file.dims;
+    const hd_sampler_text text = {.text = it->text, .tokens = it->file.valid};
+    const hd_sampler_video video = {.seed = 2};
+    const hd_sampler_run_options options = {.embedded = 6, .event = keep_last, .user = it};
+    hd_status status = hd_mesh_create(comm, layout, &mesh);
+    if (status == HD_OK) status = hdt_open_context(comm, mesh, &context);
+    if (status == HD_OK)
+        status = hd_sampler_create(
+            &(hd_sampler_options){
+                .build = hd_model_build,
+                .user = it->file.model,
+                .layers = hd_model_layers(it->file.model),
+                .model = hd_model_video(it->file.model),
+                .mesh = mesh,
+                .backend = hd_context_backend(context),
+                .shape = {.frames = dims[1], .height = dims[2], .width = dims[3], .steps = 3},
+                .texts = &it->file.valid,
+                .text_lengths = 1},
+            &sampler);
+    if (status == HD_OK)
+        status = hd_sampler_start(
+            sampler, context, &(hd_sampler_weights){.path = hdi_weights_path(it->file.weights)});
+    if (status == HD_OK) status = hd_sampler_run(sampler, &text, 1, &video, 1, &options, NULL);
+    hd_sampler_destroy(sampler);
+    hd_context_destroy(context);
+    hd_mesh_destroy(mesh);
+    return status;
+}
+
+START_TEST(videos_are_those_of_one_rank)
+{
+    const int ranks = hd_comm_size(hdt_world), models[] = {HDT_HUNYUAN, HDT_OPEN_SORA};
+    static sampling it;
+    static float alone[sizeof it.seen / sizeof *it.seen];
+    if (ranks % 2) return; /* the golden models have two heads, or four */
+    it = (sampling){.file = hdt_mmdit_open(models[_i], NULL)};
+    const int64_t *dims = it.file.dims, elements = dims[0] * dims[1] * dims[2] * dims[3];
+    ck_assert_int_le(elements, (int64_t)(sizeof it.seen / sizeof *it.seen));
+    it.bytes = (size_t)elements * sizeof *it.seen;
+    hdt_fill(it.text, it.file.valid * hd_model_video(it.file.model)->text_columns, 4);
+    hd_comm *self = NULL;
+    hdt_assert_ok(hd_comm_split(hdt_world, hd_comm_rank(hdt_world), 0, &self));
+    hd_status status = sample(&it, self, &(hd_mesh_options){0});
+    hd_comm_destroy(self);
+    hdt_assert_ok(status);
+    memcpy(alone, it.seen, it.bytes);
+    const hd_mesh_options layouts[] = {{.sequence = 2, .pipeline = ranks / 2}, {.sequence = ranks}};
+    double error[] = {0, 0};
+    for (int l = 0; l < 2 && status == HD_OK; l++) {
+        if (layouts[l].sequence > 2 && models[_i] == HDT_HUNYUAN) continue;
+        memset(it.seen, 0, it.bytes);
+        status = sample(&it, hdt_world, &layouts[l]);
+        if (hd_comm_rank(hdt_world) != ranks - layouts[l].sequence) continue;
+        for (int64_t i = 0; i < elements; i++)
+            error[l] = fmax(error[l], fabs((double)it.seen[i] - (double)alone[i]));
+    }
+    const double bound = it.file.tolerance;
+    hdt_mmdit_close(&it.file);
+    hdt_assert_ok(status);
+    for (int l = 0; l < 2; l++)
+        ck_assert_msg(error[l] <= bound, "sequence %d: latents are off by %g, want %g",
+                      layouts[l].sequence, error[l], bound);
+}
+END_TEST
+
+/* A program of a test's own, on a mesh of all ranks along the sequence axis. */
+typedef struct bench {
+    hd_mesh *mesh;
+    hd_context *context;
+    hd_program *program;
+    hd_plan *plan;
+    hd_session *session;
+} bench;
+
+static hd_status bench_begin(bench *on)
+{
+    memset(on, 0, sizeof *on);
+    HD_RETURN_IF_ERROR(hd_mesh_create(
+        hdt_world, &(hd_mesh_options){.sequence = hd_comm_size(hdt_world)}, &on->mesh));
+    HD_RETURN_IF_ERROR(hdt_open_context(hdt_world, on->mesh, &on->context));
+    return hd_program_create(&(hd_program_options){.name = "bench",
+                                                   .mesh = on->mesh,
+                                                   .backend = hd_context_backend(on->context)},
+                             &on->program);
+}
+
+static hd_status bench_run(bench *on, hd_tensor x, const float *values)
+{
+    HD_RETURN_IF_ERROR(hd_program_finish(on->program));
+    HD_RETURN_IF_ERROR(hd_plan_create(&(hd_plan_options){0}, &on->plan));
+    HD_RETURN_IF_ERROR(hd_plan_add(on->plan, on->program, &(hd_plan_program_options){.group = 0}));
+    HD_RETURN_IF_ERROR(hd_plan_finish(on->plan));
+    HD_RETURN_IF_ERROR(hd_session_create(on->context, on->plan, on->mesh, &on->session));
+    HD_RETURN_IF_ERROR(hd_session_write(on->session, on->program, x, 0, values));
+    HD_RETURN_IF_ERROR(
+        hd_session_run(on->session, on->program, &(hd_session_run_options){.last = true}));
+    return hd_session_drain(on->session);
+}
+
+static void bench_end(bench *on)
+{
+    hd_session_destroy(on->session);
+    hd_plan_destroy(on->plan);
+    hd_program_destroy(on->program);
+    hd_context_destroy(on->context);
+    hd_mesh_destroy(on->mesh);
+}
+
+enum { HEADS = 10, KV_HEADS = 5, DIM = 3, COLUMNS = (HEADS + 2 * KV_HEADS) * DIM };
+
+/* Sequences and tokens: one and several sequences, tokens that ranks do not divide. */
+static const int64_t sizes[][2] = {{1, 7}, {3, 5}, {2, 8}};
+
+/* The heads of `rank` of a row of queries, keys and values, packed. */
+static int64_t own_columns(const float *row, int ranks, int rank, float *out)
+{
+    int64_t first = 0, own = 0, count = 0;
+    for (int r = 0; r <= rank; r++, first += own)
+        own = KV_HEADS / ranks + (r < KV_HEADS % ranks);
+    first -= own;
+    const int64_t group = HEADS / KV_HEADS * DIM;
+    const int64_t parts[][2] = {{first * group, own * group},
+                                {HEADS * DIM + first * DIM, own * DIM},
+                                {(HEADS + KV_HEADS) * DIM + first * DIM, own * DIM}};
+    for (int p = 0; p < 3; p++)
+        for (int64_t i = 0; i < parts[p][1]; i++)
+            out[count++] = row[parts[p][0] + i];
+    return count;
+}
+
+START_TEST(rows_and_heads_change_places_bit_for_bit)
+{
+    enum { MOST = 16 * COLUMNS };
+    const int64_t sequences = sizes[_i][0], tokens = sizes[_i][1], rows = sequences * tokens;
+    const int ranks = hd_comm_size(hdt_world), rank = hd_comm_rank(hdt_world);
+    const hdi_sequence_shape shape = {sequences, tokens, HEADS, KV_HEADS, DIM};
+    static float x[MOST], heads[MOST], text[MOST], whole[MOST], alike[MOST], wanted[COLUMNS];
+    bench on;
+    hdt_fill(x, rows * COLUMNS, 3);
+    hd_status status = bench_begin(&on);
+    hd_program *p = on.program;
+    const int64_t dims[] = {rows, COLUMNS};
+    const hd_tensor in = hd_input(p, "x", HD_DTYPE_F32, 2, dims);
+    const hd_tensor own = hdi_sequence_own_rows(p, in, sequences, tokens);
+    hd_tensor to = hdi_sequence_to_heads(p, own, &shape),
+              take = hdi_sequence_take_heads(p, in, &shape);
+    /* As if attention gave back its queries. */
+    const int64_t own_heads = hdi_sequence_own_heads(p, COLUMNS / DIM, KV_HEADS);
+    const hdi_sequence_shape back = {sequences, tokens, COLUMNS / DIM, KV_HEADS, DIM};
+    hd_tensor rows_again = hdi_sequence_to_tokens(p, to, &back);
+    rows_again = hdi_sequence_all_rows(p, rows_again, sequences, tokens);
+    const hd_tensor alike_again = hdi_sequence_all_heads(p, take, &back);
+    hd_output(p, to, "heads");
+    hd_output(p, take, "text");
+    hd_output(p, rows_again, "whole");
+    hd_output(p, alike_again, "alike");
+    if (status == HD_OK) status = bench_run(&on, in, x);
+    const struct {
+        hd_tensor from;
+        float *to;
+    } read[] = {{to, heads}, {take, text}, {rows_again, whole}, {alike_again, alike}};
+    for (int i = 0; i < 4 && status == HD_OK; i++)
+        status = hd_session_read(on.session, p, read[i].from, 0, read[i].to);
+    bench_end(&on);
+    hdt_assert_ok(status);
+    ck_assert_int_eq(own_heads * DIM, own_columns(x, ranks, rank, wanted));
+    for (int64_t r = 0; r < rows; r++) {
+        const size_t bytes = (size_t)own_columns(x + r * COLUMNS, ranks, rank, wanted) * sizeof *x;
+        ck_assert_mem_eq(heads + r * own_heads * DIM, wanted, bytes);
+        ck_assert_mem_eq(text + r * own_heads * DIM, wanted, bytes);
+        /* The packed heads of all ranks, side by side. */
+        float row[COLUMNS];
+        int64_t at = 0;
+        for (int other = 0; other < ranks; other++)
+            at += own_columns(x + r * COLUMNS, ranks, other, row + at);
+        ck_assert_mem_eq(whole + r * COLUMNS, row, sizeof row);
+        ck_assert_mem_eq(alike + r * COLUMNS, row, sizeof row);
+    }
+}
+END_TEST
+
+int main(int argc, char **argv)
+{
+    TCase *tests = tcase_create("sequence");
+    tcase_add_loop_test(tests, rows_and_heads_change_places_bit_for_bit, 0, 3);
+    tcase_add_loop_test(tests, loss_and_gradients_are_those_of_one_rank, 0, SETTINGS);
+    tcase_add_loop_test(tests, sequence_goes_with_data_and_pipeline, 0, SETTINGS);
+    tcase_add_loop_test(tests, videos_are_those_of_one_rank, 0, 2);
+    tcase_add_test(tests, what_cannot_be_split_is_refused_with_the_reason);
+    return hdt_main_ranks(argc, argv, "sequence", tests);
+}
