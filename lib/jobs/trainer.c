@@ -267,6 +267,10 @@ static void release_shape(const hd_trainer *trainer, hdi_trainer_shape *shape)
 void hd_trainer_destroy(hd_trainer *trainer)
 {
     if (!trainer) return;
+    if (trainer->staging) {
+        const hd_context *context = trainer->session->context;
+        context->backend->release_host(context->device, trainer->staging, trainer->staging_bytes);
+    }
     hd_session_destroy(trainer->session);
     hd_plan_destroy(trainer->plan);
     for (int s = 0; s < trainer->shape_count && trainer->shapes; s++)
@@ -283,7 +287,6 @@ void hd_trainer_destroy(hd_trainer *trainer)
     hdi_census_release(&trainer->census);
     hdi_free(trainer->losses);
     hdi_free(trainer->square_sums);
-    hdi_free(trainer->staging);
     hdi_free(trainer);
 }
 
@@ -338,8 +341,11 @@ hd_status hd_trainer_start(hd_trainer *trainer, hd_context *context, uint64_t se
     const size_t replicas = (size_t)hd_mesh_size(o->mesh, HD_AXIS_REPLICA);
     trainer->losses = hdi_alloc_array(2 * batches * replicas, sizeof(double));
     trainer->square_sums = hdi_alloc_array((size_t)trainer->census.blocks, sizeof(double));
-    trainer->staging = hdi_alloc(largest);
-    if (!trainer->losses || !trainer->square_sums || !trainer->staging) return out_of_memory();
+    if (!trainer->losses || !trainer->square_sums) return out_of_memory();
+    trainer->staging_bytes = largest;
+    if (largest)
+        HD_RETURN_IF_ERROR(
+            context->backend->reserve_host(context->device, largest, &trainer->staging));
     HD_RETURN_IF_ERROR(hdi_trainer_initialize(trainer, seed));
     return hdi_trainer_reset_average(trainer);
 }

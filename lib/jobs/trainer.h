@@ -67,7 +67,8 @@ struct hd_trainer {
     hdi_trace *trace;    /* borrowed, or NULL */
     double *losses;      /* [2 * most micro-batches * replicas]: sum and count; owned */
     double *square_sums; /* [blocks] */
-    void *staging;       /* of the largest input */
+    void *staging;       /* of the largest input; pinned on GPUs */
+    size_t staging_bytes;
     int64_t steps;       /* taken, skipped ones included */
     int64_t updates;     /* applied: AdamW's t */
     double loss_scale;   /* of the next step; 1 unless F16 */
