@@ -1,4 +1,4 @@
-/* ranks: 1 2 4 */
+/* ranks: 1 2 4 8 */
 /* The promise: the same bits on every layout in exact mode, what was planned is what is used, and
  * nothing is allocated after the first step. */
 #include "tests/support/hdt_train.h"
