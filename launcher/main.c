@@ -42,7 +42,7 @@ static void parse_without_command(int argc, char **argv)
         .options = rows,
         .parser = parse_option,
         .args_doc = "COMMAND ...",
-        .doc = "Trains transformers, and lets them write, over many ranks.\v"
+        .doc = "Trains transformers and samples videos and texts from them, over many ranks.\v"
                "heddle COMMAND --help tells about a command, man heddle about all. For many ranks, "
                "put heddle-run -np N in front of the command, or mpirun -np N heddle."};
     argp_parse(&argp, argc, argv, ARGP_IN_ORDER, NULL, NULL);

@@ -156,7 +156,7 @@ for formatter in clang-format-14 clang-format; do
 done
 
 if command -v shellcheck >/dev/null; then
-    shellcheck --format=gcc "${scripts[@]}" >"$work/shell" 2>&1
+    shellcheck -x --format=gcc "${scripts[@]}" >"$work/shell" 2>&1
     verdict scripts_pass_shellcheck "$work/shell"
 fi
 

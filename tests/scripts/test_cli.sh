@@ -4,6 +4,8 @@ set -u
 heddle=$PWD/${HEDDLE_BUILD:-build/release}/heddle
 case ${HEDDLE_BUILD:-} in /*) heddle=$HEDDLE_BUILD/heddle ;; esac
 source=$PWD
+# shellcheck source=tests/support/checks.sh
+. "$source/tests/support/checks.sh"
 work=$(mktemp -d) || exit 1
 trap 'rm -rf "$work"' EXIT
 cd "$work" || exit 1
@@ -11,39 +13,6 @@ unset "${!OMPI_@}" "${!PMIX_@}"
 
 ranks=(mpirun --oversubscribe --bind-to none --mca mpi_yield_when_idle 1 --mca btl_vader_single_copy_mechanism none)
 [ "$(id -u)" != 0 ] || ranks+=(--allow-run-as-root)
-
-check() { # name condition...
-    local name=$1
-    shift
-    if "$@"; then
-        echo "ok $name"
-    else
-        echo "not ok $name"
-        sed 's/^/    /' out | head -n 60
-    fi
-}
-# Run with what is printed in `out`, and tell whether it ended with a status within the time.
-exits() { # status command...
-    local want=$1 seen
-    shift
-    timeout -k 5 60 "$@" >out 2>&1 </dev/null
-    seen=$?
-    [ "$seen" = "$want" ] || echo "exit status $seen, want $want" >>out
-    [ "$seen" = "$want" ]
-}
-says() { # status text... -- command...
-    local want=$1 texts=() text
-    shift
-    while [ "$1" != -- ]; do
-        texts+=("$1")
-        shift
-    done
-    shift
-    exits "$want" "$@" || return 1
-    for text in "${texts[@]}"; do
-        grep -qF -- "$text" out || { echo "want: $text" >>out && return 1; }
-    done
-}
 
 for i in {1..400}; do echo "line $i: shuttles carry the weft, $((i * i)) times"; done >text.txt
 cat >config.json <<'END'

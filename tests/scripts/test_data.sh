@@ -3,42 +3,13 @@
 set -u
 heddle=$PWD/${HEDDLE_BUILD:-build/release}/heddle
 case ${HEDDLE_BUILD:-} in /*) heddle=$HEDDLE_BUILD/heddle ;; esac
+# shellcheck source=tests/support/checks.sh
+. "$PWD/tests/support/checks.sh"
 work=$(mktemp -d) || exit 1
 trap 'rm -rf "$work"' EXIT
 cd "$work" || exit 1
 unset "${!OMPI_@}" "${!PMIX_@}"
 
-check() { # name condition...
-    local name=$1
-    shift
-    if "$@"; then
-        echo "ok $name"
-    else
-        echo "not ok $name"
-        sed 's/^/    /' out | head -n 60
-    fi
-}
-exits() { # status command...
-    local want=$1 seen
-    shift
-    timeout -k 5 60 "$@" >out 2>&1 </dev/null
-    seen=$?
-    [ "$seen" = "$want" ] || echo "exit status $seen, want $want" >>out
-    [ "$seen" = "$want" ]
-}
-says() { # status text... -- command...
-    local want=$1 texts=() text
-    shift
-    while [ "$1" != -- ]; do
-        texts+=("$1")
-        shift
-    done
-    shift
-    exits "$want" "$@" || return 1
-    for text in "${texts[@]}"; do
-        grep -qF -- "$text" out || { echo "want: $text" >>out && return 1; }
-    done
-}
 has() { # file text...
     local file=$1 text
     shift

@@ -233,3 +233,31 @@ void hdt_check_planned_memory(const hdt_gradient_case *one, bool exact)
     hdt_machine_destroy(machine);
     hd_program_destroy(s.program);
 }
+
+static const hdt_gradient_case *table;
+
+START_TEST(gradients_equal_differences_in_fp64)
+{
+    hdt_check_gradients(&table[_i], false);
+}
+END_TEST
+
+START_TEST(accumulating_adds_a_second_run_to_the_first)
+{
+    hdt_check_accumulation(&table[_i]);
+}
+END_TEST
+
+START_TEST(planned_memory_gives_the_bits_of_separate_memory)
+{
+    hdt_check_planned_memory(&table[_i], _i % 2);
+}
+END_TEST
+
+void hdt_add_gradient_tests(TCase *tests, const hdt_gradient_case *cases, int count)
+{
+    table = cases;
+    tcase_add_loop_test(tests, gradients_equal_differences_in_fp64, 0, count);
+    tcase_add_loop_test(tests, accumulating_adds_a_second_run_to_the_first, 0, count);
+    tcase_add_loop_test(tests, planned_memory_gives_the_bits_of_separate_memory, 0, count);
+}

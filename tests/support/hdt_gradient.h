@@ -25,4 +25,7 @@ void hdt_check_accumulation(const hdt_gradient_case *one);
 /* A plan's memory, with sharing and in-place ops, gives the bits that separate memory gives. */
 void hdt_check_planned_memory(const hdt_gradient_case *one, bool exact);
 
+/* The three above as tests over `count` cases, which must outlive the run; one table a program. */
+void hdt_add_gradient_tests(TCase *tests, const hdt_gradient_case *cases, int count);
+
 #endif

@@ -290,31 +290,11 @@ static const hdt_gradient_case cases[] = {
 };
 enum { CASES = sizeof cases / sizeof cases[0] };
 
-START_TEST(gradients_equal_differences_in_fp64)
-{
-    hdt_check_gradients(&cases[_i], false);
-}
-END_TEST
-
-START_TEST(accumulating_adds_a_second_run_to_the_first)
-{
-    hdt_check_accumulation(&cases[_i]);
-}
-END_TEST
-
-START_TEST(planned_memory_gives_the_bits_of_separate_memory)
-{
-    hdt_check_planned_memory(&cases[_i], _i % 2);
-}
-END_TEST
-
 int main(void)
 {
     Suite *suite = suite_create("diffusion_gradients");
     TCase *tests = tcase_create("diffusion_gradients");
-    tcase_add_loop_test(tests, gradients_equal_differences_in_fp64, 0, CASES);
-    tcase_add_loop_test(tests, accumulating_adds_a_second_run_to_the_first, 0, CASES);
-    tcase_add_loop_test(tests, planned_memory_gives_the_bits_of_separate_memory, 0, CASES);
+    hdt_add_gradient_tests(tests, cases, CASES);
     suite_add_tcase(suite, tests);
     return hdt_main(suite);
 }

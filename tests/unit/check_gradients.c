@@ -249,27 +249,9 @@ static const hdt_gradient_case cases[] = {
 
 enum { CASES = sizeof cases / sizeof cases[0] };
 
-START_TEST(gradients_equal_differences_in_fp64)
-{
-    hdt_check_gradients(&cases[_i], false);
-}
-END_TEST
-
 START_TEST(a_parameter_used_twice_has_the_sum_of_both_gradients_in_exact_mode)
 {
     hdt_check_gradients(&cases[CASES - 1], true);
-}
-END_TEST
-
-START_TEST(accumulating_adds_a_second_run_to_the_first)
-{
-    hdt_check_accumulation(&cases[_i]);
-}
-END_TEST
-
-START_TEST(planned_memory_gives_the_bits_of_separate_memory)
-{
-    hdt_check_planned_memory(&cases[_i], _i % 2);
 }
 END_TEST
 
@@ -277,10 +259,8 @@ int main(void)
 {
     Suite *suite = suite_create("gradients");
     TCase *tests = tcase_create("gradients");
-    tcase_add_loop_test(tests, gradients_equal_differences_in_fp64, 0, CASES);
+    hdt_add_gradient_tests(tests, cases, CASES);
     tcase_add_test(tests, a_parameter_used_twice_has_the_sum_of_both_gradients_in_exact_mode);
-    tcase_add_loop_test(tests, accumulating_adds_a_second_run_to_the_first, 0, CASES);
-    tcase_add_loop_test(tests, planned_memory_gives_the_bits_of_separate_memory, 0, CASES);
     suite_add_tcase(suite, tests);
     return hdt_main(suite);
 }
