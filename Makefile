@@ -79,7 +79,7 @@ ALL_NVCCFLAGS := -std=c++17 -O3 -lineinfo $(gencode) -Xcompiler -fPIC,-fvisibili
 LIBS := $(shell $(PKG_CONFIG) --libs $(modules) 2>/dev/null) $(gemm_libs_$(GEMM)) $(cgif_libs_$(CGIF)) $(cuda_libs) -lm -lpthread
 ALL_LDFLAGS := $(if $(SAN),-fsanitize=$(SAN)) $(LDFLAGS)
 
-lib_sources := $(wildcard lib/*/*.c $(backends:%=lib/backend/%/*.c) comm/*.c $(transports:%=comm/%/*.c) parallel/*.c)
+lib_sources := $(wildcard lib/*/*.c lib/jobs/*/*.c $(backends:%=lib/backend/%/*.c) comm/*.c $(transports:%=comm/%/*.c) parallel/*.c)
 kernel_sources := $(wildcard $(backends:%=lib/backend/%/*.cu))
 lib_objects := $(lib_sources:%.c=$(BUILD)/%.o) $(kernel_sources:%=$(BUILD)/%.o)
 launcher_objects := $(patsubst %.c,$(BUILD)/%.o,$(wildcard launcher/*.c))

@@ -19,6 +19,8 @@ parallel
 lib/nn lib/optim lib/io
 lib/models
 lib/jobs
+lib/jobs/data lib/jobs/train lib/jobs/sample lib/jobs/generate
+lib/jobs/plan
 '
 
 mapfile -t code < <(find lib comm parallel include launcher examples tests \
@@ -61,6 +63,10 @@ never_calls() { # pattern files...
 
 folder_of() { # path: the floor's folder it lies in, or its first folder
     case $1 in
+    lib/jobs/*/*)
+        local rest=${1#lib/jobs/}
+        echo "lib/jobs/${rest%%/*}"
+        ;;
     lib/*/*)
         local rest=${1#lib/}
         echo "lib/${rest%%/*}"

@@ -7,7 +7,7 @@
 #include <heddle/ops.h>
 
 #include "core/memory.h"
-#include "jobs/trainer.h"
+#include "jobs/train/trainer.h"
 #include "runtime/session.h"
 #include "tests/support/hdt_device.h"
 

@@ -13,7 +13,7 @@
 #include "core/text.h"
 #include "io/checkpoint.h"
 #include "io/safetensors.h"
-#include "jobs/generator.h"
+#include "jobs/generate/generator.h"
 #include "tests/support/hdt_generate.h"
 
 static const char *const families[] = {"gpt2", "llama"};

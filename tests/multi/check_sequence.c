@@ -4,7 +4,7 @@
 #include "tests/support/hdt_device.h"
 
 #include "core/error.h"
-#include "jobs/trainer.h"
+#include "jobs/train/trainer.h"
 #include "ops/sequence.h"
 #include "program/plan.h"
 #include "tests/support/hdt_mmdit.h"

@@ -6,7 +6,7 @@
 
 #include "core/error.h"
 #include "core/memory.h"
-#include "jobs/trainer.h"
+#include "jobs/train/trainer.h"
 
 #include <math.h>
 #include <string.h>

@@ -9,7 +9,7 @@
 #include <heddle/model.h>
 
 #include "io/safetensors.h"
-#include "jobs/trainer.h"
+#include "jobs/train/trainer.h"
 #include "models/weights.h"
 #include "runtime/session.h"
 #include "tests/support/hdt_device.h"

@@ -6,7 +6,7 @@
 #include "core/file.h"
 #include "core/memory.h"
 #include "jobs/class_text.h"
-#include "jobs/data.h"
+#include "jobs/data/data.h"
 #include "tests/support/hdt.h"
 
 enum { COLUMNS = 64 };

@@ -1,6 +1,6 @@
 /* Rectified flow's draws have the distributions that they promise, and its target is the path's
  * slope. */
-#include "jobs/flow.h"
+#include "jobs/train/flow.h"
 
 #include "tests/support/hdt.h"
 

@@ -1,6 +1,6 @@
 /* Inputs of a video training step are a function of seed, step and sample alone, marked as they are,
  * and made ahead without taking memory; buckets hold what they should. */
-#include "jobs/flow_feed.h"
+#include "jobs/train/flow_feed.h"
 
 #include "core/file.h"
 #include "core/memory.h"

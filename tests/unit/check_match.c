@@ -3,7 +3,7 @@
 
 #include <stdlib.h>
 
-#include "jobs/trainer.h"
+#include "jobs/train/trainer.h"
 #include "ops/collective.h"
 #include "tests/support/hdt_program.h"
 #include "tests/support/hdt_train.h"

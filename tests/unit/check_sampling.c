@@ -3,8 +3,8 @@
 #include <stdio.h>
 
 #include "core/memory.h"
-#include "jobs/prompts.h"
-#include "jobs/sampling.h"
+#include "jobs/generate/prompts.h"
+#include "jobs/generate/sampling.h"
 #include "tests/support/hdt.h"
 
 enum { VOCAB = 9, DRAWS = 40000 };

@@ -6,7 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "jobs/trainer.h"
+#include "jobs/train/trainer.h"
 #include "tests/support/hdt_stdit.h"
 
 static void *take(int64_t count, size_t bytes)

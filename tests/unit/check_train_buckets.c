@@ -1,5 +1,5 @@
 /* Batch sizes of video training follow from memory and the budget of tokens, and are whole. */
-#include "jobs/train.h"
+#include "jobs/train/train.h"
 
 #include "tests/support/hdt.h"
 

@@ -1,0 +1,260 @@
+/* The plan job: every rank's programs on a fake mesh, their bytes, costs, schedule, and the proof that
+ * their collectives match. */
+#include "core/clock.h"
+#include "core/error.h"
+#include "core/file.h"
+#include "core/memory.h"
+#include "core/text.h"
+#include "jobs/job_model.h"
+#include "jobs/setup.h"
+#include "jobs/train/plan_report.h"
+#include "jobs/train/train.h"
+#include "parallel/match.h"
+#include "report/format.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+
+typedef struct planning {
+    const hd_config *config;
+    hd_model *model;
+    const hd_backend *backend;
+    hdi_video_buckets buckets; /* of video models; owned */
+    int ranks;
+    hd_mesh **meshes;      /* [ranks] */
+    hd_trainer **trainers; /* [ranks] */
+    hdi_calls *calls;      /* [ranks] */
+} planning;
+
+static hd_status out_of_memory(void)
+{
+    return hdi_error(HD_ERROR_MEMORY, "plan: out of host memory");
+}
+
+/* Communication of a step in the order in which the rank's schedule reaches it. */
+static hd_status collect_step(const hd_trainer *trainer, const hdi_trainer_shape *shape,
+                              hdi_calls *calls)
+{
+    const hdi_schedule *schedule = shape->schedule;
+    for (int i = 0; i < schedule->action_count; i++) {
+        const hdi_schedule_action *action = &schedule->actions[i];
+        if (action->op == HDI_BACKWARD &&
+            action->micro_batch == schedule->options.micro_batches - 1)
+            HD_RETURN_IF_ERROR(
+                hdi_calls_add(calls, shape->train[action->chunk].program, HDI_PHASE_BACKWARD));
+    }
+    HD_RETURN_IF_ERROR(hdi_calls_add(calls, trainer->norm, HDI_PHASE_FORWARD));
+    return hdi_calls_add(calls, trainer->update, HDI_PHASE_FORWARD);
+}
+
+static hd_status collect_calls(const hd_trainer *trainer, hdi_calls *calls)
+{
+    for (int s = 0; s < trainer->shape_count; s++)
+        HD_RETURN_IF_ERROR(collect_step(trainer, &trainer->shapes[s], calls));
+    return HD_OK;
+}
+
+/* The buckets of data.path, or those that video.shapes names. */
+static hd_status plan_buckets(planning *p, hdi_train_target *on)
+{
+    const char *path = hdi_config_string(p->config->values, "data.path");
+    hdi_video_dataset *dataset = NULL;
+    if (!hd_model_video(p->model)) return HD_OK;
+    if (*path) HD_RETURN_IF_ERROR(hdi_video_dataset_open(path, &dataset));
+    const hd_status status = hdi_train_buckets(on, dataset, &p->buckets);
+    hdi_video_dataset_close(dataset);
+    return status;
+}
+
+static hd_status plan_ranks(planning *p)
+{
+    hd_mesh_options options;
+    HD_RETURN_IF_ERROR(hdi_job_mesh_options(p->config, p->ranks, &options));
+    HD_RETURN_IF_ERROR(hdi_job_model(p->config, &p->model));
+    HD_RETURN_IF_ERROR(
+        hd_backend_find(hdi_config_string(p->config->values, "run.device"), &p->backend));
+    hdi_train_target on = {
+        .config = p->config, .model = p->model, .backend = p->backend, .remedy = true};
+    for (int r = 0; r < p->ranks; r++) {
+        HD_RETURN_IF_ERROR(hd_mesh_create_fake(r, p->ranks, &options, &p->meshes[r]));
+        on.mesh = p->meshes[r];
+        on.transport = hdi_job_transport(p->config, p->meshes[r], p->backend);
+        if (r == 0) HD_RETURN_IF_ERROR(plan_buckets(p, &on));
+        hd_status status =
+            hdi_train_create(&on, p->buckets.count ? &p->buckets : NULL, &p->trainers[r]);
+        if (status != HD_OK) return hdi_error_context(status, "rank %d of %d", r, p->ranks);
+        HD_RETURN_IF_ERROR(collect_calls(p->trainers[r], &p->calls[r]));
+    }
+    return hdi_calls_match(p->calls, p->meshes, p->ranks);
+}
+
+/* All stages' tables, with each chunk costing what its program's ops cost. */
+static hd_status simulate(const planning *p, int shape, hdi_schedule_timing *timing, double *ideal)
+{
+    const hd_trainer *any = p->trainers[0];
+    int stages = any->pipeline, chunks = any->chunks;
+    hdi_schedule **tables = hdi_alloc_array((size_t)stages, sizeof(hdi_schedule *));
+    double *costs = hdi_alloc_array(2 * (size_t)(stages * chunks), sizeof(double));
+    hd_status status = tables && costs ? HD_OK : out_of_memory();
+    double *backward = costs + stages * chunks;
+    for (int s = 0; s < stages && status == HD_OK; s++) {
+        const hd_trainer *trainer = p->trainers[hd_mesh_peer(p->meshes[0], HD_AXIS_PIPELINE, s)];
+        tables[s] = trainer->shapes[shape].schedule;
+        for (int c = 0; c < chunks; c++) {
+            hd_cost cost;
+            const hd_program *program = trainer->shapes[shape].train[c].program;
+            hdi_program_cost(program, HDI_PHASE_FORWARD, &cost);
+            costs[c * stages + s] = cost.flops;
+            hdi_program_cost(program, HDI_PHASE_BACKWARD, &cost);
+            backward[c * stages + s] = cost.flops;
+        }
+    }
+    if (status == HD_OK) status = hdi_schedule_check(tables, stages);
+    if (status == HD_OK)
+        status = hdi_schedule_simulate(
+            tables, stages, &(hdi_schedule_costs){.forward = costs, .backward = backward}, timing,
+            NULL);
+    *ideal = 0;
+    for (int i = 0; i < 2 * stages * chunks && status == HD_OK; i++)
+        *ideal += costs[i] * any->shapes[shape].is.accumulate / stages;
+    hdi_free(tables);
+    hdi_free(costs);
+    return status;
+}
+
+static void describe_stage(const planning *p, int stage, hdi_text *text)
+{
+    const hd_trainer *trainer = p->trainers[hd_mesh_peer(p->meshes[0], HD_AXIS_PIPELINE, stage)];
+    const hd_plan *plan = trainer->plan;
+    hdi_text_printf(text, "%5d  layers", stage);
+    for (int c = 0; c < trainer->chunks; c++)
+        hdi_text_printf(text, "%s%d", c ? "+" : " ",
+                        trainer->census.stage_layers[c * trainer->pipeline + stage]);
+    hdi_text_append(text, "\n");
+    for (int r = 0; r < HD_REGIONS; r++)
+        if (plan->bytes[r])
+            hdi_text_printf(text, "       %-18s %16zu bytes\n", hd_region_name((hd_region)r),
+                            plan->bytes[r]);
+    hdi_text_printf(text, "       %-18s %16zu bytes\n", "total", hd_plan_total_bytes(plan));
+}
+
+/* "2 x 256 tokens", or "2 videos of 33 x 32 x 56 and 256 text tokens". */
+static void describe_batch(const hd_trainer_shape *is, hdi_text *text)
+{
+    const hd_video_shape *video = &is->video;
+    if (video->frames < 1)
+        hdi_text_printf(text, "%" PRId64 " x %" PRId64 " tokens", is->sequences, is->tokens);
+    else
+        hdi_text_printf(text,
+                        "%" PRId64 " videos of %" PRId64 " x %" PRId64 " x %" PRId64 " and %" PRId64
+                        " text tokens",
+                        is->sequences, video->frames, video->height, video->width, video->text);
+}
+
+/* FLOPs of one micro-batch, forward and backward, over all stages and the ranks that share its
+ * sequences. */
+static double micro_batch_flops(const planning *p, int shape)
+{
+    double flops = 0;
+    const int sequence = hd_mesh_size(p->meshes[0], HD_AXIS_SEQUENCE);
+    for (int i = 0; i < p->trainers[0]->pipeline * sequence; i++) {
+        const int first = hd_mesh_peer(p->meshes[0], HD_AXIS_PIPELINE, i / sequence);
+        const hd_trainer *trainer =
+            p->trainers[hd_mesh_peer(p->meshes[first], HD_AXIS_SEQUENCE, i % sequence)];
+        for (int c = 0; c < trainer->chunks; c++)
+            for (int phase = 0; phase < HDI_PHASES; phase++) {
+                hd_cost cost;
+                hdi_program_cost(trainer->shapes[shape].train[c].program, (hdi_phase)phase, &cost);
+                flops += cost.flops;
+            }
+    }
+    return flops;
+}
+
+static hd_status describe_shape(const planning *p, int index, hdi_text *text)
+{
+    const hd_trainer *any = p->trainers[0];
+    const hdi_trainer_shape *shape = &any->shapes[index];
+    const int data = hd_mesh_size(p->meshes[0], HD_AXIS_DATA);
+    char sequences[32] = "";
+    if (hd_mesh_size(p->meshes[0], HD_AXIS_SEQUENCE) > 1)
+        snprintf(sequences, sizeof sequences, " x sequence %d",
+                 hd_mesh_size(p->meshes[0], HD_AXIS_SEQUENCE));
+    hdi_schedule_timing timing;
+    double ideal;
+    HD_RETURN_IF_ERROR(simulate(p, index, &timing, &ideal));
+    if (any->shape_count > 1) hdi_text_printf(text, "shape %d: ", index);
+    hdi_text_printf(text,
+                    "%d ranks: data %d x pipeline %d%s, %d chunks each, schedule %s, %d "
+                    "micro-batches of ",
+                    p->ranks, data, any->pipeline, sequences, any->chunks,
+                    hdi_schedule_kind_name(shape->schedule->options.kind), shape->is.accumulate);
+    describe_batch(&shape->is, text);
+    hdi_text_printf(text, "\n%" PRId64 " parameters, ", hd_model_parameters(p->model));
+    const int64_t batches = (int64_t)shape->is.accumulate * data;
+    if (shape->is.video.frames < 1)
+        hdi_text_printf(text, "%" PRId64 " tokens a step, ",
+                        shape->is.sequences * shape->is.tokens * batches);
+    else
+        hdi_text_printf(text, "%" PRId64 " videos a step, ", shape->is.sequences * batches);
+    hdi_text_printf(text, "%.4g FLOP a step\n", micro_batch_flops(p, index) * (double)batches);
+    hdi_text_printf(text,
+                    "bubble %.1f %% of the step; collectives of all ranks match, no deadlock\n",
+                    100 * (1 - ideal / timing.makespan));
+    return HD_OK;
+}
+
+static hd_status describe(const planning *p, double seconds, hdi_text *text)
+{
+    const hd_trainer *any = p->trainers[0];
+    for (int i = 0; i < any->shape_count; i++)
+        HD_RETURN_IF_ERROR(describe_shape(p, i, text));
+    hdi_text_append(text, "stage\n");
+    for (int s = 0; s < any->pipeline; s++)
+        describe_stage(p, s, text);
+    hdi_text_printf(text, "planned in %.3f s\n", seconds);
+    return HD_OK;
+}
+
+static hd_status report(const planning *p, double begin, const char *directory, bool print,
+                        hd_write_fn write, void *user)
+{
+    hdi_text text = {0};
+    hd_status status = describe(p, hdi_clock_seconds() - begin, &text);
+    char *taken = hdi_text_take(&text);
+    if (status == HD_OK && !taken) status = out_of_memory();
+    if (status == HD_OK && write) write(user, taken);
+    hdi_free(taken);
+    if (status == HD_OK && directory) status = hdi_directory_create(directory);
+    if (status == HD_OK && directory) status = hdi_plan_report_write(p->trainers[0], directory);
+    for (int s = 0; s < p->trainers[0]->pipeline && print && status == HD_OK && write; s++)
+        hd_plan_print(p->trainers[hd_mesh_peer(p->meshes[0], HD_AXIS_PIPELINE, s)]->plan, write,
+                      user);
+    return status;
+}
+
+hd_status hd_plan_run(const hd_config *config, int ranks, const char *directory, bool print,
+                      hd_write_fn write, void *user)
+{
+    if (ranks < 1) return hdi_error(HD_ERROR_ARGUMENT, "plan: ranks is %d, want at least 1", ranks);
+    double begin = hdi_clock_seconds();
+    hdi_cpu_set_threads(hdi_job_threads(config)); /* workspaces follow from it */
+    planning p = {.config = config, .ranks = ranks};
+    p.meshes = hdi_alloc_array((size_t)ranks, sizeof(hd_mesh *));
+    p.trainers = hdi_alloc_array((size_t)ranks, sizeof(hd_trainer *));
+    p.calls = hdi_alloc_array((size_t)ranks, sizeof *p.calls);
+    hd_status status = p.meshes && p.trainers && p.calls ? HD_OK : out_of_memory();
+    if (status == HD_OK) status = plan_ranks(&p);
+    if (status == HD_OK) status = report(&p, begin, directory, print, write, user);
+    for (int r = 0; r < ranks; r++) {
+        if (p.trainers) hd_trainer_destroy(p.trainers[r]);
+        if (p.meshes) hd_mesh_destroy(p.meshes[r]);
+        if (p.calls) hdi_calls_free(&p.calls[r]);
+    }
+    hdi_video_buckets_release(&p.buckets);
+    hd_model_destroy(p.model);
+    hdi_free(p.calls);
+    hdi_free(p.trainers);
+    hdi_free(p.meshes);
+    return status;
+}

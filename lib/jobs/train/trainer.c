@@ -1,0 +1,351 @@
+/* Trainers: creation, planning and start. */
+#include "jobs/train/trainer.h"
+#include "core/error.h"
+#include "core/memory.h"
+#include "parallel/data.h"
+
+#include <string.h>
+
+static hd_status out_of_memory(void)
+{
+    return hdi_error(HD_ERROR_MEMORY, "trainer: out of host memory");
+}
+
+static hd_status check_dtype(hd_trainer *trainer)
+{
+    hd_trainer_options *o = &trainer->options;
+    if (!o->dtype) o->dtype = HD_DTYPE_F32;
+    if (o->dtype != HD_DTYPE_F32 && o->dtype != HD_DTYPE_BF16 && o->dtype != HD_DTYPE_F16)
+        return hdi_error(HD_ERROR_ARGUMENT, "trainer: dtype is %s, want F32, BF16 or F16",
+                         hd_dtype_name(o->dtype));
+    if (o->master == HD_MASTER_AUTO)
+        o->master = o->dtype == HD_DTYPE_BF16 ? HD_MASTER_REMAINDER : HD_MASTER_F32;
+    if (o->master == HD_MASTER_REMAINDER && o->dtype != HD_DTYPE_BF16)
+        return hdi_error(HD_ERROR_UNSUPPORTED,
+                         "trainer: masters as remainders want weights of BF16, seen %s",
+                         hd_dtype_name(o->dtype));
+    if (o->loss_scale == 0) o->loss_scale = 32768;
+    if (o->loss_scale_steps == 0) o->loss_scale_steps = 1000;
+    if (!(o->loss_scale >= 1) || o->loss_scale_steps < 1)
+        return hdi_error(HD_ERROR_ARGUMENT,
+                         "trainer: loss scale is %g, doubled after %d steps; want both >= 1",
+                         (double)o->loss_scale, o->loss_scale_steps);
+    trainer->loss_scale = o->dtype == HD_DTYPE_F16 ? (double)o->loss_scale : 1;
+    return HD_OK;
+}
+
+/* The caller's shapes, or the one of sequences, tokens and accumulate. */
+static hd_status take_shapes(hd_trainer *trainer)
+{
+    const hd_trainer_options *o = &trainer->options;
+    const hd_trainer_shape single = {
+        .sequences = o->sequences, .tokens = o->tokens, .accumulate = o->accumulate};
+    const hd_trainer_shape *given = o->shape_count > 0 ? o->shapes : &single;
+    trainer->shape_count = o->shape_count > 0 ? o->shape_count : 1;
+    trainer->shapes = hdi_alloc_array((size_t)trainer->shape_count, sizeof *trainer->shapes);
+    if (!trainer->shapes) return out_of_memory();
+    const int data = hd_mesh_size(o->mesh, HD_AXIS_DATA);
+    if (o->exact && hd_mesh_size(o->mesh, HD_AXIS_SEQUENCE) > 1)
+        return hdi_error(HD_ERROR_UNSUPPORTED,
+                         "reduction exact with sequence %d: one token's share of a gradient is not "
+                         "kept apart, and sums over a part of the tokens round otherwise",
+                         hd_mesh_size(o->mesh, HD_AXIS_SEQUENCE));
+    for (int s = 0; s < trainer->shape_count; s++) {
+        hd_trainer_shape *shape = &trainer->shapes[s].is;
+        *shape = given[s];
+        if (shape->accumulate < 1) shape->accumulate = 1;
+        if (shape->sequences < 1 || (shape->tokens < 1 && shape->video.frames < 1))
+            return hdi_error(HD_ERROR_ARGUMENT,
+                             "trainer: shape %d has %lld sequences of %lld tokens, %lld frames; "
+                             "want sequences, and tokens or frames, >= 1",
+                             s, (long long)shape->sequences, (long long)shape->tokens,
+                             (long long)shape->video.frames);
+        if (o->exact && data > 1 && (shape->accumulate & (shape->accumulate - 1)))
+            return hdi_error(
+                HD_ERROR_UNSUPPORTED,
+                "reduction exact with data %d: accumulate is %d, want a power of two (the tree "
+                "over micro-batches must cut evenly between ranks)",
+                data, shape->accumulate);
+    }
+    return HD_OK;
+}
+
+static hd_status check_options(hd_trainer *trainer, const hd_trainer_options *given)
+{
+    hd_trainer_options *o = &trainer->options;
+    *o = *given;
+    if (!o->build || o->layers < 1)
+        return hdi_error(HD_ERROR_ARGUMENT,
+                         "trainer: wants a build function and layers >= 1; seen %s, %d",
+                         o->build ? "one" : "NULL", o->layers);
+    if (!(o->ema_decay >= 0 && o->ema_decay < 1))
+        return hdi_error(HD_ERROR_ARGUMENT, "trainer: ema_decay is %g, want 0 <= decay < 1",
+                         (double)o->ema_decay);
+    if (o->chunks < 1) o->chunks = 1;
+    if (o->adamw.beta1 == 0) o->adamw.beta1 = 0.9F;
+    if (o->adamw.beta2 == 0) o->adamw.beta2 = 0.999F;
+    if (o->adamw.epsilon == 0) o->adamw.epsilon = 1e-8F;
+    HD_RETURN_IF_ERROR(check_dtype(trainer));
+    HD_RETURN_IF_ERROR(take_shapes(trainer));
+    trainer->pipeline = hd_mesh_size(o->mesh, HD_AXIS_PIPELINE);
+    trainer->stage = hd_mesh_index(o->mesh, HD_AXIS_PIPELINE);
+    trainer->chunks = o->chunks;
+    if (hd_mesh_size(o->mesh, HD_AXIS_TENSOR) > 1)
+        return hdi_error(HD_ERROR_UNSUPPORTED,
+                         "layout: tensor is %d: training splits over data, pipeline and sequence "
+                         "only",
+                         hd_mesh_size(o->mesh, HD_AXIS_TENSOR));
+    return HD_OK;
+}
+
+static hd_status make_schedules(hd_trainer *trainer)
+{
+    const hd_trainer_options *o = &trainer->options;
+    hdi_schedule_options options = {
+        .stages = trainer->pipeline, .stage = trainer->stage, .chunks = trainer->chunks};
+    options.kind = o->chunks > 1 ? HDI_SCHEDULE_INTERLEAVED : HDI_SCHEDULE_ONE_F_ONE_B;
+    if (o->schedule) HD_RETURN_IF_ERROR(hdi_schedule_kind_parse(o->schedule, &options.kind));
+    for (int s = 0; s < trainer->shape_count; s++) {
+        options.micro_batches = trainer->shapes[s].is.accumulate;
+        HD_RETURN_IF_ERROR(hdi_schedule_create(&options, &trainer->shapes[s].schedule));
+    }
+    if (!o->validate_batches) return HD_OK;
+    options.kind = HDI_SCHEDULE_FORWARD_ONLY;
+    options.micro_batches = o->validate_batches;
+    return hdi_schedule_create(&options, &trainer->validate_schedule);
+}
+
+static bool is_tied(void *user, const char *name)
+{
+    const hdi_global_parameter *parameter = hdi_census_find(&((hd_trainer *)user)->census, name);
+    return parameter && parameter->stage_count > 1;
+}
+
+/* Laid out for the first shape; programs of the others write the same gradients. Training programs
+ * are the plan's first, shape by shape. */
+static hd_status make_layout(hd_trainer *trainer, hdi_layout **out)
+{
+    *out = NULL;
+    const hdi_trainer_shape *first = &trainer->shapes[0];
+    hd_program **programs = hdi_alloc_array((size_t)trainer->chunks, sizeof(hd_program *));
+    if (!programs) return out_of_memory();
+    for (int c = 0; c < trainer->chunks; c++)
+        programs[c] = first->train[c].program;
+    hd_status status = hdi_layout_create(
+        programs, trainer->chunks,
+        &(hdi_layout_options){.bucket_elements = trainer->options.bucket_elements,
+                              .axis = hd_mesh_size(trainer->options.mesh, HD_AXIS_SEQUENCE) > 1
+                                          ? HD_AXIS_REPLICA
+                                          : HD_AXIS_DATA,
+                              .shards = hd_mesh_size(trainer->options.mesh, HD_AXIS_REPLICA),
+                              .shard = hd_mesh_index(trainer->options.mesh, HD_AXIS_REPLICA),
+                              .state_sharded = trainer->options.shard_state,
+                              .is_tied = is_tied,
+                              .user = trainer},
+        out);
+    hdi_free(programs);
+    for (int s = 1; s < trainer->shape_count; s++)
+        for (int c = 0; c < trainer->chunks && status == HD_OK; c++)
+            status = hdi_layout_alias(*out, first->train[c].program, c,
+                                      trainer->shapes[s].train[c].program, s * trainer->chunks + c);
+    return status;
+}
+
+static hd_status build_shape(hd_trainer *trainer, int index)
+{
+    size_t chunks = (size_t)trainer->chunks;
+    hdi_trainer_shape *shape = &trainer->shapes[index];
+    shape->train = hdi_alloc_array(chunks, sizeof *shape->train);
+    shape->validate = hdi_alloc_array(chunks, sizeof *shape->validate);
+    if (!shape->train || !shape->validate) return out_of_memory();
+    for (int c = 0; c < trainer->chunks; c++) {
+        HD_RETURN_IF_ERROR(
+            hdi_trainer_build_chunk(trainer, index, c, HD_PURPOSE_TRAIN, &shape->train[c]));
+        hdi_pipeline_set_slots(shape->schedule, c, &shape->train[c]);
+        if (!trainer->validate_schedule) continue;
+        HD_RETURN_IF_ERROR(
+            hdi_trainer_build_chunk(trainer, index, c, HD_PURPOSE_EVALUATE, &shape->validate[c]));
+        hdi_pipeline_set_slots(trainer->validate_schedule, c, &shape->validate[c]);
+        HD_RETURN_IF_ERROR(hd_program_finish(shape->validate[c].program));
+    }
+    return HD_OK;
+}
+
+/* Training and validation of each shape live over the same bytes, a group each; the programs that
+ * end a step are in that of shape 0: gradients lie at one place for all, and what else a shape had
+ * is dead by then. */
+static hd_status add_training(hd_trainer *trainer, const hdi_layout *layout)
+{
+    for (int s = 0; s < trainer->shape_count; s++) {
+        const hdi_trainer_shape *shape = &trainer->shapes[s];
+        for (int c = 0; c < trainer->chunks; c++) {
+            hd_program *program = shape->train[c].program;
+            hdi_data_reduce(program, s * trainer->chunks + c, layout);
+            HD_RETURN_IF_ERROR(hd_program_finish(program));
+            hd_plan_program_options use = {
+                .group = 2 * s,
+                .saved_slots = hdi_schedule_slots(shape->schedule, c, HDI_BUFFER_ACTIVATIONS),
+                .io_slots = shape->is.accumulate};
+            HD_RETURN_IF_ERROR(hd_plan_add(trainer->plan, program, &use));
+        }
+    }
+    return HD_OK;
+}
+
+static hd_status add_validation(hd_trainer *trainer)
+{
+    for (int s = 0; s < trainer->shape_count; s++)
+        for (int c = 0; c < trainer->chunks && trainer->validate_schedule; c++)
+            HD_RETURN_IF_ERROR(hd_plan_add(
+                trainer->plan, trainer->shapes[s].validate[c].program,
+                &(hd_plan_program_options){.group = 2 * s + 1,
+                                           .io_slots = trainer->options.validate_batches}));
+    return HD_OK;
+}
+
+static int most_micro_batches(const hd_trainer *trainer)
+{
+    int most = 1;
+    for (int s = 0; s < trainer->shape_count; s++)
+        if (trainer->shapes[s].is.accumulate > most) most = trainer->shapes[s].is.accumulate;
+    return most;
+}
+
+static hd_status make_plan(hd_trainer *trainer)
+{
+    const hd_trainer_options *o = &trainer->options;
+    hd_plan_options options = {.budget = o->budget,
+                               .foreign = o->foreign,
+                               .transport = o->transport,
+                               .gradient_levels =
+                                   o->exact ? hdi_gradient_levels(most_micro_batches(trainer)) : 1};
+    HD_RETURN_IF_ERROR(hd_plan_create(&options, &trainer->plan));
+    hdi_layout *layout;
+    hd_status status = make_layout(trainer, &layout);
+    if (layout) hdi_plan_set_layout(trainer->plan, layout);
+    HD_RETURN_IF_ERROR(status);
+    HD_RETURN_IF_ERROR(add_training(trainer, layout));
+    HD_RETURN_IF_ERROR(hdi_trainer_build_update(trainer, layout));
+    HD_RETURN_IF_ERROR(hd_plan_add(trainer->plan, trainer->norm, NULL));
+    HD_RETURN_IF_ERROR(hd_plan_add(trainer->plan, trainer->update, NULL));
+    HD_RETURN_IF_ERROR(add_validation(trainer));
+    return hd_plan_finish(trainer->plan);
+}
+
+hd_status hd_trainer_create(const hd_trainer_options *options, hd_trainer **out)
+{
+    *out = NULL;
+    hd_trainer *trainer = hdi_alloc(sizeof *trainer);
+    if (!trainer) return out_of_memory();
+    hd_status status = check_options(trainer, options);
+    if (status == HD_OK) status = make_schedules(trainer);
+    if (status == HD_OK) status = hdi_census_take(trainer);
+    for (int s = 0; s < trainer->shape_count && status == HD_OK; s++)
+        status = build_shape(trainer, s);
+    if (status == HD_OK) status = make_plan(trainer);
+    if (status != HD_OK) {
+        hd_trainer_destroy(trainer);
+        return status;
+    }
+    *out = trainer;
+    return HD_OK;
+}
+
+static void release_shape(const hd_trainer *trainer, hdi_trainer_shape *shape)
+{
+    hdi_pipeline_destroy(shape->train_run);
+    hdi_pipeline_destroy(shape->validate_run);
+    for (int c = 0; c < trainer->chunks; c++) {
+        if (shape->train) hd_program_destroy(shape->train[c].program);
+        if (shape->validate) hd_program_destroy(shape->validate[c].program);
+    }
+    hdi_free(shape->train);
+    hdi_free(shape->validate);
+    hdi_schedule_destroy(shape->schedule);
+}
+
+void hd_trainer_destroy(hd_trainer *trainer)
+{
+    if (!trainer) return;
+    if (trainer->staging) {
+        const hd_context *context = trainer->session->context;
+        context->backend->release_host(context->device, trainer->staging, trainer->staging_bytes);
+    }
+    hd_session_destroy(trainer->session);
+    hd_plan_destroy(trainer->plan);
+    for (int s = 0; s < trainer->shape_count && trainer->shapes; s++)
+        release_shape(trainer, &trainer->shapes[s]);
+    hdi_free(trainer->shapes);
+    hd_program_destroy(trainer->norm);
+    hd_program_destroy(trainer->update);
+    for (int i = 0; i < trainer->tie_count; i++)
+        hdi_free(trainer->ties[i].send_counts);
+    hdi_free(trainer->ties);
+    hdi_free(trainer->square_pieces);
+    hdi_free(trainer->update_pieces);
+    hdi_schedule_destroy(trainer->validate_schedule);
+    hdi_census_release(&trainer->census);
+    hdi_free(trainer->losses);
+    hdi_free(trainer->square_sums);
+    hdi_free(trainer);
+}
+
+const hd_plan *hd_trainer_plan(const hd_trainer *trainer)
+{
+    return trainer->plan;
+}
+
+hd_session *hd_trainer_session(hd_trainer *trainer)
+{
+    return trainer->session;
+}
+
+static size_t largest_input(const hdi_pipeline_chunk *chunks, int count)
+{
+    size_t largest = 0;
+    for (int c = 0; c < count; c++) {
+        const hd_program *program = chunks[c].program;
+        for (int i = 1; program && i < program->tensor_count; i++) {
+            const hd_tensor_info *info = &program->tensors[i]->info;
+            if (info->role == HD_ROLE_INPUT && info->bytes > largest) largest = info->bytes;
+        }
+    }
+    return largest;
+}
+
+hd_status hd_trainer_start(hd_trainer *trainer, hd_context *context, uint64_t seed)
+{
+    const hd_trainer_options *o = &trainer->options;
+    const hd_backend *planned = o->backend ? o->backend : &hdi_backend_cpu;
+    if (planned != context->backend)
+        return hdi_error(HD_ERROR_ARGUMENT,
+                         "trainer: planned for %s, started on %s; give hd_trainer_options.backend "
+                         "what hd_context_backend says",
+                         planned->name, context->backend->name);
+    HD_RETURN_IF_ERROR(hd_session_create(context, trainer->plan, o->mesh, &trainer->session));
+    size_t largest = 0;
+    for (int s = 0; s < trainer->shape_count; s++) {
+        hdi_trainer_shape *shape = &trainer->shapes[s];
+        HD_RETURN_IF_ERROR(hdi_pipeline_create(shape->schedule, shape->train, o->mesh, o->exact,
+                                               &shape->train_run));
+        if (trainer->validate_schedule)
+            HD_RETURN_IF_ERROR(hdi_pipeline_create(trainer->validate_schedule, shape->validate,
+                                                   o->mesh, false, &shape->validate_run));
+        const size_t train = largest_input(shape->train, trainer->chunks);
+        const size_t validate = largest_input(shape->validate, trainer->chunks);
+        if (train > largest) largest = train;
+        if (validate > largest) largest = validate;
+    }
+    const int most = most_micro_batches(trainer);
+    const size_t batches = (size_t)(most > o->validate_batches ? most : o->validate_batches);
+    const size_t replicas = (size_t)hd_mesh_size(o->mesh, HD_AXIS_REPLICA);
+    trainer->losses = hdi_alloc_array(2 * batches * replicas, sizeof(double));
+    trainer->square_sums = hdi_alloc_array((size_t)trainer->census.blocks, sizeof(double));
+    if (!trainer->losses || !trainer->square_sums) return out_of_memory();
+    trainer->staging_bytes = largest;
+    if (largest)
+        HD_RETURN_IF_ERROR(
+            context->backend->reserve_host(context->device, largest, &trainer->staging));
+    HD_RETURN_IF_ERROR(hdi_trainer_initialize(trainer, seed));
+    return hdi_trainer_reset_average(trainer);
+}

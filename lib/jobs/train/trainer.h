@@ -1,0 +1,154 @@
+/* The inside of a trainer. */
+#ifndef HDI_JOBS_TRAIN_TRAINER_H
+#define HDI_JOBS_TRAIN_TRAINER_H
+
+#include "ops/update.h"
+#include "parallel/pipeline.h"
+#include "parallel/schedule.h"
+#include "program/layout.h"
+#include "program/plan.h"
+
+#include <heddle/trainer.h>
+
+/* A parameter of the whole model, in the order in which stages declare it. */
+typedef struct hdi_global_parameter {
+    char *name; /* owned */
+    int64_t elements, first_block;
+    int *stages; /* virtual stages that use it, ascending, owned */
+    int stage_count, stage_capacity;
+} hdi_global_parameter;
+
+/* The whole model's facts, found by building it part by part. */
+typedef struct hdi_census {
+    hdi_global_parameter *parameters;
+    int count, capacity;
+    int64_t blocks;      /* of HDI_BLOCK_ELEMENTS, over all parameters */
+    double *layer_costs; /* [layers] FLOPs of forward and backward, about; owned */
+    double first_cost, last_cost;
+    int *stage_layers; /* [virtual stages] owned */
+} hdi_census;
+
+/* Exchange of a parameter's gradient between the pipeline ranks that hold it. */
+typedef struct hdi_tie {
+    int parameter; /* of the census */
+    int members;
+    int64_t *send_counts, *send_offsets, *recv_counts,
+        *recv_offsets; /* [pipeline], one block, owned */
+} hdi_tie;
+
+/* The programs of one shape. Those of shape 0 say where parameters and gradients lie. */
+typedef struct hdi_trainer_shape {
+    hd_trainer_shape is;
+    hd_dtype x_dtype; /* of the tensor between stages */
+    int x_rank;
+    int64_t x_dims[HD_MAX_DIMS];
+    hdi_schedule *schedule;
+    hdi_pipeline_chunk *train, *validate; /* [chunks], programs owned */
+    hdi_pipeline *train_run, *validate_run;
+} hdi_trainer_shape;
+
+struct hd_trainer {
+    hd_trainer_options options;
+    int pipeline, stage, chunks;
+    hdi_census census;
+    hdi_trainer_shape *shapes; /* [shape_count], owned */
+    int shape_count;
+    hdi_schedule *validate_schedule;
+    hdi_tie *ties;
+    int tie_count, tie_capacity;
+    hdi_piece *square_pieces, *update_pieces;
+    int square_count, square_capacity, update_count, update_capacity;
+    hd_program *norm, *update; /* owned */
+    hd_tensor squares, scalars;
+    hd_tensor average_share; /* input of `update`: 1 - decay; invalid without an average */
+    hd_plan *plan;
+
+    hd_session *session;
+    hdi_trace *trace;    /* borrowed, or NULL */
+    double *losses;      /* [2 * most micro-batches * replicas]: sum and count; owned */
+    double *square_sums; /* [blocks] */
+    void *staging;       /* of the largest input; pinned on GPUs */
+    size_t staging_bytes;
+    int64_t steps;       /* taken, skipped ones included */
+    int64_t updates;     /* applied: AdamW's t */
+    double loss_scale;   /* of the next step; 1 unless F16 */
+    int64_t clean_steps; /* since the scale changed */
+};
+
+/* trainer_census.c: learn parameters, costs and the boundary; cut the layers into stages. */
+hd_status hdi_census_take(hd_trainer *trainer);
+void hdi_census_release(hdi_census *census);
+const hdi_global_parameter *hdi_census_find(const hdi_census *census, const char *name);
+
+/* trainer_programs.c: one chunk's program for a purpose, with its backward when training. */
+hd_status hdi_trainer_build_chunk(hd_trainer *trainer, int shape, int chunk, hd_purpose purpose,
+                                  hdi_pipeline_chunk *out);
+
+/* Whether this rank's stages read an input of that name when they train on a shape. */
+bool hdi_trainer_reads(const hd_trainer *trainer, int shape, const char *name);
+
+/* trainer_update.c: the norm and update programs, from the layout. */
+hd_status hdi_trainer_build_update(hd_trainer *trainer, const hdi_layout *layout);
+
+/* Pipeline rank of a virtual stage. */
+static inline int hdi_trainer_rank_of(const hd_trainer *trainer, int virtual_stage)
+{
+    return virtual_stage % trainer->pipeline;
+}
+
+/* The first pipeline rank that holds a parameter speaks for it: norms and checkpoints. */
+bool hdi_trainer_speaks_for(const hd_trainer *trainer, const char *name);
+
+/* trainer_master.c: fp32 values whatever the dtype of the weights. */
+
+/* First values of all weights and of what is kept behind them. */
+hd_status hdi_trainer_initialize(hd_trainer *trainer, uint64_t seed);
+
+/* Give elements of a parameter these values, between steps; host memory. */
+hd_status hdi_trainer_write(hd_trainer *trainer, const hdi_entry *entry, int64_t begin,
+                            int64_t count, const float *values);
+
+/* Make the average of the weights equal to them, if there is one. */
+hd_status hdi_trainer_reset_average(hd_trainer *trainer);
+
+/* Make the values of saved parts readable: they last until the next step or validation. */
+hd_status hdi_trainer_join(hd_trainer *trainer);
+
+/* Device addresses: of weights from flat position `first`, of optimizer state in fp32 elements, and
+ * of the values behind weights whose state begins at `state`. */
+char *hdi_trainer_weights(const hd_trainer *trainer, int64_t first);
+float *hdi_trainer_state(const hd_trainer *trainer, int64_t element);
+float *hdi_trainer_values(const hd_trainer *trainer, int64_t first, int64_t state);
+
+/* The optimizer region holds m, v, what is kept behind 16-bit weights and the weights' average, in
+ * fp32 elements. */
+static inline int64_t hdi_trainer_master_first(const hdi_layout *layout)
+{
+    return 2 * layout->optimizer_elements;
+}
+
+static inline int64_t hdi_trainer_average_first(const hd_trainer *trainer, const hdi_layout *layout)
+{
+    const int64_t each = layout->optimizer_elements; /* a multiple of HDI_FLAT_ALIGNMENT */
+    if (trainer->options.dtype == HD_DTYPE_F32) return 2 * each;
+    return 2 * each + (trainer->options.master == HD_MASTER_REMAINDER ? each / 2 : each);
+}
+
+/* This rank's part of what a checkpoint holds: flat runs of parameters. Called once per run;
+ * values, m and v are device addresses, values valid after hdi_trainer_join and only where m is
+ * given. Stops at the first error. */
+typedef struct hdi_trainer_part {
+    const hdi_entry *entry;
+    int64_t begin, count; /* elements of the parameter */
+    float *values, *m, *v;
+    float *average; /* NULL where m is, and without an average */
+} hdi_trainer_part;
+typedef hd_status (*hdi_trainer_part_fn)(void *user, const hdi_trainer_part *part);
+
+/* Parts that this rank saves: every element of the model once over all ranks. */
+hd_status hdi_trainer_saved_parts(hd_trainer *trainer, hdi_trainer_part_fn visit, void *user);
+
+/* Parts that this rank needs back: whole parameters, m and v NULL where it holds no state. */
+hd_status hdi_trainer_loaded_parts(hd_trainer *trainer, hdi_trainer_part_fn visit, void *user);
+
+#endif

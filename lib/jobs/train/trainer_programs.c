@@ -1,0 +1,103 @@
+/* A chunk's program: forward as the model builds it, boundaries, and the backward when training. */
+#include "jobs/train/trainer.h"
+
+#include "core/error.h"
+#include "core/memory.h"
+
+/* The stage's last activation becomes the tensor that travels. */
+static void make_boundary(hd_program *program, hd_tensor out)
+{
+    hdi_tensor *tensor = hdi_tensor_of(program, out);
+    if (!tensor) return;
+    if (tensor->info.role != HD_ROLE_ACTIVATION) {
+        hd_program_fail(program, HD_ERROR_ARGUMENT,
+                        "a stage must end in a tensor made by an op, not in its input");
+        return;
+    }
+    tensor->info.role = HD_ROLE_BOUNDARY;
+    tensor->keep = true;
+}
+
+static void add_backward(hd_program *program, const hdi_trainer_shape *shape, bool last,
+                         hdi_pipeline_chunk *chunk)
+{
+    if (!last) {
+        make_boundary(program, chunk->out);
+        chunk->out_gradient = hdi_tensor_add(program, "out.gradient", shape->x_dtype,
+                                             HD_ROLE_BOUNDARY, shape->x_rank, shape->x_dims);
+    }
+    hd_program_backward(program, chunk->out, chunk->out_gradient);
+    chunk->x_gradient = hd_gradient(program, chunk->x);
+    if (chunk->x.id && !chunk->x_gradient.id && program->status == HD_OK)
+        hd_program_fail(program, HD_ERROR_ARGUMENT, "no gradient reaches the stage's input");
+}
+
+/* "train.STAGE", or of further shapes "train.STAGE of shape N". */
+static char *program_name(bool train, int stage, int shape)
+{
+    const char *purpose = train ? "train" : "validate";
+    return shape ? hdi_format("%s.%d of shape %d", purpose, stage, shape)
+                 : hdi_format("%s.%d", purpose, stage);
+}
+
+hd_status hdi_trainer_build_chunk(hd_trainer *trainer, int shape_index, int chunk_index,
+                                  hd_purpose purpose, hdi_pipeline_chunk *out)
+{
+    const hd_trainer_options *options = &trainer->options;
+    const hdi_trainer_shape *shape = &trainer->shapes[shape_index];
+    const hdi_census *census = &trainer->census;
+    int stages = trainer->pipeline * trainer->chunks;
+    int stage_index = chunk_index * trainer->pipeline + trainer->stage, first_layer = 0;
+    for (int s = 0; s < stage_index; s++)
+        first_layer += census->stage_layers[s];
+    bool train = purpose == HD_PURPOSE_TRAIN, last = stage_index == stages - 1;
+    char *name = program_name(train, stage_index, shape_index);
+    if (!name) return hdi_error(HD_ERROR_MEMORY, "trainer: out of host memory");
+    hd_program *program = NULL;
+    hd_status status = hd_program_create(&(hd_program_options){.name = name,
+                                                               .dtype = options->dtype,
+                                                               .mesh = options->mesh,
+                                                               .backend = options->backend,
+                                                               .training = train,
+                                                               .exact = options->exact},
+                                         &program);
+    hdi_free(name);
+    if (status != HD_OK) return status;
+    out->program = program;
+    if (stage_index > 0) {
+        out->x = hdi_tensor_add(program, "x", shape->x_dtype, HD_ROLE_BOUNDARY, shape->x_rank,
+                                shape->x_dims);
+        if (train) hd_input_needs_gradient(program, out->x);
+    }
+    hd_stage stage = {.purpose = purpose,
+                      .first_layer = first_layer,
+                      .layers = census->stage_layers[stage_index],
+                      .first = stage_index == 0,
+                      .last = last,
+                      .sequences = shape->is.sequences,
+                      .tokens = shape->is.tokens,
+                      .video = shape->is.video,
+                      .recompute = options->recompute};
+    out->out = options->build(options->user, program, &stage, out->x);
+    if (train)
+        add_backward(program, shape, last, out);
+    else if (!last)
+        make_boundary(program, out->out);
+    if (last) out->out = (hd_tensor){0};
+    const int sequence = hd_mesh_size(options->mesh, HD_AXIS_SEQUENCE);
+    if (sequence > 1 && !program->splits_sequences)
+        hd_program_fail(program, HD_ERROR_UNSUPPORTED,
+                        "layout: sequence is %d, but this model does not split its sequences",
+                        sequence);
+    return program->status == HD_OK ? HD_OK : hd_program_finish(program);
+}
+
+bool hdi_trainer_reads(const hd_trainer *trainer, int shape, const char *name)
+{
+    for (int c = 0; c < trainer->chunks; c++) {
+        const hd_program *program = trainer->shapes[shape].train[c].program;
+        hd_tensor found = hd_tensor_find(program, name);
+        if (found.id && hd_tensor_get(program, found)->role == HD_ROLE_INPUT) return true;
+    }
+    return false;
+}

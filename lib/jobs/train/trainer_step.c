@@ -1,0 +1,208 @@
+/* One training step and one validation. Allocates nothing. */
+#include "core/error.h"
+#include "jobs/train/trainer.h"
+#include "ops/ops.h"
+
+#include <math.h>
+#include <string.h>
+
+/* Fill the inputs of every micro-batch of this rank. */
+static hd_status feed_inputs(hd_trainer *trainer, const hdi_pipeline_chunk *chunks, int batches,
+                             hd_feed_fn feed, void *user)
+{
+    int64_t first = (int64_t)hd_mesh_index(trainer->options.mesh, HD_AXIS_DATA) * batches;
+    for (int c = 0; c < trainer->chunks; c++) {
+        const hd_program *program = chunks[c].program;
+        for (int i = 1; i < program->tensor_count; i++) {
+            const hd_tensor_info *info = &program->tensors[i]->info;
+            if (info->role != HD_ROLE_INPUT) continue;
+            for (int b = 0; b < batches; b++) {
+                if (strcmp(info->name, HDI_LOSS_SCALE) == 0)
+                    *(float *)trainer->staging = (float)trainer->loss_scale;
+                else
+                    HD_RETURN_IF_ERROR(
+                        feed(user, info->name, first + b, trainer->staging, info->bytes));
+                HD_RETURN_IF_ERROR(hd_session_write(trainer->session, program, (hd_tensor){i}, b,
+                                                    trainer->staging));
+            }
+        }
+    }
+    return HD_OK;
+}
+
+/* Every micro-batch's loss from the ranks that have it or a part of it, then sums in the order of the
+ * micro-batches and the parts. */
+static hd_status sum_losses(hd_trainer *trainer, const hdi_pipeline_chunk *chunks, int batches,
+                            double *loss, double *tokens)
+{
+    const hd_mesh *mesh = trainer->options.mesh;
+    const int parts = hd_mesh_size(mesh, HD_AXIS_SEQUENCE);
+    const int part = hd_mesh_index(mesh, HD_AXIS_SEQUENCE);
+    const int total = batches * hd_mesh_size(mesh, HD_AXIS_DATA) * parts;
+    memset(trainer->losses, 0, sizeof(double) * 2 * (size_t)total);
+    if (trainer->stage == trainer->pipeline - 1) {
+        const hd_program *program = chunks[trainer->chunks - 1].program;
+        hd_tensor output = hd_tensor_find(program, "loss");
+        if (!output.id)
+            return hdi_error(HD_ERROR_ARGUMENT,
+                             "trainer: the last stage has no output named 'loss'");
+        const ptrdiff_t first = (ptrdiff_t)batches * hd_mesh_index(mesh, HD_AXIS_DATA);
+        for (int b = 0; b < batches && !(program->whole_loss && part > 0); b++)
+            HD_RETURN_IF_ERROR(hd_session_read(trainer->session, program, output, b,
+                                               trainer->losses + 2 * ((first + b) * parts + part)));
+    }
+    hd_comm *world = hd_mesh_comm(mesh, HD_AXIS_NONE);
+    if (hd_mesh_ranks(mesh) > 1) {
+        hd_request request;
+        HD_RETURN_IF_ERROR(hd_comm_all_reduce(world, trainer->losses, 2 * total, HD_DTYPE_F64,
+                                              HD_REDUCE_SUM, &request));
+        HD_RETURN_IF_ERROR(hd_comm_wait(world, &request));
+    }
+    *loss = *tokens = 0;
+    for (int b = 0; b < total; b++) {
+        *loss += trainer->losses[2 * b];
+        *tokens += trainer->losses[2 * b + 1];
+    }
+    return HD_OK;
+}
+
+/* Norm of the summed gradients: partial sums of fixed blocks, added in the blocks' global order. */
+static hd_status measure_norm(hd_trainer *trainer, double *norm)
+{
+    hd_session *session = trainer->session;
+    HD_RETURN_IF_ERROR(
+        hd_session_run(session, trainer->norm, &(hd_session_run_options){.last = true}));
+    HD_RETURN_IF_ERROR(hd_session_drain(session));
+    HD_RETURN_IF_ERROR(
+        hd_session_read(session, trainer->norm, trainer->squares, 0, trainer->square_sums));
+    double sum = 0;
+    for (int64_t b = 0; b < trainer->census.blocks; b++)
+        sum += trainer->square_sums[b];
+    *norm = sqrt(sum);
+    return HD_OK;
+}
+
+/* What an update moves the average towards the weights by. */
+static float average_share(const hd_trainer *trainer)
+{
+    const double t = (double)trainer->updates + 1, early = (1 + t) / (10 + t);
+    const double decay = (double)trainer->options.ema_decay;
+    return (float)(1 - (trainer->options.ema_warmup && early < decay ? early : decay));
+}
+
+static hd_status apply_update(hd_trainer *trainer, double learning_rate,
+                              const hd_step_result *result)
+{
+    const hd_trainer_options *o = &trainer->options;
+    double scale = 1 / (result->tokens * trainer->loss_scale), t = (double)trainer->updates + 1;
+    if (o->clip_norm > 0 && result->grad_norm > 0) {
+        double coefficient = o->clip_norm / (result->grad_norm + 1e-6);
+        if (coefficient < 1) scale *= coefficient;
+    }
+    float scalars[5] = {(float)learning_rate, (float)scale,
+                        (float)(1 - pow((double)o->adamw.beta1, t)),
+                        (float)(1 - pow((double)o->adamw.beta2, t)), 1};
+    HD_RETURN_IF_ERROR(
+        hd_session_write(trainer->session, trainer->update, trainer->scalars, 0, scalars));
+    if (trainer->average_share.id) {
+        const float share = average_share(trainer);
+        HD_RETURN_IF_ERROR(
+            hd_session_write(trainer->session, trainer->update, trainer->average_share, 0, &share));
+    }
+    HD_RETURN_IF_ERROR(
+        hd_session_run(trainer->session, trainer->update, &(hd_session_run_options){.last = true}));
+    HD_RETURN_IF_ERROR(hd_session_drain(trainer->session));
+    trainer->updates++;
+    return HD_OK;
+}
+
+/* Halve the scale after an overflow, try twice as much after many steps without one. */
+static void adapt_loss_scale(hd_trainer *trainer, bool overflow)
+{
+    const double least = 1, most = 0x1p32;
+    if (trainer->options.dtype != HD_DTYPE_F16) return;
+    bool grow = !overflow && ++trainer->clean_steps >= trainer->options.loss_scale_steps;
+    if (overflow || grow) trainer->clean_steps = 0;
+    trainer->loss_scale *= overflow ? 0.5 : grow ? 2 : 1;
+    if (trainer->loss_scale < least) trainer->loss_scale = least;
+    if (trainer->loss_scale > most) trainer->loss_scale = most;
+}
+
+static void record(hd_trainer *trainer, const char *name, hdi_trace_category category, double begin)
+{
+    hdi_trace_record(trainer->trace, &(hdi_trace_event){.name = name,
+                                                        .category = category,
+                                                        .micro_batch = -1,
+                                                        .chunk = -1,
+                                                        .step = trainer->steps,
+                                                        .begin_us = begin,
+                                                        .end_us = hdi_trace_now()});
+}
+
+static hd_status check_shape(const hd_trainer *trainer, int shape)
+{
+    if (shape >= 0 && shape < trainer->shape_count) return HD_OK;
+    return hdi_error(HD_ERROR_ARGUMENT, "trainer: shape is %d, there are %d", shape,
+                     trainer->shape_count);
+}
+
+hd_status hd_trainer_step(hd_trainer *trainer, double learning_rate, hd_feed_fn feed, void *user,
+                          hd_step_result *out)
+{
+    return hd_trainer_step_shape(trainer, 0, learning_rate, feed, user, out);
+}
+
+hd_status hd_trainer_step_shape(hd_trainer *trainer, int index, double learning_rate,
+                                hd_feed_fn feed, void *user, hd_step_result *out)
+{
+    *out = (hd_step_result){0};
+    if (!trainer->session) return hdi_error(HD_ERROR_ARGUMENT, "trainer: step before start");
+    HD_RETURN_IF_ERROR(check_shape(trainer, index));
+    const hdi_trainer_shape *shape = &trainer->shapes[index];
+    int batches = shape->is.accumulate;
+    HD_RETURN_IF_ERROR(feed_inputs(trainer, shape->train, batches, feed, user));
+    HD_RETURN_IF_ERROR(
+        hdi_pipeline_run(shape->train_run, trainer->session, trainer->trace, trainer->steps));
+    double begin = hdi_trace_now();
+    HD_RETURN_IF_ERROR(hd_session_drain(trainer->session));
+    double sum;
+    HD_RETURN_IF_ERROR(sum_losses(trainer, shape->train, batches, &sum, &out->tokens));
+    record(trainer, "reduce", HDI_TRACE_COMM, begin);
+    begin = hdi_trace_now();
+    HD_RETURN_IF_ERROR(measure_norm(trainer, &out->grad_norm));
+    record(trainer, "norm", HDI_TRACE_OPTIMIZER, begin);
+    out->loss = sum / out->tokens;
+    out->grad_norm /= out->tokens * trainer->loss_scale;
+    out->loss_scale = trainer->loss_scale;
+    out->skipped = !isfinite(out->loss) || !isfinite(out->grad_norm);
+    begin = hdi_trace_now();
+    if (!out->skipped) HD_RETURN_IF_ERROR(apply_update(trainer, learning_rate, out));
+    adapt_loss_scale(trainer, out->skipped);
+    record(trainer, "update", HDI_TRACE_OPTIMIZER, begin);
+    trainer->steps++;
+    return HD_OK;
+}
+
+hd_status hd_trainer_validate(hd_trainer *trainer, hd_feed_fn feed, void *user, hd_step_result *out)
+{
+    return hd_trainer_validate_shape(trainer, 0, feed, user, out);
+}
+
+hd_status hd_trainer_validate_shape(hd_trainer *trainer, int index, hd_feed_fn feed, void *user,
+                                    hd_step_result *out)
+{
+    *out = (hd_step_result){0};
+    int batches = trainer->options.validate_batches;
+    HD_RETURN_IF_ERROR(check_shape(trainer, index));
+    const hdi_trainer_shape *shape = &trainer->shapes[index];
+    if (!trainer->session || !shape->validate_run)
+        return hdi_error(HD_ERROR_ARGUMENT,
+                         "trainer: validation before start, or none was planned");
+    HD_RETURN_IF_ERROR(feed_inputs(trainer, shape->validate, batches, feed, user));
+    HD_RETURN_IF_ERROR(hdi_pipeline_run(shape->validate_run, trainer->session, NULL, -1));
+    HD_RETURN_IF_ERROR(hd_session_drain(trainer->session));
+    double sum;
+    HD_RETURN_IF_ERROR(sum_losses(trainer, shape->validate, batches, &sum, &out->tokens));
+    out->loss = sum / out->tokens;
+    return HD_OK;
+}
