@@ -1,4 +1,4 @@
-/* ranks: 2 3 4 5 */
+/* ranks: 2 3 4 5, at most 5 */
 /* Sequences split over ranks by unequal counts give what one rank gives. Attention of each head stays
  * whole, so forward bits are equal; gradients are sums over parts of the rows, and round otherwise. */
 #include "tests/support/hdt_device.h"
