@@ -226,13 +226,13 @@ static hd_tensor self_attention(builder *b, hd_tensor x, bool temporal)
 
 static hd_tensor text_attention(builder *b, hd_tensor x)
 {
-    const hdi_stdit_config *c = b->config;
+    const int64_t hidden = b->config->hidden, heads = b->config->heads, text = b->stage->video.text;
     x = hd_cross_attention(
-        b->p, linear(b, x, "cross_attn.q_linear", c->hidden),
-        linear(b, b->text, "cross_attn.kv_linear", 2 * c->hidden), b->text_offsets,
+        b->p, linear(b, x, "cross_attn.q_linear", hidden),
+        linear(b, b->text, "cross_attn.kv_linear", 2 * hidden), b->text_offsets,
         &(hd_cross_attention_options){
-            .heads = c->heads, .head_dim = c->hidden / c->heads, .tokens = b->tokens});
-    return linear(b, x, "cross_attn.proj", c->hidden);
+            .heads = heads, .head_dim = hidden / heads, .tokens = b->tokens, .most_keys = text});
+    return linear(b, x, "cross_attn.proj", hidden);
 }
 
 static hd_tensor mlp(builder *b, hd_tensor x)

@@ -24,6 +24,7 @@ typedef enum hdi_cuda_fault_kind {
     HDI_FAULT_FIRST_POSITION,
     HDI_FAULT_MODULATION,
     HDI_FAULT_OFFSET,
+    HDI_FAULT_KEYS,
     HDI_FAULT_CACHE
 } hdi_cuda_fault_kind;
 
