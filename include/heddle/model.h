@@ -62,12 +62,13 @@ typedef struct hd_video_model {
     int64_t pooled_columns; /* of the pooled text embedding; 0: none */
     int64_t condition_channels; /* given frames beside the latents; 0: none */
     int64_t condition_masks; /* the first of these, each 1 where a frame is given; then latents */
-    bool keeps_masks;  /* guidance without given frames leaves out latents only, not the masks */
-    bool guidance;     /* embedded guidance: one pass a step without a negative text */
-    bool fps;          /* reads frames per second */
-    bool frame_times;  /* given frames are marked by time 0 (input "frame_entries") */
-    bool text_packed;  /* text by offsets ("text_offsets"), not by counts */
-    bool towards_data; /* its velocity is data minus noise, else noise minus data */
+    bool given_by_mask; /* given frames are noise in the latents, as all others: masks alone tell of
+                           them, and stay where guidance leaves out what is in them */
+    bool guidance;      /* embedded guidance: one pass a step without a negative text */
+    bool fps;           /* reads frames per second */
+    bool frame_times;   /* given frames are marked by time 0 (input "frame_entries") */
+    bool text_packed;   /* text by offsets ("text_offsets"), not by counts */
+    bool towards_data;  /* its velocity is data minus noise, else noise minus data */
 
     /* The tensor [text_tokens, text_columns] of weights files that stands for no text in classifier-
      * free guidance and text dropout: as many of its rows as the text has. NULL: an empty text. */

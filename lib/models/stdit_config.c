@@ -183,7 +183,7 @@ void hdi_stdit_describe(const void *config, hdi_model_facts *out)
         .text_tokens = from->text_tokens,
         .condition_channels = from->condition ? 2 * from->channels : 0,
         .condition_masks = from->condition ? from->channels : 0,
-        .keeps_masks = from->condition,
+        .given_by_mask = from->condition,
         .fps = true,
         .frame_times = !from->condition,
         .text_packed = true,
