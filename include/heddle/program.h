@@ -117,7 +117,7 @@ typedef struct hd_parameter_options {
     bool transposed; /* in files, when there are no parts */
     int parts;       /* 0: stored as one tensor called `name` */
     hd_parameter_part part[HD_MAX_PARTS];
-    bool frozen;        /* keeps its values in training; no op may read it there */
+    bool frozen;        /* keeps its values in training: it has no gradient */
     hd_axis split_axis; /* HD_AXIS_NONE: whole on every rank */
     int split_dim;
 } hd_parameter_options;

@@ -89,9 +89,9 @@ typedef struct hd_sampler_video {
     int64_t step;             /* steps done already */
     const float *latents;     /* [channels, frames, height, width] after them; NULL: noise */
     const float *condition;   /* [condition channels, frames, height, width]; NULL: zeros. The third
-                               branch sees zeros always. */
+                               branch sees zeros always, but for masks if given_by_mask. */
     const float *given;       /* latents of given frames, by models with frame_times; NULL: none */
-    const bool *given_frames; /* [frames] which ones are given; with `given` */
+    const bool *given_frames; /* [frames] which ones are given; NULL: none */
 } hd_sampler_video;
 
 /* Called on the first and the last stage of each data line, by the first rank of those that share its

@@ -355,7 +355,7 @@ hd_tensor hd_parameter(hd_program *program, const hd_parameter_options *options)
     hdi_tensor *tensor = hdi_tensor_of(program, use.tensor);
     if (tensor) {
         tensor->use = program->use_count;
-        tensor->needs_gradient = program->training;
+        tensor->needs_gradient = program->training && !options->frozen;
     }
     program->uses[program->use_count++] = use;
     return use.tensor;

@@ -105,6 +105,7 @@ static hd_status list_videos(job *it)
     it->files = hdi_alloc_array((size_t)it->count, sizeof *it->files);
     it->latents = hdi_alloc_array((size_t)it->count, sizeof *it->latents);
     if (!it->videos || !it->files || !it->latents) return out_of_memory();
+    const bool by_mask = it->settings.model->given_by_mask;
     for (int v = 0; v < it->count; v++) {
         const int input = v / it->seed_count;
         const int own = it->inputs.negatives > 1 ? input : 0, negative = it->inputs.count + own;
@@ -113,7 +114,7 @@ static hd_status list_videos(job *it)
                                            .seed = seed,
                                            .number = (uint64_t)input,
                                            .condition = it->inputs.condition,
-                                           .given = it->inputs.given,
+                                           .given = by_mask ? NULL : it->inputs.given,
                                            .given_frames = it->inputs.given_frames};
         it->files[v] = (hdi_sample_file){.name = it->inputs.names[input],
                                          .seed = seed,
