@@ -9,6 +9,7 @@
 #include "program/plan.h"
 #include "tests/support/hdt_mmdit.h"
 
+#include <heddle/diffusion.h>
 #include <heddle/model.h>
 #include <heddle/sampler.h>
 #include <heddle/session.h>
@@ -29,8 +30,8 @@ typedef struct setting {
 static const setting settings[] = {
     {"gpt2",
      "{\"model_type\":\"gpt2\",\"vocab_size\":31,\"n_positions\":16,\"n_embd\":30,"
-     "\"n_layer\":2,\"n_head\":5}",
-     11, 0, 0, 5},
+     "\"n_layer\":2,\"n_head\":10}",
+     11, 0, 0, 10},
     {"llama",
      "{\"model_type\":\"llama\",\"vocab_size\":31,\"max_position_embeddings\":16,"
      "\"hidden_size\":24,\"intermediate_size\":40,\"num_hidden_layers\":2,"
@@ -206,20 +207,19 @@ static void compare(const setting *one, const char *what, const outcome *seen, c
 }
 
 static void check_layout(const setting *one, const hd_mesh_options *layout,
-                         const hd_trainer_options *options, const outcome *alone)
+                         const hd_trainer_options *options, const outcome *alone, outcome *seen)
 {
-    static outcome seen;
-    char what[64];
-    snprintf(what, sizeof what, "data %d x pipeline %d x sequence %d", layout->data,
-             layout->pipeline, layout->sequence);
-    const hd_status status = train(hdt_world, one, layout, *options, &seen);
+    char what[96];
+    snprintf(what, sizeof what, "data %d x pipeline %d x sequence %d, heads in %d groups",
+             layout->data, layout->pipeline, layout->sequence, options->sequence_groups);
+    const hd_status status = train(hdt_world, one, layout, *options, seen);
     if (layout->sequence > one->heads) {
         hdt_assert_status(status, HD_ERROR_UNSUPPORTED, "key and value heads");
         return;
     }
     hdt_assert_ok(status);
-    hdt_assert_ok(hd_comm_check_equal(hdt_world, &seen.loss, sizeof seen.loss, "losses"));
-    compare(one, what, &seen, alone);
+    hdt_assert_ok(hd_comm_check_equal(hdt_world, &seen->loss, sizeof seen->loss, "losses"));
+    compare(one, what, seen, alone);
 }
 
 static void train_alone(const setting *one, const hd_trainer_options *options, outcome *out)
@@ -235,29 +235,36 @@ static void train_alone(const setting *one, const hd_trainer_options *options, o
 START_TEST(loss_and_gradients_are_those_of_one_rank)
 {
     const setting *one = &settings[_i];
-    static outcome alone;
+    static outcome alone, groups[3];
     const int ranks = hd_comm_size(hdt_world);
     const hd_mesh_options all = {.data = 1, .pipeline = 1, .sequence = ranks};
     hd_trainer_options options = {.bucket_elements = 3000};
     train_alone(one, &options, &alone);
-    check_layout(one, &all, &options, &alone);
+    for (int g = 0; g < 3; g++) {
+        options.sequence_groups = g + 1;
+        check_layout(one, &all, &options, &alone, &groups[g]);
+        ck_assert_msg(
+            groups[g].loss == groups[0].loss && groups[g].validation == groups[0].validation,
+            "%s: heads in %d groups: loss %.17g, validation %.17g, in one %.17g, %.17g", one->name,
+            g + 1, groups[g].loss, groups[g].validation, groups[0].loss, groups[0].validation);
+    }
     options.recompute = options.shard_state = true;
-    check_layout(one, &all, &options, &alone);
+    check_layout(one, &all, &options, &alone, &groups[0]);
 }
 END_TEST
 
 START_TEST(sequence_goes_with_data_and_pipeline)
 {
     const setting *one = &settings[_i];
-    static outcome alone;
+    static outcome alone, seen;
     if (hd_comm_size(hdt_world) != 4) return;
-    hd_trainer_options options = {.bucket_elements = 3000, .accumulate = 2};
+    hd_trainer_options options = {.bucket_elements = 3000, .accumulate = 2, .sequence_groups = 2};
     train_alone(one, &options, &alone);
-    check_layout(one, &(hd_mesh_options){.data = 1, .pipeline = 2, .sequence = 2}, &options,
-                 &alone);
+    check_layout(one, &(hd_mesh_options){.data = 1, .pipeline = 2, .sequence = 2}, &options, &alone,
+                 &seen);
     options.accumulate = 1;
-    check_layout(one, &(hd_mesh_options){.data = 2, .pipeline = 1, .sequence = 2}, &options,
-                 &alone);
+    check_layout(one, &(hd_mesh_options){.data = 2, .pipeline = 1, .sequence = 2}, &options, &alone,
+                 &seen);
 }
 END_TEST
 
@@ -410,75 +417,132 @@ static void bench_end(bench *on)
     hd_mesh_destroy(on->mesh);
 }
 
-enum { HEADS = 10, KV_HEADS = 5, DIM = 3, COLUMNS = (HEADS + 2 * KV_HEADS) * DIM };
+enum {
+    HEADS = 20,
+    KV_HEADS = 10,
+    DIM = 3,
+    COLUMNS = (HEADS + 2 * KV_HEADS) * DIM,
+    TEXT = 3,
+    MOST_ROWS = 3 * (TEXT + 8)
+};
 
 /* Sequences and tokens: one and several sequences, tokens that ranks do not divide. */
 static const int64_t sizes[][2] = {{1, 7}, {3, 5}, {2, 8}};
 
-/* The heads of `rank` of a row of queries, keys and values, packed. */
-static int64_t own_columns(const float *row, int ranks, int rank, float *out)
+/* The heads of `rank`, in one turn, of a row of queries, keys and values, packed. */
+static int64_t turn_columns(const float *row, int ranks, int rank, int turns, int turn, float *out)
 {
     int64_t first = 0, own = 0, count = 0;
     for (int r = 0; r <= rank; r++, first += own)
         own = KV_HEADS / ranks + (r < KV_HEADS % ranks);
     first -= own;
+    const int64_t begin = first + own * turn / turns, end = first + own * (turn + 1) / turns;
     const int64_t group = HEADS / KV_HEADS * DIM;
-    const int64_t parts[][2] = {{first * group, own * group},
-                                {HEADS * DIM + first * DIM, own * DIM},
-                                {(HEADS + KV_HEADS) * DIM + first * DIM, own * DIM}};
+    const int64_t parts[][2] = {{begin * group, end * group},
+                                {(HEADS + begin) * DIM, (HEADS + end) * DIM},
+                                {(HEADS + KV_HEADS + begin) * DIM, (HEADS + KV_HEADS + end) * DIM}};
     for (int p = 0; p < 3; p++)
-        for (int64_t i = 0; i < parts[p][1]; i++)
-            out[count++] = row[parts[p][0] + i];
+        for (int64_t i = parts[p][0]; i < parts[p][1]; i++)
+            out[count++] = row[i];
     return count;
+}
+
+/* Rows of a tensor, one sequence's text and image after another's, and what became of them. */
+typedef struct moved {
+    float x[MOST_ROWS * COLUMNS], back[MOST_ROWS * COLUMNS];
+    float own[HDI_SEQUENCE_TURNS][MOST_ROWS * COLUMNS],
+        alike[HDI_SEQUENCE_TURNS][MOST_ROWS * COLUMNS];
+    int64_t sequences, tokens;
+    int turns;
+} moved;
+
+/* Heads of whole sequences as this rank has them, and back, as if attention gave back its queries. */
+static hd_status move(moved *it, bool text_first)
+{
+    bench on;
+    HD_RETURN_IF_ERROR(bench_begin(&on));
+    hd_program *p = on.program;
+    const int64_t dims[] = {it->sequences * (TEXT + it->tokens), COLUMNS};
+    const int text = text_first ? 0 : 1;
+    const int64_t parts[] = {text_first ? TEXT : it->tokens, text_first ? it->tokens : TEXT};
+    const hd_tensor in = hd_input(p, "x", HD_DTYPE_F32, 2, dims);
+    hd_tensor rows[2], own[HDI_SEQUENCE_TURNS], alike[HDI_SEQUENCE_TURNS];
+    hd_split_rows(p, in, it->sequences, 2, parts, rows);
+    rows[1 - text] = hdi_sequence_own_rows(p, rows[1 - text], it->sequences, it->tokens);
+    hdi_sequence_heads heads = {
+        .shape = {it->sequences, it->tokens, HEADS, KV_HEADS, DIM},
+        .before = text_first ? TEXT : 0,
+        .after = text_first ? 0 : TEXT,
+        .turns = it->turns,
+    };
+    hdi_sequence_to_heads(p, hd_join_rows(p, it->sequences, 2, rows), &heads, own, alike);
+    hdi_sequence_heads back = heads;
+    back.shape.heads = COLUMNS / DIM;
+    hd_tensor own_back[HDI_SEQUENCE_TURNS], alike_back[HDI_SEQUENCE_TURNS];
+    for (int t = 0; t < it->turns; t++) {
+        own_back[t] = hdi_sequence_return(p, own[t], &back, t, false);
+        alike_back[t] = hdi_sequence_return(p, alike[t], &back, t, true);
+        char name[32];
+        snprintf(name, sizeof name, "own.%d", t);
+        hd_output(p, own[t], name);
+        snprintf(name, sizeof name, "alike.%d", t);
+        hd_output(p, alike[t], name);
+    }
+    const hd_tensor whole =
+        hd_output(p, hdi_sequence_to_tokens(p, &back, own_back, alike_back), "whole");
+    hd_status status = bench_run(&on, in, it->x);
+    for (int t = 0; t < it->turns && status == HD_OK; t++) {
+        status = hd_session_read(on.session, p, own[t], 0, it->own[t]);
+        if (status == HD_OK) status = hd_session_read(on.session, p, alike[t], 0, it->alike[t]);
+    }
+    if (status == HD_OK) status = hd_session_read(on.session, p, whole, 0, it->back);
+    bench_end(&on);
+    return status;
+}
+
+/* One row of x: what this rank has of each turn of it, and what came back. */
+static void check_row(const moved *it, const float *x, bool alike, int64_t row, const float *back)
+{
+    const int ranks = hd_comm_size(hdt_world), rank = hd_comm_rank(hdt_world);
+    float wanted[COLUMNS];
+    int64_t at = 0;
+    for (int t = 0; t < it->turns; t++) {
+        const int64_t columns = turn_columns(x, ranks, rank, it->turns, t, wanted);
+        ck_assert_mem_eq((alike ? it->alike : it->own)[t] + row * columns, wanted,
+                         (size_t)columns * sizeof *x);
+    }
+    if (!back) return;
+    for (int r = 0; r < ranks; r++) /* the packed heads of all ranks and turns, side by side */
+        for (int t = 0; t < it->turns; t++)
+            at += turn_columns(x, ranks, r, it->turns, t, wanted + at);
+    ck_assert_mem_eq(back, wanted, sizeof wanted);
 }
 
 START_TEST(rows_and_heads_change_places_bit_for_bit)
 {
-    enum { MOST = 16 * COLUMNS };
-    const int64_t sequences = sizes[_i][0], tokens = sizes[_i][1], rows = sequences * tokens;
+    static moved it;
     const int ranks = hd_comm_size(hdt_world), rank = hd_comm_rank(hdt_world);
-    const hdi_sequence_shape shape = {sequences, tokens, HEADS, KV_HEADS, DIM};
-    static float x[MOST], heads[MOST], text[MOST], whole[MOST], alike[MOST], wanted[COLUMNS];
-    bench on;
-    hdt_fill(x, rows * COLUMNS, 3);
-    hd_status status = bench_begin(&on);
-    hd_program *p = on.program;
-    const int64_t dims[] = {rows, COLUMNS};
-    const hd_tensor in = hd_input(p, "x", HD_DTYPE_F32, 2, dims);
-    const hd_tensor own = hdi_sequence_own_rows(p, in, sequences, tokens);
-    hd_tensor to = hdi_sequence_to_heads(p, own, &shape),
-              take = hdi_sequence_take_heads(p, in, &shape);
-    /* As if attention gave back its queries. */
-    const int64_t own_heads = hdi_sequence_own_heads(p, COLUMNS / DIM, KV_HEADS);
-    const hdi_sequence_shape back = {sequences, tokens, COLUMNS / DIM, KV_HEADS, DIM};
-    hd_tensor rows_again = hdi_sequence_to_tokens(p, to, &back);
-    rows_again = hdi_sequence_all_rows(p, rows_again, sequences, tokens);
-    const hd_tensor alike_again = hdi_sequence_all_heads(p, take, &back);
-    hd_output(p, to, "heads");
-    hd_output(p, take, "text");
-    hd_output(p, rows_again, "whole");
-    hd_output(p, alike_again, "alike");
-    if (status == HD_OK) status = bench_run(&on, in, x);
-    const struct {
-        hd_tensor from;
-        float *to;
-    } read[] = {{to, heads}, {take, text}, {rows_again, whole}, {alike_again, alike}};
-    for (int i = 0; i < 4 && status == HD_OK; i++)
-        status = hd_session_read(on.session, p, read[i].from, 0, read[i].to);
-    bench_end(&on);
-    hdt_assert_ok(status);
-    ck_assert_int_eq(own_heads * DIM, own_columns(x, ranks, rank, wanted));
-    for (int64_t r = 0; r < rows; r++) {
-        const size_t bytes = (size_t)own_columns(x + r * COLUMNS, ranks, rank, wanted) * sizeof *x;
-        ck_assert_mem_eq(heads + r * own_heads * DIM, wanted, bytes);
-        ck_assert_mem_eq(text + r * own_heads * DIM, wanted, bytes);
-        /* The packed heads of all ranks, side by side. */
-        float row[COLUMNS];
-        int64_t at = 0;
-        for (int other = 0; other < ranks; other++)
-            at += own_columns(x + r * COLUMNS, ranks, other, row + at);
-        ck_assert_mem_eq(whole + r * COLUMNS, row, sizeof row);
-        ck_assert_mem_eq(alike + r * COLUMNS, row, sizeof row);
+    const bool text_first = _i % 2;
+    it.sequences = sizes[_i / 2][0];
+    it.tokens = sizes[_i / 2][1];
+    const int64_t first = hdi_sequence_first(it.tokens, ranks, rank);
+    const int64_t own = hdi_sequence_first(it.tokens, ranks, rank + 1) - first;
+    hdt_fill(it.x, it.sequences * (TEXT + it.tokens) * COLUMNS, 3);
+    for (it.turns = 1; it.turns <= 3 && it.turns <= KV_HEADS / ranks; it.turns++) {
+        hdt_assert_ok(move(&it, text_first));
+        for (int64_t s = 0; s < it.sequences; s++) {
+            const float *x = it.x + s * (TEXT + it.tokens) * COLUMNS;
+            const float *back = it.back + s * (TEXT + own) * COLUMNS;
+            for (int64_t i = 0; i < TEXT; i++)
+                check_row(&it, x + (i + (text_first ? 0 : it.tokens)) * COLUMNS, true, s * TEXT + i,
+                          back + (i + (text_first ? 0 : own)) * COLUMNS);
+            for (int64_t i = 0; i < it.tokens; i++) {
+                const bool is_own = i >= first && i < first + own;
+                const int64_t at = i - first + (text_first ? TEXT : 0);
+                check_row(&it, x + (i + (text_first ? TEXT : 0)) * COLUMNS, false,
+                          s * it.tokens + i, is_own ? back + at * COLUMNS : NULL);
+            }
+        }
     }
 }
 END_TEST
@@ -486,7 +550,7 @@ END_TEST
 int main(int argc, char **argv)
 {
     TCase *tests = tcase_create("sequence");
-    tcase_add_loop_test(tests, rows_and_heads_change_places_bit_for_bit, 0, 3);
+    tcase_add_loop_test(tests, rows_and_heads_change_places_bit_for_bit, 0, 6);
     tcase_add_loop_test(tests, loss_and_gradients_are_those_of_one_rank, 0, SETTINGS);
     tcase_add_loop_test(tests, sequence_goes_with_data_and_pipeline, 0, SETTINGS);
     tcase_add_loop_test(tests, videos_are_those_of_one_rank, 0, 2);
