@@ -53,8 +53,8 @@ void hdi_mmdit_sequence_attend(hdi_mmdit_build *b, hdi_mmdit_travel *travel)
         const int64_t heads = hdi_sequence_turn_heads(b->p, config->heads, config->heads, turns, t);
         hd_tensor *const at[] = {&travel->heads[0][t], &travel->heads[1][t]};
         hd_tensor parts[2];
-        for (int s = 0; s < 2; s++)
-            own[s].qkv = *at[s];
+        own[image].qkv = hdi_sequence_arrive(b->p, *at[image], &travel->image, t);
+        own[1 - image].qkv = *at[1 - image];
         const hd_tensor joint =
             hd_joint_qkv(b->p, sequences, heads, config->head_dim, 1e-6, 2, own);
         const hd_tensor x = hd_attention(b->p, joint,

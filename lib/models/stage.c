@@ -111,6 +111,7 @@ hd_tensor hdi_model_attention(hd_program *program, const hdi_model_stage *at, hd
         const int64_t heads =
             hdi_sequence_turn_heads(program, config->heads, config->kv_heads, travel.turns, t);
         const int64_t kv_heads = heads / (config->heads / config->kv_heads);
+        turn[t] = hdi_sequence_arrive(program, turn[t], &travel, t);
         turn[t] = attend(program, at, turn[t], rope, heads, kv_heads);
         turn[t] = hdi_sequence_return(program, turn[t], &travel, t, false);
     }

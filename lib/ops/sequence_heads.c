@@ -110,8 +110,16 @@ void hdi_sequence_to_heads(hd_program *program, hd_tensor qkv, const hdi_sequenc
     for (int t = 0; has_own && t < all.turns; t++) {
         const hdi_sequence_options turn = one_turn(all, t, false);
         own[t] = hd_custom_op(program, &hdi_op_sequence_exchange, &turn, 1, &own[t]);
-        own[t] = rearrange_rows(program, own[t], turn, true);
     }
+}
+
+hd_tensor hdi_sequence_arrive(hd_program *program, hd_tensor x, const hdi_sequence_heads *from,
+                              int turn)
+{
+    if (hdi_sequence_ranks(program) == 1) return x;
+    const hdi_sequence_options o =
+        one_turn(deal_heads(program, from, HDI_SEQUENCE_PARTS), turn, false);
+    return rearrange_rows(program, x, o, true);
 }
 
 hd_tensor hdi_sequence_return(hd_program *program, hd_tensor x, const hdi_sequence_heads *from,

@@ -480,6 +480,7 @@ static hd_status move(moved *it, bool text_first)
     back.shape.heads = COLUMNS / DIM;
     hd_tensor own_back[HDI_SEQUENCE_TURNS], alike_back[HDI_SEQUENCE_TURNS];
     for (int t = 0; t < it->turns; t++) {
+        own[t] = hdi_sequence_arrive(p, own[t], &heads, t);
         own_back[t] = hdi_sequence_return(p, own[t], &back, t, false);
         alike_back[t] = hdi_sequence_return(p, alike[t], &back, t, true);
         char name[32];
