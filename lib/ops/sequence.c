@@ -36,11 +36,6 @@ int64_t hdi_sequence_own_tokens(const hd_program *program, int64_t tokens)
     return hdi_sequence_first(tokens, ranks, rank + 1) - hdi_sequence_first(tokens, ranks, rank);
 }
 
-int64_t hdi_sequence_own_heads(const hd_program *program, int64_t heads, int64_t kv_heads)
-{
-    return hdi_sequence_turn_heads(program, heads, kv_heads, 1, 0);
-}
-
 int64_t hdi_sequence_turn_heads(const hd_program *program, int64_t heads, int64_t kv_heads,
                                 int turns, int turn)
 {

@@ -15,10 +15,8 @@ int64_t hdi_sequence_first(int64_t tokens, int ranks, int rank);
 
 int hdi_sequence_ranks(const hd_program *program);
 
-/* This program's part of `tokens`, and of the heads; those of keys and values are dealt out, the first
- * ranks having one more where they do not divide, and queries' go with them. */
+/* This program's part of `tokens`. */
 int64_t hdi_sequence_own_tokens(const hd_program *program, int64_t tokens);
-int64_t hdi_sequence_own_heads(const hd_program *program, int64_t heads, int64_t kv_heads);
 
 /* A model says that it splits its sequences, of so many tokens and heads at least: false where there
  * are more ranks than either, which is an error of the program. `whole_loss`: its loss is that of
@@ -46,7 +44,8 @@ typedef struct hdi_sequence_shape {
 enum { HDI_SEQUENCE_TURNS = 4, HDI_SEQUENCE_MESSAGE = 64 << 20 };
 int hdi_sequence_turns(hd_program *program, const hdi_sequence_shape *shape);
 
-/* This rank's heads of one turn. */
+/* This rank's heads of one turn: those of keys and values are dealt out, the first ranks having one
+ * more, and queries' go with them. */
 int64_t hdi_sequence_turn_heads(const hd_program *program, int64_t heads, int64_t kv_heads,
                                 int turns, int turn);
 
