@@ -55,6 +55,8 @@ typedef struct hd_program_options {
     const hd_backend *backend; /* whose workspaces the plan counts; borrowed; NULL: the CPU's */
     int slices; /* over 1, of forwards alone: layers that can make what is large within them in about
                    so many parts, for less memory */
+    int sequence_groups; /* heads change places on the mesh's sequence axis in so many groups, at most
+                            4, one under way while another is computed; zero: by their bytes */
 } hd_program_options;
 
 HD_API hd_status hd_program_create(const hd_program_options *options, hd_program **out);

@@ -152,6 +152,12 @@ const hdi_config_row hdi_job_schema[] = {
         "sequence axis: ranks that share each sequence's tokens, at most as many as key and value "
         "heads",
         QUIET),
+    INT("layout.sequence_groups", "0", "0", "4", "groups",
+        "heads change places on the sequence axis in so many groups, one under way while another "
+        "is "
+        "computed, at most as many as each rank has key and value heads; zero: as many as keep a "
+        "rank's messages to about 64 MiB",
+        QUIET),
     INT("layout.tensor", "1", "1", "4096", "ranks", "tensor axis", QUIET),
     ENUM("layout.schedule", "auto", schedules,
          "pipeline schedule; auto: 1f1b, interleaved if chunks > 1", QUIET),
