@@ -65,7 +65,7 @@ typedef struct hdi_use {
 
 struct hd_program {
     char *name;
-    hd_dtype dtype;
+    hd_dtype dtype, gradients;
     const hd_mesh *mesh;
     const hd_backend *backend; /* NULL: the CPU's */
     bool training, exact, finished;
@@ -92,8 +92,10 @@ struct hd_program {
     bool appending_recomputed;
 };
 
-/* The record that sums two gradients of one tensor: the one op that passes need. lib/ops/add.c. */
-extern const hd_op_kind hdi_op_add;
+/* What passes need of the ops above them: the record that sums two gradients of one tensor
+ * (lib/ops/add.c), and the one that adds an fp32 weight gradient, in[0], to 16-bit gradients
+ * (lib/ops/round_sum.c). */
+extern const hd_op_kind hdi_op_add, hdi_op_round_sum;
 
 /* NULL for an invalid handle. */
 hdi_tensor *hdi_tensor_of(const hd_program *program, hd_tensor handle);

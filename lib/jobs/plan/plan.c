@@ -210,6 +210,10 @@ static hd_status describe(const planning *p, double seconds, hdi_text *text)
     const hd_trainer *any = p->trainers[0];
     for (int i = 0; i < any->shape_count; i++)
         HD_RETURN_IF_ERROR(describe_shape(p, i, text));
+    if (any->options.dtype != HD_DTYPE_F32)
+        hdi_text_printf(text, "weights %s, gradients %s, master %s\n",
+                        hd_dtype_name(any->options.dtype), hd_dtype_name(any->options.gradients),
+                        any->options.master == HD_MASTER_REMAINDER ? "remainder" : "F32");
     hdi_text_append(text, "stage\n");
     for (int s = 0; s < any->pipeline; s++)
         describe_stage(p, s, text);

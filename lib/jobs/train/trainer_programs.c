@@ -57,6 +57,7 @@ hd_status hdi_trainer_build_chunk(hd_trainer *trainer, int shape_index, int chun
     hd_status status =
         hd_program_create(&(hd_program_options){.name = name,
                                                 .dtype = options->dtype,
+                                                .gradients = options->gradients,
                                                 .mesh = options->mesh,
                                                 .backend = options->backend,
                                                 .training = train,
