@@ -60,6 +60,23 @@ HD_API hd_tensor hd_join_rows(hd_program *program, int64_t sequences, int parts,
 HD_API void hd_split_rows(hd_program *program, hd_tensor x, int64_t sequences, int parts,
                           const int64_t *tokens, hd_tensor *out);
 
+/* Videos cut into windows of window_height x window_width places over all frames; at the far sides
+ * what is left makes smaller ones. Rows of a video are in the order frame, y, x. */
+typedef struct hd_window_options {
+    int64_t sequences, frames, height, width;
+    int64_t window_height, window_width;
+} hd_window_options;
+
+/* Rows of x [sequences * frames * height * width, columns], window by window: a tensor for each size
+ * of windows, [windows * tokens, columns], of which there are 1 to 4. A window's tokens are in the
+ * order frame, y, x; their numbers go to `tokens`, which may be NULL. Returns how many tensors; 0: an error. And the
+ * way back. Adjoint to each other. */
+enum { HD_WINDOW_PARTS = 4 };
+HD_API int hd_split_windows(hd_program *program, hd_tensor x, const hd_window_options *options,
+                            hd_tensor out[HD_WINDOW_PARTS], int64_t tokens[HD_WINDOW_PARTS]);
+HD_API hd_tensor hd_join_windows(hd_program *program, const hd_tensor x[HD_WINDOW_PARTS],
+                                 const hd_window_options *options);
+
 /* Rotary positions on up to three axes. Token r of a sequence is at (r / stride[a]) % length[a] of axis
  * a, times scale[a] (zero means 1); dims[a] of a head's columns turn with it, axis by axis, dims summing up to head_dim. */
 typedef struct hd_rope_axes {

@@ -88,6 +88,17 @@ typedef struct hdi_copy_blocks_args {
     void *out;
 } hdi_copy_blocks_args;
 
+/* Copy blocks of block_bytes that lie on a grid: the one at (i_0, ..), i_d below count[d], is at the
+ * sum of i_d * *_stride[d] bytes. No two of `out` overlap. */
+enum { HDI_GRID_DIMS = 5 };
+typedef struct hdi_copy_grid_args {
+    int64_t count[HDI_GRID_DIMS]; /* the last dim varies fastest */
+    size_t x_stride[HDI_GRID_DIMS], out_stride[HDI_GRID_DIMS];
+    size_t block_bytes;
+    const void *x;
+    void *out;
+} hdi_copy_grid_args;
+
 /* Rotation on axes: row r of a sequence is at position (r / stride[a]) % length[a] of axis a. table
  * holds, axis after axis, [length[a], dims[a] / 2, 2] (cos, sin). */
 typedef struct hdi_rope_axes {
