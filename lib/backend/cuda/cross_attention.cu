@@ -131,9 +131,8 @@ hd_status attend_padded(hd_stream *stream, const hdi_cross_attention_args *args,
     const size_t values = (size_t)parts.columns * hd_dtype_bytes(args->dtype);
     char *const counts = (char *)args->workspace;
     char *const rows = counts + 2 * parts.counts, *const back = rows + parts.rows;
-    int32_t *const query_counts = (int32_t *)counts;
     int32_t *const key_counts = (int32_t *)(counts + parts.counts);
-    padded.counts = query_counts;
+    padded.counts = (const int32_t *)counts;
     padded.kv_counts = key_counts;
     padded.k = rows;
     padded.v = rows + values;
@@ -145,7 +144,7 @@ hd_status attend_padded(hd_stream *stream, const hdi_cross_attention_args *args,
     return with_type(args->dtype, "cross attention", [&](auto tag) {
         using T = typename decltype(tag)::type;
         pad_keys<T><<<blocks, kCopyThreads, 0, stream->handle>>>(problem, parts, (T *)rows,
-                                                                 query_counts, key_counts);
+                                                                 (int32_t *)counts, key_counts);
         HD_RETURN_IF_ERROR(launched("cross attention: keys to their places"));
         HD_RETURN_IF_ERROR(hdi_cuda_cudnn_attention(stream, &padded, gradient, done));
         if (!*done || !gradient) return HD_OK;
