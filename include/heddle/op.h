@@ -9,7 +9,7 @@
 extern "C" {
 #endif
 
-enum { HD_OP_INPUTS = 13, HD_OP_OUTPUTS = 4 };
+enum { HD_OP_INPUTS = 13, HD_OP_OUTPUTS = 8 };
 
 typedef struct hd_op_kind hd_op_kind;
 typedef struct hd_backward hd_backward;

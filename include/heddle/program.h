@@ -57,6 +57,8 @@ typedef struct hd_program_options {
     const hd_backend *backend; /* whose workspaces the plan counts; borrowed; NULL: the CPU's */
     int slices; /* over 1, of forwards alone: layers that can make what is large within them in about
                    so many parts, for less memory */
+    int sequence_groups; /* heads change places on the mesh's sequence axis in so many groups, at most
+                            4, one under way while another is computed; zero: by their bytes */
 } hd_program_options;
 
 HD_API hd_status hd_program_create(const hd_program_options *options, hd_program **out);
@@ -119,7 +121,7 @@ typedef struct hd_parameter_options {
     bool transposed; /* in files, when there are no parts */
     int parts;       /* 0: stored as one tensor called `name` */
     hd_parameter_part part[HD_MAX_PARTS];
-    bool frozen;        /* keeps its values in training; no op may read it there */
+    bool frozen;        /* keeps its values in training: it has no gradient */
     hd_axis split_axis; /* HD_AXIS_NONE: whole on every rank */
     int split_dim;
 } hd_parameter_options;

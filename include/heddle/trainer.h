@@ -53,6 +53,7 @@ typedef struct hd_trainer_options {
     const int *stage_layers; /* [pipeline x chunks] layers of each; NULL: balanced by cost */
     bool exact;              /* the same bits on every layout; costs gradient buffers */
     bool shard_state;        /* ZeRO-1: optimizer state split over the data axis */
+    int sequence_groups;     /* as hd_program_options has it */
     bool recompute;          /* each layer's activations are made again in the backward */
     size_t budget, foreign;  /* bytes of device memory; zero budget: no limit */
     size_t transport;        /* bytes of it that communicators take */

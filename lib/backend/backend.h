@@ -313,6 +313,7 @@ struct hd_backend {
     hd_status (*add_rows)(hd_stream *stream, const hdi_add_rows_args *args);
     hd_status (*add_rows_gradient)(hd_stream *stream, const hdi_add_rows_gradient_args *args);
     hd_status (*copy_blocks)(hd_stream *stream, const hdi_copy_blocks_args *args);
+    hd_status (*copy_grid)(hd_stream *stream, const hdi_copy_grid_args *args);
     hd_status (*joint_qkv)(hd_stream *stream, const hdi_joint_qkv_args *args);
     hd_status (*joint_qkv_gradient)(hd_stream *stream, const hdi_joint_qkv_gradient_args *args);
     hd_status (*cross_attention)(hd_stream *stream, const hdi_cross_attention_args *args);

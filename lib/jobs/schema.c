@@ -157,6 +157,12 @@ const hdi_config_row hdi_job_schema[] = {
         "sequence axis: ranks that share each sequence's tokens, at most as many as key and value "
         "heads",
         QUIET),
+    INT("layout.sequence_groups", "0", "0", "4", "groups",
+        "heads change places on the sequence axis in so many groups, one under way while another "
+        "is "
+        "computed, at most as many as each rank has key and value heads; zero: as many as keep a "
+        "rank's messages to about 64 MiB",
+        QUIET),
     INT("layout.tensor", "1", "1", "4096", "ranks", "tensor axis", QUIET),
     ENUM("layout.schedule", "auto", schedules,
          "pipeline schedule; auto: 1f1b, interleaved if chunks > 1", QUIET),
@@ -251,10 +257,11 @@ const hdi_config_row hdi_job_schema[] = {
           QUIET),
     FLOAT("sample.guidance", "0", "0", "1000", NULL,
           "by the text; 1: none; zero: 6, Open-Sora 2.0 7.5, Open-Sora 1.2 7", QUIET),
-    FLOAT("sample.image_guidance", "3", "0", "1000", NULL, "by given frames (Open-Sora 2.0)",
+    FLOAT("sample.image_guidance", "3", "0", "1000", NULL, "by given frames (Open-Sora 1.3, 2.0)",
           QUIET),
     BOOL("sample.oscillate", "true",
-         "guide in every other step only from the 11th on (open-sora-2)", QUIET),
+         "guide in every other step only from the 11th on (open-sora-2; 1.3 with given frames)",
+         QUIET),
     BOOL("sample.rounded_guidance", "true",
          "HunyuanVideo: guidance formed in bf16, as its authors do: 6 becomes 6.016", QUIET),
     ENUM("sample.dtype", "auto", sample_dtypes,

@@ -90,8 +90,10 @@ void hd_plan_destroy(hd_plan *plan)
         hdi_free(plan->units[i].workspace_bytes);
         hdi_free(plan->units[i].wait_begin);
         hdi_free(plan->units[i].waits);
-        hdi_free(plan->units[i].uses);
-        hdi_free(plan->units[i].fetches);
+        for (int phase = 0; phase < HDI_PHASES; phase++) {
+            hdi_free(plan->units[i].streamed[phase].uses);
+            hdi_free(plan->units[i].streamed[phase].fetches);
+        }
     }
     hdi_residency_free(&plan->residency);
     hdi_free(plan->units);

@@ -33,6 +33,7 @@ hd_status hd_program_create(const hd_program_options *options, hd_program **out)
     program->training = options->training;
     program->exact = options->exact;
     program->slices = options->slices > 1 && !options->training ? options->slices : 1;
+    program->sequence_groups = options->sequence_groups;
     program->tensor_count = 1;
     program->scope_count = 1;
     bool grown = HDI_GROW(program->tensors, program->tensor_count, program->tensor_capacity) &&
@@ -102,6 +103,7 @@ hd_status hd_program_finish(hd_program *program)
     if (program->status != HD_OK)
         return hdi_error(program->status, "%s",
                          program->message ? program->message : "program: out of host memory");
+    hdi_program_post_early(program);
     program->finished = true;
     return HD_OK;
 }
@@ -364,7 +366,7 @@ hd_tensor hd_parameter(hd_program *program, const hd_parameter_options *options)
     hdi_tensor *tensor = hdi_tensor_of(program, use.tensor);
     if (tensor) {
         tensor->use = program->use_count;
-        tensor->needs_gradient = program->training;
+        tensor->needs_gradient = program->training && !options->frozen;
     }
     program->uses[program->use_count++] = use;
     return use.tensor;

@@ -72,6 +72,8 @@ struct hd_program {
     bool splits_sequences; /* the model heeds the mesh's sequence axis */
     bool whole_loss;       /* of all tokens, on each rank of that axis, not of the rank's */
     int slices;            /* at least 1; 1 where a backward follows */
+    int sequence_groups;   /* of heads that change places; 0: as many as pay */
+    int sequence_turns;    /* the most that it came to; 0: nothing changes places */
 
     hd_status status; /* of the first error */
     char *message;
@@ -123,6 +125,10 @@ void hdi_op_move(hd_program *program, int from, int to);
 
 /* Remove ops marked recomputed whose outputs nobody reads. Keeps the order. */
 void hdi_program_remove_dead(hd_program *program);
+
+/* Post communication of activations as soon as they are there: move it up to what makes them, within
+ * its scope and behind other communication. Ranks' programs of one layout stay alike. */
+void hdi_program_post_early(hd_program *program);
 
 /* Make tensors' producers agree with the ops' order. Call after moving or removing ops. */
 void hdi_program_index(hd_program *program);

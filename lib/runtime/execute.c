@@ -84,6 +84,11 @@ static hd_status end_transient_communication(hd_session *session, int index)
     return HD_OK;
 }
 
+static hdi_phase phase_of(hd_phase phase)
+{
+    return phase == HD_PHASE_BACKWARD ? HDI_PHASE_BACKWARD : HDI_PHASE_FORWARD;
+}
+
 hd_status hd_session_run(hd_session *session, const hd_program *program,
                          const hd_session_run_options *options)
 {
@@ -104,8 +109,10 @@ hd_status hd_session_run(hd_session *session, const hd_program *program,
     if (next < 0)
         return hdi_error(HD_ERROR_ARGUMENT, "session: program '%s' is not in its plan",
                          options->next->name);
-    hdi_streaming_walk walk = {.unit = index, .next_unit = next, .use = -1};
-    hdi_phase phase = options->phase == HD_PHASE_BACKWARD ? HDI_PHASE_BACKWARD : HDI_PHASE_FORWARD;
+    const hdi_phase phase = phase_of(options->phase);
+    hdi_streaming_walk walk = {.run = &unit->streamed[phase], .use = -1};
+    if (!options->no_next)
+        walk.next = &session->plan->units[next].streamed[phase_of(options->next_phase)];
     for (int i = 0; i < program->op_count; i++) {
         const hdi_op *op = program->ops[i];
         if (op->phase != phase || (op->last_only && !options->last)) continue;

@@ -170,6 +170,7 @@ const hd_backend hdi_backend_cpu = {
     .squared_error = hdi_cpu_any_squared_error,
     .modulate_gradient_workspace = hdi_cpu_modulate_gradient_workspace,
     .copy_blocks = hdi_cpu_copy_blocks,
+    .copy_grid = hdi_cpu_copy_grid,
     .squared_error_workspace = hdi_cpu_squared_error_workspace,
     .joint_qkv = hdi_cpu_any_joint_qkv,
     .joint_qkv_gradient = hdi_cpu_any_joint_qkv_gradient,

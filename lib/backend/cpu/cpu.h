@@ -131,6 +131,7 @@ hd_status hdi_cpu_patchify(hd_stream *stream, const hdi_patch_args *args);
 hd_status hdi_cpu_unpatchify(hd_stream *stream, const hdi_patch_args *args);
 hd_status hdi_cpu_squared_error(hd_stream *stream, const hdi_squared_error_args *args);
 hd_status hdi_cpu_copy_blocks(hd_stream *stream, const hdi_copy_blocks_args *args);
+hd_status hdi_cpu_copy_grid(hd_stream *stream, const hdi_copy_grid_args *args);
 size_t hdi_cpu_modulate_gradient_workspace(const hdi_modulate_gradient_args *args);
 size_t hdi_cpu_squared_error_workspace(int64_t rows, int64_t columns);
 

@@ -53,6 +53,7 @@ const hd_backend hdi_backend_cuda = {
     .add_rows = hdi_cuda_add_rows,
     .add_rows_gradient = hdi_cuda_add_rows_gradient,
     .copy_blocks = hdi_cuda_copy_blocks,
+    .copy_grid = hdi_cuda_copy_grid,
     .joint_qkv = hdi_cuda_joint_qkv,
     .joint_qkv_gradient = hdi_cuda_joint_qkv_gradient,
     .cross_attention = hdi_cuda_cross_attention,

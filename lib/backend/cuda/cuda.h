@@ -24,6 +24,7 @@ typedef enum hdi_cuda_fault_kind {
     HDI_FAULT_FIRST_POSITION,
     HDI_FAULT_MODULATION,
     HDI_FAULT_OFFSET,
+    HDI_FAULT_KEYS,
     HDI_FAULT_CACHE
 } hdi_cuda_fault_kind;
 
@@ -141,6 +142,7 @@ hd_status hdi_cuda_modulation_gradient(hd_stream *stream, const hdi_modulation_g
 hd_status hdi_cuda_add_rows(hd_stream *stream, const hdi_add_rows_args *args);
 hd_status hdi_cuda_add_rows_gradient(hd_stream *stream, const hdi_add_rows_gradient_args *args);
 hd_status hdi_cuda_copy_blocks(hd_stream *stream, const hdi_copy_blocks_args *args);
+hd_status hdi_cuda_copy_grid(hd_stream *stream, const hdi_copy_grid_args *args);
 hd_status hdi_cuda_joint_qkv(hd_stream *stream, const hdi_joint_qkv_args *args);
 hd_status hdi_cuda_joint_qkv_gradient(hd_stream *stream, const hdi_joint_qkv_gradient_args *args);
 hd_status hdi_cuda_cross_attention(hd_stream *stream, const hdi_cross_attention_args *args);
