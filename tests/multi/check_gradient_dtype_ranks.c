@@ -78,7 +78,7 @@ START_TEST(sharding_the_state_changes_no_bits)
     hdt_trained sharded, whole;
     hdt_assert_ok(train(&(layout){"gpt2", ranks, 1, 1, true}, HD_DTYPE_BF16, STEPS, &sharded));
     hdt_assert_ok(train(&(layout){"gpt2", ranks, 1, 1, false}, HD_DTYPE_BF16, STEPS, &whole));
-    ck_assert_double_eq_tol(sharded.last_loss, whole.last_loss, tolerance() * whole.last_loss);
+    ck_assert_double_le(fabs(sharded.last_loss - whole.last_loss), tolerance() * whole.last_loss);
     if (tolerance() > 0) return;
     ck_assert_uint_eq(sharded.hash, whole.hash);
     ck_assert(sharded.last_norm == whole.last_norm);
@@ -156,9 +156,9 @@ START_TEST(a_run_that_was_stopped_goes_on)
     hdt_assert_ok(five);
     ck_assert_uint_ne(first.weights_hash, wanted.weights_hash);
     if (tolerance() == 0) ck_assert_uint_eq(second.weights_hash, wanted.weights_hash);
-    ck_assert_double_eq_tol(second.loss, wanted.loss, tolerance() * wanted.loss);
-    ck_assert_double_eq_tol(second.validation_loss, wanted.validation_loss,
-                            tolerance() * wanted.loss);
+    ck_assert_double_le(fabs(second.loss - wanted.loss), tolerance() * wanted.loss);
+    ck_assert_double_le(fabs(second.validation_loss - wanted.validation_loss),
+                        tolerance() * wanted.loss);
     if (!moves) return;
     ck_assert_int_eq(four, HD_ERROR_INTERRUPTED);
     ck_assert_double_eq_tol(fourth.loss, wanted.loss, 0x1p-7 * wanted.loss);
