@@ -226,7 +226,7 @@ const hdi_config_row hdi_job_schema[] = {
      .flags = QUIET},
     STRING("sample.negative", "",
            "text to be guided away from, or a folder with one of each input's name; empty: a data "
-           "set's text for the empty prompt",
+           "set's text for the empty prompt, or else that of the weights (Open-Sora 1.2, 1.3)",
            QUIET),
     STRING("sample.given", "",
            "safetensors with given frames: \"latents\", and \"mask\" of one number a frame", QUIET),
@@ -246,7 +246,8 @@ const hdi_config_row hdi_job_schema[] = {
     FLOAT("sample.image_guidance", "3", "0", "1000", NULL, "by given frames (Open-Sora 1.3, 2.0)",
           QUIET),
     BOOL("sample.oscillate", "true",
-         "guide in every other step only from the 11th on (open-sora-2; 1.3 with given frames)", QUIET),
+         "guide in every other step only from the 11th on (open-sora-2; 1.3 with given frames)",
+         QUIET),
     BOOL("sample.rounded_guidance", "true",
          "HunyuanVideo: guidance formed in bf16, as its authors do: 6 becomes 6.016", QUIET),
     ENUM("sample.dtype", "auto", sample_dtypes,

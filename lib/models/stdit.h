@@ -28,6 +28,9 @@ void hdi_stdit_write(const void *config, hdi_text *out);
 void hdi_stdit_describe(const void *config, hdi_model_facts *out);
 extern const hdi_model_preset hdi_stdit_presets[];
 
+/* The caption that stands for none: of the published files a buffer, not a weight. */
+#define HDI_STDIT_NULL_TEXT "y_embedder.y_embedding"
+
 /* Pixels of a latent, in height and width. */
 enum { HDI_STDIT_COMPRESSION = 8 };
 

@@ -37,11 +37,10 @@ hd_tensor hdi_stdit_video(hdi_stdit_build *b, const char *name, int64_t videos)
     return hd_input(b->p, name, HD_DTYPE_F32, 5, dims);
 }
 
-/* The caption that stands for none: of the published files a buffer, not a weight. */
 static hd_tensor null_text(hdi_stdit_build *b)
 {
     const hdi_stdit_config *c = b->config;
-    return hd_parameter(b->p, &(hd_parameter_options){.name = "y_embedder.y_embedding",
+    return hd_parameter(b->p, &(hd_parameter_options){.name = HDI_STDIT_NULL_TEXT,
                                                       .rank = 2,
                                                       .dims = {c->text_tokens, c->text_columns},
                                                       .init = HD_INIT_NORMAL,
