@@ -1,5 +1,6 @@
 /* What STDiT3's blocks attend to: a frame, a place or a window of places over time, and the text. */
 #include "models/stdit.h"
+#include "ops/sequence.h"
 
 static hd_tensor norm_weight(hdi_stdit_build *b, const char *name)
 {
@@ -39,11 +40,12 @@ static hd_rope_axes rope_of(const hdi_stdit_build *b, bool temporal)
 static hd_tensor attend(hdi_stdit_build *b, hd_tensor qkv, int64_t tokens, int64_t interleave)
 {
     const hdi_stdit_config *c = b->config;
-    return hd_attention(b->p, qkv,
-                        &(hd_attention_options){.heads = c->heads,
-                                                .head_dim = c->hidden / c->heads,
-                                                .tokens = tokens,
-                                                .interleave = interleave});
+    return hd_attention(
+        b->p, qkv,
+        &(hd_attention_options){.heads = hdi_sequence_own_heads(b->p, c->heads, c->heads),
+                                .head_dim = c->hidden / c->heads,
+                                .tokens = tokens,
+                                .interleave = interleave});
 }
 
 /* Windows that the far sides cut are smaller: nothing is padded, so nothing has to be masked. One that
@@ -66,22 +68,32 @@ static hd_tensor attend_windows(hdi_stdit_build *b, hd_tensor qkv)
     return hd_join_windows(b->p, parts, &options);
 }
 
+/* Where ranks share sequences each takes some of the heads of all tokens: norms, turns, frames, places
+ * and windows are then those of one rank. */
 hd_tensor hdi_stdit_self_attention(hdi_stdit_build *b, hd_tensor x, bool temporal)
 {
     const hdi_stdit_config *c = b->config;
-    const hd_qkv_stream qkv = {.qkv = hdi_stdit_linear(b, x, "attn.qkv", 3 * c->hidden),
+    const int64_t head_dim = c->hidden / c->heads, sequences = b->stage->sequences;
+    const hdi_sequence_shape shape = {.sequences = sequences,
+                                      .tokens = b->tokens,
+                                      .heads = c->heads,
+                                      .kv_heads = c->heads,
+                                      .head_dim = head_dim};
+    x = hdi_stdit_linear(b, x, "attn.qkv", 3 * c->hidden);
+    x = hdi_sequence_to_heads(b->p, x, &shape);
+    const hd_qkv_stream qkv = {.qkv = x,
                                .query_norm = norm_weight(b, "attn.q_norm.weight"),
                                .key_norm = norm_weight(b, "attn.k_norm.weight"),
                                .tokens = b->tokens,
                                .rope = rope_of(b, temporal)};
-    x = qkv.rope.axes || c->qk_norm
-            ? hd_joint_qkv(b->p, b->stage->sequences, c->heads, c->hidden / c->heads, 0, 1, &qkv)
-            : qkv.qkv;
+    if (qkv.rope.axes || c->qk_norm)
+        x = hd_joint_qkv(b->p, sequences, hdi_sequence_own_heads(b->p, c->heads, c->heads),
+                         head_dim, 0, 1, &qkv);
     if (!temporal)
         x = attend(b, x, b->places, 1);
     else
         x = c->window[0] ? attend_windows(b, x) : attend(b, x, b->frames, b->places);
-    return hdi_stdit_linear(b, x, "attn.proj", c->hidden);
+    return hdi_stdit_linear(b, hdi_sequence_to_tokens(b->p, x, &shape), "attn.proj", c->hidden);
 }
 
 static hd_tensor read_text(hdi_stdit_build *b, hd_tensor q, hd_tensor kv)
@@ -90,7 +102,7 @@ static hd_tensor read_text(hdi_stdit_build *b, hd_tensor q, hd_tensor kv)
     return hd_cross_attention(b->p, q, kv, b->text_offsets,
                               &(hd_cross_attention_options){.heads = c->heads,
                                                             .head_dim = c->hidden / c->heads,
-                                                            .tokens = b->tokens});
+                                                            .tokens = b->own});
 }
 
 hd_tensor hdi_stdit_text_attention(hdi_stdit_build *b, hd_tensor x)
