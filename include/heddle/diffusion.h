@@ -109,14 +109,16 @@ HD_API hd_tensor hd_joint_qkv(hd_program *program, int64_t sequences, int64_t he
 
 typedef struct hd_cross_attention_options {
     int64_t heads, head_dim;
-    int64_t tokens; /* queries of a sequence */
-    double scale;   /* zero means 1 / sqrt(head_dim) */
+    int64_t tokens;    /* queries of a sequence */
+    int64_t most_keys; /* of a sequence, by offsets; zero means any number */
+    double scale;      /* zero means 1 / sqrt(head_dim) */
 } hd_cross_attention_options;
 
 /* Attention of q [sequences * tokens, heads * head_dim] to kv [kv_rows, 2 * heads * head_dim]
  * (keys, then values): sequence s reads rows offsets[s] .. offsets[s + 1] - 1 of kv, offsets I32
  * [sequences + 1] on the device, rising; invalid: kv_rows / sequences rows each. A sequence
- * without rows gives zeros; kv rows of no sequence get zero gradient. Shape of q. */
+ * without rows gives zeros; kv rows of no sequence get zero gradient. GPUs set memory aside for
+ * most_keys rows of each sequence, so a small bound saves some. Shape of q. */
 HD_API hd_tensor hd_cross_attention(hd_program *program, hd_tensor q, hd_tensor kv,
                                     hd_tensor offsets, const hd_cross_attention_options *options);
 

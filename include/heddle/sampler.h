@@ -36,6 +36,7 @@ typedef struct hd_sampler_options {
     int host_blocks;        /* as hd_plan_options has it */
     int slices; /* as hd_program_options has it, of denoising; zero: 1, or with a budget that this
                    does not fit, even with all blocks on the host, 2, 4, 8 or 16 */
+    int sequence_groups; /* as hd_program_options has it */
 } hd_sampler_options;
 
 /* Build and plan; allocates host memory only. HD_ERROR_BUDGET names the phase that does not fit and

@@ -135,18 +135,18 @@ typedef struct hdi_joint_qkv_gradient_args {
 } hdi_joint_qkv_gradient_args;
 
 /* Attention of `sequences` x `tokens` queries to the keys of their sequence: rows offsets[s] ..
- * offsets[s + 1] - 1, or kv_rows / sequences each where offsets is NULL. At most kv_rows keys to a
- * sequence. */
+ * offsets[s + 1] - 1, or kv_rows / sequences each where offsets is NULL. */
 typedef struct hdi_cross_attention_args {
     hd_dtype dtype;
     int64_t sequences, tokens, kv_rows, heads, head_dim;
     int64_t q_stride, k_stride, v_stride, out_stride;
     float scale;
     bool exact;
+    int64_t most_keys; /* of a sequence by offsets, more are an error; 0: not said, any number */
     const int32_t *offsets; /* [sequences + 1] on the device */
     const void *q, *k, *v;
     void *out;
-    float *lse; /* [sequences, heads, tokens]; NULL if not wanted */
+    float *lse; /* [sequences, heads, tokens], without keys any number; NULL if not wanted */
     /* gradient only; rows of k and v that no sequence reads get zeros */
     const void *out_gradient;
     void *q_gradient, *k_gradient, *v_gradient; /* strides as q, k, v */

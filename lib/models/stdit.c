@@ -112,7 +112,7 @@ static void read_frame_entries(hdi_stdit_build *b)
     const int64_t sequences = b->stage->sequences, frames = sequences * b->frames;
     const hd_tensor entries = hd_input(b->p, "frame_entries", HD_DTYPE_I32, 1, &frames);
     b->frame_entries = hdi_sequence_own_entries(b->p, entries, sequences, b->frames, b->places);
-    b->frame_rows = hd_mesh_size(b->p->mesh, HD_AXIS_SEQUENCE) > 1 ? 1 : b->places;
+    b->frame_rows = hdi_sequence_ranks(b->p) > 1 ? 1 : b->places;
 }
 
 /* Where the stage's blocks begin: x, and what they share, made here or by others. */

@@ -207,7 +207,7 @@ double hdi_stdit_scale(const hdi_stdit_build *b)
 /* All ranks have the places of a frame, or each those of its own rows. */
 static hd_tensor positions(hdi_stdit_build *b)
 {
-    const int ranks = hd_mesh_size(b->p->mesh, HD_AXIS_SEQUENCE);
+    const int ranks = hdi_sequence_ranks(b->p);
     const int rank = hd_mesh_index(b->p->mesh, HD_AXIS_SEQUENCE);
     const hdi_stdit_places places = {.height = b->height,
                                      .width = b->width,

@@ -183,6 +183,7 @@ const hd_backend hdi_backend_cpu = {
     .loss_sum = hdi_cpu_loss_sum,
     .sum_of_squares = hdi_cpu_sum_of_squares,
     .tree_sum = hdi_cpu_tree_sum,
+    .round_sum = hdi_cpu_round_sum,
     .adamw = hdi_cpu_adamw,
     .average = hdi_cpu_average,
     .split_weights = hdi_cpu_split_weights,

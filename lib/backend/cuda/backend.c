@@ -69,6 +69,7 @@ const hd_backend hdi_backend_cuda = {
     .loss_sum = hdi_cuda_loss_sum,
     .sum_of_squares = hdi_cuda_sum_of_squares,
     .tree_sum = hdi_cuda_tree_sum,
+    .round_sum = hdi_cuda_round_sum,
     .adamw = hdi_cuda_adamw,
     .average = hdi_cuda_average,
     .split_weights = hdi_cuda_split_weights,

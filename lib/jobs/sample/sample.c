@@ -77,22 +77,23 @@ static hd_status make_sampler(job *it)
     size_t foreign, transport;
     HD_RETURN_IF_ERROR(hdi_job_foreign(it->config, it->mesh, it->context, &foreign, &transport));
     return hd_sampler_create(
-        &(hd_sampler_options){.build = hd_model_build,
-                              .user = it->model,
-                              .layers = hd_model_layers(it->model),
-                              .model = it->settings.model,
-                              .mesh = it->mesh,
-                              .backend = backend,
-                              .dtype = it->settings.dtype,
-                              .shape = it->settings.shape,
-                              .texts = it->inputs.lengths,
-                              .text_lengths = it->inputs.length_count,
-                              .budget = (size_t)hdi_config_bytes(values, "memory.budget"),
-                              .foreign = foreign,
-                              .transport = transport,
-                              .residency =
-                                  (hd_residency)hdi_config_enum(values, "sample.residency"),
-                              .slices = (int)hdi_config_int(values, "sample.slices")},
+        &(hd_sampler_options){
+            .build = hd_model_build,
+            .user = it->model,
+            .layers = hd_model_layers(it->model),
+            .model = it->settings.model,
+            .mesh = it->mesh,
+            .backend = backend,
+            .dtype = it->settings.dtype,
+            .shape = it->settings.shape,
+            .texts = it->inputs.lengths,
+            .text_lengths = it->inputs.length_count,
+            .budget = (size_t)hdi_config_bytes(values, "memory.budget"),
+            .foreign = foreign,
+            .transport = transport,
+            .residency = (hd_residency)hdi_config_enum(values, "sample.residency"),
+            .slices = (int)hdi_config_int(values, "sample.slices"),
+            .sequence_groups = (int)hdi_config_int(values, "layout.sequence_groups")},
         &it->sampler);
 }
 
