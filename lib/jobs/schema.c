@@ -245,7 +245,7 @@ const hdi_config_row hdi_job_schema[] = {
      .flags = QUIET},
     STRING("sample.negative", "",
            "text to be guided away from, or a folder with one of each input's name; empty: a data "
-           "set's text for the empty prompt",
+           "set's text for the empty prompt, or else that of the weights (Open-Sora 1.2, 1.3)",
            QUIET),
     STRING("sample.given", "",
            "safetensors with given frames: \"latents\", and \"mask\" of one number a frame", QUIET),
