@@ -177,10 +177,10 @@ static hd_status describe_shape(const planning *p, int index, hdi_text *text)
     const hdi_trainer_shape *shape = &any->shapes[index];
     const int data = hd_mesh_size(p->meshes[0], HD_AXIS_DATA);
     char sequences[64] = "";
-    const int turns = shape->train[0].program->sequence_turns;
     if (hd_mesh_size(p->meshes[0], HD_AXIS_SEQUENCE) > 1)
-        snprintf(sequences, sizeof sequences, " x sequence %d (heads in %d group%s)",
-                 hd_mesh_size(p->meshes[0], HD_AXIS_SEQUENCE), turns, turns == 1 ? "" : "s");
+        snprintf(sequences, sizeof sequences, " x sequence %d (heads in %d groups)",
+                 hd_mesh_size(p->meshes[0], HD_AXIS_SEQUENCE),
+                 shape->train[0].program->sequence_turns);
     hdi_schedule_timing timing;
     double ideal;
     HD_RETURN_IF_ERROR(simulate(p, index, &timing, &ideal));
