@@ -46,12 +46,15 @@ typedef struct hd_run {
     size_t level_bytes;  /* from one gradient level to the next */
     hd_request *request; /* communication ops leave what they posted here, */
     hd_comm **posted_on; /* and on which communicator */
+    int slot;            /* of the backend's copies, for HD_OP_LOADS and HD_OP_STORES */
 } hd_run;
 
 enum {
     HD_OP_WEIGHT_GRADIENT = 1, /* writes a HD_ROLE_GRADIENT output, honours run->accumulate */
     HD_OP_COMMUNICATES = 2,    /* posts on a communicator; completes when the request does */
-    HD_OP_UPDATES = 4          /* out[0] is in[0], updated in place (state, weights) */
+    HD_OP_UPDATES = 4,         /* out[0] is in[0], updated in place (state, weights) */
+    HD_OP_LOADS = 8,           /* copies from host memory beside the computation; and */
+    HD_OP_STORES = 16          /* to it: both complete when somebody waits */
 };
 
 struct hd_op_kind {

@@ -54,10 +54,15 @@ typedef struct hd_trainer_options {
     bool exact;              /* the same bits on every layout; costs gradient buffers */
     bool shard_state;        /* ZeRO-1: optimizer state split over the data axis */
     bool recompute;          /* each layer's activations are made again in the backward */
-    size_t budget, foreign;  /* bytes of device memory; zero budget: no limit */
-    size_t transport;        /* bytes of it that communicators take */
-    int64_t bucket_elements; /* of a gradient bucket; zero means 8 Mi */
-    hd_dtype dtype;          /* of weights and activations: F32 (zero means it), BF16 or F16 */
+    hd_residency optimizer_residency; /* of moments, masters and the average: on the device (zero);
+                                         in pinned host memory, from where they pass through the
+                                         device while it updates; AUTO: there if nothing else fits
+                                         the budget. The same bits. */
+    int64_t chunk_elements;           /* that pass at a time; zero means 4 Mi */
+    size_t budget, foreign;           /* bytes of device memory; zero budget: no limit */
+    size_t transport;                 /* bytes of it that communicators take */
+    int64_t bucket_elements;          /* of a gradient bucket; zero means 8 Mi */
+    hd_dtype dtype; /* of weights and activations: F32 (zero means it), BF16 or F16 */
     hd_master master;
     float loss_scale;     /* F16: the first; zero means 32768 */
     int loss_scale_steps; /* F16: the scale doubles after so many steps without overflow; zero: 1000 */

@@ -16,6 +16,8 @@ static const char *const times[] = {"logit-normal", "uniform", NULL};
 static const char *const time_shifts[] = {"constant", "open-sora-2", "open-sora-1", NULL};
 static const char *const schedulers[] = {"auto", "flow", "open-sora-2", "open-sora-1.2", NULL};
 static const char *const sample_dtypes[] = {"auto", "f32", "bf16", "f16", NULL};
+static const char *const state_residencies[] = {"device", "host", "auto",
+                                                NULL};                       /* as hd_residency */
 static const char *const residencies[] = {"resident", "host", "auto", NULL}; /* as hd_residency */
 static const char *const resumes[] = {"auto", "never", "require", NULL};
 
@@ -142,6 +144,10 @@ const hdi_config_row hdi_job_schema[] = {
          "what 16-bit weights are rounded from; remainder: half the bytes, the same bits (bf16); "
          "auto: remainder for bf16, else fp32",
          0),
+    ENUM("optimizer.residency", "device", state_residencies,
+         "moments, masters and train.ema: on the device; on the host, passing through the device "
+         "while it updates; auto: on the host where nothing else fits memory.budget",
+         QUIET),
     ENUM("optimizer.decay", "matrices", decays, "which parameters decay: those of two dims, or all",
          0),
 

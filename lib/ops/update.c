@@ -67,8 +67,9 @@ const hd_op_kind hdi_op_adamw = {.name = "adamw",
 static hd_status run_average(const hd_run *run)
 {
     const bool joins = run->op->inputs == 3;
+    const hdi_average_options *o = run->op->options;
     return run->backend->average(run->stream,
-                                 &(hdi_average_args){.elements = run->op->out_info[0]->elements,
+                                 &(hdi_average_args){.elements = o->elements,
                                                      .values = joins ? NULL : run->in[1],
                                                      .weights = joins ? run->in[1] : NULL,
                                                      .remainder = joins ? run->in[2] : NULL,
@@ -76,5 +77,8 @@ static hd_status run_average(const hd_run *run)
                                                      .average = run->out[0]});
 }
 
-const hd_op_kind hdi_op_average = {
-    .name = "average", .flags = HD_OP_UPDATES, .shape = squares_shape, .run = run_average};
+const hd_op_kind hdi_op_average = {.name = "average",
+                                   .options_bytes = sizeof(hdi_average_options),
+                                   .flags = HD_OP_UPDATES,
+                                   .shape = squares_shape,
+                                   .run = run_average};

@@ -32,6 +32,9 @@ extern const hd_op_kind hdi_op_adamw;
 
 /* in: F32 [1] share, then fp32 values, or BF16 weights and their I16 remainders; out: F32 average of
  * them, moved towards them by the share. */
+typedef struct hdi_average_options {
+    int64_t elements; /* the first of each */
+} hdi_average_options;
 extern const hd_op_kind hdi_op_average;
 
 #endif

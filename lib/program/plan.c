@@ -10,7 +10,7 @@
 
 const char *hd_region_name(hd_region region)
 {
-    static const char *const names[HD_REGIONS] = {
+    static const char *const names[HD_ALL_REGIONS] = {
         [HD_REGION_WEIGHTS] = "weights",
         [HD_REGION_STREAMED] = "streamed weights",
         [HD_REGION_OPTIMIZER] = "optimizer state",
@@ -22,6 +22,8 @@ const char *hd_region_name(hd_region region)
         [HD_REGION_TRANSIENT] = "transients",
         [HD_REGION_FOREIGN] = "foreign",
         [HD_REGION_TRANSPORT] = "transport, about",
+        [HD_REGION_HOST_WEIGHTS] = "host: weights",
+        [HD_REGION_HOST_OPTIMIZER] = "host: optimizer",
     };
     return names[region];
 }
@@ -208,6 +210,17 @@ static hd_status place_parameters(hd_plan *plan)
     return HD_OK;
 }
 
+static hd_region flat_region(const hdi_tensor *tensor)
+{
+    switch (tensor->flat) {
+    case HDI_FLAT_GRADIENTS: return HD_REGION_GRADIENTS;
+    case HDI_FLAT_OPTIMIZER: return tensor->host ? HD_REGION_HOST_OPTIMIZER : HD_REGION_OPTIMIZER;
+    case HDI_FLAT_WEIGHTS:
+    case HDI_FLAT_NONE: break;
+    }
+    return HD_REGION_WEIGHTS;
+}
+
 /* Gradients, states and ranges of flat storage: places in the regions that all programs share. */
 static hd_status place_shared(hd_plan *plan, int index)
 {
@@ -216,10 +229,7 @@ static hd_status place_shared(hd_plan *plan, int index)
     for (int i = 1; i < program->tensor_count; i++) {
         const hdi_tensor *tensor = program->tensors[i];
         if (tensor->flat != HDI_FLAT_NONE) {
-            const hd_region regions[] = {[HDI_FLAT_WEIGHTS] = HD_REGION_WEIGHTS,
-                                         [HDI_FLAT_GRADIENTS] = HD_REGION_GRADIENTS,
-                                         [HDI_FLAT_OPTIMIZER] = HD_REGION_OPTIMIZER};
-            put_flat(unit, i, regions[tensor->flat], tensor->flat_first);
+            put_flat(unit, i, flat_region(tensor), tensor->flat_first);
         } else if (tensor->info.role == HD_ROLE_GRADIENT) {
             int64_t first = hdi_layout_gradient(plan->layout, index, (hd_tensor){i});
             if (first < 0)
@@ -273,6 +283,19 @@ static size_t lay_out_group(hd_plan *plan, int group, size_t begin, size_t bytes
             bytes[HD_REGION_TRANSIENT] = unit->bytes[HD_REGION_TRANSIENT];
     }
     return cursor + bytes[HD_REGION_TRANSIENT];
+}
+
+static void lay_out_host(hd_plan *plan)
+{
+    size_t cursor = 0;
+    for (int r = HD_REGION_HOST_OPTIMIZER; r < HD_ALL_REGIONS; r++) {
+        plan->bytes[r] = hdi_place_round(plan->bytes[r]);
+        for (int i = 0; i < plan->unit_count; i++)
+            plan->units[i].base[r] = HDI_HOST_BASE + cursor;
+        cursor += plan->bytes[r];
+    }
+    plan->host_arena_bytes = cursor;
+    plan->bytes[HD_REGION_HOST_WEIGHTS] = plan->residency.host_bytes;
 }
 
 static void lay_out_arena(hd_plan *plan)
@@ -396,11 +419,13 @@ hd_status hd_plan_finish(hd_plan *plan)
         for (int t = 1; t < plan->units[i].program->tensor_count; t++) {
             const hdi_place_of *place = &plan->units[i].places[t];
             size_t end = place->offset + place->bytes;
-            if (place->placed && place->region == HD_REGION_OPTIMIZER &&
-                plan->bytes[HD_REGION_OPTIMIZER] < end)
-                plan->bytes[HD_REGION_OPTIMIZER] = end;
+            const bool state =
+                place->region == HD_REGION_OPTIMIZER || place->region == HD_REGION_HOST_OPTIMIZER;
+            if (place->placed && state && plan->bytes[place->region] < end)
+                plan->bytes[place->region] = end;
         }
     lay_out_arena(plan);
+    lay_out_host(plan);
     for (int i = 0; i < plan->unit_count; i++) {
         HD_RETURN_IF_ERROR(hdi_unit_waits(plan, i));
         HD_RETURN_IF_ERROR(hdi_unit_uses(plan, i));
@@ -424,6 +449,11 @@ size_t hd_plan_arena_bytes(const hd_plan *plan)
 size_t hd_plan_total_bytes(const hd_plan *plan)
 {
     return plan->arena_bytes + plan->bytes[HD_REGION_FOREIGN] + plan->bytes[HD_REGION_TRANSPORT];
+}
+
+size_t hd_plan_host_bytes(const hd_plan *plan)
+{
+    return plan->host_arena_bytes + plan->bytes[HD_REGION_HOST_WEIGHTS];
 }
 
 size_t hdi_plan_address(const hd_plan *plan, int index, hd_tensor tensor, int micro_batch,

@@ -8,6 +8,10 @@
 
 #include <heddle/plan.h>
 
+/* Addresses from here on are in the host's arena: one space for both, so that order and aliasing are
+ * decided alike. */
+#define HDI_HOST_BASE ((size_t)1 << 60)
+
 /* Where a tensor lives: base of its region (of its program for scratch) + offset +
  * (micro-batch % slots) * stride. */
 typedef struct hdi_place_of {
@@ -31,9 +35,10 @@ typedef struct hdi_unit {
     int use_count, use_capacity;
     int *fetches; /* [use_count + slots] the op before which the copy of a use is queued; behind the
                      program's own uses are those that the next run begins with */
-    size_t bytes[HD_REGIONS]; /* of this program's part of IO, SAVED, BOUNDARY, TRANSIENT */
-    size_t base[HD_REGIONS];  /* arena offset of each region as this program sees it */
-    size_t peak_bytes;        /* live transients at the worst op; says how tight placement is */
+    size_t bytes[HD_ALL_REGIONS]; /* of this program's part of IO, SAVED, BOUNDARY, TRANSIENT */
+    size_t base[HD_ALL_REGIONS];  /* arena offset of each region as this program sees it; of host
+                                     regions, HDI_HOST_BASE and the offset in the host's arena */
+    size_t peak_bytes;            /* live transients at the worst op; says how tight placement is */
     int peak_op;
 } hdi_unit;
 
@@ -51,9 +56,9 @@ struct hd_plan {
     hdi_residency residency;
     hdi_state *states;
     int state_count, state_capacity;
-    size_t bytes[HD_REGIONS]; /* persistent ones, and scratch of the largest group */
+    size_t bytes[HD_ALL_REGIONS]; /* persistent ones, and scratch of the largest group */
     size_t gradient_level_bytes;
-    size_t arena_bytes;
+    size_t arena_bytes, host_arena_bytes; /* the host's without weights, which are streamed */
     bool finished;
 };
 

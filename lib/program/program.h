@@ -32,6 +32,7 @@ typedef struct hdi_tensor {
     hdi_flat flat; /* with flat_first: a range of flat storage */
     int64_t flat_first;
     bool level_zero; /* GRADIENT: the joined sum, not the micro-batch's leaf */
+    bool host;       /* lives in pinned host memory: only loads read it, only stores write it */
 
     int slots;           /* BOUNDARY: copies; zero means the program's boundary_slots */
     bool per_slot;       /* STATE: one copy for each slot of the program (KV caches) */
@@ -115,6 +116,12 @@ hd_tensor hdi_cache(hd_program *program, const char *name, hd_dtype dtype, int r
 /* Append an op whose outputs exist already (`out`), as passes do. */
 hdi_op *hdi_op_append(hd_program *program, const hd_op_kind *kind, const void *options, int inputs,
                       const hd_tensor *in, int outputs, const hd_tensor *out);
+
+/* Does the op go on after its run, until somebody waits for it? */
+static inline bool hdi_op_is_posted(const hd_op *op)
+{
+    return op->kind->flags & (HD_OP_COMMUNICATES | HD_OP_LOADS | HD_OP_STORES);
+}
 
 /* Move the op at `from` so that it stands at index `to`; the ops between shift by one. */
 void hdi_op_move(hd_program *program, int from, int to);

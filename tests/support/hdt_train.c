@@ -98,6 +98,7 @@ hd_status hdt_train(hd_comm *comm, const hdt_training *training, hdt_trained *ou
     if (status == HD_OK) status = hd_trainer_weights_hash(trainer, &out->hash);
     if (status == HD_OK) {
         out->planned = hd_plan_arena_bytes(hd_trainer_plan(trainer));
+        out->host_planned = hd_plan_host_bytes(hd_trainer_plan(trainer));
         out->high_water = hd_session_high_water(hd_trainer_session(trainer));
     }
     hd_trainer_destroy(trainer);

@@ -136,6 +136,10 @@ static void describe_stage(const planning *p, int stage, hdi_text *text)
             hdi_text_printf(text, "       %-18s %16zu bytes\n", hd_region_name((hd_region)r),
                             plan->bytes[r]);
     hdi_text_printf(text, "       %-18s %16zu bytes\n", "total", hd_plan_total_bytes(plan));
+    for (int r = HD_REGIONS; r < HD_ALL_REGIONS; r++)
+        if (plan->bytes[r])
+            hdi_text_printf(text, "       %-18s %16zu bytes\n", hd_region_name((hd_region)r),
+                            plan->bytes[r]);
 }
 
 /* "2 x 256 tokens", or "2 videos of 33 x 32 x 56 and 256 text tokens". */

@@ -21,11 +21,13 @@ typedef struct piece_list {
     int count, capacity;
 } piece_list;
 
-/* Where the writer finds a piece: in the arena, or on a device in a host copy made at each save. */
+/* Where the writer finds a piece: in an arena on the host, or in a host copy made at each save. */
 static hd_status host_data(hdi_train_job *job, const void *data, int64_t count, const void **out)
 {
     *out = data;
-    if (job->context->backend == &hdi_backend_cpu || count == 0) return HD_OK;
+    const bool host = job->context->backend == &hdi_backend_cpu ||
+                      hdi_session_is_host(job->trainer->session, data);
+    if (host || count == 0) return HD_OK;
     size_t bytes = (size_t)count * sizeof(float);
     hdi_mirror mirror = {.device = data, .bytes = bytes, .host = hdi_map(bytes)};
     if (!mirror.host || !HDI_GROW(job->mirrors, job->mirror_count, job->mirror_capacity)) {
@@ -195,9 +197,14 @@ typedef struct reader {
     bool lacks_average; /* wanted, but not in the checkpoint */
 } reader;
 
-static hd_status copy_in(const hd_context *context, float *place, const float *values,
+static hd_status copy_in(const hd_session *session, float *place, const float *values,
                          int64_t count)
 {
+    const hd_context *context = session->context;
+    if (hdi_session_is_host(session, place)) {
+        memcpy(place, values, (size_t)count * sizeof *values);
+        return HD_OK;
+    }
     HD_RETURN_IF_ERROR(
         context->backend->copy_in(context->stream, place, values, (size_t)count * sizeof *values));
     return context->backend->synchronize(context->stream);
@@ -217,7 +224,7 @@ static hd_status read_range(const reader *r, const char *kind, const hdi_trainer
         status = hdi_checkpoint_read(r->checkpoint, name, part->begin + done, count, HD_DTYPE_F32,
                                      values);
         if (status == HD_OK)
-            status = state ? copy_in(r->trainer->session->context, state + done, values, count)
+            status = state ? copy_in(r->trainer->session, state + done, values, count)
                            : hdi_trainer_write(r->trainer, part->entry, part->begin + done, count,
                                                values);
     }

@@ -69,6 +69,7 @@ static hd_status train_options(const hd_config *config, hd_model *model, const h
         .bucket_elements = hdi_config_bytes(values, "layout.bucket") / (int64_t)sizeof(float),
         .dtype = dtypes[dtype],
         .master = masters[master],
+        .optimizer_residency = (hd_residency)hdi_config_enum(values, "optimizer.residency"),
         .adamw = {.beta1 = (float)hdi_config_float(values, "optimizer.beta1"),
                   .beta2 = (float)hdi_config_float(values, "optimizer.beta2"),
                   .epsilon = (float)hdi_config_float(values, "optimizer.epsilon"),

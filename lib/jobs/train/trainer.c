@@ -1,5 +1,6 @@
 /* Trainers: creation, planning and start. */
 #include "jobs/train/trainer.h"
+#include "core/checked.h"
 #include "core/error.h"
 #include "core/memory.h"
 #include "parallel/data.h"
@@ -82,6 +83,11 @@ static hd_status check_options(hd_trainer *trainer, const hd_trainer_options *gi
         return hdi_error(HD_ERROR_ARGUMENT, "trainer: ema_decay is %g, want 0 <= decay < 1",
                          (double)o->ema_decay);
     if (o->chunks < 1) o->chunks = 1;
+    if (o->chunk_elements == 0) o->chunk_elements = 4 << 20;
+    if (o->chunk_elements < 1)
+        return hdi_error(HD_ERROR_ARGUMENT, "trainer: chunks of %lld elements, want >= 1",
+                         (long long)o->chunk_elements);
+    o->chunk_elements = hdi_round_up(o->chunk_elements, HDI_FLAT_ALIGNMENT);
     if (o->adamw.beta1 == 0) o->adamw.beta1 = 0.9F;
     if (o->adamw.beta2 == 0) o->adamw.beta2 = 0.999F;
     if (o->adamw.epsilon == 0) o->adamw.epsilon = 1e-8F;
@@ -232,9 +238,8 @@ static hd_status make_plan(hd_trainer *trainer)
     return hd_plan_finish(trainer->plan);
 }
 
-hd_status hd_trainer_create(const hd_trainer_options *options, hd_trainer **out)
+static hd_status create(const hd_trainer_options *options, hd_trainer **out)
 {
-    *out = NULL;
     hd_trainer *trainer = hdi_alloc(sizeof *trainer);
     if (!trainer) return out_of_memory();
     hd_status status = check_options(trainer, options);
@@ -249,6 +254,18 @@ hd_status hd_trainer_create(const hd_trainer_options *options, hd_trainer **out)
     }
     *out = trainer;
     return HD_OK;
+}
+
+hd_status hd_trainer_create(const hd_trainer_options *options, hd_trainer **out)
+{
+    *out = NULL;
+    if (options->optimizer_residency != HD_RESIDENCY_AUTO) return create(options, out);
+    hd_trainer_options tried = *options;
+    tried.optimizer_residency = HD_RESIDENCY_RESIDENT;
+    const hd_status status = create(&tried, out);
+    if (status != HD_ERROR_BUDGET) return status;
+    tried.optimizer_residency = HD_RESIDENCY_HOST;
+    return create(&tried, out);
 }
 
 static void release_shape(const hd_trainer *trainer, hdi_trainer_shape *shape)
@@ -283,6 +300,7 @@ void hd_trainer_destroy(hd_trainer *trainer)
     hdi_free(trainer->ties);
     hdi_free(trainer->square_pieces);
     hdi_free(trainer->update_pieces);
+    hdi_free(trainer->update_chunks);
     hdi_schedule_destroy(trainer->validate_schedule);
     hdi_census_release(&trainer->census);
     hdi_free(trainer->losses);

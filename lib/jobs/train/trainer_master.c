@@ -12,7 +12,9 @@ char *hdi_trainer_weights(const hd_trainer *trainer, int64_t first)
 
 float *hdi_trainer_state(const hd_trainer *trainer, int64_t element)
 {
-    char *base = trainer->session->arena + trainer->plan->units[0].base[HD_REGION_OPTIMIZER];
+    const hd_region region =
+        hdi_trainer_on_host(trainer) ? HD_REGION_HOST_OPTIMIZER : HD_REGION_OPTIMIZER;
+    char *base = hdi_session_at(trainer->session, trainer->plan->units[0].base[region]);
     return (float *)(void *)base + element;
 }
 

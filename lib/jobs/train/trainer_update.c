@@ -1,5 +1,5 @@
-/* The end of a step as two programs: `norm` completes gradients that several stages share and takes
- * the sums of squares; `update` applies AdamW and, with sharded state, gathers the weights. */
+/* The end of a step: the pieces that this rank works on, and program `norm`, which completes gradients
+ * that several stages share and takes the sums of squares. */
 #include "core/checked.h"
 #include "core/error.h"
 #include "core/memory.h"
@@ -54,21 +54,47 @@ static hdi_piece cut_piece(const hd_trainer *trainer, const hdi_layout *layout,
                        .weight_decay = decays ? adamw->weight_decay : 0};
 }
 
+/* Optimizer state on the host is updated in chunks, on the device in whole buckets. */
+static hd_status cut_chunks(hd_trainer *trainer, const hdi_layout *layout, int index)
+{
+    const int64_t state_first = layout->buckets[index].state_first;
+    int64_t first, elements = updated_range(layout, index, &first), at = 0;
+    const int64_t most = hdi_trainer_on_host(trainer) ? trainer->options.chunk_elements : elements;
+    for (; at < elements; at += most) {
+        if (!HDI_GROW(trainer->update_chunks, trainer->chunk_count, trainer->chunk_capacity))
+            return out_of_memory();
+        trainer->update_chunks[trainer->chunk_count++] =
+            (hdi_update_chunk){.bucket = index,
+                               .first = first + at,
+                               .elements = elements - at < most ? elements - at : most,
+                               .state_first = state_first + at,
+                               .first_piece = trainer->update_count};
+        hdi_update_chunk *chunk = &trainer->update_chunks[trainer->chunk_count - 1];
+        const hdi_bucket *bucket = &layout->buckets[index];
+        for (int i = bucket->first_entry; i < bucket->first_entry + bucket->entries; i++) {
+            const hdi_entry *entry = &layout->entries[i];
+            if (entry->options->frozen) continue;
+            HD_RETURN_IF_ERROR(add_piece(
+                &trainer->update_pieces, &trainer->update_count, &trainer->update_capacity,
+                cut_piece(trainer, layout, entry, chunk->first, chunk->elements)));
+        }
+        chunk->pieces = trainer->update_count - chunk->first_piece;
+    }
+    return HD_OK;
+}
+
 static hd_status cut_pieces(hd_trainer *trainer, const hdi_layout *layout)
 {
     for (int i = 0; i < layout->entry_count; i++) {
         const hdi_entry *entry = &layout->entries[i];
-        if (entry->options->frozen) continue;
+        if (entry->options->frozen || !hdi_trainer_speaks_for(trainer, entry->name)) continue;
         int64_t first, count = hdi_layout_shard(layout, entry->bucket, layout->shard, &first);
-        if (hdi_trainer_speaks_for(trainer, entry->name))
-            HD_RETURN_IF_ERROR(add_piece(&trainer->square_pieces, &trainer->square_count,
-                                         &trainer->square_capacity,
-                                         cut_piece(trainer, layout, entry, first, count)));
-        count = updated_range(layout, entry->bucket, &first);
-        HD_RETURN_IF_ERROR(add_piece(&trainer->update_pieces, &trainer->update_count,
-                                     &trainer->update_capacity,
+        HD_RETURN_IF_ERROR(add_piece(&trainer->square_pieces, &trainer->square_count,
+                                     &trainer->square_capacity,
                                      cut_piece(trainer, layout, entry, first, count)));
     }
+    for (int b = 0; b < layout->bucket_count; b++)
+        HD_RETURN_IF_ERROR(cut_chunks(trainer, layout, b));
     return HD_OK;
 }
 
@@ -180,108 +206,9 @@ static hd_status build_norm(hd_trainer *trainer, const hdi_layout *layout)
     return hd_program_finish(program);
 }
 
-/* What is kept behind 16-bit weights, after all of m and v: fp32, or remainders of half the size. */
-static hd_tensor master(hd_trainer *trainer, const hdi_layout *layout, int64_t state_first,
-                        int64_t elements)
-{
-    int64_t after = hdi_trainer_master_first(layout);
-    if (trainer->options.master == HD_MASTER_REMAINDER)
-        return hdi_flat_tensor(trainer->update, "remainder", HDI_FLAT_OPTIMIZER, HD_DTYPE_I16,
-                               2 * after + state_first, elements);
-    return hdi_flat_tensor(trainer->update, "master", HDI_FLAT_OPTIMIZER, HD_DTYPE_F32,
-                           after + state_first, elements);
-}
-
-/* Move the average of a bucket's values, which the update has just changed. */
-static void average_bucket(hd_trainer *trainer, const hdi_layout *layout, int64_t state_first,
-                           int64_t elements, hd_tensor weights, hd_tensor behind)
-{
-    hd_program *program = trainer->update;
-    hd_tensor average =
-        hdi_flat_tensor(program, "average", HDI_FLAT_OPTIMIZER, HD_DTYPE_F32,
-                        hdi_trainer_average_first(trainer, layout) + state_first, elements);
-    const bool joins = trainer->options.master == HD_MASTER_REMAINDER;
-    hd_tensor in[3] = {trainer->average_share, behind.id && !joins ? behind : weights, behind};
-    hdi_op_append(program, &hdi_op_average, NULL, joins ? 3 : 2, in, 1, &average);
-}
-
-/* AdamW on this rank's part of a bucket. State has its place even where nothing is updated (frozen
- * parameters), since checkpoints hold it. */
-static void update_part(hd_trainer *trainer, const hdi_layout *layout, int index, int first_piece,
-                        int pieces)
-{
-    hd_program *program = trainer->update;
-    const hdi_bucket *bucket = &layout->buckets[index];
-    const hd_adamw_options *adamw = &trainer->options.adamw;
-    hd_dtype dtype = trainer->options.dtype;
-    int64_t first, elements = updated_range(layout, index, &first);
-    if (!elements) return;
-    hd_tensor in[] = {gradients(program, first, elements), trainer->scalars};
-    hd_tensor out[4] = {
-        hdi_flat_tensor(program, "weights", HDI_FLAT_WEIGHTS, dtype, first, elements),
-        hdi_flat_tensor(program, "m", HDI_FLAT_OPTIMIZER, HD_DTYPE_F32, bucket->state_first,
-                        elements),
-        hdi_flat_tensor(program, "v", HDI_FLAT_OPTIMIZER, HD_DTYPE_F32,
-                        layout->optimizer_elements + bucket->state_first, elements)};
-    int outs = 3;
-    if (dtype != HD_DTYPE_F32) out[outs++] = master(trainer, layout, bucket->state_first, elements);
-    if (pieces)
-        hdi_op_append(program, &hdi_op_adamw,
-                      &(hdi_adamw_options){.pieces = trainer->update_pieces + first_piece,
-                                           .count = pieces,
-                                           .first = first,
-                                           .state_first = bucket->state_first,
-                                           .beta1 = adamw->beta1,
-                                           .beta2 = adamw->beta2,
-                                           .epsilon = adamw->epsilon},
-                      2, in, outs, out);
-    if (trainer->average_share.id)
-        average_bucket(trainer, layout, bucket->state_first, elements, out[0], out[3]);
-}
-
-static void update_bucket(hd_trainer *trainer, const hdi_layout *layout, int index, int first_piece,
-                          int pieces)
-{
-    hd_program *program = trainer->update;
-    const hdi_bucket *bucket = &layout->buckets[index];
-    hd_dtype dtype = trainer->options.dtype;
-    update_part(trainer, layout, index, first_piece, pieces);
-    if (!layout->state_sharded || layout->shards == 1) return;
-    hd_tensor weights = hdi_flat_tensor(program, "weights", HDI_FLAT_WEIGHTS, dtype, bucket->first,
-                                        bucket->elements);
-    hdi_op_append(
-        program, &hdi_op_all_gather,
-        &(hdi_all_gather_options){.collective = {layout->axis, bucket->elements, "weights"},
-                                  .counts = bucket->counts,
-                                  .offsets = bucket->offsets},
-        0, NULL, 1, &weights);
-}
-
-static hd_status build_update(hd_trainer *trainer, const hdi_layout *layout)
-{
-    HD_RETURN_IF_ERROR(hd_program_create(&(hd_program_options){.name = "update",
-                                                               .mesh = trainer->options.mesh,
-                                                               .backend = trainer->options.backend},
-                                         &trainer->update));
-    trainer->scalars = hd_input(trainer->update, "adamw.scalars", HD_DTYPE_F32, 1, &(int64_t){5});
-    if (trainer->options.ema_decay > 0)
-        trainer->average_share =
-            hd_input(trainer->update, "average.share", HD_DTYPE_F32, 1, &(int64_t){1});
-    int piece = 0;
-    for (int b = 0; b < layout->bucket_count; b++) {
-        const hdi_bucket *bucket = &layout->buckets[b];
-        int first_piece = piece;
-        while (piece < trainer->update_count &&
-               trainer->update_pieces[piece].first < bucket->first + bucket->elements)
-            piece++;
-        update_bucket(trainer, layout, b, first_piece, piece - first_piece);
-    }
-    return hd_program_finish(trainer->update);
-}
-
 hd_status hdi_trainer_build_update(hd_trainer *trainer, const hdi_layout *layout)
 {
     HD_RETURN_IF_ERROR(cut_pieces(trainer, layout));
     HD_RETURN_IF_ERROR(build_norm(trainer, layout));
-    return build_update(trainer, layout);
+    return hdi_trainer_build_chunks(trainer, layout);
 }
