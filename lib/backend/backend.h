@@ -235,6 +235,20 @@ typedef struct hdi_average_args {
     float *average;
 } hdi_average_args;
 
+enum { HDI_QUANTIZE_ELEMENTS = 128 };
+
+/* Eight bits for an activation: of each run of 128 elements (the last may be short) a scale, its largest
+ * magnitude / 127, and codes, the elements in scales, rounded to the nearest, ties to even. What comes
+ * back is off by at most half a scale: 1/254 of the run's largest magnitude, and by the rounding of
+ * `dtype`. Runs with nothing from 2^-119 on become zeros; a run that is not finite, NaN. */
+typedef struct hdi_quantize_args {
+    hd_dtype dtype;
+    int64_t elements;
+    void *x; /* quantize reads it, dequantize writes it */
+    int8_t *codes;
+    float *scales; /* [elements / 128, rounded up] */
+} hdi_quantize_args;
+
 /* Elements in a block of sum_of_squares: shards and norms are cut at multiples of it. */
 enum { HDI_BLOCK_ELEMENTS = 4096 };
 
@@ -244,7 +258,7 @@ typedef struct hdi_memory_info {
 
 /* Copies beside the compute stream are told apart by slots: of weights that stream, and of the copies that
  * programs make, which take turns. What waits for a slot waits for all earlier copies of its kind. */
-enum { HDI_STREAM_FETCHES = 8, HDI_OP_FETCHES = 8, HDI_FETCH_SLOTS = 16, HDI_STORE_SLOTS = 8 };
+enum { HDI_STREAM_FETCHES = 8, HDI_OP_FETCHES = 56, HDI_FETCH_SLOTS = 64, HDI_STORE_SLOTS = 64 };
 
 struct hd_backend {
     const char *name; /* "cpu" or "cuda" */
@@ -339,6 +353,8 @@ struct hd_backend {
     /* out = x converted. */
     hd_status (*convert)(hd_stream *stream, hd_dtype from, const void *x, hd_dtype to, void *out,
                          int64_t elements);
+    hd_status (*quantize)(hd_stream *stream, const hdi_quantize_args *args);
+    hd_status (*dequantize)(hd_stream *stream, const hdi_quantize_args *args);
     /* out[0] = sum of losses in a fixed order, out[1] = count of targets >= 0. */
     hd_status (*loss_sum)(hd_stream *stream, const float *loss, const int32_t *targets,
                           int64_t rows, double out[2]);

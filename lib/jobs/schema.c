@@ -16,6 +16,8 @@ static const char *const times[] = {"logit-normal", "uniform", NULL};
 static const char *const time_shifts[] = {"constant", "open-sora-2", "open-sora-1", NULL};
 static const char *const schedulers[] = {"auto", "flow", "open-sora-2", "open-sora-1.2", NULL};
 static const char *const sample_dtypes[] = {"auto", "f32", "bf16", "f16", NULL};
+static const char *const activations[] = {"keep", "recompute", "host",
+                                          "int8", "auto",      NULL}; /* as hd_activations */
 static const char *const state_residencies[] = {"device", "host", "auto",
                                                 NULL};                       /* as hd_residency */
 static const char *const residencies[] = {"resident", "host", "auto", NULL}; /* as hd_residency */
@@ -91,6 +93,13 @@ const hdi_config_row hdi_job_schema[] = {
           "decay of an average of the weights beside them, saved with them; zero: none", 0),
     BOOL("train.ema_warmup", "false", "decay no more than (1 + t) / (10 + t) at update t", 0),
     INT("train.seed", "1", "0", NULL, NULL, "of initial weights and of the data's order", 0),
+    ENUM(
+        "train.activations", "keep", activations,
+        "of blocks, between forward and backward; recompute: made again, a third more computation; "
+        "host: in pinned host memory; int8: 8 bits each and a scale for 128 of them, off by up to "
+        "1/254 of the largest of these; auto: the first of keep, recompute and host that fits "
+        "memory.budget",
+        0),
     FLOAT("train.clip", "1", "0", NULL, NULL, "global gradient norm; zero: no clipping", 0),
     INT("train.validate_every", "0", "0", NULL, "steps", "zero: at the end only", QUIET),
     INT("train.validate_batches", "4", "0", "65536", "micro-batches",
@@ -171,7 +180,8 @@ const hdi_config_row hdi_job_schema[] = {
      .flags = QUIET},
     BOOL("layout.shard_state", "false", "split the optimizer state over the data axis (ZeRO-1)",
          QUIET),
-    ENUM("layout.recompute", "none", recomputes, "make activations again in the backward", QUIET),
+    ENUM("layout.recompute", "none", recomputes, "layer: the same as train.activations=recompute",
+         QUIET),
     ENUM("layout.reduction", "fast", reductions,
          "exact: the same bits on every layout, at the price of gradient buffers", 0),
     BYTES("layout.bucket", "32MiB", "gradients that travel together", QUIET),

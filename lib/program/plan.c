@@ -24,6 +24,7 @@ const char *hd_region_name(hd_region region)
         [HD_REGION_TRANSPORT] = "transport, about",
         [HD_REGION_HOST_WEIGHTS] = "host: weights",
         [HD_REGION_HOST_OPTIMIZER] = "host: optimizer",
+        [HD_REGION_HOST_SAVED] = "host: activations",
     };
     return names[region];
 }
@@ -285,16 +286,35 @@ static size_t lay_out_group(hd_plan *plan, int group, size_t begin, size_t bytes
     return cursor + bytes[HD_REGION_TRANSIENT];
 }
 
+/* What programs of one group keep there lies side by side; groups share the bytes. */
+static void lay_out_host_saved(hd_plan *plan)
+{
+    size_t *most = &plan->bytes[HD_REGION_HOST_SAVED];
+    *most = 0;
+    for (int i = 0; i < plan->unit_count; i++) {
+        hdi_unit *unit = &plan->units[i];
+        size_t cursor = 0;
+        for (int j = 0; j < i; j++)
+            if (plan->units[j].options.group == unit->options.group)
+                cursor += plan->units[j].bytes[HD_REGION_HOST_SAVED];
+        unit->base[HD_REGION_HOST_SAVED] = cursor;
+        cursor += unit->bytes[HD_REGION_HOST_SAVED];
+        if (cursor > *most) *most = cursor;
+    }
+}
+
 static void lay_out_host(hd_plan *plan)
 {
-    size_t cursor = 0;
+    size_t cursor = HDI_HOST_BASE;
+    lay_out_host_saved(plan);
     for (int r = HD_REGION_HOST_OPTIMIZER; r < HD_ALL_REGIONS; r++) {
         plan->bytes[r] = hdi_place_round(plan->bytes[r]);
         for (int i = 0; i < plan->unit_count; i++)
-            plan->units[i].base[r] = HDI_HOST_BASE + cursor;
+            plan->units[i].base[r] =
+                cursor + (r == HD_REGION_HOST_SAVED ? plan->units[i].base[r] : 0);
         cursor += plan->bytes[r];
     }
-    plan->host_arena_bytes = cursor;
+    plan->host_arena_bytes = cursor - HDI_HOST_BASE;
     plan->bytes[HD_REGION_HOST_WEIGHTS] = plan->residency.host_bytes;
 }
 

@@ -188,12 +188,21 @@ static hd_status verify_entries(const hdi_layout *layout)
     return HD_OK;
 }
 
+/* Activations have a part of their region for each program of a group. */
+static bool inside_host(const hd_plan *plan, const hdi_unit *unit, const extent *range)
+{
+    const size_t begin = unit->base[range->region];
+    const size_t bytes = range->region == HD_REGION_HOST_SAVED ? unit->bytes[range->region]
+                                                               : plan->bytes[range->region];
+    return range->begin >= begin && range->end <= begin + bytes;
+}
+
 /* What is on the host is inside its region, in every slot; regions there do not share bytes. */
 static hd_status verify_host(const hd_plan *plan)
 {
     size_t end = HDI_HOST_BASE;
     for (int r = HD_REGION_HOST_OPTIMIZER; r < HD_ALL_REGIONS; r++) {
-        if (plan->units[0].base[r] < end)
+        if (plan->units[0].base[r] < end) /* the first unit begins where the region does */
             return hdi_error(HD_ERROR_INTERNAL, "verifier: '%s' begins inside the region before it",
                              hd_region_name((hd_region)r));
         end = plan->units[0].base[r] + plan->bytes[r];
@@ -206,9 +215,7 @@ static hd_status verify_host(const hd_plan *plan)
             extent range;
             const bool host = unit->program->tensors[id]->host;
             if (!whole_range(plan, unit, id, &range)) continue;
-            if (host != (range.region >= HD_REGIONS) ||
-                (host && (range.begin < unit->base[range.region] ||
-                          range.end > unit->base[range.region] + plan->bytes[range.region])))
+            if (host != (range.region >= HD_REGIONS) || (host && !inside_host(plan, unit, &range)))
                 return hdi_error(HD_ERROR_INTERNAL,
                                  "verifier: program '%s', tensor %d '%s' leaves its region, %s",
                                  unit->program->name, id, unit->program->tensors[id]->info.name,

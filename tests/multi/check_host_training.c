@@ -63,7 +63,7 @@ static void assert_same(const layout *split, const char *what, const hdt_trained
     ck_assert_uint_gt(got->host_planned, 0);
 }
 
-START_TEST(state_on_the_host_trains_the_same_bits_on_every_layout)
+START_TEST(what_is_on_the_host_trains_the_same_bits_on_every_layout)
 {
     hd_trainer_options options = kinds[_i];
     for (int l = 0; l < LAYOUTS; l++) {
@@ -74,6 +74,10 @@ START_TEST(state_on_the_host_trains_the_same_bits_on_every_layout)
         options.optimizer_residency = HD_RESIDENCY_HOST;
         const hdt_trained host = train(split, options);
         assert_same(split, "optimizer state", &host, &device);
+        options.activations = HD_ACTIVATIONS_HOST;
+        const hdt_trained both = train(split, options);
+        assert_same(split, "optimizer state and activations", &both, &device);
+        options.activations = HD_ACTIVATIONS_KEEP;
     }
 }
 END_TEST
@@ -137,6 +141,7 @@ static void write_text(void)
 static const char *const places[][2] = {
     {"optimizer.residency", "device"},
     {"optimizer.residency", "host"},
+    {"train.activations", "host"},
 };
 enum { PLACES = sizeof places / sizeof places[0] };
 
@@ -148,7 +153,7 @@ START_TEST(a_run_resumes_wherever_its_state_was)
     const uint64_t whole = run(directory, "0", places[0]);
     for (int from = 0; from < PLACES; from++)
         for (int to = 0; to < PLACES; to++) {
-            if (from == 0 && to == 0) continue;
+            if (from == to && from != 1) continue;
             snprintf(directory, sizeof directory, "%s/from-%d-%d", hdt_shared_temp_dir(), from, to);
             run(directory, "3", places[from]);
             ck_assert_uint_eq(run(directory, "0", places[to]), whole);
@@ -159,7 +164,7 @@ END_TEST
 int main(int argc, char **argv)
 {
     TCase *tests = tcase_create("host_training");
-    tcase_add_loop_test(tests, state_on_the_host_trains_the_same_bits_on_every_layout, 0, KINDS);
+    tcase_add_loop_test(tests, what_is_on_the_host_trains_the_same_bits_on_every_layout, 0, KINDS);
     tcase_add_test(tests, a_run_resumes_wherever_its_state_was);
     return hdt_main_ranks(argc, argv, "jobs", tests);
 }

@@ -5,7 +5,7 @@
 
 #include <string.h>
 
-enum { MOST = 64 };
+enum { MOST = 1024 };
 
 typedef struct late_copy {
     void *to;

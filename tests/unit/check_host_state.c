@@ -157,6 +157,24 @@ START_TEST(auto_puts_the_state_on_the_host_only_if_the_budget_asks_for_it)
 }
 END_TEST
 
+/* With gpipe three micro-batches are in flight, and the last block is copied too. */
+START_TEST(activations_on_the_host_give_the_same_bits)
+{
+    hd_trainer_options options = kinds[_i];
+    options.schedule = _i % 2 ? "gpipe" : NULL;
+    const trained device = train(options);
+    options.activations = HD_ACTIVATIONS_HOST;
+    const trained host = train(options);
+    assert_same(&host, &device);
+    ck_assert_int_gt(host.copies, 0);
+    ck_assert_uint_lt(host.planned, device.planned);
+    options.optimizer_residency = HD_RESIDENCY_HOST;
+    const trained both = train(options);
+    assert_same(&both, &device);
+    ck_assert_uint_lt(both.planned, host.planned);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("host_state");
@@ -165,6 +183,7 @@ int main(void)
     tcase_add_loop_test(tests, optimizer_state_on_the_host_gives_the_same_bits, 0, count);
     tcase_add_loop_test(tests, only_three_chunks_of_the_state_are_on_the_device, 0, count);
     tcase_add_test(tests, auto_puts_the_state_on_the_host_only_if_the_budget_asks_for_it);
+    tcase_add_loop_test(tests, activations_on_the_host_give_the_same_bits, 0, count);
     suite_add_tcase(suite, tests);
     return hdt_main(suite);
 }

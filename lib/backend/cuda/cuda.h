@@ -159,6 +159,8 @@ hd_status hdi_cuda_add(hd_stream *stream, hd_dtype dtype, int64_t elements, cons
                        const void *y, void *out);
 hd_status hdi_cuda_convert(hd_stream *stream, hd_dtype from, const void *x, hd_dtype to, void *out,
                            int64_t elements);
+hd_status hdi_cuda_quantize(hd_stream *stream, const hdi_quantize_args *args);
+hd_status hdi_cuda_dequantize(hd_stream *stream, const hdi_quantize_args *args);
 hd_status hdi_cuda_loss_sum(hd_stream *stream, const float *loss, const int32_t *targets,
                             int64_t rows, double out[2]);
 hd_status hdi_cuda_sum_of_squares(hd_stream *stream, const float *x, int64_t elements, double *out);

@@ -122,6 +122,19 @@ static hd_status simulate(const planning *p, int shape, hdi_schedule_timing *tim
     return status;
 }
 
+/* What the planner, or the user, has chosen; nothing where all is as by default. */
+static void describe_places(const hd_trainer *trainer, hdi_text *text)
+{
+    static const char *const names[] = {[HD_ACTIVATIONS_KEEP] = "keep",
+                                        [HD_ACTIVATIONS_RECOMPUTE] = "recompute",
+                                        [HD_ACTIVATIONS_HOST] = "host",
+                                        [HD_ACTIVATIONS_INT8] = "int8"};
+    const hd_trainer_options *o = &trainer->options;
+    if (o->activations != HD_ACTIVATIONS_KEEP)
+        hdi_text_printf(text, "       train.activations=%s\n", names[o->activations]);
+    if (hdi_trainer_on_host(trainer)) hdi_text_append(text, "       optimizer.residency=host\n");
+}
+
 static void describe_stage(const planning *p, int stage, hdi_text *text)
 {
     const hd_trainer *trainer = p->trainers[hd_mesh_peer(p->meshes[0], HD_AXIS_PIPELINE, stage)];
@@ -131,6 +144,7 @@ static void describe_stage(const planning *p, int stage, hdi_text *text)
         hdi_text_printf(text, "%s%d", c ? "+" : " ",
                         trainer->census.stage_layers[c * trainer->pipeline + stage]);
     hdi_text_append(text, "\n");
+    describe_places(trainer, text);
     for (int r = 0; r < HD_REGIONS; r++)
         if (plan->bytes[r])
             hdi_text_printf(text, "       %-18s %16zu bytes\n", hd_region_name((hd_region)r),

@@ -50,6 +50,12 @@ static hd_status train_options(const hd_config *config, hd_model *model, const h
         return hdi_error(HD_ERROR_CONFIG,
                          "optimizer.master: seen remainder with train.dtype %s, want bf16",
                          hdi_config_string(values, "train.dtype"));
+    const hd_activations activations = (hd_activations)hdi_config_enum(values, "train.activations");
+    const bool recompute = hdi_config_enum(values, "layout.recompute") == HDI_RECOMPUTE_LAYER;
+    if (recompute && activations != HD_ACTIVATIONS_KEEP && activations != HD_ACTIVATIONS_RECOMPUTE)
+        return hdi_error(HD_ERROR_CONFIG,
+                         "layout.recompute: seen layer with train.activations %s, want none",
+                         hdi_config_string(values, "train.activations"));
     const hd_dtype dtypes[] = {
         [HDI_JOB_F32] = HD_DTYPE_F32, [HDI_JOB_BF16] = HD_DTYPE_BF16, [HDI_JOB_F16] = HD_DTYPE_F16};
     const hd_master masters[] = {[HDI_JOB_MASTER_AUTO] = HD_MASTER_AUTO,
@@ -64,7 +70,8 @@ static hd_status train_options(const hd_config *config, hd_model *model, const h
         .chunks = (int)hdi_config_int(values, "layout.chunks"),
         .exact = hdi_config_enum(values, "layout.reduction") == HDI_REDUCTION_EXACT,
         .shard_state = hdi_config_bool(values, "layout.shard_state"),
-        .recompute = hdi_config_enum(values, "layout.recompute") == HDI_RECOMPUTE_LAYER,
+        .activations = activations,
+        .recompute = recompute,
         .budget = (size_t)hdi_config_bytes(values, "memory.budget"),
         .bucket_elements = hdi_config_bytes(values, "layout.bucket") / (int64_t)sizeof(float),
         .dtype = dtypes[dtype],

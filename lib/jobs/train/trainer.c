@@ -83,6 +83,9 @@ static hd_status check_options(hd_trainer *trainer, const hd_trainer_options *gi
         return hdi_error(HD_ERROR_ARGUMENT, "trainer: ema_decay is %g, want 0 <= decay < 1",
                          (double)o->ema_decay);
     if (o->chunks < 1) o->chunks = 1;
+    if (o->recompute && o->activations == HD_ACTIVATIONS_KEEP)
+        o->activations = HD_ACTIVATIONS_RECOMPUTE;
+    o->recompute = o->activations == HD_ACTIVATIONS_RECOMPUTE;
     if (o->chunk_elements == 0) o->chunk_elements = 4 << 20;
     if (o->chunk_elements < 1)
         return hdi_error(HD_ERROR_ARGUMENT, "trainer: chunks of %lld elements, want >= 1",
@@ -256,16 +259,44 @@ static hd_status create(const hd_trainer_options *options, hd_trainer **out)
     return HD_OK;
 }
 
+/* From cheap to dear. Copies of optimizer state cost a part of a step's end; computing again, a third of
+ * all micro-batches; copies of activations, what the link is too slow for. */
+static const struct rung {
+    hd_activations activations;
+    hd_residency optimizer;
+} rungs[] = {
+    {HD_ACTIVATIONS_KEEP, HD_RESIDENCY_RESIDENT},
+    {HD_ACTIVATIONS_KEEP, HD_RESIDENCY_HOST},
+    {HD_ACTIVATIONS_RECOMPUTE, HD_RESIDENCY_RESIDENT},
+    {HD_ACTIVATIONS_RECOMPUTE, HD_RESIDENCY_HOST},
+    {HD_ACTIVATIONS_HOST, HD_RESIDENCY_RESIDENT},
+    {HD_ACTIVATIONS_HOST, HD_RESIDENCY_HOST},
+};
+
+/* What the user has decided stays. False: the same as a cheaper rung. */
+static bool step_up(const hd_trainer_options *wanted, const struct rung *rung,
+                    hd_trainer_options *out)
+{
+    const bool free_activations = wanted->activations == HD_ACTIVATIONS_AUTO,
+               free_optimizer = wanted->optimizer_residency == HD_RESIDENCY_AUTO;
+    *out = *wanted;
+    if (free_activations) out->activations = rung->activations;
+    if (free_optimizer) out->optimizer_residency = rung->optimizer;
+    return (free_activations || rung->activations == HD_ACTIVATIONS_KEEP) &&
+           (free_optimizer || rung->optimizer == HD_RESIDENCY_RESIDENT);
+}
+
 hd_status hd_trainer_create(const hd_trainer_options *options, hd_trainer **out)
 {
+    hd_status status = HD_OK;
     *out = NULL;
-    if (options->optimizer_residency != HD_RESIDENCY_AUTO) return create(options, out);
-    hd_trainer_options tried = *options;
-    tried.optimizer_residency = HD_RESIDENCY_RESIDENT;
-    const hd_status status = create(&tried, out);
-    if (status != HD_ERROR_BUDGET) return status;
-    tried.optimizer_residency = HD_RESIDENCY_HOST;
-    return create(&tried, out);
+    for (size_t r = 0; r < sizeof rungs / sizeof rungs[0]; r++) {
+        hd_trainer_options tried;
+        if (!step_up(options, &rungs[r], &tried)) continue;
+        status = create(&tried, out);
+        if (status != HD_ERROR_BUDGET) return status;
+    }
+    return status;
 }
 
 static void release_shape(const hd_trainer *trainer, hdi_trainer_shape *shape)
