@@ -94,10 +94,11 @@ static const hd_trainer_options kinds[] = {
     {.dtype = HD_DTYPE_BF16, .ema_decay = 0.9F},
     {.dtype = HD_DTYPE_BF16, .master = HD_MASTER_F32, .ema_decay = 0.9F},
     {.dtype = HD_DTYPE_F16, .loss_scale = 1024},
+    {.dtype = HD_DTYPE_BF16, .gradients = HD_DTYPE_BF16},
 };
 
 /* Moments, what is behind the weights, the average: bytes an element. */
-static const size_t widths[] = {8, 12, 10, 14, 16, 12};
+static const size_t widths[] = {8, 12, 10, 14, 16, 12, 10};
 
 START_TEST(optimizer_state_on_the_host_gives_the_same_bits)
 {

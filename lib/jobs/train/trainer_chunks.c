@@ -118,8 +118,8 @@ static void update(hd_trainer *trainer, const hdi_update_chunk *chunk, const chu
     hd_program *program = trainer->update;
     const hd_adamw_options *adamw = &trainer->options.adamw;
     const hd_dtype dtype = trainer->options.dtype;
-    hd_tensor in[] = {hdi_flat_tensor(program, "gradients", HDI_FLAT_GRADIENTS, HD_DTYPE_F32,
-                                      chunk->first, chunk->elements),
+    hd_tensor in[] = {hdi_flat_tensor(program, "gradients", HDI_FLAT_GRADIENTS,
+                                      trainer->options.gradients, chunk->first, chunk->elements),
                       trainer->scalars};
     hd_tensor out[] = {
         hdi_flat_tensor(program, "weights", HDI_FLAT_WEIGHTS, dtype, chunk->first, chunk->elements),
@@ -186,10 +186,12 @@ static void update_of_bucket(hd_trainer *trainer, const hdi_layout *layout, int 
 
 hd_status hdi_trainer_build_chunks(hd_trainer *trainer, const hdi_layout *layout)
 {
-    HD_RETURN_IF_ERROR(hd_program_create(&(hd_program_options){.name = "update",
-                                                               .mesh = trainer->options.mesh,
-                                                               .backend = trainer->options.backend},
-                                         &trainer->update));
+    HD_RETURN_IF_ERROR(
+        hd_program_create(&(hd_program_options){.name = "update",
+                                                .gradients = trainer->options.gradients,
+                                                .mesh = trainer->options.mesh,
+                                                .backend = trainer->options.backend},
+                          &trainer->update));
     trainer->scalars = hd_input(trainer->update, "adamw.scalars", HD_DTYPE_F32, 1, &(int64_t){5});
     if (trainer->options.ema_decay > 0)
         trainer->average_share =
