@@ -185,35 +185,6 @@ static void round_to_int8(mover *m, const saved *item)
     replace(m, x, back);
 }
 
-/* The appended ops go where they belong, those of one place in the order in which they came. */
-static void merge(mover *m)
-{
-    hd_program *program = m->program;
-    const int added = program->op_count - m->original_ops;
-    hdi_op **merged = hdi_alloc_array((size_t)program->op_capacity, sizeof(hdi_op *));
-    int *next = hdi_alloc_array((size_t)(m->original_ops + 2), sizeof *next);
-    if (!merged || !next) {
-        hdi_free(merged);
-        hdi_free(next);
-        out_of_memory(m);
-        return;
-    }
-    for (int a = 0; a < added; a++)
-        next[m->before[a] + 1]++;
-    for (int i = 1; i <= m->original_ops + 1; i++)
-        next[i] += next[i - 1]; /* ops that go before op i - 1, and thus its place among them */
-    for (int i = 0; i < m->original_ops; i++)
-        merged[i + next[i + 1]] = program->ops[i];
-    for (int a = 0; a < added; a++) {
-        const int before = m->before[a];
-        merged[before + next[before]++] = program->ops[m->original_ops + a];
-    }
-    hdi_free(next);
-    hdi_free(program->ops);
-    program->ops = merged;
-    hdi_program_index(program);
-}
-
 static bool moves(const mover *m, const saved *item, hdi_saved_as how, bool keep_last)
 {
     const hd_tensor_info *info = &m->program->tensors[item->id]->info;
@@ -240,7 +211,7 @@ void hdi_activations_move(hd_program *program, hdi_saved_as how, bool keep_last)
         else
             round_to_int8(&m, &m.items[i]);
     }
-    if (!failed(&m)) merge(&m);
+    if (!failed(&m)) hdi_program_insert(program, m.original_ops, m.before);
     hdi_free(m.blocks);
     hdi_free(m.items);
     hdi_free(m.before);

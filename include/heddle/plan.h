@@ -30,6 +30,7 @@ typedef enum hd_region {
     /* Pinned host memory of the rank. */
     HD_REGION_HOST_WEIGHTS = HD_REGIONS, /* of blocks; one copy may serve several ranks */
     HD_REGION_HOST_OPTIMIZER,
+    HD_REGION_HOST_GRADIENTS,
     HD_REGION_HOST_SAVED, /* activations, per micro-batch in flight */
     HD_ALL_REGIONS
 } hd_region;

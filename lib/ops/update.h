@@ -12,12 +12,18 @@ typedef struct hdi_piece {
     float weight_decay;
 } hdi_piece;
 
-/* in[0]: all flat gradients. out[0]: F64 [blocks of all parameters], 0 where other ranks work. */
+/* in[0]: flat gradients from position `first` on. out[0]: F64 [blocks of all parameters], 0 where other
+ * ranks work; with `adds`, what is not of the pieces stays. */
 typedef struct hdi_squares_options {
     const hdi_piece *pieces; /* borrowed */
     int count;
+    int64_t first;
+    bool adds;
 } hdi_squares_options;
 extern const hd_op_kind hdi_op_squares;
+
+/* in[0]: sums that several ops have added to; out[0]: a copy. */
+extern const hd_op_kind hdi_op_collect_squares;
 
 /* in: gradients, scalars; out: weights, m, v (ranges of flat storage) and, for 16-bit weights, their
  * fp32 master or, I16, remainders, which lie as m does. Positions of the pieces count

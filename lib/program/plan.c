@@ -24,6 +24,7 @@ const char *hd_region_name(hd_region region)
         [HD_REGION_TRANSPORT] = "transport, about",
         [HD_REGION_HOST_WEIGHTS] = "host: weights",
         [HD_REGION_HOST_OPTIMIZER] = "host: optimizer",
+        [HD_REGION_HOST_GRADIENTS] = "host: gradients",
         [HD_REGION_HOST_SAVED] = "host: activations",
     };
     return names[region];
@@ -216,7 +217,8 @@ static hd_status place_parameters(hd_plan *plan)
 static hd_region flat_region(const hdi_tensor *tensor)
 {
     switch (tensor->flat) {
-    case HDI_FLAT_GRADIENTS: return HD_REGION_GRADIENTS;
+    case HDI_FLAT_GRADIENTS:
+        return tensor->host ? HD_REGION_HOST_GRADIENTS : HD_REGION_GRADIENTS;
     case HDI_FLAT_OPTIMIZER: return tensor->host ? HD_REGION_HOST_OPTIMIZER : HD_REGION_OPTIMIZER;
     case HDI_FLAT_WEIGHTS:
     case HDI_FLAT_NONE: break;
@@ -233,7 +235,7 @@ static hd_status place_shared(hd_plan *plan, int index)
         const hdi_tensor *tensor = program->tensors[i];
         if (tensor->flat != HDI_FLAT_NONE) {
             put_flat(unit, i, flat_region(tensor), tensor->flat_first);
-        } else if (tensor->info.role == HD_ROLE_GRADIENT) {
+        } else if (tensor->info.role == HD_ROLE_GRADIENT && !tensor->within.id) {
             int64_t first = hdi_layout_gradient(plan->layout, index, (hd_tensor){i});
             if (first < 0)
                 return hdi_error(HD_ERROR_INTERNAL,
@@ -247,10 +249,10 @@ static hd_status place_shared(hd_plan *plan, int index)
     return HD_OK;
 }
 
-static bool has_gradients(const hd_program *program)
+static bool has_gradients(const hdi_unit *unit)
 {
-    for (int i = 1; i < program->tensor_count; i++)
-        if (program->tensors[i]->info.role == HD_ROLE_GRADIENT) return true;
+    for (int i = 1; i < unit->program->tensor_count; i++)
+        if (unit->places[i].placed && unit->places[i].region == HD_REGION_GRADIENTS) return true;
     return false;
 }
 
@@ -262,7 +264,7 @@ static size_t lay_out_group(hd_plan *plan, int group, size_t begin, size_t bytes
     bool gradients = false;
     for (int i = 0; i < plan->unit_count; i++)
         if (plan->units[i].options.group == group)
-            gradients = gradients || has_gradients(plan->units[i].program);
+            gradients = gradients || has_gradients(&plan->units[i]);
     if (gradients) {
         bytes[HD_REGION_GRADIENTS] =
             plan->gradient_level_bytes * (size_t)plan->options.gradient_levels;

@@ -34,6 +34,9 @@ typedef struct hdi_tensor {
     bool level_zero; /* GRADIENT: the joined sum, not the micro-batch's leaf */
     bool host;       /* lives in pinned host memory: only loads read it, only stores write it */
 
+    hd_tensor within; /* GRADIENT: lies in this activation, from its element within_first on */
+    int64_t within_first;
+
     int slots;           /* BOUNDARY: copies; zero means the program's boundary_slots */
     bool per_slot;       /* STATE: one copy for each slot of the program (KV caches) */
     hdi_table_fill fill; /* STATE: contents at start; NULL: zeros */
@@ -47,6 +50,7 @@ typedef struct hdi_op {
     int scope;
     bool recomputed;   /* a forward op that runs again in the backward */
     bool last_only;    /* runs for the last micro-batch of a step only */
+    bool adds_only;    /* runs where gradients are added to those of earlier micro-batches only */
     bool first_writer; /* weight gradient: no earlier op of the program writes this gradient */
 } hdi_op;
 
@@ -129,6 +133,10 @@ static inline bool hdi_op_is_posted(const hd_op *op)
 
 /* Move the op at `from` so that it stands at index `to`; the ops between shift by one. */
 void hdi_op_move(hd_program *program, int from, int to);
+
+/* Put the ops from `original_ops` on, which were appended, before the original ones that `before`
+ * names, [appended op]; those of one place in the order in which they came. Sticky errors apply. */
+void hdi_program_insert(hd_program *program, int original_ops, const int *before);
 
 /* Remove ops marked recomputed whose outputs nobody reads. Keeps the order. */
 void hdi_program_remove_dead(hd_program *program);
