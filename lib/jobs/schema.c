@@ -6,6 +6,8 @@ static const char *const families[] = {"gpt2", "llama", NULL};
 static const char *const rates[] = {"constant", "linear", "cosine", "wsd", NULL};
 static const char *const schedules[] = {"auto", "gpipe", "1f1b", "interleaved", NULL};
 static const char *const reductions[] = {"fast", "exact", NULL};
+/* HDI_SHARDINGS levels, and other words for the first two. */
+static const char *const shardings[] = {"0", "1", "2", "false", "true", NULL};
 static const char *const recomputes[] = {"none", "layer", NULL};
 static const char *const dtypes[] = {"f32", "bf16", "f16", NULL};
 static const char *const masters[] = {"auto", "fp32", "remainder", NULL};
@@ -163,8 +165,8 @@ const hdi_config_row hdi_job_schema[] = {
      .unit = "layers",
      .help = "layers of each virtual stage; empty: balanced by cost",
      .flags = QUIET},
-    BOOL("layout.shard_state", "false", "split the optimizer state over the data axis (ZeRO-1)",
-         QUIET),
+    ENUM("layout.shard_state", "0", shardings,
+         "split over the data axis: 1: the optimizer's state (ZeRO-1); 2: gradients, too", QUIET),
     ENUM("layout.recompute", "none", recomputes, "make activations again in the backward", QUIET),
     ENUM("layout.reduction", "fast", reductions,
          "exact: the same bits on every layout, at the price of gradient buffers", 0),

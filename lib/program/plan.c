@@ -222,7 +222,7 @@ static hd_status place_shared(hd_plan *plan, int index)
                                          [HDI_FLAT_GRADIENTS] = HD_REGION_GRADIENTS,
                                          [HDI_FLAT_OPTIMIZER] = HD_REGION_OPTIMIZER};
             put_flat(unit, i, regions[tensor->flat], tensor->flat_first);
-        } else if (tensor->info.role == HD_ROLE_GRADIENT) {
+        } else if (tensor->info.role == HD_ROLE_GRADIENT && !tensor->within.id) {
             int64_t first = hdi_layout_gradient(plan->layout, index, (hd_tensor){i});
             if (first < 0)
                 return hdi_error(HD_ERROR_INTERNAL,

@@ -33,6 +33,9 @@ typedef struct hdi_tensor {
     int64_t flat_first;
     bool level_zero; /* GRADIENT: the joined sum, not the micro-batch's leaf */
 
+    hd_tensor within; /* GRADIENT: lies in this activation, from its element within_first on */
+    int64_t within_first;
+
     int slots;           /* BOUNDARY: copies; zero means the program's boundary_slots */
     bool per_slot;       /* STATE: one copy for each slot of the program (KV caches) */
     hdi_table_fill fill; /* STATE: contents at start; NULL: zeros */

@@ -84,6 +84,9 @@ static hd_status replay_op(replay *r, int index)
         if (!r->unit->places[id].placed) return broken(r, index, "reads unplaced", id);
         int producer = program->tensors[id]->producer;
         if (producer >= 0 && !r->written[id]) return broken(r, index, "reads unwritten", id);
+        for (int part = 1; part < program->tensor_count; part++)
+            if (program->tensors[part]->within.id == id && !r->written[part])
+                return broken(r, index, "reads, before it is written,", part);
         /* Between the phases other micro-batches run and use the transients. */
         if (producer >= 0 && program->ops[producer]->phase != program->ops[index]->phase &&
             r->unit->places[id].region == HD_REGION_TRANSIENT)
@@ -119,6 +122,8 @@ static hd_status check_gradient_complete(const replay *r, int index)
         if (op->kind->flags & HD_OP_WEIGHT_GRADIENT) continue;
         for (int k = 0; k < op->inputs + op->outputs; k++) {
             int id = k < op->inputs ? op->in[k].id : op->out[k - op->inputs].id;
+            if (id && program->tensors[gradient]->within.id == id)
+                return broken(r, index, "adds to a gradient that has been used,", gradient);
             if (program->tensors[id] && program->tensors[id]->flat == HDI_FLAT_GRADIENTS &&
                 hdi_unit_range(r->plan, r->unit, id, &other_begin, &other_end) &&
                 begin < other_end && other_begin < end)
@@ -188,6 +193,10 @@ static hd_status verify_unit(const hd_plan *plan, const hdi_unit *unit)
         for (int i = 0; i < program->op_count; i++)
             for (int k = 0; k < program->ops[i]->op.inputs; k++)
                 r.last_read[program->ops[i]->op.in[k].id] = i;
+        for (int i = 1; i < program->tensor_count; i++) { /* who reads the whole reads the parts */
+            const int whole = program->tensors[i]->within.id;
+            if (whole && r.last_read[i] < r.last_read[whole]) r.last_read[i] = r.last_read[whole];
+        }
         for (int i = 1; i < program->tensor_count; i++) {
             hd_role role = program->tensors[i]->info.role;
             bool from_outside = program->tensors[i]->producer < 0 &&

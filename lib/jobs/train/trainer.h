@@ -3,6 +3,7 @@
 #define HDI_JOBS_TRAIN_TRAINER_H
 
 #include "ops/update.h"
+#include "parallel/data.h"
 #include "parallel/pipeline.h"
 #include "parallel/schedule.h"
 #include "program/layout.h"
@@ -90,6 +91,9 @@ bool hdi_trainer_reads(const hd_trainer *trainer, int shape, const char *name);
 /* trainer_update.c: the norm and update programs, from the layout. */
 hd_status hdi_trainer_build_update(hd_trainer *trainer, const hdi_layout *layout);
 
+/* Which micro-batches are this rank's. Local. */
+hdi_deal hdi_trainer_deal(const hd_trainer *trainer);
+
 /* Pipeline rank of a virtual stage. */
 static inline int hdi_trainer_rank_of(const hd_trainer *trainer, int virtual_stage)
 {
@@ -115,10 +119,10 @@ hd_status hdi_trainer_reset_average(hd_trainer *trainer);
 hd_status hdi_trainer_join(hd_trainer *trainer);
 
 /* Device addresses: of weights from flat position `first`, of optimizer state in fp32 elements, and
- * of the values behind weights whose state begins at `state`. */
+ * of the values behind weights of a bucket whose state begins at `state`. */
 char *hdi_trainer_weights(const hd_trainer *trainer, int64_t first);
 float *hdi_trainer_state(const hd_trainer *trainer, int64_t element);
-float *hdi_trainer_values(const hd_trainer *trainer, int64_t first, int64_t state);
+float *hdi_trainer_values(const hd_trainer *trainer, int bucket, int64_t first, int64_t state);
 
 /* The optimizer region holds m, v, what is kept behind 16-bit weights and the weights' average, in
  * fp32 elements. */

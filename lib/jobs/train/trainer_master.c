@@ -1,6 +1,6 @@
 /* The fp32 values behind 16-bit weights: their masters, or what weights and remainders make together.
- * Between steps gradients are dead, so values pass through their bytes: a parameter's lie where its
- * gradient does. */
+ * Between steps gradients are dead, so values pass through their bytes: those that are saved lie where
+ * their gradients do, others come piece by piece. */
 #include "core/error.h"
 #include "jobs/train/trainer.h"
 
@@ -23,18 +23,20 @@ static int16_t *remainders(const hd_trainer *trainer, int64_t element)
            element;
 }
 
-static float *passing(const hd_trainer *trainer, int64_t first)
+static float *passing(const hd_trainer *trainer, int64_t stored)
 {
     char *base = trainer->session->arena + trainer->plan->units[0].base[HD_REGION_GRADIENTS];
-    return (float *)(void *)base + first;
+    return (float *)(void *)base + stored;
 }
 
-float *hdi_trainer_values(const hd_trainer *trainer, int64_t first, int64_t state)
+float *hdi_trainer_values(const hd_trainer *trainer, int bucket, int64_t first, int64_t state)
 {
+    const hdi_layout *layout = trainer->plan->layout;
     if (trainer->options.dtype == HD_DTYPE_F32)
         return (float *)(void *)hdi_trainer_weights(trainer, first);
-    if (trainer->options.master == HD_MASTER_REMAINDER) return passing(trainer, first);
-    return hdi_trainer_state(trainer, hdi_trainer_master_first(trainer->plan->layout) + state);
+    if (trainer->options.master == HD_MASTER_REMAINDER)
+        return passing(trainer, hdi_layout_stored_gradient(layout, bucket, first));
+    return hdi_trainer_state(trainer, hdi_trainer_master_first(layout) + state);
 }
 
 /* Elements [*first, *first + count) of a bucket whose optimizer state is on this rank. */
@@ -45,26 +47,48 @@ static int64_t owned(const hdi_layout *layout, int bucket, int64_t *first)
     return layout->buckets[bucket].elements;
 }
 
-/* Weights, and what this rank keeps behind them, from values that lie where gradients do. */
-static hd_status keep(hd_trainer *trainer, const hdi_entry *entry, int64_t first, int64_t count)
+/* The fp32 values of flat positions from `first` on, wherever they are, become the weights there and what
+ * this rank keeps behind them. */
+static hd_status keep(hd_trainer *trainer, const hdi_entry *entry, int64_t first, int64_t count,
+                      const float *values)
 {
     const hd_backend *backend = trainer->session->context->backend;
     hd_stream *stream = trainer->session->context->stream;
     const hdi_layout *layout = trainer->plan->layout;
     const hd_dtype dtype = trainer->options.dtype;
-    HD_RETURN_IF_ERROR(backend->split_weights(stream, dtype, count, passing(trainer, first),
+    HD_RETURN_IF_ERROR(backend->split_weights(stream, dtype, count, values,
                                               hdi_trainer_weights(trainer, first), NULL));
     int64_t own_first, own = owned(layout, entry->bucket, &own_first);
     int64_t begin = first > own_first ? first : own_first, end = first + count;
     if (end > own_first + own) end = own_first + own;
     if (begin >= end) return HD_OK;
     int64_t state = layout->buckets[entry->bucket].state_first + begin - own_first;
+    values += begin - first;
     if (trainer->options.master == HD_MASTER_REMAINDER)
-        return backend->split_weights(stream, dtype, end - begin, passing(trainer, begin),
+        return backend->split_weights(stream, dtype, end - begin, values,
                                       hdi_trainer_weights(trainer, begin),
                                       remainders(trainer, state));
-    return backend->copy(stream, hdi_trainer_values(trainer, begin, state), passing(trainer, begin),
-                         (size_t)(end - begin) * sizeof(float));
+    return backend->copy(stream,
+                         hdi_trainer_state(trainer, hdi_trainer_master_first(layout) + state),
+                         values, (size_t)(end - begin) * sizeof(float));
+}
+
+/* Elements that pass at once: as many as this rank has gradients. */
+static int64_t piece_of(const hd_trainer *trainer, int64_t left)
+{
+    const int64_t room = trainer->plan->layout->gradient_elements;
+    return left < room ? left : room;
+}
+
+static hd_status initialize_entry(hd_trainer *trainer, const hdi_entry *entry, uint64_t seed)
+{
+    for (int64_t done = 0, count; done < entry->elements; done += count) {
+        count = piece_of(trainer, entry->elements - done);
+        HD_RETURN_IF_ERROR(hdi_session_fill(trainer->session, entry, done, count, seed,
+                                            HD_DTYPE_F32, (char *)passing(trainer, 0)));
+        HD_RETURN_IF_ERROR(keep(trainer, entry, entry->first + done, count, passing(trainer, 0)));
+    }
+    return HD_OK;
 }
 
 hd_status hdi_trainer_initialize(hd_trainer *trainer, uint64_t seed)
@@ -72,12 +96,8 @@ hd_status hdi_trainer_initialize(hd_trainer *trainer, uint64_t seed)
     hd_session *session = trainer->session;
     const hdi_layout *layout = trainer->plan->layout;
     if (trainer->options.dtype == HD_DTYPE_F32) return hd_session_initialize(session, seed);
-    for (int i = 0; i < layout->entry_count; i++) {
-        const hdi_entry *entry = &layout->entries[i];
-        HD_RETURN_IF_ERROR(hdi_session_fill(session, entry, seed, HD_DTYPE_F32,
-                                            (char *)passing(trainer, entry->first)));
-        HD_RETURN_IF_ERROR(keep(trainer, entry, entry->first, entry->elements));
-    }
+    for (int i = 0; i < layout->entry_count; i++)
+        HD_RETURN_IF_ERROR(initialize_entry(trainer, &layout->entries[i], seed));
     return session->context->backend->synchronize(session->context->stream);
 }
 
@@ -85,12 +105,15 @@ hd_status hdi_trainer_write(hd_trainer *trainer, const hdi_entry *entry, int64_t
                             int64_t count, const float *values)
 {
     const hd_context *context = trainer->session->context;
-    int64_t first = entry->first + begin;
+    const int64_t first = entry->first + begin;
     if (trainer->options.dtype == HD_DTYPE_F32)
         return hdi_session_write_flat(trainer->session, first, count, values);
-    HD_RETURN_IF_ERROR(context->backend->copy_in(context->stream, passing(trainer, first), values,
-                                                 (size_t)count * sizeof(float)));
-    HD_RETURN_IF_ERROR(keep(trainer, entry, first, count));
+    for (int64_t done = 0, piece; done < count; done += piece) {
+        piece = piece_of(trainer, count - done);
+        HD_RETURN_IF_ERROR(context->backend->copy_in(context->stream, passing(trainer, 0),
+                                                     values + done, (size_t)piece * sizeof(float)));
+        HD_RETURN_IF_ERROR(keep(trainer, entry, first + done, piece, passing(trainer, 0)));
+    }
     return context->backend->synchronize(context->stream);
 }
 

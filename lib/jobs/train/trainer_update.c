@@ -60,10 +60,12 @@ static hd_status cut_pieces(hd_trainer *trainer, const hdi_layout *layout)
         const hdi_entry *entry = &layout->entries[i];
         if (entry->options->frozen) continue;
         int64_t first, count = hdi_layout_shard(layout, entry->bucket, layout->shard, &first);
-        if (hdi_trainer_speaks_for(trainer, entry->name))
+        if (hdi_trainer_speaks_for(trainer, entry->name)) {
+            hdi_piece piece = cut_piece(trainer, layout, entry, first, count);
+            piece.first = hdi_layout_stored_gradient(layout, entry->bucket, piece.first);
             HD_RETURN_IF_ERROR(add_piece(&trainer->square_pieces, &trainer->square_count,
-                                         &trainer->square_capacity,
-                                         cut_piece(trainer, layout, entry, first, count)));
+                                         &trainer->square_capacity, piece));
+        }
         count = updated_range(layout, entry->bucket, &first);
         HD_RETURN_IF_ERROR(add_piece(&trainer->update_pieces, &trainer->update_count,
                                      &trainer->update_capacity,
@@ -86,8 +88,10 @@ static void join_instances(hd_program *program, const hdi_layout *layout)
         if (instance->alias || instance->first == entry->first) continue;
         int64_t first, count = updated_range(layout, entry->bucket, &first);
         if (!count) continue;
-        hd_tensor extra = gradients(program, instance->first + first - entry->first, count);
-        hd_tensor into = gradients(program, first, count);
+        const int64_t into_first = hdi_layout_stored_gradient(layout, entry->bucket, first);
+        const int64_t inside = into_first - layout->buckets[entry->bucket].gradient_first;
+        hd_tensor extra = gradients(program, instance->stored + inside, count);
+        hd_tensor into = gradients(program, into_first, count);
         hdi_op_append(program, &hdi_op_gradient_join, NULL, 1, &extra, 1, &into);
     }
 }
@@ -132,7 +136,11 @@ static void sum_tie(hd_trainer *trainer, const hdi_layout *layout, const hdi_tie
     const hdi_global_parameter *parameter = &trainer->census.parameters[tie->parameter];
     int entry = hdi_layout_find(layout, parameter->name);
     int64_t first = 0, elements = 0;
-    if (entry >= 0) elements = updated_range(layout, layout->entries[entry].bucket, &first);
+    if (entry >= 0) {
+        const int bucket = layout->entries[entry].bucket;
+        elements = updated_range(layout, bucket, &first);
+        first = hdi_layout_stored_gradient(layout, bucket, first);
+    }
     int64_t received = elements * tie->members;
     hd_tensor own = gradients(program, first, elements);
     hd_tensor all = hdi_tensor_add(program, "tied", HD_DTYPE_F32, HD_ROLE_ACTIVATION, 1, &received);
@@ -216,7 +224,9 @@ static void update_part(hd_trainer *trainer, const hdi_layout *layout, int index
     hd_dtype dtype = trainer->options.dtype;
     int64_t first, elements = updated_range(layout, index, &first);
     if (!elements) return;
-    hd_tensor in[] = {gradients(program, first, elements), trainer->scalars};
+    hd_tensor in[] = {
+        gradients(program, hdi_layout_stored_gradient(layout, index, first), elements),
+        trainer->scalars};
     hd_tensor out[4] = {
         hdi_flat_tensor(program, "weights", HDI_FLAT_WEIGHTS, dtype, first, elements),
         hdi_flat_tensor(program, "m", HDI_FLAT_OPTIMIZER, HD_DTYPE_F32, bucket->state_first,
