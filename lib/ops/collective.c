@@ -54,8 +54,8 @@ static hd_status run_tree_sum(const hd_run *run)
 {
     const hdi_tree_sum_options *o = run->op->options;
     int64_t elements = run->op->out_info[0]->elements;
-    return run->backend->tree_sum(run->stream, run->in[0], elements, o->parts, elements,
-                                  run->out[0]);
+    return run->backend->tree_sum(run->stream, run->op->out_info[0]->dtype, run->in[0], elements,
+                                  o->parts, elements, run->out[0]);
 }
 
 /* Bits of an index: the tree joins like the carries of a binary counter. */
@@ -94,6 +94,7 @@ static hd_status fold(const hd_run *run, char *at, int folds)
     return HD_OK;
 }
 
+/* Of fp32, as all that is exact. */
 static hd_status sum_leaves(const hd_run *run, const hdi_shard_sum_options *o)
 {
     const int64_t elements = run->op->out_info[0]->elements;
@@ -103,8 +104,8 @@ static hd_status sum_leaves(const hd_run *run, const hdi_shard_sum_options *o)
         const int count = run->last && leaf == leaves - 1 ? index + 1 : INT_MAX;
         char *level = (char *)run->out[0] + (size_t)hdi_gradient_level(index) * run->level_bytes;
         const float *from = (const float *)run->in[0] + (int64_t)leaf * runs * elements;
-        HD_RETURN_IF_ERROR(run->backend->tree_sum(run->stream, from, elements, runs, elements,
-                                                  (float *)(void *)level));
+        HD_RETURN_IF_ERROR(run->backend->tree_sum(run->stream, HD_DTYPE_F32, from, elements, runs,
+                                                  elements, level));
         HD_RETURN_IF_ERROR(fold(run, level, hdi_gradient_folds(index, count)));
     }
     return HD_OK;
@@ -113,13 +114,14 @@ static hd_status sum_leaves(const hd_run *run, const hdi_shard_sum_options *o)
 static hd_status run_shard_sum(const hd_run *run)
 {
     const hdi_shard_sum_options *o = run->op->options;
-    const int64_t elements = run->op->out_info[0]->elements;
+    const hd_tensor_info *info = run->op->out_info[0];
     if (o->exact) return sum_leaves(run, o);
     const bool first = run->micro_batch == 0;
-    HD_RETURN_IF_ERROR(run->backend->tree_sum(run->stream, run->in[0], elements, o->parts, elements,
+    HD_RETURN_IF_ERROR(run->backend->tree_sum(run->stream, info->dtype, run->in[0], info->elements,
+                                              o->parts, info->elements,
                                               first ? run->out[0] : run->workspace));
     if (first) return HD_OK;
-    return run->backend->add(run->stream, HD_DTYPE_F32, elements, run->out[0], run->workspace,
+    return run->backend->add(run->stream, info->dtype, info->elements, run->out[0], run->workspace,
                              run->out[0]);
 }
 
@@ -132,8 +134,9 @@ static size_t shard_sum_workspace(const hd_op *op)
 
 static hd_status run_join(const hd_run *run)
 {
-    return run->backend->add(run->stream, HD_DTYPE_F32, run->op->out_info[0]->elements, run->out[0],
-                             run->in[0], run->out[0]);
+    const hd_tensor_info *info = run->op->out_info[0];
+    return run->backend->add(run->stream, info->dtype, info->elements, run->out[0], run->in[0],
+                             run->out[0]);
 }
 
 static hd_status run_fold(const hd_run *run)

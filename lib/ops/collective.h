@@ -48,10 +48,10 @@ extern const hd_op_kind hdi_op_shard_sum;
  * subtree are summed at once. */
 int hdi_shard_leaves(int parts, bool accumulates);
 
-/* out[0] += in[0], fp32 ranges of flat storage; out[0] is read, too. */
+/* out[0] += in[0], ranges of flat storage; out[0] is read, too. */
 extern const hd_op_kind hdi_op_gradient_join;
 
-/* Join the level that out[0] was written at with run->folds levels below; no inputs. */
+/* Join the level that out[0] was written at with run->folds levels below, fp32; no inputs. */
 extern const hd_op_kind hdi_op_gradient_fold;
 
 /* The gradient level that local micro-batch `micro_batch` of `count` writes, and how often it then

@@ -34,11 +34,12 @@ static hd_status run_op(hd_session *session, int index, int op_index, int stream
     const hdi_unit *unit = &plan->units[index];
     const hdi_op *op = unit->program->ops[op_index];
     hdi_posted *posted = &session->posted[index][op_index];
+    const bool is_sum = op->op.outputs && op->op.out_info[0]->role == HD_ROLE_GRADIENT;
     hd_run run = {.op = &op->op,
                   .backend = session->context->backend,
                   .stream = session->context->stream,
                   .mesh = session->mesh,
-                  .accumulate = options->accumulate || !op->first_writer,
+                  .accumulate = is_sum && (options->accumulate || !op->first_writer),
                   .folds = options->folds,
                   .level_bytes = plan->gradient_level_bytes,
                   .micro_batch = options->micro_batch,

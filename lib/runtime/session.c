@@ -189,8 +189,8 @@ static hd_status fill_ones(hd_session *session, hd_dtype dtype, char *place, int
     return HD_OK;
 }
 
-static hd_status fill_rotary(hd_session *session, hd_dtype dtype, char *place, int64_t elements,
-                             int64_t begin, int64_t count)
+static hd_status fill_rotary(hd_session *session, hd_dtype dtype, char *place, int64_t begin,
+                             int64_t count, int64_t elements)
 {
     for (int64_t i = begin; i < begin + count; i++, place += hd_dtype_bytes(dtype)) {
         const float value = (float)pow(10000, -(double)i / (double)elements);
@@ -207,7 +207,7 @@ hd_status hdi_session_fill(hd_session *session, const hdi_entry *entry, int64_t 
     switch (entry->options->init) {
     case HD_INIT_ZEROS: return backend->zero(stream, place, (size_t)count * hd_dtype_bytes(dtype));
     case HD_INIT_ONES: return fill_ones(session, dtype, place, count);
-    case HD_INIT_ROTARY: return fill_rotary(session, dtype, place, entry->elements, begin, count);
+    case HD_INIT_ROTARY: return fill_rotary(session, dtype, place, begin, count, entry->elements);
     case HD_INIT_NORMAL: break;
     }
     return backend->fill_normal(stream, dtype, place, count, seed, hdi_random_stream(entry->name),

@@ -75,7 +75,7 @@ hd_status hdi_session_host_weights(hd_session *session, int64_t first, char **ou
 hd_status hdi_session_write_weights(hd_session *session, int64_t first, int64_t elements,
                                     const void *weights);
 
-/* Put the first values of elements [begin, begin + count) of a parameter, of `dtype`, at a place on the
+/* Put first values, of `dtype`, of a parameter's elements begin .. begin + count at a place on the
  * device. */
 hd_status hdi_session_fill(hd_session *session, const hdi_entry *entry, int64_t begin,
                            int64_t count, uint64_t seed, hd_dtype dtype, char *place);

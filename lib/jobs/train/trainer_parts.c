@@ -21,14 +21,13 @@ static hd_status visit_range(hd_trainer *trainer, const hdi_entry *entry, int64_
     float *m = hdi_trainer_state(trainer, state);
     bool has_average = has_state && trainer->options.ema_decay > 0;
     float *average = hdi_trainer_state(trainer, hdi_trainer_average_first(trainer, layout) + state);
-    return visit(user, &(hdi_trainer_part){
-                           .entry = entry,
-                           .begin = begin - entry->first,
-                           .count = end - begin,
-                           .values = hdi_trainer_values(trainer, entry->bucket, begin, state),
-                           .m = has_state ? m : NULL,
-                           .v = has_state ? m + layout->optimizer_elements : NULL,
-                           .average = has_average ? average : NULL});
+    return visit(user, &(hdi_trainer_part){.entry = entry,
+                                           .begin = begin - entry->first,
+                                           .count = end - begin,
+                                           .values = hdi_trainer_values(trainer, begin, state),
+                                           .m = has_state ? m : NULL,
+                                           .v = has_state ? m + layout->optimizer_elements : NULL,
+                                           .average = has_average ? average : NULL});
 }
 
 hd_status hdi_trainer_saved_parts(hd_trainer *trainer, hdi_trainer_part_fn visit, void *user)
