@@ -44,6 +44,8 @@ typedef struct hd_run {
     bool accumulate;     /* weight-gradient ops: add to the output instead of writing it */
     int folds;           /* gradient levels below out[0] that it joins now */
     size_t level_bytes;  /* from one gradient level to the next */
+    int micro_batch;     /* of the step, on this rank, */
+    bool last;           /* which is the last of them */
     hd_request *request; /* communication ops leave what they posted here, */
     hd_comm **posted_on; /* and on which communicator */
     int slot;            /* of the backend's copies, for HD_OP_LOADS and HD_OP_STORES */

@@ -75,7 +75,7 @@ static hd_status measure_rank(const hd_trainer_options *options, const setting *
         shapes[i].accumulate *= tried->accumulate; /* of 1 as it is */
     }
     changed.shapes = shapes;
-    changed.shard_state = options->shard_state || (tried->savers & SHARD_STATE);
+    if (tried->savers & SHARD_STATE) changed.shard_state = 1;
     changed.recompute = options->recompute || (tried->savers & RECOMPUTE);
     if (tried->savers & ONE_F_ONE_B) changed.schedule = "1f1b";
     hd_status status = hd_trainer_create(&changed, &trainer);
@@ -100,7 +100,7 @@ static hd_status measure_ranks(const search *s, const setting *tried, int data_r
 /* Data ranks differ only by their shards of the state, which are almost equal. */
 static hd_status measure(const search *s, const setting *tried, size_t *bytes)
 {
-    const bool differ = s->options->shard_state || (tried->savers & SHARD_STATE);
+    const bool differ = s->options->shard_state > 0 || (tried->savers & SHARD_STATE);
     HD_RETURN_IF_ERROR(measure_ranks(s, tried, 1, bytes));
     if (!differ || *bytes > s->options->budget) return HD_OK;
     return measure_ranks(s, tried, tried->data, bytes);

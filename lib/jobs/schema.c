@@ -6,6 +6,8 @@ static const char *const families[] = {"gpt2", "llama", NULL};
 static const char *const rates[] = {"constant", "linear", "cosine", "wsd", NULL};
 static const char *const schedules[] = {"auto", "gpipe", "1f1b", "interleaved", NULL};
 static const char *const reductions[] = {"fast", "exact", NULL};
+/* HDI_SHARDINGS levels, and other words for the first two. */
+static const char *const shardings[] = {"0", "1", "2", "false", "true", NULL};
 static const char *const recomputes[] = {"none", "layer", NULL};
 static const char *const dtypes[] = {"f32", "bf16", "f16", NULL};
 static const char *const gradient_dtypes[] = {"fp32", "bf16", NULL};
@@ -189,8 +191,8 @@ const hdi_config_row hdi_job_schema[] = {
      .unit = "layers",
      .help = "layers of each virtual stage; empty: balanced by cost",
      .flags = QUIET},
-    BOOL("layout.shard_state", "false", "split the optimizer state over the data axis (ZeRO-1)",
-         QUIET),
+    ENUM("layout.shard_state", "0", shardings,
+         "split over the data axis: 1: the optimizer's state (ZeRO-1); 2: gradients, too", QUIET),
     ENUM("layout.recompute", "none", recomputes, "layer: the same as train.activations=recompute",
          QUIET),
     ENUM("layout.reduction", "fast", reductions,
@@ -273,7 +275,8 @@ const hdi_config_row hdi_job_schema[] = {
     FLOAT("sample.image_guidance", "3", "0", "1000", NULL, "by given frames (Open-Sora 1.3, 2.0)",
           QUIET),
     BOOL("sample.oscillate", "true",
-         "guide in every other step only from the 11th on (open-sora-2; 1.3 with given frames)", QUIET),
+         "guide in every other step only from the 11th on (open-sora-2; 1.3 with given frames)",
+         QUIET),
     BOOL("sample.rounded_guidance", "true",
          "HunyuanVideo: guidance formed in bf16, as its authors do: 6 becomes 6.016", QUIET),
     ENUM("sample.dtype", "auto", sample_dtypes,

@@ -6,7 +6,8 @@
 
 /* A run of one parameter that this rank works on. */
 typedef struct hdi_piece {
-    int64_t first, elements; /* of the flat weights; `first` is a block boundary of the parameter */
+    int64_t first, elements; /* of the flat weights, for sums of squares of the stored gradients;
+                                a block boundary of the parameter */
     int64_t state_first;     /* of the flat optimizer state */
     int64_t block;           /* global index of its first block */
     float weight_decay;

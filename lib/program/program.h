@@ -36,6 +36,7 @@ typedef struct hdi_tensor {
 
     hd_tensor within; /* GRADIENT: lies in this activation, from its element within_first on */
     int64_t within_first;
+    bool holds; /* ACTIVATION: gradients lie within it, whose ops make it */
 
     int slots;           /* BOUNDARY: copies; zero means the program's boundary_slots */
     bool per_slot;       /* STATE: one copy for each slot of the program (KV caches) */

@@ -66,6 +66,8 @@ static hd_status run_op(hd_session *session, int index, int op_index, int stream
                   .accumulate = is_sum && (options->accumulate || !op->first_writer),
                   .folds = options->folds,
                   .level_bytes = plan->gradient_level_bytes,
+                  .micro_batch = options->micro_batch,
+                  .last = options->last,
                   .request = &posted->request,
                   .posted_on = &posted->comm};
     for (int k = 0; k < op->op.inputs; k++) {

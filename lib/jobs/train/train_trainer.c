@@ -89,7 +89,7 @@ static hd_status train_options(const hd_config *config, hd_model *model, const h
         .schedule = strcmp(schedule, "auto") ? schedule : NULL,
         .chunks = (int)hdi_config_int(values, "layout.chunks"),
         .exact = hdi_config_enum(values, "layout.reduction") == HDI_REDUCTION_EXACT,
-        .shard_state = hdi_config_bool(values, "layout.shard_state"),
+        .shard_state = hdi_config_enum(values, "layout.shard_state") % HDI_SHARDINGS,
         .activations = activations,
         .recompute = recompute,
         .sequence_groups = (int)hdi_config_int(values, "layout.sequence_groups"),

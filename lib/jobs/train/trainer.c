@@ -80,11 +80,12 @@ static hd_status take_shapes(hd_trainer *trainer)
                              "want sequences, and tokens or frames, >= 1",
                              s, (long long)shape->sequences, (long long)shape->tokens,
                              (long long)shape->video.frames);
-        if (o->exact && data > 1 && (shape->accumulate & (shape->accumulate - 1)))
+        const bool rows = data > 1 && o->shard_state < 2;
+        if (o->exact && rows && (shape->accumulate & (shape->accumulate - 1)))
             return hdi_error(
                 HD_ERROR_UNSUPPORTED,
                 "reduction exact with data %d: accumulate is %d, want a power of two (the tree "
-                "over micro-batches must cut evenly between ranks)",
+                "over micro-batches must cut evenly between ranks), or shard_state 2",
                 data, shape->accumulate);
     }
     return HD_OK;
@@ -101,6 +102,9 @@ static hd_status check_options(hd_trainer *trainer, const hd_trainer_options *gi
     if (!(o->ema_decay >= 0 && o->ema_decay < 1))
         return hdi_error(HD_ERROR_ARGUMENT, "trainer: ema_decay is %g, want 0 <= decay < 1",
                          (double)o->ema_decay);
+    if (o->shard_state < 0 || o->shard_state > 2)
+        return hdi_error(HD_ERROR_ARGUMENT, "trainer: shard_state is %d, want 0 to 2",
+                         o->shard_state);
     if (o->chunks < 1) o->chunks = 1;
     if (o->recompute && o->activations == HD_ACTIVATIONS_KEEP)
         o->activations = HD_ACTIVATIONS_RECOMPUTE;
@@ -149,6 +153,14 @@ static bool is_tied(void *user, const char *name)
     return parameter && parameter->stage_count > 1;
 }
 
+static int most_micro_batches(const hd_trainer *trainer)
+{
+    int most = 1;
+    for (int s = 0; s < trainer->shape_count; s++)
+        if (trainer->shapes[s].is.accumulate > most) most = trainer->shapes[s].is.accumulate;
+    return most;
+}
+
 /* Laid out for the first shape; programs of the others write the same gradients. Training programs
  * are the plan's first, shape by shape. */
 static hd_status make_layout(hd_trainer *trainer, hdi_layout **out)
@@ -167,7 +179,8 @@ static hd_status make_layout(hd_trainer *trainer, hdi_layout **out)
                                           : HD_AXIS_DATA,
                               .shards = hd_mesh_size(trainer->options.mesh, HD_AXIS_REPLICA),
                               .shard = hd_mesh_index(trainer->options.mesh, HD_AXIS_REPLICA),
-                              .state_sharded = trainer->options.shard_state,
+                              .sharding = trainer->options.shard_state,
+                              .accumulates = most_micro_batches(trainer) > 1,
                               .is_tied = is_tied,
                               .user = trainer},
         out);
@@ -231,27 +244,30 @@ static hd_status add_validation(hd_trainer *trainer)
     return HD_OK;
 }
 
-static int most_micro_batches(const hd_trainer *trainer)
+static int levels(const hd_trainer *trainer, const hdi_layout *layout)
 {
-    int most = 1;
-    for (int s = 0; s < trainer->shape_count; s++)
-        if (trainer->shapes[s].is.accumulate > most) most = trainer->shapes[s].is.accumulate;
-    return most;
+    int leaves = 1;
+    if (!trainer->options.exact) return 1;
+    if (layout->gradients_sharded) leaves = hdi_shard_leaves(layout->shards, layout->accumulates);
+    return hdi_gradient_levels(most_micro_batches(trainer) * leaves);
 }
 
 static hd_status make_plan(hd_trainer *trainer)
 {
     const hd_trainer_options *o = &trainer->options;
-    hd_plan_options options = {.budget = o->budget,
-                               .foreign = o->foreign,
-                               .transport = o->transport,
-                               .gradient_levels =
-                                   o->exact ? hdi_gradient_levels(most_micro_batches(trainer)) : 1};
-    HD_RETURN_IF_ERROR(hd_plan_create(&options, &trainer->plan));
     hdi_layout *layout;
     hd_status status = make_layout(trainer, &layout);
-    if (layout) hdi_plan_set_layout(trainer->plan, layout);
-    HD_RETURN_IF_ERROR(status);
+    if (status == HD_OK)
+        status = hd_plan_create(&(hd_plan_options){.budget = o->budget,
+                                                   .foreign = o->foreign,
+                                                   .transport = o->transport,
+                                                   .gradient_levels = levels(trainer, layout)},
+                                &trainer->plan);
+    if (status != HD_OK) {
+        hdi_layout_destroy(layout);
+        return status;
+    }
+    hdi_plan_set_layout(trainer->plan, layout);
     HD_RETURN_IF_ERROR(add_training(trainer, layout));
     HD_RETURN_IF_ERROR(hdi_trainer_build_update(trainer, layout));
     HD_RETURN_IF_ERROR(hd_plan_add(trainer->plan, trainer->norm, NULL));
@@ -391,14 +407,18 @@ hd_status hd_trainer_start(hd_trainer *trainer, hd_context *context, uint64_t se
                          "what hd_context_backend says",
                          planned->name, context->backend->name);
     HD_RETURN_IF_ERROR(hd_session_create(context, trainer->plan, o->mesh, &trainer->session));
+    const hdi_gradient_sum sum = trainer->plan->layout->gradients_sharded ? HDI_GRADIENT_LEAVES
+                                 : o->exact                               ? HDI_GRADIENT_TREE
+                                                                          : HDI_GRADIENT_ADDED;
     size_t largest = 0;
     for (int s = 0; s < trainer->shape_count; s++) {
         hdi_trainer_shape *shape = &trainer->shapes[s];
-        HD_RETURN_IF_ERROR(hdi_pipeline_create(shape->schedule, shape->train, o->mesh, o->exact,
-                                               &shape->train_run));
+        HD_RETURN_IF_ERROR(
+            hdi_pipeline_create(shape->schedule, shape->train, o->mesh, sum, &shape->train_run));
         if (trainer->validate_schedule)
             HD_RETURN_IF_ERROR(hdi_pipeline_create(trainer->validate_schedule, shape->validate,
-                                                   o->mesh, false, &shape->validate_run));
+                                                   o->mesh, HDI_GRADIENT_ADDED,
+                                                   &shape->validate_run));
         const size_t train = largest_input(shape->train, trainer->chunks);
         const size_t validate = largest_input(shape->validate, trainer->chunks);
         if (train > largest) largest = train;

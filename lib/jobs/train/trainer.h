@@ -3,6 +3,7 @@
 #define HDI_JOBS_TRAIN_TRAINER_H
 
 #include "ops/update.h"
+#include "parallel/data.h"
 #include "parallel/pipeline.h"
 #include "parallel/schedule.h"
 #include "program/layout.h"
@@ -106,6 +107,9 @@ static inline bool hdi_trainer_on_host(const hd_trainer *trainer)
 {
     return trainer->options.optimizer_residency == HD_RESIDENCY_HOST;
 }
+
+/* Which micro-batches are this rank's. Local. */
+hdi_deal hdi_trainer_deal(const hd_trainer *trainer);
 
 /* Pipeline rank of a virtual stage. */
 static inline int hdi_trainer_rank_of(const hd_trainer *trainer, int virtual_stage)

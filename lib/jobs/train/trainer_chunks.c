@@ -113,14 +113,17 @@ static void move_average(hd_trainer *trainer, int64_t elements, hd_tensor weight
 }
 
 /* State has its place even where nothing is updated (frozen parameters), since checkpoints hold it. */
-static void update(hd_trainer *trainer, const hdi_update_chunk *chunk, const chunk_state *state)
+static void update(hd_trainer *trainer, const hdi_layout *layout, const hdi_update_chunk *chunk,
+                   const chunk_state *state)
 {
     hd_program *program = trainer->update;
     const hd_adamw_options *adamw = &trainer->options.adamw;
     const hd_dtype dtype = trainer->options.dtype;
-    hd_tensor in[] = {hdi_flat_tensor(program, "gradients", HDI_FLAT_GRADIENTS,
-                                      trainer->options.gradients, chunk->first, chunk->elements),
-                      trainer->scalars};
+    hd_tensor in[] = {
+        hdi_flat_tensor(program, "gradients", HDI_FLAT_GRADIENTS, trainer->options.gradients,
+                        hdi_layout_stored_gradient(layout, chunk->bucket, chunk->first),
+                        chunk->elements),
+        trainer->scalars};
     hd_tensor out[] = {
         hdi_flat_tensor(program, "weights", HDI_FLAT_WEIGHTS, dtype, chunk->first, chunk->elements),
         state->m, state->v, state->behind};
@@ -174,12 +177,12 @@ static void update_of_bucket(hd_trainer *trainer, const hdi_layout *layout, int 
         const hdi_update_chunk *now = &trainer->update_chunks[*chunk];
         if (!hdi_trainer_on_host(trainer)) {
             const chunk_state state = kept_state(trainer, layout, now);
-            update(trainer, now, &state);
+            update(trainer, layout, now, &state);
             continue;
         }
         load_ahead(trainer, layout, p, *chunk);
         const chunk_state *state = &p->states[*chunk % (AHEAD + 1)];
-        update(trainer, now, state);
+        update(trainer, layout, now, state);
         store(trainer, layout, now, state);
     }
 }

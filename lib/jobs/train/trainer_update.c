@@ -89,9 +89,10 @@ static hd_status cut_pieces(hd_trainer *trainer, const hdi_layout *layout)
         const hdi_entry *entry = &layout->entries[i];
         if (entry->options->frozen || !hdi_trainer_speaks_for(trainer, entry->name)) continue;
         int64_t first, count = hdi_layout_shard(layout, entry->bucket, layout->shard, &first);
+        hdi_piece piece = cut_piece(trainer, layout, entry, first, count);
+        piece.first = hdi_layout_stored_gradient(layout, entry->bucket, piece.first);
         HD_RETURN_IF_ERROR(add_piece(&trainer->square_pieces, &trainer->square_count,
-                                     &trainer->square_capacity,
-                                     cut_piece(trainer, layout, entry, first, count)));
+                                     &trainer->square_capacity, piece));
     }
     for (int b = 0; b < layout->bucket_count; b++)
         HD_RETURN_IF_ERROR(cut_chunks(trainer, layout, b));
@@ -113,8 +114,10 @@ static void join_instances(hd_program *program, const hdi_layout *layout)
         if (instance->alias || instance->first == entry->first) continue;
         int64_t first, count = updated_range(layout, entry->bucket, &first);
         if (!count) continue;
-        hd_tensor extra = gradients(program, instance->first + first - entry->first, count);
-        hd_tensor into = gradients(program, first, count);
+        const int64_t into_first = hdi_layout_stored_gradient(layout, entry->bucket, first);
+        const int64_t inside = into_first - layout->buckets[entry->bucket].gradient_first;
+        hd_tensor extra = gradients(program, instance->stored + inside, count);
+        hd_tensor into = gradients(program, into_first, count);
         hdi_op_append(program, &hdi_op_gradient_join, NULL, 1, &extra, 1, &into);
     }
 }
@@ -159,7 +162,11 @@ static void sum_tie(hd_trainer *trainer, const hdi_layout *layout, const hdi_tie
     const hdi_global_parameter *parameter = &trainer->census.parameters[tie->parameter];
     int entry = hdi_layout_find(layout, parameter->name);
     int64_t first = 0, elements = 0;
-    if (entry >= 0) elements = updated_range(layout, layout->entries[entry].bucket, &first);
+    if (entry >= 0) {
+        const int bucket = layout->entries[entry].bucket;
+        elements = updated_range(layout, bucket, &first);
+        first = hdi_layout_stored_gradient(layout, bucket, first);
+    }
     int64_t received = elements * tie->members;
     hd_tensor own = gradients(program, first, elements);
     hd_tensor all =
@@ -200,9 +207,10 @@ static hd_status build_norm(hd_trainer *trainer, const hdi_layout *layout)
     hd_tensor all = gradients(program, 0, layout->gradient_elements);
     trainer->squares = hdi_tensor_add(program, "squares", HD_DTYPE_F64, HD_ROLE_OUTPUT, 1,
                                       &(int64_t){census->blocks});
-    hdi_op_append(program, &hdi_op_squares,
-                  &(hdi_squares_options){trainer->square_pieces, trainer->square_count}, 1, &all, 1,
-                  &trainer->squares);
+    hdi_op_append(
+        program, &hdi_op_squares,
+        &(hdi_squares_options){.pieces = trainer->square_pieces, .count = trainer->square_count}, 1,
+        &all, 1, &trainer->squares);
     if (hd_mesh_ranks(trainer->options.mesh) > 1)
         hdi_op_append(program, &hdi_op_all_reduce,
                       &(hdi_collective){HD_AXIS_NONE, census->blocks, "sums of squares"}, 0, NULL,
