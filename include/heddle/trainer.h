@@ -70,11 +70,15 @@ typedef struct hd_trainer_options {
                                          in pinned host memory, from where they pass through the
                                          device while it updates; AUTO: there if nothing else fits
                                          the budget. The same bits. */
-    int64_t chunk_elements;           /* that pass at a time; zero means 4 Mi */
-    size_t budget, foreign;           /* bytes of device memory; zero budget: no limit */
-    size_t transport;                 /* bytes of it that communicators take */
-    int64_t bucket_elements;          /* of a gradient bucket; zero means 8 Mi */
-    hd_dtype dtype;     /* of weights and activations: F32 (zero means it), BF16 or F16 */
+    hd_residency
+        gradient_residency;  /* of gradients' sums: HOST: a bucket goes there when the backward
+                                         has made it, and comes in to be added to; AUTO: if nothing
+                                         else fits. One data and sequence rank, not `exact` */
+    int64_t chunk_elements;  /* that pass at a time; zero means 4 Mi */
+    size_t budget, foreign;  /* bytes of device memory; zero budget: no limit */
+    size_t transport;        /* bytes of it that communicators take */
+    int64_t bucket_elements; /* of a gradient bucket; zero means 8 Mi */
+    hd_dtype dtype;          /* of weights and activations: F32 (zero means it), BF16 or F16 */
     hd_dtype gradients; /* F32 (zero means it), or with a dtype of BF16 and without `exact` BF16:
                                 half the bytes of gradients in memory and between ranks; what
                                 micro-batches and ranks add is rounded to it */

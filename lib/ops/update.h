@@ -10,6 +10,7 @@ typedef struct hdi_piece {
                                 a block boundary of the parameter */
     int64_t state_first;     /* of the flat optimizer state */
     int64_t block;           /* global index of its first block */
+    int bucket;
     float weight_decay;
 } hdi_piece;
 

@@ -217,8 +217,7 @@ static hd_status place_parameters(hd_plan *plan)
 static hd_region flat_region(const hdi_tensor *tensor)
 {
     switch (tensor->flat) {
-    case HDI_FLAT_GRADIENTS:
-        return tensor->host ? HD_REGION_HOST_GRADIENTS : HD_REGION_GRADIENTS;
+    case HDI_FLAT_GRADIENTS: return tensor->host ? HD_REGION_HOST_GRADIENTS : HD_REGION_GRADIENTS;
     case HDI_FLAT_OPTIMIZER: return tensor->host ? HD_REGION_HOST_OPTIMIZER : HD_REGION_OPTIMIZER;
     case HDI_FLAT_WEIGHTS:
     case HDI_FLAT_NONE: break;
@@ -465,8 +464,9 @@ hd_status hd_plan_finish(hd_plan *plan)
         for (int t = 1; t < plan->units[i].program->tensor_count; t++) {
             const hdi_place_of *place = &plan->units[i].places[t];
             size_t end = place->offset + place->bytes;
-            const bool state =
-                place->region == HD_REGION_OPTIMIZER || place->region == HD_REGION_HOST_OPTIMIZER;
+            const bool state = place->region == HD_REGION_OPTIMIZER ||
+                               place->region == HD_REGION_HOST_OPTIMIZER ||
+                               place->region == HD_REGION_HOST_GRADIENTS;
             if (place->placed && state && plan->bytes[place->region] < end)
                 plan->bytes[place->region] = end;
         }

@@ -10,7 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { LAYERS = 2, STEPS = 3 };
+enum { LAYERS = 4, STEPS = 3 };
 
 typedef struct layout {
     int data, pipeline;
@@ -18,8 +18,9 @@ typedef struct layout {
 } layout;
 
 static const layout layouts[] = {
-    {1, 1, false, false}, {1, 1, false, true},  {2, 1, false, false}, {2, 1, true, false},
-    {2, 1, true, true},   {1, 2, false, false}, {2, 2, true, false},  {2, 2, true, true},
+    {1, 1, false, false}, {1, 1, false, true}, {1, 4, false, false},
+    {2, 1, false, false}, {2, 1, true, false}, {2, 1, true, true},
+    {1, 2, false, false}, {2, 2, true, false}, {2, 2, true, true},
 };
 enum { LAYOUTS = sizeof layouts / sizeof layouts[0] };
 
@@ -38,7 +39,7 @@ static hdt_trained train(const layout *split, hd_trainer_options options)
     options.chunk_elements = 1000;
     hdt_assert_ok(
         hdt_train(hdt_world,
-                  &(hdt_training){.family = split->exact ? "gpt2" : "llama",
+                  &(hdt_training){.family = split->data == 1 ? "gpt2" : "llama",
                                   .layers = LAYERS,
                                   .steps = STEPS,
                                   .mesh = {.data = split->data, .pipeline = split->pipeline},
@@ -77,6 +78,13 @@ START_TEST(what_is_on_the_host_trains_the_same_bits_on_every_layout)
         options.activations = HD_ACTIVATIONS_HOST;
         const hdt_trained both = train(split, options);
         assert_same(split, "optimizer state and activations", &both, &device);
+        if (split->data == 1 && !split->exact) {
+            options.gradient_residency = HD_RESIDENCY_HOST;
+            const hdt_trained all = train(split, options);
+            assert_same(split, "optimizer state, activations and gradients", &all, &device);
+            ck_assert_uint_eq(all.gradients, 0);
+        }
+        options.gradient_residency = HD_RESIDENCY_RESIDENT;
         options.activations = HD_ACTIVATIONS_KEEP;
     }
 }

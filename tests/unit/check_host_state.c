@@ -12,7 +12,7 @@ enum { LAYERS = 3, STEPS = 4, CHUNK = 1024 };
 typedef struct trained {
     uint64_t hash;
     double loss, norm;
-    size_t planned, high_water, host, update_scratch;
+    size_t planned, high_water, host, gradients, update_scratch;
     int copies;
     uint64_t allocations;
 } trained;
@@ -69,6 +69,7 @@ static trained train(hd_trainer_options options)
     out.planned = hd_plan_arena_bytes(trainer->plan);
     out.high_water = hd_session_high_water(trainer->session);
     out.host = hd_plan_host_bytes(trainer->plan);
+    out.gradients = hd_plan_region_bytes(trainer->plan, HD_REGION_GRADIENTS);
     out.update_scratch = scratch_of_update(trainer);
     hdt_assert_ok(hd_trainer_weights_hash(trainer, &out.hash));
     hd_trainer_destroy(trainer);
@@ -176,6 +177,24 @@ START_TEST(activations_on_the_host_give_the_same_bits)
 }
 END_TEST
 
+START_TEST(gradients_on_the_host_give_the_same_bits)
+{
+    hd_trainer_options options = kinds[_i];
+    const trained device = train(options);
+    options.gradient_residency = HD_RESIDENCY_HOST;
+    const trained host = train(options);
+    assert_same(&host, &device);
+    ck_assert_int_gt(host.copies, 0);
+    ck_assert_uint_eq(host.gradients, 0);
+    ck_assert_uint_eq(host.host, device.gradients);
+    options.optimizer_residency = HD_RESIDENCY_HOST;
+    options.activations = HD_ACTIVATIONS_HOST;
+    const trained all = train(options);
+    assert_same(&all, &device);
+    ck_assert_uint_lt(all.planned, host.planned);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("host_state");
@@ -185,6 +204,7 @@ int main(void)
     tcase_add_loop_test(tests, only_three_chunks_of_the_state_are_on_the_device, 0, count);
     tcase_add_test(tests, auto_puts_the_state_on_the_host_only_if_the_budget_asks_for_it);
     tcase_add_loop_test(tests, activations_on_the_host_give_the_same_bits, 0, count);
+    tcase_add_loop_test(tests, gradients_on_the_host_give_the_same_bits, 0, count);
     suite_add_tcase(suite, tests);
     return hdt_main(suite);
 }

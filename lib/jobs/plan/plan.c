@@ -133,6 +133,8 @@ static void describe_places(const hd_trainer *trainer, hdi_text *text)
     if (o->activations != HD_ACTIVATIONS_KEEP)
         hdi_text_printf(text, "       train.activations=%s\n", names[o->activations]);
     if (hdi_trainer_on_host(trainer)) hdi_text_append(text, "       optimizer.residency=host\n");
+    if (hdi_trainer_gradients_on_host(trainer))
+        hdi_text_append(text, "       train.gradient_residency=host\n");
 }
 
 static void describe_stage(const planning *p, int stage, hdi_text *text)

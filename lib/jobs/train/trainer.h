@@ -98,7 +98,9 @@ hd_status hdi_trainer_build_chunk(hd_trainer *trainer, int shape, int chunk, hd_
 /* Whether this rank's stages read an input of that name when they train on a shape. */
 bool hdi_trainer_reads(const hd_trainer *trainer, int shape, const char *name);
 
-/* trainer_update.c: the norm and update programs, from the layout; the second by trainer_chunks.c. */
+/* trainer_update.c: what of the layout this rank works on; then the norm and update programs, the second
+ * by trainer_chunks.c. */
+hd_status hdi_trainer_cut_pieces(hd_trainer *trainer, const hdi_layout *layout);
 hd_status hdi_trainer_build_update(hd_trainer *trainer, const hdi_layout *layout);
 hd_status hdi_trainer_build_chunks(hd_trainer *trainer, const hdi_layout *layout);
 
@@ -110,6 +112,12 @@ static inline bool hdi_trainer_on_host(const hd_trainer *trainer)
 
 /* Which micro-batches are this rank's. Local. */
 hdi_deal hdi_trainer_deal(const hd_trainer *trainer);
+
+/* Are the sums of gradients? */
+static inline bool hdi_trainer_gradients_on_host(const hd_trainer *trainer)
+{
+    return trainer->options.gradient_residency == HD_RESIDENCY_HOST;
+}
 
 /* Pipeline rank of a virtual stage. */
 static inline int hdi_trainer_rank_of(const hd_trainer *trainer, int virtual_stage)

@@ -4,13 +4,14 @@
 #include "jobs/train/trainer.h"
 #include "ops/collective.h"
 #include "ops/host_copy.h"
+#include "parallel/gradients.h"
 
-/* What is updated beside a chunk's weights; invalid where there is none. */
+/* What a chunk's weights are updated from and with; invalid where there is none. */
 typedef struct chunk_state {
-    hd_tensor m, v, behind, average;
+    hd_tensor m, v, behind, average, gradient;
 } chunk_state;
 
-enum { MOST_STATES = 4 };
+enum { MOST_STATES = 5 };
 
 /* How many chunks are loaded ahead; as many, and one more, are on the device at a time. */
 enum { AHEAD = 2 };
@@ -43,9 +44,14 @@ static chunk_state kept_state(hd_trainer *trainer, const hdi_layout *layout,
         state.average = hdi_flat_tensor(
             program, "average", HDI_FLAT_OPTIMIZER, HD_DTYPE_F32,
             hdi_trainer_average_first(trainer, layout) + chunk->state_first, chunk->elements);
-    const hd_tensor all[MOST_STATES] = {state.m, state.v, state.behind, state.average};
-    for (int k = 0; k < MOST_STATES; k++)
-        if (all[k].id) hdi_tensor_of(program, all[k])->host = hdi_trainer_on_host(trainer);
+    const int64_t gradient = hdi_layout_stored_gradient(layout, chunk->bucket, chunk->first);
+    state.gradient = hdi_trainer_gradients_on_host(trainer)
+                         ? hdi_host_gradient(program, gradient, chunk->elements)
+                         : hdi_flat_tensor(program, "gradients", HDI_FLAT_GRADIENTS,
+                                           program->gradients, gradient, chunk->elements);
+    const hd_tensor kept[] = {state.m, state.v, state.behind, state.average};
+    for (int k = 0; k < 4; k++)
+        if (kept[k].id) hdi_tensor_of(program, kept[k])->host = hdi_trainer_on_host(trainer);
     return state;
 }
 
@@ -60,44 +66,58 @@ static hd_tensor room_for(const hd_trainer *trainer, hd_tensor kept)
     return hdi_tensor_add(trainer->update, info->name, info->dtype, HD_ROLE_ACTIVATION, 1, &most);
 }
 
-static int list_state(const chunk_state *state, hd_tensor out[MOST_STATES])
+static bool is_host(const hd_program *program, hd_tensor x)
 {
-    const hd_tensor all[MOST_STATES] = {state->m, state->v, state->behind, state->average};
-    int count = 0;
-    for (int k = 0; k < MOST_STATES; k++)
-        if (all[k].id) out[count++] = all[k];
-    return count;
+    const hdi_tensor *tensor = hdi_tensor_of(program, x);
+    return tensor && tensor->host;
 }
 
-/* Copy a chunk's state in; the device's copy comes out. */
-static chunk_state load(hd_trainer *trainer, const hdi_layout *layout,
-                        const hdi_update_chunk *chunk)
+/* Copy to the device what of a chunk is not there: *state is the chunk as the device has it. */
+static void load(hd_trainer *trainer, const chunk_state *kept, chunk_state *state)
 {
     hd_program *program = trainer->update;
-    const chunk_state kept = kept_state(trainer, layout, chunk);
-    const chunk_state state = {room_for(trainer, kept.m), room_for(trainer, kept.v),
-                               room_for(trainer, kept.behind), room_for(trainer, kept.average)};
+    const hd_tensor from[MOST_STATES] = {kept->m, kept->v, kept->behind, kept->average,
+                                         kept->gradient};
+    hd_tensor *const to[MOST_STATES] = {&state->m, &state->v, &state->behind, &state->average,
+                                        &state->gradient};
     hd_tensor in[MOST_STATES], out[MOST_STATES];
-    const int count = list_state(&kept, in);
-    list_state(&state, out);
+    int count = 0;
+    *state = *kept;
+    for (int k = 0; k < MOST_STATES; k++) {
+        if (!is_host(program, from[k])) continue;
+        *to[k] = room_for(trainer, from[k]);
+        in[count] = from[k];
+        out[count++] = *to[k];
+    }
     hdi_op_append(program, &hdi_op_load, NULL, count, in, count, out);
-    return state;
 }
 
-static void store(hd_trainer *trainer, const hdi_layout *layout, const hdi_update_chunk *chunk,
-                  const chunk_state *state)
+/* Copy back what was changed. */
+static void store(hd_trainer *trainer, const chunk_state *kept, const chunk_state *state)
 {
-    const chunk_state kept = kept_state(trainer, layout, chunk);
+    if (!hdi_trainer_on_host(trainer)) return;
+    const hd_tensor from[] = {state->m, state->v, state->behind, state->average};
+    const hd_tensor to[] = {kept->m, kept->v, kept->behind, kept->average};
     hd_tensor in[MOST_STATES], out[MOST_STATES];
-    const int count = list_state(state, in);
-    list_state(&kept, out);
+    int count = 0;
+    for (int k = 0; k < 4; k++) {
+        if (!to[k].id) continue;
+        in[count] = from[k];
+        out[count++] = to[k];
+    }
     hdi_op_append(trainer->update, &hdi_op_store, NULL, count, in, count, out);
 }
 
 static void hold(hd_trainer *trainer, const chunk_state *state)
 {
+    const hd_tensor all[MOST_STATES] = {state->m, state->v, state->behind, state->average,
+                                        state->gradient};
     hd_tensor in[MOST_STATES];
-    const int count = list_state(state, in);
+    int count = 0;
+    for (int k = 0; k < MOST_STATES; k++) {
+        const hdi_tensor *tensor = hdi_tensor_of(trainer->update, all[k]);
+        if (tensor && tensor->flat == HDI_FLAT_NONE) in[count++] = all[k];
+    }
     hdi_op_append(trainer->update, &hdi_op_hold, NULL, count, in, 0, NULL);
 }
 
@@ -113,17 +133,12 @@ static void move_average(hd_trainer *trainer, int64_t elements, hd_tensor weight
 }
 
 /* State has its place even where nothing is updated (frozen parameters), since checkpoints hold it. */
-static void update(hd_trainer *trainer, const hdi_layout *layout, const hdi_update_chunk *chunk,
-                   const chunk_state *state)
+static void update(hd_trainer *trainer, const hdi_update_chunk *chunk, const chunk_state *state)
 {
     hd_program *program = trainer->update;
     const hd_adamw_options *adamw = &trainer->options.adamw;
     const hd_dtype dtype = trainer->options.dtype;
-    hd_tensor in[] = {
-        hdi_flat_tensor(program, "gradients", HDI_FLAT_GRADIENTS, trainer->options.gradients,
-                        hdi_layout_stored_gradient(layout, chunk->bucket, chunk->first),
-                        chunk->elements),
-        trainer->scalars};
+    hd_tensor in[] = {state->gradient, trainer->scalars};
     hd_tensor out[] = {
         hdi_flat_tensor(program, "weights", HDI_FLAT_WEIGHTS, dtype, chunk->first, chunk->elements),
         state->m, state->v, state->behind};
@@ -165,7 +180,8 @@ static void load_ahead(hd_trainer *trainer, const hdi_layout *layout, passage *p
     while (p->loaded < trainer->chunk_count && p->loaded < now + AHEAD) {
         chunk_state *state = &p->states[p->loaded % (AHEAD + 1)];
         if (p->loaded > AHEAD) hold(trainer, state);
-        *state = load(trainer, layout, &trainer->update_chunks[p->loaded++]);
+        const chunk_state kept = kept_state(trainer, layout, &trainer->update_chunks[p->loaded++]);
+        load(trainer, &kept, state);
     }
 }
 
@@ -175,15 +191,15 @@ static void update_of_bucket(hd_trainer *trainer, const hdi_layout *layout, int 
     for (; *chunk < trainer->chunk_count && trainer->update_chunks[*chunk].bucket == bucket;
          ++*chunk) {
         const hdi_update_chunk *now = &trainer->update_chunks[*chunk];
-        if (!hdi_trainer_on_host(trainer)) {
-            const chunk_state state = kept_state(trainer, layout, now);
-            update(trainer, layout, now, &state);
+        const chunk_state kept = kept_state(trainer, layout, now);
+        if (!hdi_trainer_on_host(trainer) && !hdi_trainer_gradients_on_host(trainer)) {
+            update(trainer, now, &kept);
             continue;
         }
         load_ahead(trainer, layout, p, *chunk);
         const chunk_state *state = &p->states[*chunk % (AHEAD + 1)];
-        update(trainer, layout, now, state);
-        store(trainer, layout, now, state);
+        update(trainer, now, state);
+        store(trainer, &kept, state);
     }
 }
 

@@ -1,5 +1,6 @@
 /* The fp32 values behind 16-bit weights: their masters, or what weights and remainders make together.
- * Between steps gradients are dead, so values pass through their bytes, as many as fit at a time. */
+ * Between steps gradients are dead, so values pass through their bytes, as many as fit at a time; where
+ * they are on the host, through the room of the update's chunks. */
 #include "core/error.h"
 #include "jobs/train/trainer.h"
 
@@ -30,6 +31,11 @@ static int16_t *remainders(const hd_trainer *trainer, int64_t element)
 static float *passing(const hd_trainer *trainer, int64_t *fits)
 {
     const hd_plan *plan = trainer->plan;
+    if (hdi_trainer_gradients_on_host(trainer)) {
+        const hdi_unit *update = &plan->units[hdi_session_unit(trainer->session, trainer->update)];
+        *fits = (int64_t)(update->bytes[HD_REGION_TRANSIENT] / sizeof(float));
+        return (float *)(void *)(trainer->session->arena + update->base[HD_REGION_TRANSIENT]);
+    }
     *fits = (int64_t)(plan->gradient_level_bytes / sizeof(float));
     char *base = trainer->session->arena + plan->units[0].base[HD_REGION_GRADIENTS];
     return (float *)(void *)base;

@@ -5,6 +5,8 @@
 #include "core/memory.h"
 #include "jobs/train/trainer.h"
 #include "ops/collective.h"
+#include "ops/host_copy.h"
+#include "parallel/gradients.h"
 
 #include <string.h>
 
@@ -49,17 +51,19 @@ static hdi_piece cut_piece(const hd_trainer *trainer, const hdi_layout *layout,
     return (hdi_piece){.first = begin,
                        .elements = end - begin,
                        .state_first = bucket->state_first + begin - state_base,
+                       .bucket = entry->bucket,
                        .block = hdi_census_find(&trainer->census, entry->name)->first_block +
                                 (begin - entry->first) / HDI_BLOCK_ELEMENTS_LAYOUT,
                        .weight_decay = decays ? adamw->weight_decay : 0};
 }
 
-/* Optimizer state on the host is updated in chunks, on the device in whole buckets. */
+/* What is on the host is updated in chunks, what is not in whole buckets. */
 static hd_status cut_chunks(hd_trainer *trainer, const hdi_layout *layout, int index)
 {
     const int64_t state_first = layout->buckets[index].state_first;
     int64_t first, elements = updated_range(layout, index, &first), at = 0;
-    const int64_t most = hdi_trainer_on_host(trainer) ? trainer->options.chunk_elements : elements;
+    const bool passes = hdi_trainer_on_host(trainer) || hdi_trainer_gradients_on_host(trainer);
+    const int64_t most = passes ? trainer->options.chunk_elements : elements;
     for (; at < elements; at += most) {
         if (!HDI_GROW(trainer->update_chunks, trainer->chunk_count, trainer->chunk_capacity))
             return out_of_memory();
@@ -83,7 +87,7 @@ static hd_status cut_chunks(hd_trainer *trainer, const hdi_layout *layout, int i
     return HD_OK;
 }
 
-static hd_status cut_pieces(hd_trainer *trainer, const hdi_layout *layout)
+hd_status hdi_trainer_cut_pieces(hd_trainer *trainer, const hdi_layout *layout)
 {
     for (int i = 0; i < layout->entry_count; i++) {
         const hdi_entry *entry = &layout->entries[i];
@@ -105,8 +109,29 @@ static hd_tensor gradients(hd_program *program, int64_t first, int64_t elements)
                            elements);
 }
 
+/* A range of the gradients' sums on the device; of those on the host, a copy. */
+static hd_tensor take(const hd_trainer *trainer, int64_t first, int64_t elements)
+{
+    hd_program *program = trainer->norm;
+    if (!hdi_trainer_gradients_on_host(trainer)) return gradients(program, first, elements);
+    const hd_tensor host = hdi_host_gradient(program, first, elements);
+    if (!elements) return host;
+    const hd_tensor copy =
+        hdi_tensor_add(program, "gradients", program->gradients, HD_ROLE_ACTIVATION, 1, &elements);
+    hdi_op_append(program, &hdi_op_load, NULL, 1, &host, 1, &copy);
+    return copy;
+}
+
+/* What take() has given, and was changed, goes back to where it is kept. */
+static void give_back(const hd_trainer *trainer, int64_t first, int64_t elements, hd_tensor copy)
+{
+    if (!hdi_trainer_gradients_on_host(trainer) || !elements) return;
+    const hd_tensor host = hdi_host_gradient(trainer->norm, first, elements);
+    hdi_op_append(trainer->norm, &hdi_op_store, NULL, 1, &copy, 1, &host);
+}
+
 /* Several gradients of one parameter on this rank become one. */
-static void join_instances(hd_program *program, const hdi_layout *layout)
+static void join_instances(const hd_trainer *trainer, const hdi_layout *layout)
 {
     for (int i = 0; i < layout->instance_count; i++) {
         const hdi_instance *instance = &layout->instances[i];
@@ -116,9 +141,10 @@ static void join_instances(hd_program *program, const hdi_layout *layout)
         if (!count) continue;
         const int64_t into_first = hdi_layout_stored_gradient(layout, entry->bucket, first);
         const int64_t inside = into_first - layout->buckets[entry->bucket].gradient_first;
-        hd_tensor extra = gradients(program, instance->stored + inside, count);
-        hd_tensor into = gradients(program, into_first, count);
-        hdi_op_append(program, &hdi_op_gradient_join, NULL, 1, &extra, 1, &into);
+        hd_tensor extra = take(trainer, instance->stored + inside, count);
+        hd_tensor into = take(trainer, into_first, count);
+        hdi_op_append(trainer->norm, &hdi_op_gradient_join, NULL, 1, &extra, 1, &into);
+        give_back(trainer, into_first, count, into);
     }
 }
 
@@ -168,7 +194,7 @@ static void sum_tie(hd_trainer *trainer, const hdi_layout *layout, const hdi_tie
         first = hdi_layout_stored_gradient(layout, bucket, first);
     }
     int64_t received = elements * tie->members;
-    hd_tensor own = gradients(program, first, elements);
+    hd_tensor own = take(trainer, first, elements);
     hd_tensor all =
         hdi_tensor_add(program, "tied", program->gradients, HD_ROLE_ACTIVATION, 1, &received);
     hdi_op_append(program, &hdi_op_all_to_all,
@@ -182,6 +208,39 @@ static void sum_tie(hd_trainer *trainer, const hdi_layout *layout, const hdi_tie
     if (elements)
         hdi_op_append(program, &hdi_op_tree_sum, &(hdi_tree_sum_options){tie->members}, 1, &all, 1,
                       &own);
+    give_back(trainer, first, elements, own);
+}
+
+/* Of gradients on the host, those of tied buckets, which are complete only now; the others' squares were
+ * taken on their way. */
+static void take_late_squares(hd_trainer *trainer, const hdi_layout *layout)
+{
+    hd_program *program = trainer->norm;
+    const hd_tensor sums =
+        hd_state(program, HDI_SQUARES, HD_DTYPE_F64, 1, &(int64_t){trainer->census.blocks});
+    for (int i = 0; i < trainer->square_count; i++) {
+        const hdi_piece *piece = &trainer->square_pieces[i];
+        if (!layout->buckets[piece->bucket].tied) continue;
+        const hd_tensor taken = take(trainer, piece->first, piece->elements);
+        hdi_op_append(program, &hdi_op_squares,
+                      &(hdi_squares_options){
+                          .pieces = piece, .count = 1, .first = piece->first, .adds = true},
+                      1, &taken, 1, &sums);
+    }
+    hdi_op_append(program, &hdi_op_collect_squares, NULL, 1, &sums, 1, &trainer->squares);
+}
+
+static void take_squares(hd_trainer *trainer, const hdi_layout *layout)
+{
+    if (hdi_trainer_gradients_on_host(trainer)) {
+        take_late_squares(trainer, layout);
+        return;
+    }
+    const hd_tensor all = gradients(trainer->norm, 0, layout->gradient_elements);
+    hdi_op_append(
+        trainer->norm, &hdi_op_squares,
+        &(hdi_squares_options){.pieces = trainer->square_pieces, .count = trainer->square_count}, 1,
+        &all, 1, &trainer->squares);
 }
 
 static hd_status build_norm(hd_trainer *trainer, const hdi_layout *layout)
@@ -194,7 +253,7 @@ static hd_status build_norm(hd_trainer *trainer, const hdi_layout *layout)
                           &trainer->norm));
     hd_program *program = trainer->norm;
     const hdi_census *census = &trainer->census;
-    join_instances(program, layout);
+    join_instances(trainer, layout);
     for (int i = 0; i < census->count; i++) {
         bool several = false;
         for (int s = 1; s < census->parameters[i].stage_count; s++)
@@ -204,13 +263,9 @@ static hd_status build_norm(hd_trainer *trainer, const hdi_layout *layout)
     }
     for (int i = 0; i < trainer->tie_count; i++)
         sum_tie(trainer, layout, &trainer->ties[i]);
-    hd_tensor all = gradients(program, 0, layout->gradient_elements);
     trainer->squares = hdi_tensor_add(program, "squares", HD_DTYPE_F64, HD_ROLE_OUTPUT, 1,
                                       &(int64_t){census->blocks});
-    hdi_op_append(
-        program, &hdi_op_squares,
-        &(hdi_squares_options){.pieces = trainer->square_pieces, .count = trainer->square_count}, 1,
-        &all, 1, &trainer->squares);
+    take_squares(trainer, layout);
     if (hd_mesh_ranks(trainer->options.mesh) > 1)
         hdi_op_append(program, &hdi_op_all_reduce,
                       &(hdi_collective){HD_AXIS_NONE, census->blocks, "sums of squares"}, 0, NULL,
@@ -220,7 +275,6 @@ static hd_status build_norm(hd_trainer *trainer, const hdi_layout *layout)
 
 hd_status hdi_trainer_build_update(hd_trainer *trainer, const hdi_layout *layout)
 {
-    HD_RETURN_IF_ERROR(cut_pieces(trainer, layout));
     HD_RETURN_IF_ERROR(build_norm(trainer, layout));
     return hdi_trainer_build_chunks(trainer, layout);
 }
