@@ -92,6 +92,7 @@ static hd_status plan_ranks(planning *p)
 static hd_status simulate(const planning *p, int shape, hdi_schedule_timing *timing, double *ideal)
 {
     const hd_trainer *any = p->trainers[0];
+    const hd_rates rates = hdi_rates_filled(&any->options.rates);
     int stages = any->pipeline, chunks = any->chunks;
     hdi_schedule **tables = hdi_alloc_array((size_t)stages, sizeof(hdi_schedule *));
     double *costs = hdi_alloc_array(2 * (size_t)(stages * chunks), sizeof(double));
@@ -101,12 +102,9 @@ static hd_status simulate(const planning *p, int shape, hdi_schedule_timing *tim
         const hd_trainer *trainer = p->trainers[hd_mesh_peer(p->meshes[0], HD_AXIS_PIPELINE, s)];
         tables[s] = trainer->shapes[shape].schedule;
         for (int c = 0; c < chunks; c++) {
-            hd_cost cost;
             const hd_program *program = trainer->shapes[shape].train[c].program;
-            hdi_program_cost(program, HDI_PHASE_FORWARD, &cost);
-            costs[c * stages + s] = cost.flops;
-            hdi_program_cost(program, HDI_PHASE_BACKWARD, &cost);
-            backward[c * stages + s] = cost.flops;
+            costs[c * stages + s] = hdi_program_seconds(program, HDI_PHASE_FORWARD, &rates);
+            backward[c * stages + s] = hdi_program_seconds(program, HDI_PHASE_BACKWARD, &rates);
         }
     }
     if (status == HD_OK) status = hdi_schedule_check(tables, stages);
@@ -137,7 +135,35 @@ static void describe_places(const hd_trainer *trainer, hdi_text *text)
         hdi_text_append(text, "       train.gradient_residency=host\n");
 }
 
-static void describe_stage(const planning *p, int stage, hdi_text *text)
+/* What passes between the host and the device in a step of shape 0, and for how long computation waits. */
+static hd_status describe_copies(const hd_trainer *trainer, hdi_text *text)
+{
+    const hdi_trainer_shape *shape = &trainer->shapes[0];
+    hdi_copies all = {0}, one;
+    if (!trainer->plan->host_arena_bytes) return HD_OK;
+    for (int i = 0; i < trainer->chunks + 2; i++) {
+        const bool trains = i < trainer->chunks;
+        const hd_program *program = trains                 ? shape->train[i].program
+                                    : i == trainer->chunks ? trainer->norm
+                                                           : trainer->update;
+        const int runs = trains ? shape->is.accumulate : 1;
+        HD_RETURN_IF_ERROR(hdi_plan_copies(trainer->plan, program, &one));
+        all.in_bytes += one.in_bytes * (size_t)runs;
+        all.out_bytes += one.out_bytes * (size_t)runs;
+        all.compute_seconds += one.compute_seconds * runs;
+        all.exposed_seconds += one.exposed_seconds * runs;
+    }
+    const hd_rates rates = hdi_rates_filled(&trainer->options.rates);
+    hdi_text_printf(
+        text,
+        "       copies of a step: %zu bytes in, %zu out; %.3g s exposed beside %.3g s of "
+        "computation, by %.3g bytes/s each way and %.3g FLOP/s\n",
+        all.in_bytes, all.out_bytes, all.exposed_seconds, all.compute_seconds, rates.link,
+        rates.compute);
+    return HD_OK;
+}
+
+static hd_status describe_stage(const planning *p, int stage, hdi_text *text)
 {
     const hd_trainer *trainer = p->trainers[hd_mesh_peer(p->meshes[0], HD_AXIS_PIPELINE, stage)];
     const hd_plan *plan = trainer->plan;
@@ -156,6 +182,7 @@ static void describe_stage(const planning *p, int stage, hdi_text *text)
         if (plan->bytes[r])
             hdi_text_printf(text, "       %-18s %16zu bytes\n", hd_region_name((hd_region)r),
                             plan->bytes[r]);
+    return describe_copies(trainer, text);
 }
 
 /* "2 x 256 tokens", or "2 videos of 33 x 32 x 56 and 256 text tokens". */
@@ -191,6 +218,25 @@ static double micro_batch_flops(const planning *p, int shape)
     return flops;
 }
 
+/* Seconds of a step by run.rates: the schedule, then the norm and the update, whose collectives wait for
+ * each other. */
+static hd_status describe_seconds(const hd_trainer *trainer, int shape,
+                                  const hdi_schedule_timing *timing, hdi_text *text)
+{
+    double norm, update;
+    HD_RETURN_IF_ERROR(hd_plan_seconds(trainer->plan, trainer->norm, &norm));
+    HD_RETURN_IF_ERROR(hd_plan_seconds(trainer->plan, trainer->update, &update));
+    const hd_trainer_shape *is = &trainer->shapes[shape].is;
+    const double seconds = timing->makespan + norm + update;
+    hdi_text_printf(text, "predicted %.4g s a step, of which %.3g s for the update", seconds,
+                    norm + update);
+    if (is->video.frames < 1)
+        hdi_text_printf(text, "; %.4g tokens/s on each data rank",
+                        (double)(is->sequences * is->tokens * is->accumulate) / seconds);
+    hdi_text_append(text, "\n");
+    return HD_OK;
+}
+
 static hd_status describe_shape(const planning *p, int index, hdi_text *text)
 {
     const hd_trainer *any = p->trainers[0];
@@ -222,6 +268,7 @@ static hd_status describe_shape(const planning *p, int index, hdi_text *text)
     hdi_text_printf(text,
                     "bubble %.1f %% of the step; collectives of all ranks match, no deadlock\n",
                     100 * (1 - ideal / timing.makespan));
+    if (any->options.rates.compute > 0) return describe_seconds(any, index, &timing, text);
     return HD_OK;
 }
 
@@ -236,7 +283,7 @@ static hd_status describe(const planning *p, double seconds, hdi_text *text)
                         any->options.master == HD_MASTER_REMAINDER ? "remainder" : "F32");
     hdi_text_append(text, "stage\n");
     for (int s = 0; s < any->pipeline; s++)
-        describe_stage(p, s, text);
+        HD_RETURN_IF_ERROR(describe_stage(p, s, text));
     hdi_text_printf(text, "planned in %.3f s\n", seconds);
     return HD_OK;
 }
