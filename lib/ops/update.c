@@ -20,7 +20,8 @@ static hd_status run_squares(const hd_run *run)
         HD_RETURN_IF_ERROR(run->backend->zero(run->stream, out, run->op->out_info[0]->bytes));
     for (int i = 0; i < o->count; i++)
         HD_RETURN_IF_ERROR(run->backend->sum_of_squares(
-            run->stream, dtype, gradients + (size_t)(o->pieces[i].first - o->first) * hd_dtype_bytes(dtype),
+            run->stream, dtype,
+            gradients + (size_t)(o->pieces[i].first - o->first) * hd_dtype_bytes(dtype),
             o->pieces[i].elements, out + o->pieces[i].block));
     return HD_OK;
 }

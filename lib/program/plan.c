@@ -289,38 +289,6 @@ static size_t lay_out_group(hd_plan *plan, int group, size_t begin, size_t bytes
     return cursor + bytes[HD_REGION_TRANSIENT];
 }
 
-/* What programs of one group keep there lies side by side; groups share the bytes. */
-static void lay_out_host_saved(hd_plan *plan)
-{
-    size_t *most = &plan->bytes[HD_REGION_HOST_SAVED];
-    *most = 0;
-    for (int i = 0; i < plan->unit_count; i++) {
-        hdi_unit *unit = &plan->units[i];
-        size_t cursor = 0;
-        for (int j = 0; j < i; j++)
-            if (plan->units[j].options.group == unit->options.group)
-                cursor += plan->units[j].bytes[HD_REGION_HOST_SAVED];
-        unit->base[HD_REGION_HOST_SAVED] = cursor;
-        cursor += unit->bytes[HD_REGION_HOST_SAVED];
-        if (cursor > *most) *most = cursor;
-    }
-}
-
-static void lay_out_host(hd_plan *plan)
-{
-    size_t cursor = HDI_HOST_BASE;
-    lay_out_host_saved(plan);
-    for (int r = HD_REGION_HOST_OPTIMIZER; r < HD_ALL_REGIONS; r++) {
-        plan->bytes[r] = hdi_place_round(plan->bytes[r]);
-        for (int i = 0; i < plan->unit_count; i++)
-            plan->units[i].base[r] =
-                cursor + (r == HD_REGION_HOST_SAVED ? plan->units[i].base[r] : 0);
-        cursor += plan->bytes[r];
-    }
-    plan->host_arena_bytes = cursor - HDI_HOST_BASE;
-    plan->bytes[HD_REGION_HOST_WEIGHTS] = plan->residency.host_bytes;
-}
-
 static void lay_out_arena(hd_plan *plan)
 {
     const hd_region persistent[] = {HD_REGION_WEIGHTS, HD_REGION_STREAMED, HD_REGION_OPTIMIZER,
@@ -471,7 +439,7 @@ hd_status hd_plan_finish(hd_plan *plan)
                 plan->bytes[place->region] = end;
         }
     lay_out_arena(plan);
-    lay_out_host(plan);
+    hdi_plan_lay_out_host(plan);
     for (int i = 0; i < plan->unit_count; i++) {
         HD_RETURN_IF_ERROR(hdi_unit_waits(plan, i));
         HD_RETURN_IF_ERROR(hdi_unit_uses(plan, i));
@@ -495,11 +463,6 @@ size_t hd_plan_arena_bytes(const hd_plan *plan)
 size_t hd_plan_total_bytes(const hd_plan *plan)
 {
     return plan->arena_bytes + plan->bytes[HD_REGION_FOREIGN] + plan->bytes[HD_REGION_TRANSPORT];
-}
-
-size_t hd_plan_host_bytes(const hd_plan *plan)
-{
-    return plan->host_arena_bytes + plan->bytes[HD_REGION_HOST_WEIGHTS];
 }
 
 size_t hdi_plan_address(const hd_plan *plan, int index, hd_tensor tensor, int micro_batch,

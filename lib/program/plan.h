@@ -66,6 +66,9 @@ void hdi_plan_set_layout(hd_plan *plan, hdi_layout *layout);
 size_t hdi_plan_address(const hd_plan *plan, int unit, hd_tensor tensor, int micro_batch,
                         int level);
 
+/* Regions of the host's arena (host_arena.c), once all that lies there has a place. */
+void hdi_plan_lay_out_host(hd_plan *plan);
+
 /* Places of one unit's activations, inputs and outputs (lib/program/lifetime.c). */
 hd_status hdi_unit_place(hdi_unit *unit);
 

@@ -147,7 +147,8 @@ hd_status hd_session_run(hd_session *session, const hd_program *program,
     for (int i = 0; i < program->op_count; i++) {
         const hdi_op *op = program->ops[i];
         if (op->phase != phase || (op->last_only && !options->last) ||
-            (op->adds_only && !options->accumulate)) continue;
+            (op->adds_only && !options->accumulate))
+            continue;
         for (int w = unit->wait_begin[i]; w < unit->wait_begin[i + 1]; w++)
             HD_RETURN_IF_ERROR(wait_for(session, index, unit->waits[w]));
         HD_RETURN_IF_ERROR(hdi_streaming_before(session, &walk, i));

@@ -7,6 +7,11 @@
 #include "tests/support/hdt_late.h"
 #include "tests/support/hdt_train.h"
 
+#include <heddle/job.h>
+
+#include <stdio.h>
+#include <string.h>
+
 enum { LAYERS = 3, STEPS = 4, CHUNK = 1024 };
 
 typedef struct trained {
@@ -195,16 +200,132 @@ START_TEST(gradients_on_the_host_give_the_same_bits)
 }
 END_TEST
 
+/* What fits is taken in this order, and each step down is taken when the one before does not fit. */
+START_TEST(auto_takes_the_cheapest_that_fits)
+{
+    hd_model *model = hdt_tiny_model("llama", LAYERS);
+    hd_mesh *mesh = NULL;
+    hdt_assert_ok(hd_mesh_create_fake(0, 1, &(hd_mesh_options){0}, &mesh));
+    hd_trainer_options options = {.dtype = HD_DTYPE_BF16,
+                                  .activations = HD_ACTIVATIONS_AUTO,
+                                  .optimizer_residency = HD_RESIDENCY_AUTO,
+                                  .gradient_residency = HD_RESIDENCY_AUTO};
+    hd_trainer *trainer = make_trainer(model, mesh, NULL, options);
+    size_t before = 0;
+    int different = 0;
+    ck_assert_int_eq(trainer->options.activations, HD_ACTIVATIONS_KEEP);
+    ck_assert_uint_eq(hd_plan_host_bytes(trainer->plan), 0);
+    for (hd_status status = HD_OK; status == HD_OK; different++) {
+        before = hd_plan_total_bytes(trainer->plan);
+        options.budget = before - 1;
+        hd_trainer_options tried = trainer->options;
+        hd_trainer_destroy(trainer);
+        trainer = NULL;
+        tried.activations = options.activations;
+        tried.optimizer_residency = options.optimizer_residency;
+        tried.gradient_residency = options.gradient_residency;
+        tried.budget = options.budget;
+        status = hd_trainer_create(&tried, &trainer);
+        ck_assert(status == HD_OK || status == HD_ERROR_BUDGET);
+        if (status == HD_OK) ck_assert_uint_le(hd_plan_total_bytes(trainer->plan), options.budget);
+    }
+    ck_assert_int_ge(different, 3); /* all kept, and at least two ways of less */
+    ck_assert_ptr_null(trainer);
+    hd_mesh_destroy(mesh);
+    hd_model_destroy(model);
+}
+END_TEST
+
+START_TEST(what_cannot_be_on_the_host_is_refused)
+{
+    hd_model *model = hdt_tiny_model("llama", LAYERS);
+    hd_mesh *mesh = NULL;
+    hd_trainer *trainer = NULL;
+    hd_trainer_options options = {.build = hd_model_build,
+                                  .user = model,
+                                  .layers = LAYERS,
+                                  .sequences = 1,
+                                  .tokens = HDT_TOKENS,
+                                  .gradient_residency = HD_RESIDENCY_HOST};
+    hdt_assert_ok(hd_mesh_create_fake(0, 2, &(hd_mesh_options){.data = 2}, &mesh));
+    options.mesh = mesh;
+    hdt_assert_status(hd_trainer_create(&options, &trainer), HD_ERROR_UNSUPPORTED,
+                      "gradients on the host with 2 data and sequence ranks");
+    options.gradient_residency = HD_RESIDENCY_AUTO; /* never on the host here */
+    hdt_assert_ok(hd_trainer_create(&options, &trainer));
+    hd_trainer_destroy(trainer);
+    hd_mesh_destroy(mesh);
+    hdt_assert_ok(hd_mesh_create_fake(0, 1, &(hd_mesh_options){0}, &mesh));
+    options.mesh = mesh;
+    options.gradient_residency = HD_RESIDENCY_HOST;
+    options.exact = true;
+    hdt_assert_status(hd_trainer_create(&options, &trainer), HD_ERROR_UNSUPPORTED,
+                      "reduction exact");
+    options.exact = false;
+    options.chunk_elements = -1;
+    hdt_assert_status(hd_trainer_create(&options, &trainer), HD_ERROR_ARGUMENT, "chunks of -1");
+    hd_mesh_destroy(mesh);
+    hd_model_destroy(model);
+}
+END_TEST
+
+typedef struct page {
+    char text[8192];
+    size_t used;
+} page;
+
+static bool append(void *user, const char *text)
+{
+    page *out = user;
+    out->used += (size_t)snprintf(out->text + out->used, sizeof out->text - out->used, "%s", text);
+    return true;
+}
+
+/* As examples/llama-7b-on-24-gib.json has it. */
+START_TEST(seven_billion_parameters_train_within_24_gib)
+{
+    static const char *const settings[][2] = {
+        {"model.preset", "llama-7b"},      {"train.dtype", "bf16"},
+        {"train.tokens", "2048"},          {"train.micro_batch", "8"},
+        {"train.activations", "auto"},     {"train.gradient_residency", "auto"},
+        {"optimizer.residency", "auto"},   {"memory.budget", "24GiB"},
+        {"data.validation_fraction", "0"},
+    };
+    static const char *const wanted[] = {
+        "train.activations=recompute",
+        "optimizer.residency=host",
+        "train.gradient_residency=host",
+        "host: optimizer         67384156160 bytes",
+        "copies of a step: 94337818624 bytes in, ",
+    };
+    hd_config *config;
+    page out = {.used = 0};
+    hdt_assert_ok(hd_config_create(&config));
+    for (size_t i = 0; i < sizeof settings / sizeof settings[0]; i++)
+        hdt_assert_ok(hd_config_set(config, settings[i][0], settings[i][1]));
+    hdt_assert_ok(hd_plan_run(config, 1, NULL, false, append, &out));
+    for (size_t i = 0; i < sizeof wanted / sizeof wanted[0]; i++)
+        ck_assert_msg(strstr(out.text, wanted[i]), "no '%s' in:\n%s", wanted[i], out.text);
+    hdt_assert_ok(hd_config_set(config, "layout.recompute", "layer"));
+    hdt_assert_status(hd_plan_run(config, 1, NULL, false, append, &out), HD_ERROR_CONFIG,
+                      "layout.recompute: seen layer with train.activations auto");
+    hd_config_destroy(config);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("host_state");
-    TCase *tests = tcase_create("optimizer");
+    TCase *tests = tcase_create("host");
     const int count = (int)(sizeof kinds / sizeof kinds[0]);
     tcase_add_loop_test(tests, optimizer_state_on_the_host_gives_the_same_bits, 0, count);
     tcase_add_loop_test(tests, only_three_chunks_of_the_state_are_on_the_device, 0, count);
     tcase_add_test(tests, auto_puts_the_state_on_the_host_only_if_the_budget_asks_for_it);
     tcase_add_loop_test(tests, activations_on_the_host_give_the_same_bits, 0, count);
     tcase_add_loop_test(tests, gradients_on_the_host_give_the_same_bits, 0, count);
+    tcase_add_test(tests, auto_takes_the_cheapest_that_fits);
+    tcase_add_test(tests, what_cannot_be_on_the_host_is_refused);
+    tcase_add_test(tests, seven_billion_parameters_train_within_24_gib);
     suite_add_tcase(suite, tests);
     return hdt_main(suite);
 }
