@@ -102,7 +102,8 @@ typedef struct hdi_model_stage {
     const hdi_model_config *config;
     const hd_stage *stage;
     int64_t tokens, heads, kv_heads; /* this rank's, where sequences are split over ranks */
-    hd_tensor position, count;       /* when generating */
+    hd_tensor places; /* I32: positions of the rows that it attends, where they do not count up */
+    hd_tensor position, count; /* when generating */
 } hdi_model_stage;
 
 /* The residual stream between two blocks: its value is x + delta. The sum is left to the next norm,
@@ -128,10 +129,12 @@ bool hdi_model_stage_begin(hd_program *program, const hdi_model_config *config,
 hd_tensor hdi_model_tokens(hd_program *program, const hdi_model_stage *at);
 
 /* Queries, keys and values as attention has them: of whole sequences, at->heads and at->kv_heads; that
- * attention; and the tokens' positions I32, or none where they simply count up. */
+ * attention; and the positions I32 of own tokens and of the rows that attention has, or none where
+ * they simply count up. */
 hd_tensor hdi_model_heads(hd_program *program, const hdi_model_stage *at, hd_tensor qkv);
 hd_tensor hdi_model_attention(hd_program *program, const hdi_model_stage *at, hd_tensor qkv);
 hd_tensor hdi_model_positions(hd_program *program, const hdi_model_stage *at);
+hd_tensor hdi_model_places(hd_program *program, const hdi_model_stage *at);
 hd_tensor hdi_model_final_norm(hd_program *program, const hdi_model_stage *at,
                                hdi_model_stream from, const hd_norm_options *options);
 hd_tensor hdi_model_finish(hd_program *program, const hdi_model_stage *at, hd_tensor x,

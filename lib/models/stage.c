@@ -1,6 +1,6 @@
 /* What stands at the ends of a stage, whatever the family. */
 #include "models/model.h"
-#include "ops/sequence.h"
+#include "ops/ring.h"
 
 #include <inttypes.h>
 
@@ -10,6 +10,7 @@ bool hdi_model_stage_begin(hd_program *program, const hdi_model_config *config,
     *out = (hdi_model_stage){.config = config, .stage = stage};
     const bool generates = stage->purpose == HD_PURPOSE_GENERATE;
     const int64_t one = 1;
+    hdi_sequence_is_causal(program);
     out->tokens = hdi_sequence_own_tokens(program, stage->tokens);
     out->heads = hdi_sequence_own_heads(program, config->heads, config->kv_heads);
     out->kv_heads = hdi_sequence_own_heads(program, config->kv_heads, config->kv_heads);
@@ -63,15 +64,26 @@ hd_tensor hdi_model_tokens(hd_program *program, const hdi_model_stage *at)
     return own_ids(program, at, "tokens");
 }
 
+static hd_tensor all_positions(hd_program *program, const hdi_model_stage *at)
+{
+    const hd_stage *stage = at->stage;
+    return hd_positions(program, (hd_tensor){0}, stage->sequences * stage->tokens, stage->tokens,
+                        at->config->max_tokens);
+}
+
 hd_tensor hdi_model_positions(hd_program *program, const hdi_model_stage *at)
 {
     const hd_stage *stage = at->stage;
     if (at->tokens == stage->tokens) return (hd_tensor){0};
-    return hdi_sequence_own_rows(program,
-                                 hd_positions(program, (hd_tensor){0},
-                                              stage->sequences * stage->tokens, stage->tokens,
-                                              at->config->max_tokens),
-                                 stage->sequences, stage->tokens);
+    return hdi_sequence_own_rows(program, all_positions(program, at), stage->sequences,
+                                 stage->tokens);
+}
+
+hd_tensor hdi_model_places(hd_program *program, const hdi_model_stage *at)
+{
+    const hd_stage *stage = at->stage;
+    if (hd_mesh_ring(program->mesh) == 1) return (hd_tensor){0};
+    return hdi_ring_cut_rows(program, all_positions(program, at), stage->sequences, stage->tokens);
 }
 
 static hdi_sequence_shape sequence_shape(const hdi_model_stage *at)
@@ -104,7 +116,15 @@ hd_tensor hdi_model_attention(hd_program *program, const hdi_model_stage *at, hd
     if (at->stage->purpose == HD_PURPOSE_GENERATE)
         return hd_attention_cached(program, qkv, &options);
     const hdi_sequence_shape shape = sequence_shape(at);
-    return hdi_sequence_to_tokens(program, hd_attention(program, qkv, &options), &shape);
+    if (hd_mesh_ring(program->mesh) == 1)
+        return hdi_sequence_to_tokens(program, hd_attention(program, qkv, &options), &shape);
+    const hdi_ring_shape ring = {.sequences = at->stage->sequences,
+                                 .heads = at->heads,
+                                 .kv_heads = at->kv_heads,
+                                 .head_dim = at->config->head_dim,
+                                 .tokens = at->stage->tokens,
+                                 .causal = true};
+    return hdi_sequence_to_tokens(program, hdi_ring_attention(program, qkv, &ring), &shape);
 }
 
 hd_tensor hdi_model_norm(hd_program *program, hdi_model_stream from, const hd_norm_options *options,

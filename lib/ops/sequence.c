@@ -7,54 +7,42 @@
 #include <inttypes.h>
 #include <string.h>
 
-int64_t hdi_sequence_first(int64_t tokens, int ranks, int rank)
-{
-    return rank * tokens / ranks;
-}
-
-int64_t hdi_sequence_first_group(int64_t groups, int ranks, int rank)
-{
-    const int64_t more = groups % ranks;
-    return rank * (groups / ranks) + (rank < more ? rank : more);
-}
-
 static int ranks_of(const hd_program *program)
 {
     return hd_mesh_size(program->mesh, HD_AXIS_SEQUENCE);
 }
 
-int64_t hdi_sequence_own_tokens(const hd_program *program, int64_t tokens)
-{
-    const int ranks = ranks_of(program), rank = hd_mesh_index(program->mesh, HD_AXIS_SEQUENCE);
-    return hdi_sequence_first(tokens, ranks, rank + 1) - hdi_sequence_first(tokens, ranks, rank);
-}
-
-int64_t hdi_sequence_own_heads(const hd_program *program, int64_t heads, int64_t kv_heads)
-{
-    const int ranks = ranks_of(program), rank = hd_mesh_index(program->mesh, HD_AXIS_SEQUENCE);
-    return (hdi_sequence_first_group(kv_heads, ranks, rank + 1) -
-            hdi_sequence_first_group(kv_heads, ranks, rank)) *
-           (heads / kv_heads);
-}
-
 bool hdi_sequence_begin(hd_program *program, int64_t tokens, int64_t kv_heads, bool whole_loss)
 {
-    const int ranks = ranks_of(program);
+    const int ranks = ranks_of(program), ring = hd_mesh_ring(program->mesh);
+    const int64_t most = hdi_sequence_cut_of(program).zigzag ? tokens / 2 : tokens;
     program->splits_sequences = true;
     program->whole_loss = whole_loss;
-    if (ranks <= tokens && ranks <= kv_heads && ranks <= HDI_SEQUENCE_RANKS) return true;
+    if (ranks <= most && ranks / ring <= kv_heads && ranks <= HDI_SEQUENCE_RANKS) return true;
     hd_program_fail(program, HD_ERROR_UNSUPPORTED,
-                    "layout: sequence is %d, want at most %" PRId64 " (key and value heads, which "
-                    "ranks do not share), %" PRId64 " (tokens of a sequence) and %d; take more "
-                    "data or pipeline ranks",
-                    ranks, kv_heads, tokens, (int)HDI_SEQUENCE_RANKS);
+                    "layout: sequence is %d with rings of %d, want at most %" PRId64
+                    " (key and value heads, which ranks do not share) times the ring, %" PRId64
+                    " (tokens of a sequence%s) and %d; take a larger ring, or more data or "
+                    "pipeline ranks",
+                    ranks, ring, kv_heads, most, most < tokens ? ", two for each rank" : "",
+                    (int)HDI_SEQUENCE_RANKS);
     return false;
+}
+
+void hdi_sequence_is_causal(hd_program *program)
+{
+    program->causal_sequences = true;
+}
+
+hdi_sequence_cut hdi_sequence_options_cut(const hdi_sequence_options *o)
+{
+    return (hdi_sequence_cut){.ranks = o->ranks, .ring = o->ring, .zigzag = o->zigzag};
 }
 
 int64_t hdi_sequence_rows_of(const hdi_sequence_options *o, int rank)
 {
-    return o->sequences * (hdi_sequence_first(o->tokens, o->ranks, rank + 1) -
-                           hdi_sequence_first(o->tokens, o->ranks, rank));
+    const hdi_sequence_cut cut = hdi_sequence_options_cut(o);
+    return o->sequences * hdi_sequence_tokens_of(&cut, o->tokens, rank);
 }
 
 int64_t hdi_sequence_groups_of(const hdi_sequence_options *o, int rank)
@@ -99,7 +87,7 @@ static void sent_cost(const hd_op *op, hd_cost *out)
     out->bytes = (double)op->out_info[0]->bytes;
 }
 
-/* One run of elements for each rank. */
+/* One run of elements for each rank of the axis. */
 typedef struct chunks {
     int64_t count[HDI_SEQUENCE_RANKS], offset[HDI_SEQUENCE_RANKS];
 } chunks;
@@ -109,10 +97,12 @@ static void fill_chunks(const hdi_sequence_options *o, chunks *out,
                         int64_t each)
 {
     int64_t offset = 0;
+    memset(out, 0, sizeof *out);
     for (int r = 0; r < o->ranks; r++) {
-        out->count[r] = count(o, r, each);
-        out->offset[r] = offset;
-        offset += out->count[r];
+        const int at = o->base + r;
+        out->count[at] = count(o, r, each);
+        out->offset[at] = offset;
+        offset += out->count[at];
     }
 }
 
@@ -224,17 +214,14 @@ static hd_status share_shape(hd_program *program, const hd_op *op)
 static hd_status share_run(const hd_run *run)
 {
     const hdi_sequence_options *o = run->op->options;
-    const hd_tensor_info *x = run->op->in_info[0];
-    chunks all;
+    chunks same, all;
+    fill_chunks(o, &same, count_alike, run->op->in_info[0]->elements);
+    memset(same.offset, 0, sizeof same.offset);
     if (shares_rows(o))
-        fill_chunks(o, &all, count_rows, x->dims[1]);
+        fill_chunks(o, &all, count_rows, run->op->in_info[0]->dims[1]);
     else
         fill_chunks(o, &all, count_groups, o->sequences * hdi_sequence_group_columns(o));
-    char *own = (char *)run->out[0] + (size_t)all.offset[o->rank] * hd_dtype_bytes(x->dtype);
-    HD_RETURN_IF_ERROR(run->backend->copy(run->stream, own, run->in[0], x->bytes));
-    *run->posted_on = hd_mesh_device_comm(run->mesh, HD_AXIS_SEQUENCE);
-    return hd_comm_all_gather(*run->posted_on, run->out[0], all.count, all.offset, x->dtype,
-                              run->request);
+    return post_all_to_all(run, &same, &all);
 }
 
 static void share_backward(hd_backward *context, const hd_op *op)
@@ -267,11 +254,27 @@ static hdi_sequence_options start(const hd_program *program, int64_t sequences, 
 {
     hdi_sequence_options o;
     memset(&o, 0, sizeof o);
-    o.ranks = ranks_of(program);
+    const hdi_sequence_cut cut = hdi_sequence_cut_of(program);
+    o.ranks = cut.ranks;
     o.rank = hd_mesh_index(program->mesh, HD_AXIS_SEQUENCE);
+    o.ring = cut.ring;
+    o.zigzag = cut.zigzag;
     o.sequences = sequences;
     o.tokens = tokens;
     o.collective.axis = HD_AXIS_SEQUENCE;
+    return o;
+}
+
+/* Among the ranks that share a place, whose tokens are the sequence that they cut. */
+static hdi_sequence_options start_place(const hd_program *program, int64_t sequences,
+                                        int64_t tokens)
+{
+    hdi_sequence_options o = start(program, sequences, tokens);
+    o.ranks = hdi_sequence_sharing(program);
+    o.base = hdi_sequence_place(program) * o.ranks;
+    o.rank -= o.base;
+    o.ring = 1;
+    o.zigzag = false;
     return o;
 }
 
@@ -311,11 +314,20 @@ hd_tensor hdi_sequence_all_rows(hd_program *program, hd_tensor x, int64_t sequen
     return rearrange_rows(program, x, o, true);
 }
 
+/* What travels is counted over all ranks of the axis, places with more and fewer tokens alike. */
+static hdi_sequence_options start_exchange(const hd_program *program,
+                                           const hdi_sequence_shape *shape, int parts)
+{
+    hdi_sequence_options o = start_place(program, shape->sequences, shape->tokens);
+    deal_heads(&o, shape, parts);
+    o.tokens = hdi_sequence_place_tokens(program, shape->tokens);
+    return o;
+}
+
 hd_tensor hdi_sequence_to_heads(hd_program *program, hd_tensor qkv, const hdi_sequence_shape *shape)
 {
-    if (ranks_of(program) == 1) return qkv;
-    hdi_sequence_options o = start(program, shape->sequences, shape->tokens);
-    deal_heads(&o, shape, 3);
+    if (hdi_sequence_sharing(program) == 1) return qkv;
+    hdi_sequence_options o = start_exchange(program, shape, 3);
     qkv = hd_custom_op(program, &hdi_op_sequence_columns, &o, 1, &qkv);
     qkv = hd_custom_op(program, &hdi_op_sequence_exchange, &o, 1, &qkv);
     return rearrange_rows(program, qkv, o, true);
@@ -323,9 +335,8 @@ hd_tensor hdi_sequence_to_heads(hd_program *program, hd_tensor qkv, const hdi_se
 
 hd_tensor hdi_sequence_to_tokens(hd_program *program, hd_tensor x, const hdi_sequence_shape *shape)
 {
-    if (ranks_of(program) == 1) return x;
-    hdi_sequence_options o = start(program, shape->sequences, shape->tokens);
-    deal_heads(&o, shape, 1);
+    if (hdi_sequence_sharing(program) == 1) return x;
+    hdi_sequence_options o = start_exchange(program, shape, 1);
     x = rearrange_rows(program, x, o, false);
     o.back = true;
     x = hd_custom_op(program, &hdi_op_sequence_exchange, &o, 1, &x);
@@ -337,7 +348,7 @@ static hdi_sequence_options start_alike(hd_program *program, hd_tensor x,
                                         const hdi_sequence_shape *shape, int parts)
 {
     const hd_tensor_info *info = hd_tensor_get(program, x);
-    hdi_sequence_options o = start(program, info ? info->dims[0] : 1, 1);
+    hdi_sequence_options o = start_place(program, info ? info->dims[0] : 1, 1);
     deal_heads(&o, shape, parts);
     return o;
 }
@@ -345,14 +356,14 @@ static hdi_sequence_options start_alike(hd_program *program, hd_tensor x,
 hd_tensor hdi_sequence_take_heads(hd_program *program, hd_tensor qkv,
                                   const hdi_sequence_shape *shape)
 {
-    if (ranks_of(program) == 1) return qkv;
+    if (hdi_sequence_sharing(program) == 1) return qkv;
     const hdi_sequence_options o = start_alike(program, qkv, shape, 3);
     return hd_custom_op(program, &hdi_op_sequence_own_columns, &o, 1, &qkv);
 }
 
 hd_tensor hdi_sequence_all_heads(hd_program *program, hd_tensor x, const hdi_sequence_shape *shape)
 {
-    if (ranks_of(program) == 1) return x;
+    if (hdi_sequence_sharing(program) == 1) return x;
     hdi_sequence_options o = start_alike(program, x, shape, 1);
     x = hd_custom_op(program, &hdi_op_sequence_share, &o, 1, &x);
     o.back = true;

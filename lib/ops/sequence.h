@@ -1,8 +1,9 @@
 /* Tokens of each sequence split over the ranks of the mesh's sequence axis, by unequal counts and
- * without padding: rank r of S has tokens r * n / S up to (r + 1) * n / S of each. For attention
- * one exchange of all queries, keys and values gives each rank some of the heads of all tokens, and
- * one the results back (Ulysses, arXiv 2309.14509). Rows that all ranks have alike, such as text, go
- * without: each rank takes its heads of them, and what comes out is gathered. */
+ * without padding. The axis is cut into the places of a ring (ops/ring.h), and a place's tokens over
+ * the ranks that share it. For attention one exchange among those of all queries, keys and values
+ * gives each rank some of the heads of all tokens of its place, and one the results back (Ulysses,
+ * arXiv 2309.14509). Rows that all ranks have alike, such as text, go without: each rank takes its
+ * heads of its place's part of them, and what comes out is gathered. */
 #ifndef HDI_OPS_SEQUENCE_H
 #define HDI_OPS_SEQUENCE_H
 
@@ -10,7 +11,7 @@
 
 enum { HDI_SEQUENCE_RANKS = 128 }; /* at most */
 
-/* The first of `tokens` tokens that `rank` of `ranks` has; of `ranks` the end. */
+/* The first of `tokens` tokens that `rank` of `ranks` has, one run each; of `ranks` the end. */
 int64_t hdi_sequence_first(int64_t tokens, int ranks, int rank);
 
 /* This program's part of `tokens`, and of the heads; those of keys and values are dealt out, the first
@@ -18,8 +19,11 @@ int64_t hdi_sequence_first(int64_t tokens, int ranks, int rank);
 int64_t hdi_sequence_own_tokens(const hd_program *program, int64_t tokens);
 int64_t hdi_sequence_own_heads(const hd_program *program, int64_t heads, int64_t kv_heads);
 
+/* Tokens see only those before them: to be said first of all. A ring then cuts sequences in a zigzag. */
+void hdi_sequence_is_causal(hd_program *program);
+
 /* A model says that it splits its sequences, of so many tokens and heads at least: false where there
- * are more ranks than either, which is an error of the program. `whole_loss`: its loss is that of
+ * are more ranks than they allow, which is an error of the program. `whole_loss`: its loss is that of
  * all tokens on each rank, not of this rank's. */
 bool hdi_sequence_begin(hd_program *program, int64_t tokens, int64_t kv_heads, bool whole_loss);
 
@@ -38,15 +42,14 @@ typedef struct hdi_sequence_shape {
     int64_t heads, kv_heads, head_dim;
 } hdi_sequence_shape;
 
-/* qkv [sequences * own tokens, (heads + 2 * kv_heads) * head_dim] to all tokens' own heads, packed
- * alike; and of what attention makes of them [sequences * tokens, own heads * head_dim] the way
+/* qkv [sequences * own tokens, (heads + 2 * kv_heads) * head_dim] to own heads of the tokens of the
+ * place, packed alike; and of what attention makes of them [rows, own heads * head_dim] the way
  * back, to [sequences * own tokens, heads * head_dim]. Adjoint to themselves. Collective when run. */
 hd_tensor hdi_sequence_to_heads(hd_program *program, hd_tensor qkv,
                                 const hdi_sequence_shape *shape);
 hd_tensor hdi_sequence_to_tokens(hd_program *program, hd_tensor x, const hdi_sequence_shape *shape);
 
-/* The same for rows that all ranks have alike. Each rank's gradient of them is a part: their sum is the
- * gradient. The first is not Collective; its gradient has zeros for others' heads. */
+/* The same for rows that all ranks have alike. Each rank's gradient of them is a part: their sum is the gradient. The first is not Collective; its gradient has zeros for others' heads. */
 hd_tensor hdi_sequence_take_heads(hd_program *program, hd_tensor qkv,
                                   const hdi_sequence_shape *shape);
 hd_tensor hdi_sequence_all_heads(hd_program *program, hd_tensor x, const hdi_sequence_shape *shape);
