@@ -179,8 +179,8 @@ typedef struct hdi_attention_args {
 /* Attention of the same queries to further keys joins what is in `out` and `lse`: with m = max(lse,
  * x_lse), a = exp(lse - m) and b = exp(x_lse - m), out becomes (a * out + b * x) / (a + b) and lse m +
  * log(a + b), which no score can make overflow. x is of tokens first .. first + count - 1 of each
- * sequence; the others stay. Where neither has seen a key, and of tokens that are not valid, out is 0
- * and lse -infinity. */
+ * sequence; the others stay. Where neither has seen a key out is 0 and lse -infinity; of tokens that are not valid
+ * out is 0 and lse infinity, which leaves no probability in a gradient. */
 typedef struct hdi_merge_attention_args {
     hd_dtype dtype; /* of x */
     int64_t sequences, tokens, heads, head_dim, first, count;

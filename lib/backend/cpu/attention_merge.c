@@ -38,10 +38,14 @@ static void merge_token(void *context, int64_t index, int lane)
         float *lse = args->lse + (s * args->heads + h) * args->tokens + token;
         float *out = args->out + ((s * args->tokens + token) * args->heads + h) * args->head_dim;
         const int64_t x = (index * args->heads + h) * args->head_dim;
+        if (!valid) {
+            *lse = INFINITY;
+            memset(out, 0, (size_t)args->head_dim * sizeof *out);
+            continue;
+        }
         float old, new;
         if (args->begins) *lse = -INFINITY;
-        weigh(lse, valid ? args->x_lse[(s * args->heads + h) * args->count + t] : -INFINITY, &old,
-              &new);
+        weigh(lse, args->x_lse[(s * args->heads + h) * args->count + t], &old, &new);
         for (int64_t c = 0; c < args->head_dim; c++) {
             const float kept = old > 0.0f ? old * out[c] : 0.0f;
             out[c] = kept + (new > 0.0f ? new *element_of(args->dtype, args->x, x + c) : 0.0f);

@@ -18,7 +18,7 @@ template <typename T> __global__ void merge_head_per_warp(hdi_merge_attention_ar
     float *lse = a.lse + (sequence * a.heads + head) * a.tokens + token;
     float *out = a.out + ((sequence * a.tokens + token) * a.heads + head) * a.head_dim;
     const T *x = (const T *)a.x + index * a.head_dim;
-    const float before = a.begins ? -INFINITY : *lse;
+    const float before = a.begins || !valid ? -INFINITY : *lse;
     const float next = valid ? a.x_lse[(sequence * a.heads + head) * a.count + t] : -INFINITY;
     const float max = fmaxf(before, next);
     const bool any = max > -INFINITY;
@@ -31,7 +31,7 @@ template <typename T> __global__ void merge_head_per_warp(hdi_merge_attention_ar
         out[c] = sum;
     }
     __syncwarp(); /* every lane has read the old lse */
-    if (threadIdx.x == 0) *lse = any ? max + logf(kept + added) : -INFINITY;
+    if (threadIdx.x == 0) *lse = any ? max + logf(kept + added) : valid ? -INFINITY : INFINITY;
 }
 
 template <typename T> __global__ void add_block_part(hdi_add_blocks_args a, bool aligned)
