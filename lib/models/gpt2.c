@@ -86,7 +86,7 @@ static hdi_model_stream block(hd_program *p, const hdi_model_stage *at, int laye
                                        .std = config->init_std,
                                        .transposed = true,
                                        .split = HD_SPLIT_COLUMNS});
-    h = hdi_model_attention(p, at, hdi_model_heads(p, at, h));
+    h = hdi_model_attention(p, at, h, NULL);
     h = hd_linear(p, h,
                   &(hd_linear_options){.name = "attn.c_proj",
                                        .outputs = config->hidden,

@@ -37,8 +37,6 @@ hd_tensor hdi_mmdit_mlp(hdi_mmdit_build *b, hd_tensor x, const char *up, const c
     hdi_mmdit_layer first, second;
     hdi_mmdit_layer_of(b, up, b->config->hidden, b->config->inner, &first);
     hdi_mmdit_layer_of(b, down, b->config->inner, b->config->hidden, &second);
-    /* A single block's second layer has its bias with the attention's columns. */
-    second.options.bias = b->section != HDI_MMDIT_SINGLE;
     return hd_gelu_mlp(b->p, x, &first.options, &second.options);
 }
 
@@ -92,7 +90,10 @@ static void attend(hdi_mmdit_build *b, hdi_attention_slices *from, hd_tensor *ou
 {
     const hdi_mmdit_config *config = b->config;
     if (hdi_mmdit_is_split(b)) {
-        hdi_mmdit_sequence_attention(b, from->streams, from->stream, out);
+        hdi_mmdit_travel travel;
+        hdi_mmdit_sequence_begin(b, from->streams, from->stream, &travel);
+        hdi_mmdit_sequence_attend(b, &travel);
+        hdi_mmdit_sequence_end(b, &travel, out);
         return;
     }
     from->sequences = b->stage->sequences;
@@ -114,6 +115,34 @@ static void attend(hdi_mmdit_build *b, hdi_attention_slices *from, hd_tensor *ou
     const int64_t tokens[] = {from->stream[0].tokens, from->stream[1].tokens};
     out[0] = hd_attention(b->p, joint, &options);
     if (from->streams > 1) hd_split_rows(b->p, out[0], from->sequences, 2, tokens, out);
+}
+
+/* A single block's attention and MLP, of the same rows h. Its second layer has its bias with the
+ * attention's columns. Over ranks the MLP's halves are computed while heads change places. */
+static hd_tensor attention_and_mlp(hdi_mmdit_build *b, hdi_attention_slices *from, hd_tensor h,
+                                   hd_tensor *attended)
+{
+    const bool is_split = hdi_mmdit_is_split(b), in_halves = is_split && b->p->slices == 1;
+    hdi_mmdit_layer up, down;
+    hdi_mmdit_travel travel;
+    hdi_gelu_half half;
+    hd_tensor mlp = {0};
+    hdi_mmdit_layer_of(b, "linear1_mlp", b->config->hidden, b->config->inner, &up);
+    hdi_mmdit_layer_of(b, "linear2_mlp", b->config->inner, b->config->hidden, &down);
+    down.options.bias = false;
+    if (is_split)
+        hdi_mmdit_sequence_begin(b, 1, from->stream, &travel);
+    else
+        attend(b, from, attended);
+    if (in_halves)
+        half = hdi_gelu_up(b->p, h, &up.options);
+    else
+        mlp = hd_gelu_mlp(b->p, h, &up.options, &down.options);
+    if (!is_split) return mlp;
+    hdi_mmdit_sequence_attend(b, &travel);
+    if (in_halves) mlp = hdi_gelu_down(b->p, &half, &down.options);
+    hdi_mmdit_sequence_end(b, &travel, attended);
+    return mlp;
 }
 
 /* A stream's layers in a double block. */
@@ -185,10 +214,9 @@ void hdi_mmdit_single_block(hdi_mmdit_build *b, int block, hdi_mmdit_rows *joine
         from.stream[0].tokens = tokens;
         from.stream[0].rope = positions(b, b->config->text_first ? b->text : 0);
         hd_tensor attended;
-        attend(b, &from, &attended);
         hdi_mmdit_layer last;
         hdi_mmdit_layer_of(b, "linear2_attn", hidden, hidden, &last);
-        last.options.add = hdi_mmdit_mlp(b, h, "linear1_mlp", "linear2_mlp");
+        last.options.add = attention_and_mlp(b, &from, h, &attended);
         joined->delta = hd_linear(b->p, attended, &last.options);
         joined->gate = table_of(table, tokens, -1, -1, 2 * hidden);
         hand_on(b, joined);

@@ -101,8 +101,8 @@ const char *hdi_model_json_text(const json_t *value, char out[HDI_JSON_TEXT]);
 typedef struct hdi_model_stage {
     const hdi_model_config *config;
     const hd_stage *stage;
-    int64_t tokens, heads, kv_heads; /* this rank's, where sequences are split over ranks */
-    hd_tensor places; /* I32: positions of the rows that it attends, where they do not count up */
+    int64_t tokens;            /* this rank's, where sequences are split over ranks */
+    hd_tensor places;          /* I32, of the rows that it attends, where they do not count up */
     hd_tensor position, count; /* when generating */
 } hdi_model_stage;
 
@@ -128,11 +128,11 @@ bool hdi_model_stage_begin(hd_program *program, const hdi_model_config *config,
                            const hd_stage *stage, hd_tensor x, hdi_model_stage *out);
 hd_tensor hdi_model_tokens(hd_program *program, const hdi_model_stage *at);
 
-/* Queries, keys and values as attention has them: of whole sequences, at->heads and at->kv_heads; that
- * attention; and the positions I32 of own tokens and of the rows that attention has, or none where
- * they simply count up. */
-hd_tensor hdi_model_heads(hd_program *program, const hdi_model_stage *at, hd_tensor qkv);
-hd_tensor hdi_model_attention(hd_program *program, const hdi_model_stage *at, hd_tensor qkv);
+/* Attention of whole sequences, whose queries and keys turn as `rope` says, without its heads, or not
+ * at all; and the positions I32 of own tokens, and of the rows that are attended, or none where they
+ * simply count up. */
+hd_tensor hdi_model_attention(hd_program *program, const hdi_model_stage *at, hd_tensor qkv,
+                              const hd_rope_options *rope);
 hd_tensor hdi_model_positions(hd_program *program, const hdi_model_stage *at);
 hd_tensor hdi_model_places(hd_program *program, const hdi_model_stage *at);
 hd_tensor hdi_model_final_norm(hd_program *program, const hdi_model_stage *at,

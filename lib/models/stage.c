@@ -12,8 +12,6 @@ bool hdi_model_stage_begin(hd_program *program, const hdi_model_config *config,
     const int64_t one = 1;
     hdi_sequence_is_causal(program);
     out->tokens = hdi_sequence_own_tokens(program, stage->tokens);
-    out->heads = hdi_sequence_own_heads(program, config->heads, config->kv_heads);
-    out->kv_heads = hdi_sequence_own_heads(program, config->kv_heads, config->kv_heads);
     const int64_t rows = stage->sequences * out->tokens;
     const int64_t longest = generates ? stage->capacity : stage->tokens;
     const hd_tensor_info *info = hd_tensor_get(program, x);
@@ -86,45 +84,58 @@ hd_tensor hdi_model_places(hd_program *program, const hdi_model_stage *at)
     return hdi_ring_cut_rows(program, all_positions(program, at), stage->sequences, stage->tokens);
 }
 
-static hdi_sequence_shape sequence_shape(const hdi_model_stage *at)
+static hd_tensor attend(hd_program *program, const hdi_model_stage *at, hd_tensor qkv,
+                        const hd_rope_options *rope, int64_t heads, int64_t kv_heads)
 {
-    return (hdi_sequence_shape){.sequences = at->stage->sequences,
-                                .tokens = at->stage->tokens,
-                                .heads = at->config->heads,
-                                .kv_heads = at->config->kv_heads,
-                                .head_dim = at->config->head_dim};
-}
-
-hd_tensor hdi_model_heads(hd_program *program, const hdi_model_stage *at, hd_tensor qkv)
-{
-    const hdi_sequence_shape shape = sequence_shape(at);
-    return hdi_sequence_to_heads(program, qkv, &shape);
-}
-
-hd_tensor hdi_model_attention(hd_program *program, const hdi_model_stage *at, hd_tensor qkv)
-{
+    const hdi_model_config *config = at->config;
     const hd_attention_options options = {
-        .heads = at->heads,
-        .kv_heads = at->kv_heads,
-        .head_dim = at->config->head_dim,
+        .heads = heads,
+        .kv_heads = kv_heads,
+        .head_dim = config->head_dim,
         .tokens = at->stage->tokens,
         .causal = true,
         .capacity = at->stage->capacity,
         .position = at->position,
         .count = at->count,
     };
-    if (at->stage->purpose == HD_PURPOSE_GENERATE)
-        return hd_attention_cached(program, qkv, &options);
-    const hdi_sequence_shape shape = sequence_shape(at);
-    if (hd_mesh_ring(program->mesh) == 1)
-        return hdi_sequence_to_tokens(program, hd_attention(program, qkv, &options), &shape);
-    const hdi_ring_shape ring = {.sequences = at->stage->sequences,
-                                 .heads = at->heads,
-                                 .kv_heads = at->kv_heads,
-                                 .head_dim = at->config->head_dim,
-                                 .tokens = at->stage->tokens,
-                                 .causal = true};
-    return hdi_sequence_to_tokens(program, hdi_ring_attention(program, qkv, &ring), &shape);
+    if (rope) {
+        hd_rope_options turned = *rope;
+        turned.heads = heads + kv_heads;
+        qkv = hd_rope(program, qkv, &turned);
+    }
+    if (hd_mesh_ring(program->mesh) > 1)
+        return hdi_ring_attention(program, qkv,
+                                  &(hdi_ring_shape){.sequences = at->stage->sequences,
+                                                    .heads = heads,
+                                                    .kv_heads = kv_heads,
+                                                    .head_dim = config->head_dim,
+                                                    .tokens = at->stage->tokens,
+                                                    .causal = true});
+    return at->stage->purpose == HD_PURPOSE_GENERATE ? hd_attention_cached(program, qkv, &options)
+                                                     : hd_attention(program, qkv, &options);
+}
+
+hd_tensor hdi_model_attention(hd_program *program, const hdi_model_stage *at, hd_tensor qkv,
+                              const hd_rope_options *rope)
+{
+    const hdi_model_config *config = at->config;
+    hdi_sequence_heads travel = {.shape = {.sequences = at->stage->sequences,
+                                           .tokens = at->stage->tokens,
+                                           .heads = config->heads,
+                                           .kv_heads = config->kv_heads,
+                                           .head_dim = config->head_dim}};
+    travel.turns = hdi_sequence_turns(program, &travel.shape);
+    hd_tensor turn[HDI_SEQUENCE_TURNS];
+    hdi_sequence_to_heads(program, qkv, &travel, turn, NULL);
+    for (int t = 0; t < travel.turns; t++) {
+        const int64_t heads =
+            hdi_sequence_turn_heads(program, config->heads, config->kv_heads, travel.turns, t);
+        const int64_t kv_heads = heads / (config->heads / config->kv_heads);
+        turn[t] = hdi_sequence_arrive(program, turn[t], &travel, t);
+        turn[t] = attend(program, at, turn[t], rope, heads, kv_heads);
+        turn[t] = hdi_sequence_return(program, turn[t], &travel, t, false);
+    }
+    return hdi_sequence_to_tokens(program, &travel, turn, NULL);
 }
 
 hd_tensor hdi_model_norm(hd_program *program, hdi_model_stream from, const hd_norm_options *options,

@@ -6,12 +6,6 @@ int64_t hdi_sequence_first(int64_t tokens, int ranks, int rank)
     return rank * tokens / ranks;
 }
 
-int64_t hdi_sequence_first_group(int64_t groups, int ranks, int rank)
-{
-    const int64_t more = groups % ranks;
-    return rank * (groups / ranks) + (rank < more ? rank : more);
-}
-
 /* The tokens of a place of the ring: one run, or the two of a zigzag. */
 static void runs_of_place(const hdi_sequence_cut *cut, int64_t tokens, int place,
                           hdi_token_run out[HDI_SEQUENCE_RUNS])
@@ -85,13 +79,4 @@ int64_t hdi_sequence_place_tokens(const hd_program *program, int64_t tokens)
 {
     const hdi_sequence_cut cut = hdi_sequence_places(program);
     return hdi_sequence_tokens_of(&cut, tokens, hdi_sequence_place(program));
-}
-
-int64_t hdi_sequence_own_heads(const hd_program *program, int64_t heads, int64_t kv_heads)
-{
-    const int sharing = hdi_sequence_sharing(program);
-    const int rank = hd_mesh_index(program->mesh, HD_AXIS_SEQUENCE) % sharing;
-    return (hdi_sequence_first_group(kv_heads, sharing, rank + 1) -
-            hdi_sequence_first_group(kv_heads, sharing, rank)) *
-           (heads / kv_heads);
 }

@@ -189,29 +189,29 @@ static hd_status fill_ones(hd_session *session, hd_dtype dtype, char *place, int
     return HD_OK;
 }
 
-static hd_status fill_rotary(hd_session *session, hd_dtype dtype, char *place, int64_t elements)
+static hd_status fill_rotary(hd_session *session, hd_dtype dtype, char *place, int64_t begin,
+                             int64_t count, int64_t elements)
 {
-    for (int64_t i = 0; i < elements; i++, place += hd_dtype_bytes(dtype)) {
+    for (int64_t i = begin; i < begin + count; i++, place += hd_dtype_bytes(dtype)) {
         const float value = (float)pow(10000, -(double)i / (double)elements);
         HD_RETURN_IF_ERROR(write_values(session, dtype, place, 1, &value));
     }
     return HD_OK;
 }
 
-hd_status hdi_session_fill(hd_session *session, const hdi_entry *entry, uint64_t seed,
-                           hd_dtype dtype, char *place)
+hd_status hdi_session_fill(hd_session *session, const hdi_entry *entry, int64_t begin,
+                           int64_t count, uint64_t seed, hd_dtype dtype, char *place)
 {
     const hd_backend *backend = session->context->backend;
     hd_stream *stream = session->context->stream;
     switch (entry->options->init) {
-    case HD_INIT_ZEROS:
-        return backend->zero(stream, place, (size_t)entry->elements * hd_dtype_bytes(dtype));
-    case HD_INIT_ONES: return fill_ones(session, dtype, place, entry->elements);
-    case HD_INIT_ROTARY: return fill_rotary(session, dtype, place, entry->elements);
+    case HD_INIT_ZEROS: return backend->zero(stream, place, (size_t)count * hd_dtype_bytes(dtype));
+    case HD_INIT_ONES: return fill_ones(session, dtype, place, count);
+    case HD_INIT_ROTARY: return fill_rotary(session, dtype, place, begin, count, entry->elements);
     case HD_INIT_NORMAL: break;
     }
-    return backend->fill_normal(stream, dtype, place, entry->elements, seed,
-                                hdi_random_stream(entry->name), 0, (float)entry->options->std);
+    return backend->fill_normal(stream, dtype, place, count, seed, hdi_random_stream(entry->name),
+                                begin, (float)entry->options->std);
 }
 
 /* The entry that holds flat position `first`; -1 if none does. */
@@ -246,7 +246,7 @@ static hd_status fill_host(hd_session *session, const hdi_entry *entry, uint64_t
 {
     const hd_context *context = session->context;
     char *scratch = hdi_streaming_scratch(session);
-    HD_RETURN_IF_ERROR(hdi_session_fill(session, entry, seed, dtype, scratch));
+    HD_RETURN_IF_ERROR(hdi_session_fill(session, entry, 0, entry->elements, seed, dtype, scratch));
     HD_RETURN_IF_ERROR(context->backend->copy_out(context->stream, host, scratch,
                                                   (size_t)entry->elements * hd_dtype_bytes(dtype)));
     return context->backend->synchronize(context->stream);
@@ -262,7 +262,7 @@ hd_status hd_session_initialize(hd_session *session, uint64_t seed)
         HD_RETURN_IF_ERROR(hdi_streaming_forget(session, i));
         if (!hdi_streaming_is_mine(session, i)) continue;
         HD_RETURN_IF_ERROR(host ? fill_host(session, entry, seed, dtype, host)
-                                : hdi_session_fill(session, entry, seed, dtype,
+                                : hdi_session_fill(session, entry, 0, entry->elements, seed, dtype,
                                                    weights_at(session, dtype, entry->first)));
     }
     return session->context->backend->synchronize(session->context->stream);

@@ -28,6 +28,10 @@ size_t hdi_cuda_cudnn_workspace(const hdi_attention_args *args, bool gradient, i
 hd_status hdi_cuda_cudnn_attention(hd_stream *stream, const hdi_attention_args *args, bool gradient,
                                    bool *done);
 
+/* Cross attention to packed keys as cuDNN is given it: each sequence's keys copied to places of their
+ * own in the workspace, and counted. */
+hdi_attention_args hdi_cuda_padded_attention(const hdi_cross_attention_args *args);
+
 #ifdef __cplusplus
 }
 #endif

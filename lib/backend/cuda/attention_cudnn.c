@@ -71,8 +71,7 @@ bool hdi_cuda_cudnn_takes(const hdi_attention_args *args, bool gradient, int arc
            args->kv_tokens > 1 && args->head_dim % 8 == 0 && args->head_dim <= widest &&
            args->heads % args->kv_heads == 0 && args->q_stride % 8 == 0 &&
            args->k_stride % 8 == 0 && args->v_stride % 8 == 0 && args->out_stride % 8 == 0 &&
-           ((!args->causal && (!args->counts || args->kv_counts)) ||
-            args->tokens == args->kv_tokens);
+           (!args->causal || args->tokens == args->kv_tokens);
 }
 
 /* What one run does. */
@@ -209,6 +208,16 @@ static bool pointers_fit(const hdi_attention_args *args, bool gradient)
                           is_aligned(args->k_gradient) && is_aligned(args->v_gradient)));
 }
 
+static const int32_t *key_counts(const hdi_attention_args *args)
+{
+    return args->kv_counts ? args->kv_counts : args->counts;
+}
+
+static void *counts_from(const int32_t *counts, int64_t first)
+{
+    return counts ? (char *)(uintptr_t)(counts + first) : NULL;
+}
+
 /* The slice's sequences from `first` and heads from `head` on. */
 static hd_status run_slice(const hdi_cuda_attentions *own, const hdi_attention_args *args,
                            const attention_plan *plan, const workspace_parts *parts, int64_t first,
@@ -225,9 +234,6 @@ static hd_status run_slice(const hdi_cuda_attentions *own, const hdi_attention_a
     const int64_t v = (key * args->v_stride + column) * size;
     const int64_t out = (query * args->out_stride + column) * size;
     const int64_t row = (first * args->heads + head) * args->tokens;
-    const int32_t *const keys = args->kv_counts ? args->kv_counts : args->counts;
-    void *const counts = args->counts ? (void *)(uintptr_t)(args->counts + first) : NULL;
-    void *const kv_counts = keys ? (void *)(uintptr_t)(keys + first) : NULL;
     const bool gradient = plan->shape.gradient;
     void *const statistics = args->lse ? (void *)(args->lse + row) : (void *)workspace;
     void *const pointers[HDI_CUDNN_TENSORS] = {
@@ -246,8 +252,8 @@ static hd_status run_slice(const hdi_cuda_attentions *own, const hdi_attention_a
         [HDI_CUDNN_ONE] = gradient ? &one : NULL,
         [HDI_CUDNN_Q_SUM] = parts->q_sum > 0 ? workspace + parts->statistics : NULL,
         [HDI_CUDNN_CENTER] = gradient ? workspace : NULL,
-        [HDI_CUDNN_QUERY_COUNTS] = counts,
-        [HDI_CUDNN_KEY_COUNTS] = kv_counts,
+        [HDI_CUDNN_QUERY_COUNTS] = counts_from(args->counts, first),
+        [HDI_CUDNN_KEY_COUNTS] = counts_from(key_counts(args), first),
     };
     return hdi_cudnn_run(own->cudnn, own->handle, &plan->plan, pointers,
                          workspace + parts->statistics + parts->q_sum);
@@ -257,11 +263,11 @@ static hd_status run_slice(const hdi_cuda_attentions *own, const hdi_attention_a
 static hd_status zero_uncounted(hd_stream *stream, const hdi_attention_args *args, bool gradient)
 {
     const int64_t q = args->heads * args->head_dim, kv = args->kv_heads * args->head_dim;
+    hdi_attention_args keys = *args;
+    keys.tokens = args->kv_tokens;
+    keys.counts = key_counts(args);
     if (!gradient) return hdi_cuda_zero_uncounted(stream, args, args->out, args->out_stride, q);
     HD_RETURN_IF_ERROR(hdi_cuda_zero_uncounted(stream, args, args->q_gradient, args->q_stride, q));
-    hdi_attention_args keys = *args; /* as the rows that are counted */
-    keys.tokens = args->kv_tokens;
-    if (args->kv_counts) keys.counts = args->kv_counts;
     HD_RETURN_IF_ERROR(
         hdi_cuda_zero_uncounted(stream, &keys, args->k_gradient, args->k_stride, kv));
     return hdi_cuda_zero_uncounted(stream, &keys, args->v_gradient, args->v_stride, kv);
