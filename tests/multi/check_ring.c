@@ -81,10 +81,33 @@ START_TEST(rings_go_with_data_and_pipeline)
 }
 END_TEST
 
+START_TEST(what_a_ring_cannot_cut_is_refused_with_the_reason)
+{
+    static hdt_split_outcome out;
+    const int ranks = hd_comm_size(hdt_world);
+    const hd_mesh_options all = {.sequence = ranks, .ring = ranks};
+    const hd_trainer_options none = {0}, exact = {.exact = true};
+    hdt_split one = settings[0];
+    hdt_assert_status(hdt_split_train(hdt_world, &one, &all, exact, &out), HD_ERROR_UNSUPPORTED,
+                      "reduction exact with sequence");
+    one.tokens = 2 * ranks - 1; /* a zigzag has two pieces for each place */
+    hdt_assert_status(hdt_split_train(hdt_world, &one, &all, none, &out), HD_ERROR_UNSUPPORTED,
+                      "two for each rank");
+    one = settings[2];
+    one.text = ranks - 1;
+    hdt_assert_status(hdt_split_train(hdt_world, &one, &all, none, &out), HD_ERROR_UNSUPPORTED,
+                      "the text's tokens");
+    const hd_mesh_options odd = {.sequence = ranks, .ring = ranks + 1};
+    hdt_assert_status(hdt_split_train(hdt_world, &one, &odd, none, &out), HD_ERROR_CONFIG,
+                      "want a divisor of sequence");
+}
+END_TEST
+
 int main(int argc, char **argv)
 {
     TCase *tests = tcase_create("ring");
     tcase_add_loop_test(tests, loss_and_gradients_are_those_of_one_rank, 0, SETTINGS);
     tcase_add_loop_test(tests, rings_go_with_data_and_pipeline, 0, SETTINGS);
+    tcase_add_test(tests, what_a_ring_cannot_cut_is_refused_with_the_reason);
     return hdt_main_ranks(argc, argv, "ring", tests);
 }

@@ -182,11 +182,16 @@ START_TEST(videos_are_those_of_one_rank)
     hd_comm_destroy(self);
     hdt_assert_ok(status);
     memcpy(alone, it.seen, it.bytes);
-    const hd_mesh_options layouts[] = {{.sequence = 2, .pipeline = ranks / 2}, {.sequence = ranks}};
-    double error[] = {0, 0};
+    const hd_mesh_options layouts[] = {{.sequence = 2, .pipeline = ranks / 2},
+                                       {.sequence = ranks},
+                                       {.sequence = ranks, .ring = ranks},
+                                       {.sequence = ranks, .ring = 2}};
+    enum { LAYOUTS = sizeof layouts / sizeof *layouts };
+    double error[LAYOUTS] = {0};
     bool differs = false; /* where heads change places in two groups */
-    for (int l = 0; l < 2 && status == HD_OK; l++) {
-        if (layouts[l].sequence > 2 && models[_i] == HDT_HUNYUAN) continue;
+    for (int l = 0; l < LAYOUTS && status == HD_OK; l++) {
+        const int ring = layouts[l].ring ? layouts[l].ring : 1;
+        if (layouts[l].sequence / ring > 2 && models[_i] == HDT_HUNYUAN) continue;
         const bool hears = hd_comm_rank(hdt_world) == ranks - layouts[l].sequence;
         memset(it.seen, 0, it.bytes);
         status = sample(&it, hdt_world, &layouts[l], 1);
@@ -200,9 +205,9 @@ START_TEST(videos_are_those_of_one_rank)
     hdt_mmdit_close(&it.file);
     hdt_assert_ok(status);
     ck_assert(!differs);
-    for (int l = 0; l < 2; l++)
-        ck_assert_msg(error[l] <= bound, "sequence %d: latents are off by %g, want %g",
-                      layouts[l].sequence, error[l], bound);
+    for (int l = 0; l < LAYOUTS; l++)
+        ck_assert_msg(error[l] <= bound, "sequence %d, ring %d: latents are off by %g, want %g",
+                      layouts[l].sequence, layouts[l].ring, error[l], bound);
 }
 END_TEST
 
