@@ -203,6 +203,11 @@ const hdi_config_row hdi_job_schema[] = {
     ENUM("run.transport", "auto", transports, "between ranks", QUIET),
     ENUM("run.device_transport", "auto", device_transports,
          "between their GPUs; staged: through host memory, where NCCL cannot", QUIET),
+    STRING("run.rates", "auto",
+           "the device that seconds are predicted for, such as h100 or rtx-4090; auto: the GPU at "
+           "hand; "
+           "none",
+           QUIET),
     BOOL("run.share_gpu", "false", "ranks may have one GPU: slow, for tests (--share-gpu)", QUIET),
     INT("run.threads", "0", "0", "4096", "threads",
         "of the CPU backend; zero: OMP_NUM_THREADS, or 1", QUIET),
@@ -262,7 +267,8 @@ const hdi_config_row hdi_job_schema[] = {
     FLOAT("sample.image_guidance", "3", "0", "1000", NULL, "by given frames (Open-Sora 1.3, 2.0)",
           QUIET),
     BOOL("sample.oscillate", "true",
-         "guide in every other step only from the 11th on (open-sora-2; 1.3 with given frames)", QUIET),
+         "guide in every other step only from the 11th on (open-sora-2; 1.3 with given frames)",
+         QUIET),
     BOOL("sample.rounded_guidance", "true",
          "HunyuanVideo: guidance formed in bf16, as its authors do: 6 becomes 6.016", QUIET),
     ENUM("sample.dtype", "auto", sample_dtypes,
