@@ -155,6 +155,7 @@ static hd_status block_run(const hd_run *run)
 static const hd_op_kind ring_block = {
     .name = "ring_attention",
     .options_bytes = sizeof(hdi_ring_options),
+    .flags = HD_OP_ATTENDS,
     .shape = block_shape,
     .cost = block_cost,
     .workspace = block_workspace,

@@ -108,6 +108,7 @@ static hd_status block_run(const hd_run *run)
 static const hd_op_kind ring_block_gradient = {
     .name = "ring_attention_gradient",
     .options_bytes = sizeof(hdi_ring_options),
+    .flags = HD_OP_ATTENDS,
     .shape = block_shape,
     .cost = block_cost,
     .workspace = block_workspace,
