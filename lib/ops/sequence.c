@@ -233,7 +233,8 @@ const hd_op_kind hdi_op_sequence_scatter = {
     .run = scatter_run,
 };
 
-/* Every rank's own to all ranks, chunk by chunk: columns of rows that all have, or rows. */
+/* Every rank's own to all ranks, or those of its place, chunk by chunk: columns of rows that all have,
+ * or rows. */
 static bool shares_rows(const hdi_sequence_options *o)
 {
     return o->groups == 0;
@@ -254,14 +255,23 @@ static hd_status share_shape(hd_program *program, const hd_op *op)
 static hd_status share_run(const hd_run *run)
 {
     const hdi_sequence_options *o = run->op->options;
-    chunks same, all;
-    fill_chunks(o, &same, count_alike, run->op->in_info[0]->elements);
-    memset(same.offset, 0, sizeof same.offset);
+    const hd_tensor_info *x = run->op->in_info[0];
+    chunks all;
     if (shares_rows(o))
-        fill_chunks(o, &all, count_rows, run->op->in_info[0]->dims[1]);
+        fill_chunks(o, &all, count_rows, x->dims[1]);
     else
         fill_chunks(o, &all, count_groups, o->sequences * hdi_sequence_group_columns(o));
-    return post_all_to_all(run, &same, &all);
+    if (o->ranks < hd_mesh_size(run->mesh, HD_AXIS_SEQUENCE)) {
+        chunks same;
+        fill_chunks(o, &same, count_alike, x->elements);
+        memset(same.offset, 0, sizeof same.offset);
+        return post_all_to_all(run, &same, &all);
+    }
+    char *own = (char *)run->out[0] + (size_t)all.offset[o->rank] * hd_dtype_bytes(x->dtype);
+    HD_RETURN_IF_ERROR(run->backend->copy(run->stream, own, run->in[0], x->bytes));
+    *run->posted_on = hd_mesh_device_comm(run->mesh, HD_AXIS_SEQUENCE);
+    return hd_comm_all_gather(*run->posted_on, run->out[0], all.count, all.offset, x->dtype,
+                              run->request);
 }
 
 static void share_backward(hd_backward *context, const hd_op *op)
