@@ -27,6 +27,14 @@ static hd_status feed(void *user, const char *name, int64_t batch, void *out, si
     if (strcmp(name, "text_counts") == 0)
         for (int i = 0; i < HDT_SPLIT_SEQUENCES; i++)
             ids[i] = (int32_t)(one->text - i * (one->text / 2));
+    if (strcmp(name, "text_offsets") == 0)
+        for (int i = 0; i <= HDT_SPLIT_SEQUENCES; i++)
+            ids[i] = (int32_t)(i * one->text - (i == HDT_SPLIT_SEQUENCES));
+    const bool is_entry = strcmp(name, "frame_entries") == 0;
+    const bool is_place = strcmp(name, "text_places") == 0;
+    for (size_t i = 0; (is_entry || is_place) && i < bytes / sizeof *ids; i++)
+        ids[i] = is_place ? (int32_t)(i % (size_t)one->text)
+                          : (int32_t)(i / (size_t)one->frames + (i % 2) * HDT_SPLIT_SEQUENCES);
     for (size_t i = 0; is_ids && i < bytes / sizeof *ids; i++)
         ids[i] = i % 7 == 6 && *name == 't' && name[1] == 'a' ? -1 : (int32_t)(15 * values[i]) + 15;
     const bool is_positive = strcmp(name, "time") == 0 || strcmp(name, "loss_weight") == 0;
@@ -57,6 +65,7 @@ static hd_status read_gradients(hd_trainer *trainer, const hd_program *program,
     int64_t at = 0;
     for (int u = 0; u < program->use_count; u++) {
         const hdi_use *use = &program->uses[u];
+        if (!use->gradient.id) continue;
         out->sizes[u] = hd_tensor_get(program, use->tensor)->elements;
         ck_assert_int_le(at + out->sizes[u], HDT_SPLIT_VALUES);
         const hd_status status =
@@ -70,15 +79,16 @@ static hd_status read_gradients(hd_trainer *trainer, const hd_program *program,
 
 static hd_trainer_shape shape_of(const hdt_split *one, int accumulate)
 {
+    const int64_t least = one->frames ? 2 : 0;
     return (hd_trainer_shape){.accumulate = accumulate,
                               .sequences = HDT_SPLIT_SEQUENCES,
                               .tokens = one->tokens,
                               .video = {.frames = one->frames,
-                                        .height = one->frames ? 2 : 0,
-                                        .width = one->frames ? 2 : 0,
+                                        .height = one->height ? one->height : least,
+                                        .width = one->width ? one->width : least,
                                         .text = one->text,
                                         .text_counts = one->frames > 0,
-                                        .masked_frames = strcmp(one->name, "open sora") == 0}};
+                                        .masked_frames = one->masked}};
 }
 
 static hd_status run(const hdt_split *one, hd_trainer *trainer, hd_context *context,
@@ -132,7 +142,8 @@ hd_status hdt_split_train(hd_comm *comm, const hdt_split *one, const hd_mesh_opt
 void hdt_split_compare(const hdt_split *one, const char *what, const hdt_split_outcome *seen,
                        const hdt_split_outcome *alone)
 {
-    const int64_t rows = HDT_SPLIT_SEQUENCES * (one->tokens + one->frames + one->text);
+    const int64_t places = one->height ? one->height * one->width / 4 : 1;
+    const int64_t rows = HDT_SPLIT_SEQUENCES * (one->tokens + one->frames * places + one->text);
     const double bound = hdt_tolerance(HD_DTYPE_F32, rows * 8);
     ck_assert_msg(fabs(seen->loss - alone->loss) <= bound * alone->loss &&
                       fabs(seen->validation - alone->validation) <= bound * alone->loss,

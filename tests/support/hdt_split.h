@@ -12,7 +12,9 @@ typedef struct hdt_split {
     const char *name, *json;
     int64_t tokens; /* of a sequence; 0: a video of `frames` patches */
     int64_t frames, text;
-    int heads; /* of keys and values */
+    int heads;             /* of keys and values */
+    int64_t height, width; /* of the video; zero means 2 */
+    bool masked;
 } hdt_split;
 
 /* What one step is worth. */
