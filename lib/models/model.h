@@ -101,7 +101,8 @@ const char *hdi_model_json_text(const json_t *value, char out[HDI_JSON_TEXT]);
 typedef struct hdi_model_stage {
     const hdi_model_config *config;
     const hd_stage *stage;
-    int64_t tokens, heads, kv_heads; /* this rank's, where sequences are split over ranks */
+    int64_t tokens, heads, kv_heads; /* this rank's, where sequences or layers are split */
+    bool alike; /* of a tensor axis: all ranks have all rows */
     hd_tensor position, count;       /* when generating */
 } hdi_model_stage;
 
@@ -126,6 +127,14 @@ hdi_model_stream hdi_model_hand_on(hd_program *program, const hdi_model_stage *a
 bool hdi_model_stage_begin(hd_program *program, const hdi_model_config *config,
                            const hd_stage *stage, hd_tensor x, hdi_model_stage *out);
 hd_tensor hdi_model_tokens(hd_program *program, const hdi_model_stage *at);
+
+/* Rows of the tokens by their ids. */
+hd_tensor hdi_model_embedding(hd_program *program, const hdi_model_stage *at, const char *name);
+
+/* Around layers that are split: rows for one that is split by columns, and those of the result of one
+ * that is split by rows. */
+hd_tensor hdi_model_enter(hd_program *program, const hdi_model_stage *at, hd_tensor x);
+hd_tensor hdi_model_leave(hd_program *program, const hdi_model_stage *at, hd_tensor x);
 
 /* Queries, keys and values as attention has them: of whole sequences, at->heads and at->kv_heads; that
  * attention; and the tokens' positions I32, or none where they simply count up. */

@@ -4,6 +4,7 @@
 #include "backend/backend.h"
 #include "core/error.h"
 #include "ops/sequence.h"
+#include "ops/tensor_axis.h"
 
 /* These ops are appended by passes with outputs that exist, never through a shape rule. */
 static hd_status no_shape(hd_program *program, const hd_op *op)
@@ -108,6 +109,7 @@ const hdi_collective *hdi_op_collective(const hd_op *op)
 {
     bool ours = op->kind == &hdi_op_all_to_all || op->kind == &hdi_op_all_gather ||
                 op->kind == &hdi_op_all_reduce || op->kind == &hdi_op_sequence_exchange ||
-                op->kind == &hdi_op_sequence_share || op->kind == &hdi_op_sequence_scatter;
+                op->kind == &hdi_op_sequence_share || op->kind == &hdi_op_sequence_scatter ||
+                op->kind == &hdi_op_tensor_gather || op->kind == &hdi_op_tensor_exchange;
     return ours ? op->options : NULL;
 }

@@ -134,7 +134,8 @@ static int64_t count_alike(const hdi_sequence_options *o, int rank, int64_t each
 
 static hd_status post_all_to_all(const hd_run *run, const chunks *send, const chunks *recv)
 {
-    *run->posted_on = hd_mesh_device_comm(run->mesh, HD_AXIS_SEQUENCE);
+    const hdi_sequence_options *o = run->op->options;
+    *run->posted_on = hd_mesh_device_comm(run->mesh, o->collective.axis);
     return hd_comm_all_to_all(*run->posted_on, run->in[0], send->count, send->offset, run->out[0],
                               recv->count, recv->offset, run->op->in_info[0]->dtype, run->request);
 }
@@ -232,7 +233,7 @@ static hd_status share_run(const hd_run *run)
         fill_chunks(o, &all, count_groups, o->sequences * hdi_sequence_group_columns(o));
     char *own = (char *)run->out[0] + (size_t)all.offset[o->rank] * hd_dtype_bytes(x->dtype);
     HD_RETURN_IF_ERROR(run->backend->copy(run->stream, own, run->in[0], x->bytes));
-    *run->posted_on = hd_mesh_device_comm(run->mesh, HD_AXIS_SEQUENCE);
+    *run->posted_on = hd_mesh_device_comm(run->mesh, o->collective.axis);
     return hd_comm_all_gather(*run->posted_on, run->out[0], all.count, all.offset, x->dtype,
                               run->request);
 }

@@ -71,6 +71,7 @@ struct hd_program {
     bool training, exact, finished;
     bool splits_sequences; /* the model heeds the mesh's sequence axis */
     bool whole_loss;       /* of all tokens, on each rank of that axis, not of the rank's */
+    bool splits_layers;    /* the model heeds the mesh's tensor axis */
     int slices;            /* at least 1; 1 where a backward follows */
 
     hd_status status; /* of the first error */

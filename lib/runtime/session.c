@@ -210,8 +210,14 @@ hd_status hdi_session_fill(hd_session *session, const hdi_entry *entry, uint64_t
     case HD_INIT_ROTARY: return fill_rotary(session, dtype, place, entry->elements);
     case HD_INIT_NORMAL: break;
     }
-    return backend->fill_normal(stream, dtype, place, entry->elements, seed,
-                                hdi_random_stream(entry->name), 0, (float)entry->options->std);
+    for (int64_t at = 0; at < entry->elements;) {
+        int64_t first, run = hdi_shard_run(entry->options, at, &first);
+        HD_RETURN_IF_ERROR(backend->fill_normal(
+            stream, dtype, place + (size_t)at * hd_dtype_bytes(dtype), run, seed,
+            hdi_random_stream(entry->name), first, (float)entry->options->std));
+        at += run;
+    }
+    return HD_OK;
 }
 
 /* The entry that holds flat position `first`; -1 if none does. */

@@ -66,6 +66,7 @@ size_t hdi_cpu_cross_attention_gradient_workspace(const hdi_cross_attention_args
 hd_status hdi_cpu_attention_cached(hd_stream *stream, const hdi_attention_cached_args *args);
 size_t hdi_cpu_attention_cached_workspace(const hdi_attention_cached_args *args);
 hd_status hdi_cpu_cross_entropy(hd_stream *stream, const hdi_cross_entropy_args *args);
+hd_status hdi_cpu_cross_entropy_part(hd_stream *stream, const hdi_cross_entropy_args *args);
 hd_status hdi_cpu_loss_sum(hd_stream *stream, const float *loss, const int32_t *targets,
                            int64_t rows, double out[2]);
 hd_status hdi_cpu_add(hd_stream *stream, hd_dtype dtype, int64_t elements, const void *x,
@@ -107,6 +108,7 @@ hd_status hdi_cpu_any_cross_attention_gradient(hd_stream *stream,
                                                const hdi_cross_attention_args *args);
 hd_status hdi_cpu_any_attention_cached(hd_stream *stream, const hdi_attention_cached_args *args);
 hd_status hdi_cpu_any_cross_entropy(hd_stream *stream, const hdi_cross_entropy_args *args);
+hd_status hdi_cpu_any_cross_entropy_part(hd_stream *stream, const hdi_cross_entropy_args *args);
 hd_status hdi_cpu_any_add(hd_stream *stream, hd_dtype dtype, int64_t elements, const void *x,
                           const void *y, void *out);
 hd_status hdi_cpu_any_convert(hd_stream *stream, hd_dtype from, const void *x, hd_dtype to,

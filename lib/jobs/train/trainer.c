@@ -50,6 +50,11 @@ static hd_status take_shapes(hd_trainer *trainer)
                          "reduction exact with sequence %d: one token's share of a gradient is not "
                          "kept apart, and sums over a part of the tokens round otherwise",
                          hd_mesh_size(o->mesh, HD_AXIS_SEQUENCE));
+    if (o->exact && hd_mesh_size(o->mesh, HD_AXIS_TENSOR) > 1)
+        return hdi_error(HD_ERROR_UNSUPPORTED,
+                         "reduction exact with tensor %d: a layer's result is a sum over the ranks' "
+                         "parts, which rounds otherwise than the whole (docs/adr/0007)",
+                         hd_mesh_size(o->mesh, HD_AXIS_TENSOR));
     for (int s = 0; s < trainer->shape_count; s++) {
         hd_trainer_shape *shape = &trainer->shapes[s].is;
         *shape = given[s];
@@ -90,11 +95,6 @@ static hd_status check_options(hd_trainer *trainer, const hd_trainer_options *gi
     trainer->pipeline = hd_mesh_size(o->mesh, HD_AXIS_PIPELINE);
     trainer->stage = hd_mesh_index(o->mesh, HD_AXIS_PIPELINE);
     trainer->chunks = o->chunks;
-    if (hd_mesh_size(o->mesh, HD_AXIS_TENSOR) > 1)
-        return hdi_error(HD_ERROR_UNSUPPORTED,
-                         "layout: tensor is %d: training splits over data, pipeline and sequence "
-                         "only",
-                         hd_mesh_size(o->mesh, HD_AXIS_TENSOR));
     return HD_OK;
 }
 

@@ -96,8 +96,9 @@ static inline int hdi_trainer_rank_of(const hd_trainer *trainer, int virtual_sta
     return virtual_stage % trainer->pipeline;
 }
 
-/* The first pipeline rank that holds a parameter speaks for it: norms and checkpoints. */
-bool hdi_trainer_speaks_for(const hd_trainer *trainer, const char *name);
+/* The first pipeline rank that holds a parameter speaks for it, and of what all ranks of the tensor axis
+ * have the first: norms and checkpoints. */
+bool hdi_trainer_speaks_for(const hd_trainer *trainer, const hdi_entry *entry);
 
 /* trainer_master.c: fp32 values whatever the dtype of the weights. */
 

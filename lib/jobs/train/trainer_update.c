@@ -1,5 +1,5 @@
-/* The end of a step as two programs: `norm` completes gradients that several stages share and takes
- * the sums of squares; `update` applies AdamW and, with sharded state, gathers the weights. */
+/* The end of a step as two programs: `norm` completes gradients that several stages or ranks of the
+ * tensor axis share and takes the sums of squares; `update` applies AdamW and, with sharded state, gathers the weights. */
 #include "core/checked.h"
 #include "core/error.h"
 #include "core/memory.h"
@@ -13,10 +13,12 @@ static hd_status out_of_memory(void)
     return hdi_error(HD_ERROR_MEMORY, "trainer: out of host memory");
 }
 
-bool hdi_trainer_speaks_for(const hd_trainer *trainer, const char *name)
+bool hdi_trainer_speaks_for(const hd_trainer *trainer, const hdi_entry *entry)
 {
-    const hdi_global_parameter *parameter = hdi_census_find(&trainer->census, name);
-    return parameter && hdi_trainer_rank_of(trainer, parameter->stages[0]) == trainer->stage;
+    const hdi_global_parameter *parameter = hdi_census_find(&trainer->census, entry->name);
+    const bool first = hd_mesh_index(trainer->options.mesh, HD_AXIS_TENSOR) == 0;
+    return parameter && hdi_trainer_rank_of(trainer, parameter->stages[0]) == trainer->stage &&
+           (first || hdi_entry_is_part(entry));
 }
 
 /* This rank's elements of a bucket: its shard, or all of it where state is not sharded. */
@@ -60,7 +62,7 @@ static hd_status cut_pieces(hd_trainer *trainer, const hdi_layout *layout)
         const hdi_entry *entry = &layout->entries[i];
         if (entry->options->frozen) continue;
         int64_t first, count = hdi_layout_shard(layout, entry->bucket, layout->shard, &first);
-        if (hdi_trainer_speaks_for(trainer, entry->name))
+        if (hdi_trainer_speaks_for(trainer, entry))
             HD_RETURN_IF_ERROR(add_piece(&trainer->square_pieces, &trainer->square_count,
                                          &trainer->square_capacity,
                                          cut_piece(trainer, layout, entry, first, count)));
@@ -149,6 +151,21 @@ static void sum_tie(hd_trainer *trainer, const hdi_layout *layout, const hdi_tie
                       &own);
 }
 
+/* Gradients of what all ranks of the tensor axis have: each rank has made its part. */
+static void sum_alike(hd_trainer *trainer, const hdi_layout *layout)
+{
+    hd_program *program = trainer->norm;
+    if (hd_mesh_size(trainer->options.mesh, HD_AXIS_TENSOR) == 1) return;
+    for (int b = 0; b < layout->bucket_count; b++) {
+        int64_t first, elements = updated_range(layout, b, &first);
+        if (hdi_entry_is_part(&layout->entries[layout->buckets[b].first_entry]) || !elements)
+            continue;
+        hd_tensor own = gradients(program, first, elements);
+        hdi_op_append(program, &hdi_op_all_reduce,
+                      &(hdi_collective){HD_AXIS_TENSOR, elements, "gradients"}, 0, NULL, 1, &own);
+    }
+}
+
 static hd_status build_norm(hd_trainer *trainer, const hdi_layout *layout)
 {
     HD_RETURN_IF_ERROR(hd_program_create(&(hd_program_options){.name = "norm",
@@ -167,6 +184,7 @@ static hd_status build_norm(hd_trainer *trainer, const hdi_layout *layout)
     }
     for (int i = 0; i < trainer->tie_count; i++)
         sum_tie(trainer, layout, &trainer->ties[i]);
+    sum_alike(trainer, layout);
     hd_tensor all = gradients(program, 0, layout->gradient_elements);
     trainer->squares = hdi_tensor_add(program, "squares", HD_DTYPE_F64, HD_ROLE_OUTPUT, 1,
                                       &(int64_t){census->blocks});
