@@ -23,7 +23,7 @@ static hdi_checkpoint_piece own_piece(int64_t step)
     for (int i = 0; i < ELEMENTS; i++)
         data[i] = (float)(i + step);
     return (hdi_checkpoint_piece){
-        "w", HD_DTYPE_F32, ELEMENTS, begin, begin_of(rank + 1, ranks) - begin, data + begin};
+        "w", HD_DTYPE_F32, ELEMENTS, begin, begin_of(rank + 1, ranks) - begin, .data = data + begin};
 }
 
 static const char *folder_of(const char *test)

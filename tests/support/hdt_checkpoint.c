@@ -19,13 +19,13 @@ void hdt_checkpoint_fill(int64_t step)
 
 /* Both tensors in pieces, neither in order. */
 static const hdi_checkpoint_piece pieces[] = {
-    {"weights/a", HD_DTYPE_F32, HDT_ELEMENTS, 2000, 1000, hdt_weights + 2000},
-    {"flags", HD_DTYPE_U8, HDT_BYTES, 0, 699, hdt_flags},
-    {"weights/a", HD_DTYPE_F32, HDT_ELEMENTS, 0, 1, hdt_weights},
-    {"weights/a", HD_DTYPE_F32, HDT_ELEMENTS, 1, 1999, hdt_weights + 1},
-    {"weights/a", HD_DTYPE_F32, HDT_ELEMENTS, 5, 0, hdt_weights},
-    {"flags", HD_DTYPE_U8, HDT_BYTES, 699, 1, hdt_flags + 699},
-    {"empty", HD_DTYPE_F32, 0, 0, 0, hdt_weights},
+    {"weights/a", HD_DTYPE_F32, HDT_ELEMENTS, 2000, 1000, .data = hdt_weights + 2000},
+    {"flags", HD_DTYPE_U8, HDT_BYTES, 0, 699, .data = hdt_flags},
+    {"weights/a", HD_DTYPE_F32, HDT_ELEMENTS, 0, 1, .data = hdt_weights},
+    {"weights/a", HD_DTYPE_F32, HDT_ELEMENTS, 1, 1999, .data = hdt_weights + 1},
+    {"weights/a", HD_DTYPE_F32, HDT_ELEMENTS, 5, 0, .data = hdt_weights},
+    {"flags", HD_DTYPE_U8, HDT_BYTES, 699, 1, .data = hdt_flags + 699},
+    {"empty", HD_DTYPE_F32, 0, 0, 0, .data = hdt_weights},
 };
 enum { PIECES = sizeof pieces / sizeof pieces[0] };
 

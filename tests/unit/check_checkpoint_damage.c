@@ -165,7 +165,7 @@ START_TEST(damage_far_behind_the_header_is_found_when_it_is_read)
     ck_assert_ptr_nonnull(large);
     for (int i = 0; i < LARGE; i++)
         large[i] = (float)i;
-    const hdi_checkpoint_piece piece = {"large", HD_DTYPE_F32, LARGE, 0, LARGE, large};
+    const hdi_checkpoint_piece piece = {"large", HD_DTYPE_F32, LARGE, 0, LARGE, .data = large};
     const char *folder = hdt_checkpoint_folder();
     hdi_checkpoint_writer *writer;
     hdt_assert_ok(hdi_checkpoint_writer_create(NULL, folder, 2, &piece, 1, &writer));
