@@ -98,8 +98,8 @@ static void append(reducer *r, const hd_op_kind *kind, const void *options, int 
 
 static void append_fold(reducer *r, bucket_run *run)
 {
-    hd_tensor leaf = hdi_flat_tensor(r->program, "gradient.leaf", HDI_FLAT_GRADIENTS, HD_DTYPE_F32,
-                                     run->first, run->bucket->elements);
+    hd_tensor leaf = hdi_flat_tensor(r->program, "gradient.leaf", HDI_FLAT_GRADIENTS,
+                                     r->program->gradients, run->first, run->bucket->elements);
     hdi_tensor *tensor = hdi_tensor_of(r->program, leaf);
     if (tensor) tensor->level_zero = false;
     append(r, &hdi_op_gradient_fold, NULL, run->after, false, NULL, leaf);
@@ -110,9 +110,9 @@ static void append_exchange(reducer *r, bucket_run *run)
     const hdi_bucket *bucket = run->bucket;
     int64_t own = bucket->own_counts[0], received = own * r->layout->shards;
     hd_tensor whole = hdi_flat_tensor(r->program, "gradient.bucket", HDI_FLAT_GRADIENTS,
-                                      HD_DTYPE_F32, run->first, bucket->elements);
-    run->staging = hdi_tensor_add(r->program, "gradient.staging", HD_DTYPE_F32, HD_ROLE_ACTIVATION,
-                                  1, &received);
+                                      r->program->gradients, run->first, bucket->elements);
+    run->staging = hdi_tensor_add(r->program, "gradient.staging", r->program->gradients,
+                                  HD_ROLE_ACTIVATION, 1, &received);
     append(r, &hdi_op_all_to_all,
            &(hdi_all_to_all_options){.collective = {r->layout->axis, bucket->elements, "gradients"},
                                      .send_counts = bucket->counts,
@@ -130,13 +130,13 @@ static void append_sum(reducer *r, const bucket_run *run, int after)
     int64_t first = run->first + bucket->offsets[r->layout->shard];
     if (own) {
         hd_tensor shard = hdi_flat_tensor(r->program, "gradient.shard", HDI_FLAT_GRADIENTS,
-                                          HD_DTYPE_F32, first, own);
+                                          r->program->gradients, first, own);
         append(r, &hdi_op_tree_sum, &(hdi_tree_sum_options){r->layout->shards}, after, true,
                &run->staging, shard);
     }
     if (r->layout->state_sharded) return;
     hd_tensor whole = hdi_flat_tensor(r->program, "gradient.bucket", HDI_FLAT_GRADIENTS,
-                                      HD_DTYPE_F32, run->first, bucket->elements);
+                                      r->program->gradients, run->first, bucket->elements);
     append(r, &hdi_op_all_gather,
            &(hdi_all_gather_options){.collective = {r->layout->axis, bucket->elements, "gradients"},
                                      .counts = bucket->counts,

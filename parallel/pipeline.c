@@ -149,6 +149,21 @@ static hd_status hand_over(hdi_pipeline *pipeline, hd_session *session, const hd
         hd_tensor_get(source->program, from)->bytes);
 }
 
+/* Weights that pass through slots are fetched ahead for the row that computes next. */
+static void foretell(const hdi_pipeline *pipeline, const hdi_schedule_row *row,
+                     hd_session_run_options *options)
+{
+    const hdi_schedule *schedule = pipeline->schedule;
+    const hdi_schedule_row *end = schedule->rows + schedule->row_count;
+    do
+        row++;
+    while (row < end && row->op != HDI_FORWARD && row->op != HDI_BACKWARD);
+    options->no_next = row == end;
+    if (row == end) return;
+    options->next = pipeline->chunks[row->chunk].program;
+    options->next_phase = row->op == HDI_BACKWARD ? HD_PHASE_BACKWARD : HD_PHASE_FORWARD;
+}
+
 static hd_status compute(hdi_pipeline *pipeline, hd_session *session, const hdi_schedule_row *row,
                          hdi_trace *trace, int64_t step)
 {
@@ -163,6 +178,7 @@ static hd_status compute(hdi_pipeline *pipeline, hd_session *session, const hdi_
         .last = row->micro_batch == batches - 1,
         .level = pipeline->exact ? hdi_gradient_level(row->micro_batch) : 0,
         .folds = pipeline->exact ? hdi_gradient_folds(row->micro_batch, batches) : 0};
+    foretell(pipeline, row, &options);
     HD_RETURN_IF_ERROR(hd_session_run(session, pipeline->chunks[row->chunk].program, &options));
     hdi_trace_record(
         trace, &(hdi_trace_event){.name = backward ? "backward" : "forward",

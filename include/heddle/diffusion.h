@@ -60,6 +60,23 @@ HD_API hd_tensor hd_join_rows(hd_program *program, int64_t sequences, int parts,
 HD_API void hd_split_rows(hd_program *program, hd_tensor x, int64_t sequences, int parts,
                           const int64_t *tokens, hd_tensor *out);
 
+/* Videos cut into windows of window_height x window_width places over all frames; at the far sides
+ * what is left makes smaller ones. Rows of a video are in the order frame, y, x. */
+typedef struct hd_window_options {
+    int64_t sequences, frames, height, width;
+    int64_t window_height, window_width;
+} hd_window_options;
+
+/* Rows of x [sequences * frames * height * width, columns], window by window: a tensor for each size
+ * of windows, [windows * tokens, columns], of which there are 1 to 4. A window's tokens are in the
+ * order frame, y, x; their numbers go to `tokens`, which may be NULL. Returns how many tensors; 0: an error. And the
+ * way back. Adjoint to each other. */
+enum { HD_WINDOW_PARTS = 4 };
+HD_API int hd_split_windows(hd_program *program, hd_tensor x, const hd_window_options *options,
+                            hd_tensor out[HD_WINDOW_PARTS], int64_t tokens[HD_WINDOW_PARTS]);
+HD_API hd_tensor hd_join_windows(hd_program *program, const hd_tensor x[HD_WINDOW_PARTS],
+                                 const hd_window_options *options);
+
 /* Rotary positions on up to three axes. Token r of a sequence is at (r / stride[a]) % length[a] of axis
  * a, times scale[a] (zero means 1); dims[a] of a head's columns turn with it, axis by axis, dims summing up to head_dim. */
 typedef struct hd_rope_axes {
@@ -92,14 +109,16 @@ HD_API hd_tensor hd_joint_qkv(hd_program *program, int64_t sequences, int64_t he
 
 typedef struct hd_cross_attention_options {
     int64_t heads, head_dim;
-    int64_t tokens; /* queries of a sequence */
-    double scale;   /* zero means 1 / sqrt(head_dim) */
+    int64_t tokens;    /* queries of a sequence */
+    int64_t most_keys; /* of a sequence, by offsets; zero means any number */
+    double scale;      /* zero means 1 / sqrt(head_dim) */
 } hd_cross_attention_options;
 
 /* Attention of q [sequences * tokens, heads * head_dim] to kv [kv_rows, 2 * heads * head_dim]
  * (keys, then values): sequence s reads rows offsets[s] .. offsets[s + 1] - 1 of kv, offsets I32
  * [sequences + 1] on the device, rising; invalid: kv_rows / sequences rows each. A sequence
- * without rows gives zeros; kv rows of no sequence get zero gradient. Shape of q. */
+ * without rows gives zeros; kv rows of no sequence get zero gradient. GPUs set memory aside for
+ * most_keys rows of each sequence, so a small bound saves some. Shape of q. */
 HD_API hd_tensor hd_cross_attention(hd_program *program, hd_tensor q, hd_tensor kv,
                                     hd_tensor offsets, const hd_cross_attention_options *options);
 

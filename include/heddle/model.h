@@ -3,8 +3,8 @@
  * Families: "gpt2" (learned positions, layer norm, GELU, tied or untied head), "llama" (rotary
  * positions, RMS norm, SwiGLU, grouped-query attention); of video diffusion transformers
  * "hunyuan_video" (arXiv 2412.03603) and "open_sora_2" (arXiv 2503.09642), both of double-stream
- * and single-stream blocks, and "stdit3" (Open-Sora 1.2, arXiv 2412.20404), of spatial and temporal
- * blocks in turn. Parameter names are those of the published files. A model is a
+ * and single-stream blocks, and "stdit3" (Open-Sora 1.2 and 1.3, arXiv 2412.20404), of spatial and
+ * temporal blocks in turn. Parameter names are those of the published files. A model is a
  * description: it holds no weights. All calls are Local. */
 #ifndef HEDDLE_MODEL_H
 #define HEDDLE_MODEL_H
@@ -61,11 +61,14 @@ typedef struct hd_video_model {
     int64_t text_tokens;    /* most tokens of a text */
     int64_t pooled_columns; /* of the pooled text embedding; 0: none */
     int64_t condition_channels; /* given frames beside the latents; 0: none */
-    bool guidance;              /* embedded guidance: one pass a step without a negative text */
-    bool fps;                   /* reads frames per second */
-    bool frame_times;           /* given frames are marked by time 0 (input "frame_entries") */
-    bool text_packed;           /* text by offsets ("text_offsets"), not by counts */
-    bool towards_data;          /* its velocity is data minus noise, else noise minus data */
+    int64_t condition_masks; /* the first of these, each 1 where a frame is given; then latents */
+    bool given_by_mask; /* given frames are noise in the latents, as all others: masks alone tell of
+                           them, and stay where guidance leaves out what is in them */
+    bool guidance;      /* embedded guidance: one pass a step without a negative text */
+    bool fps;           /* reads frames per second */
+    bool frame_times;   /* given frames are marked by time 0 (input "frame_entries") */
+    bool text_packed;   /* text by offsets ("text_offsets"), not by counts */
+    bool towards_data;  /* its velocity is data minus noise, else noise minus data */
 
     /* The tensor [text_tokens, text_columns] of weights files that stands for no text in classifier-
      * free guidance and text dropout: as many of its rows as the text has. NULL: an empty text. */

@@ -9,7 +9,7 @@
 extern "C" {
 #endif
 
-enum { HD_OP_INPUTS = 13, HD_OP_OUTPUTS = 4 };
+enum { HD_OP_INPUTS = 13, HD_OP_OUTPUTS = 8 };
 
 typedef struct hd_op_kind hd_op_kind;
 typedef struct hd_backward hd_backward;
@@ -51,7 +51,9 @@ typedef struct hd_run {
 enum {
     HD_OP_WEIGHT_GRADIENT = 1, /* writes a HD_ROLE_GRADIENT output, honours run->accumulate */
     HD_OP_COMMUNICATES = 2,    /* posts on a communicator; completes when the request does */
-    HD_OP_UPDATES = 4          /* out[0] is in[0], updated in place (state, weights) */
+    HD_OP_UPDATES = 4,         /* out[0] is in[0], updated in place (state, weights) */
+    HD_OP_ROUNDS = 8 /* a weight gradient that writes and adds to any dtype of gradients; of
+                                  others fp32 is asked, and heddle rounds */
 };
 
 struct hd_op_kind {

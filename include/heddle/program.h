@@ -29,7 +29,7 @@ typedef enum hd_role {
     HD_ROLE_ACTIVATION, /* made by an op; lives until its last use */
     HD_ROLE_INPUT,      /* filled by the caller before each run: data, step values */
     HD_ROLE_PARAMETER,  /* weights; one storage a rank for each global name */
-    HD_ROLE_GRADIENT,   /* accumulates a parameter's gradient over micro-batches, fp32 */
+    HD_ROLE_GRADIENT,   /* accumulates a parameter's gradient over micro-batches */
     HD_ROLE_STATE,      /* persists over runs: optimizer state, KV cache */
     HD_ROLE_OUTPUT,     /* read by the caller after a run: losses, samples */
     HD_ROLE_BOUNDARY    /* travels between pipeline stages */
@@ -51,10 +51,14 @@ typedef struct hd_program_options {
     hd_dtype dtype;      /* of activations; zero means F32 */
     const hd_mesh *mesh; /* borrowed, must outlive the program; NULL: one rank */
     bool training;       /* a backward will be made: ops keep what it needs */
+    hd_dtype gradients;  /* of parameters: F32 (zero means it) or BF16: half the bytes, sums of
+                            micro-batches are rounded to it */
     bool exact;          /* reduction "exact": each use of a parameter has a gradient of its own */
     const hd_backend *backend; /* whose workspaces the plan counts; borrowed; NULL: the CPU's */
     int slices; /* over 1, of forwards alone: layers that can make what is large within them in about
                    so many parts, for less memory */
+    int sequence_groups; /* heads change places on the mesh's sequence axis in so many groups, at most
+                            4, one under way while another is computed; zero: by their bytes */
 } hd_program_options;
 
 HD_API hd_status hd_program_create(const hd_program_options *options, hd_program **out);
@@ -130,12 +134,13 @@ typedef struct hd_parameter_options {
     bool transposed; /* in files, when there are no parts */
     int parts;       /* 0: stored as one tensor called `name` */
     hd_parameter_part part[HD_MAX_PARTS];
-    bool frozen; /* keeps its values in training; no op may read it there */
+    bool frozen; /* keeps its values in training: it has no gradient */
     hd_shard shard;
 } hd_parameter_options;
 
-/* Declare a use of a parameter, a tensor of this rank's rows and columns. The same global name may be used several times, in one program or
- * on several pipeline stages: heddle sums the gradients of all uses. */
+/* Declare a use of a parameter: a tensor of this rank's rows and columns. The same global name may be
+ * used several times, in one program or on several pipeline stages: heddle sums the gradients of all
+ * uses. */
 HD_API hd_tensor hd_parameter(hd_program *program, const hd_parameter_options *options);
 
 /* Facts about a tensor; NULL for an invalid handle. */
@@ -155,7 +160,7 @@ HD_API hd_tensor hd_program_fail(hd_program *program, hd_status status, const ch
 HD_API void hd_program_backward(hd_program *program, hd_tensor loss, hd_tensor seed);
 HD_API void hd_input_needs_gradient(hd_program *program, hd_tensor input);
 
-/* The gradient of a parameter (fp32, accumulated) or of a marked input; invalid before backward. */
+/* The gradient of a parameter (accumulated) or of a marked input; invalid before backward. */
 HD_API hd_tensor hd_gradient(const hd_program *program, hd_tensor tensor);
 
 /* Write the program as text: ops, shapes, scopes, phases, streams, costs. */

@@ -36,6 +36,7 @@ typedef struct hd_sampler_options {
     int host_blocks;        /* as hd_plan_options has it */
     int slices; /* as hd_program_options has it, of denoising; zero: 1, or with a budget that this
                    does not fit, even with all blocks on the host, 2, 4, 8 or 16 */
+    int sequence_groups; /* as hd_program_options has it */
 } hd_sampler_options;
 
 /* Build and plan; allocates host memory only. HD_ERROR_BUDGET names the phase that does not fit and
@@ -89,9 +90,9 @@ typedef struct hd_sampler_video {
     int64_t step;             /* steps done already */
     const float *latents;     /* [channels, frames, height, width] after them; NULL: noise */
     const float *condition;   /* [condition channels, frames, height, width]; NULL: zeros. The third
-                               branch sees zeros always. */
+                               branch sees zeros always, but for masks if given_by_mask. */
     const float *given;       /* latents of given frames, by models with frame_times; NULL: none */
-    const bool *given_frames; /* [frames] which ones are given; with `given` */
+    const bool *given_frames; /* [frames] which ones are given; NULL: none */
 } hd_sampler_video;
 
 /* Called on the first and the last stage of each data line, by the first rank of those that share its

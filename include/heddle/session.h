@@ -76,8 +76,10 @@ typedef struct hd_session_run_options {
     bool last;              /* backward: the step's last micro-batch; gradients travel now */
     int level;              /* backward: gradient level that the micro-batch writes */
     int folds;              /* backward: how often it is then joined with the level below */
-    const hd_program *next; /* what runs next, whose first weights from the host are copied in
-                               already; NULL: the same program again */
+    const hd_program *next; /* what runs next, whose first weights that pass through slots are
+                               fetched already; NULL: the same program again */
+    hd_phase next_phase;    /* of `next` */
+    bool no_next;           /* the weights may change before anything runs: fetch nothing ahead */
 } hd_session_run_options;
 
 /* Queue the ops of a phase. Communication may still be under way on return: hd_session_drain.

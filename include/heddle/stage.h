@@ -53,7 +53,9 @@ typedef struct hd_stage {
  *   "time" [sequences] (condition: [steps]), noise level 1 to 0
  *   "text" [sequences * text, text columns], packed: valid rows of all sequences one after another
  *       where the model reads text by offsets, else each sequence's first rows
- *   "text_counts" I32 [sequences] or "text_offsets" I32 [sequences + 1], if video.text_counts
+ *   "text_counts" I32 [sequences] or "text_offsets" I32 [sequences + 1], if video.text_counts;
+ *       "text_places" I32 [sequences * text], of packed rows each one's place in its own text, if
+ *       given frames read another text of the same lengths (Open-Sora 1.3)
  *   "pooled" [sequences, pooled columns]; "guidance" [sequences], times 1000; "fps" [sequences]
  *   "condition" [sequences, condition channels, frames, height, width] and "frame_entries" I32
  *       [sequences * frames after patching]: s for a frame at its sequence's time, sequences + s

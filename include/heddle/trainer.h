@@ -53,11 +53,15 @@ typedef struct hd_trainer_options {
     const int *stage_layers; /* [pipeline x chunks] layers of each; NULL: balanced by cost */
     bool exact;              /* the same bits on every layout; costs gradient buffers */
     bool shard_state;        /* ZeRO-1: optimizer state split over the data axis */
+    int sequence_groups;     /* as hd_program_options has it */
     bool recompute;          /* each layer's activations are made again in the backward */
     size_t budget, foreign;  /* bytes of device memory; zero budget: no limit */
     size_t transport;        /* bytes of it that communicators take */
     int64_t bucket_elements; /* of a gradient bucket; zero means 8 Mi */
     hd_dtype dtype;          /* of weights and activations: F32 (zero means it), BF16 or F16 */
+    hd_dtype gradients; /* F32 (zero means it), or with a dtype of BF16 and without `exact` BF16:
+                                half the bytes of gradients in memory and between ranks; what
+                                micro-batches and ranks add is rounded to it */
     hd_master master;
     float loss_scale;     /* F16: the first; zero means 32768 */
     int loss_scale_steps; /* F16: the scale doubles after so many steps without overflow; zero: 1000 */

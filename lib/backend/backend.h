@@ -1,7 +1,8 @@
 /* The backend table: what a device can compute. ops/ has checked shapes and dtypes, a backend only
  * computes. Matrices are row-major; `_stride` counts elements between rows. `dtype` is that of the
- * activations and weights of a call: F32, F16 or BF16; sums, statistics and weight gradients are
- * fp32, and what is stored as 16 bits is rounded to the nearest, ties to even. Results do not depend on how many threads or blocks computed them. */
+ * activations and weights of a call: F32, F16 or BF16; sums and statistics are fp32, and so are weight
+ * gradients unless their own dtype says otherwise. What is stored as 16 bits is rounded to the nearest,
+ * ties to even. Results do not depend on how many threads or blocks computed them. */
 #ifndef HDI_BACKEND_BACKEND_H
 #define HDI_BACKEND_BACKEND_H
 
@@ -230,7 +231,8 @@ typedef struct hdi_adamw_args {
     float *master;
     int16_t *remainder;
     float *m, *v;
-    const float *gradient;
+    hd_dtype gradient_dtype; /* F32 (zero means it) or BF16 */
+    const void *gradient;
     const float *scalars;
     float beta1, beta2, epsilon, weight_decay;
 } hdi_adamw_args;
@@ -324,6 +326,7 @@ struct hd_backend {
     hd_status (*add_rows)(hd_stream *stream, const hdi_add_rows_args *args);
     hd_status (*add_rows_gradient)(hd_stream *stream, const hdi_add_rows_gradient_args *args);
     hd_status (*copy_blocks)(hd_stream *stream, const hdi_copy_blocks_args *args);
+    hd_status (*copy_grid)(hd_stream *stream, const hdi_copy_grid_args *args);
     hd_status (*joint_qkv)(hd_stream *stream, const hdi_joint_qkv_args *args);
     hd_status (*joint_qkv_gradient)(hd_stream *stream, const hdi_joint_qkv_gradient_args *args);
     hd_status (*cross_attention)(hd_stream *stream, const hdi_cross_attention_args *args);
@@ -348,12 +351,18 @@ struct hd_backend {
     /* out[0] = sum of losses in a fixed order, out[1] = count of targets >= 0. */
     hd_status (*loss_sum)(hd_stream *stream, const float *loss, const int32_t *targets,
                           int64_t rows, double out[2]);
+    /* Gradients are F32 or BF16; what is made of them is made in fp32 and rounded once. */
     /* out[i] = sum of squares of block i (HDI_BLOCK_ELEMENTS elements, the last may be short). */
-    hd_status (*sum_of_squares)(hd_stream *stream, const float *x, int64_t elements, double *out);
-    /* out = sum of `parts` runs of `elements` fp32 at x + part * stride, joined as a binary tree over
-     * the part's index: (0+1)+(2+3), ...; what is left over joins from the right. out may be part 0. */
-    hd_status (*tree_sum)(hd_stream *stream, const float *x, int64_t stride, int parts,
-                          int64_t elements, float *out);
+    hd_status (*sum_of_squares)(hd_stream *stream, hd_dtype dtype, const void *x, int64_t elements,
+                                double *out);
+    /* out = sum of `parts` runs of `elements` at x + part * stride elements, joined as a binary tree
+     * over the part's index: (0+1)+(2+3), ...; what is left over joins from the right. out may be
+     * part 0. */
+    hd_status (*tree_sum)(hd_stream *stream, hd_dtype dtype, const void *x, int64_t stride,
+                          int parts, int64_t elements, void *out);
+    /* out = x, or out + x if accumulate, of 16 bits. */
+    hd_status (*round_sum)(hd_stream *stream, hd_dtype dtype, int64_t elements, const float *x,
+                           bool accumulate, void *out);
     hd_status (*adamw)(hd_stream *stream, const hdi_adamw_args *args);
     hd_status (*average)(hd_stream *stream, const hdi_average_args *args);
     /* 16-bit weights of fp32 values, rounded as adamw does; BF16: the remainder, if not NULL. */

@@ -88,6 +88,17 @@ typedef struct hdi_copy_blocks_args {
     void *out;
 } hdi_copy_blocks_args;
 
+/* Copy blocks of block_bytes that lie on a grid: the one at (i_0, ..), i_d below count[d], is at the
+ * sum of i_d * *_stride[d] bytes. No two of `out` overlap. */
+enum { HDI_GRID_DIMS = 5 };
+typedef struct hdi_copy_grid_args {
+    int64_t count[HDI_GRID_DIMS]; /* the last dim varies fastest */
+    size_t x_stride[HDI_GRID_DIMS], out_stride[HDI_GRID_DIMS];
+    size_t block_bytes;
+    const void *x;
+    void *out;
+} hdi_copy_grid_args;
+
 /* Rotation on axes: row r of a sequence is at position (r / stride[a]) % length[a] of axis a. table
  * holds, axis after axis, [length[a], dims[a] / 2, 2] (cos, sin). */
 typedef struct hdi_rope_axes {
@@ -124,18 +135,18 @@ typedef struct hdi_joint_qkv_gradient_args {
 } hdi_joint_qkv_gradient_args;
 
 /* Attention of `sequences` x `tokens` queries to the keys of their sequence: rows offsets[s] ..
- * offsets[s + 1] - 1, or kv_rows / sequences each where offsets is NULL. At most kv_rows keys to a
- * sequence. */
+ * offsets[s + 1] - 1, or kv_rows / sequences each where offsets is NULL. */
 typedef struct hdi_cross_attention_args {
     hd_dtype dtype;
     int64_t sequences, tokens, kv_rows, heads, head_dim;
     int64_t q_stride, k_stride, v_stride, out_stride;
     float scale;
     bool exact;
+    int64_t most_keys; /* of a sequence by offsets, more are an error; 0: not said, any number */
     const int32_t *offsets; /* [sequences + 1] on the device */
     const void *q, *k, *v;
     void *out;
-    float *lse; /* [sequences, heads, tokens]; NULL if not wanted */
+    float *lse; /* [sequences, heads, tokens], without keys any number; NULL if not wanted */
     /* gradient only; rows of k and v that no sequence reads get zeros */
     const void *out_gradient;
     void *q_gradient, *k_gradient, *v_gradient; /* strides as q, k, v */

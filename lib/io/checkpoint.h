@@ -15,13 +15,18 @@
 typedef struct hdi_checkpoint_writer hdi_checkpoint_writer;
 typedef struct hdi_checkpoint hdi_checkpoint;
 
+/* Elements first .. first + count of a piece that is not in host memory, to `out`. */
+typedef hd_status (*hdi_checkpoint_fetch_fn)(void *user, int64_t first, int64_t count, void *out);
+
 typedef struct hdi_checkpoint_piece {
     const char *name; /* of the global tensor; copied */
     hd_dtype dtype;
     int64_t global_elements;
     int64_t begin, count; /* this rank's elements; over all ranks they tile the tensor once */
     int64_t first, width, columns; /* of a matrix of `columns`; zeros: all columns */
-    const void *data;              /* [count], read at every save; borrowed for the writer's life */
+    const void *data; /* [count], read at every save; borrowed for the writer's life; or NULL: */
+    hdi_checkpoint_fetch_fn fetch;
+    void *user; /* of fetch; borrowed as data is */
 } hdi_checkpoint_piece;
 
 /* Prepare to save these pieces under `folder` (made if missing), keeping the newest `keep`

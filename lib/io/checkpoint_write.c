@@ -11,7 +11,7 @@
 #include "io/manifest.h"
 #include "io/safetensors.h"
 
-enum { STATE_BYTES = 64 << 10, DEFAULT_KEEP = 2 };
+enum { STATE_BYTES = 64 << 10, DEFAULT_KEEP = 2, FETCH_BYTES = 4 << 20 };
 
 typedef struct known_step {
     int64_t step;
@@ -25,6 +25,7 @@ struct hdi_checkpoint_writer {
     hdi_checkpoint_piece *pieces; /* owned; names are not kept */
     int count;
     hdi_safetensors_writer *shard;
+    void *fetched;       /* [FETCH_BYTES] of a piece, if any is fetched */
     int64_t total_bytes; /* of all ranks' shards */
 
     /* What the ranks tell each other after writing: rank r's size and sums are the counts[r] words
@@ -103,6 +104,10 @@ static hd_status prepare_shard(hdi_checkpoint_writer *writer, const char *folder
         HD_RETURN_IF_ERROR(declare_piece(writer->shard, &pieces[i]));
         writer->pieces[writer->count] = pieces[i];
         writer->pieces[writer->count++].name = NULL;
+        if (pieces[i].data || writer->fetched) continue;
+        writer->fetched = hdi_alloc(FETCH_BYTES);
+        if (!writer->fetched)
+            return hdi_error(HD_ERROR_MEMORY, "no memory for a checkpoint writer");
     }
     HD_RETURN_IF_ERROR(hdi_safetensors_writer_prepare(writer->shard));
     for (int r = 0; r < writer->ranks; r++) {
@@ -216,6 +221,7 @@ void hdi_checkpoint_writer_destroy(hdi_checkpoint_writer *writer)
     hdi_safetensors_writer_destroy(writer->shard);
     hdi_free(writer->folder);
     hdi_free(writer->pieces);
+    hdi_free(writer->fetched);
     hdi_free(writer->words);
     hdi_free(writer->counts);
     hdi_free(writer->offsets);
@@ -262,6 +268,22 @@ static hd_status open_attempt(hdi_checkpoint_writer *writer, int64_t step, const
     return hdi_directory_create(attempt);
 }
 
+static hd_status write_piece(hdi_checkpoint_writer *writer, const hdi_checkpoint_piece *piece)
+{
+    const size_t width = hd_dtype_bytes(piece->dtype);
+    if (piece->data)
+        return hdi_safetensors_writer_write(writer->shard, piece->data,
+                                            (size_t)piece->count * width);
+    const int64_t most = (int64_t)(FETCH_BYTES / width);
+    for (int64_t done = 0; done < piece->count; done += most) {
+        const int64_t count = piece->count - done < most ? piece->count - done : most;
+        HD_RETURN_IF_ERROR(piece->fetch(piece->user, done, count, writer->fetched));
+        HD_RETURN_IF_ERROR(
+            hdi_safetensors_writer_write(writer->shard, writer->fetched, (size_t)count * width));
+    }
+    return HD_OK;
+}
+
 /* Phase one, every rank: its shard, durable, with its sums in words. */
 static hd_status write_shard(hdi_checkpoint_writer *writer, int64_t step)
 {
@@ -272,9 +294,7 @@ static hd_status write_shard(hdi_checkpoint_writer *writer, int64_t step)
     snprintf(path, sizeof path, "%s/%s", attempt, name);
     hd_status status = hdi_safetensors_writer_begin(writer->shard, path);
     for (int i = 0; i < writer->count && status == HD_OK; i++)
-        status = hdi_safetensors_writer_write(writer->shard, writer->pieces[i].data,
-                                              (size_t)writer->pieces[i].count *
-                                                  hd_dtype_bytes(writer->pieces[i].dtype));
+        status = write_piece(writer, &writer->pieces[i]);
     if (status == HD_OK) status = hdi_safetensors_writer_end(writer->shard);
     hdi_safetensors_writer_cancel(writer->shard);
     HD_RETURN_IF_ERROR(status);

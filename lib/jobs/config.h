@@ -23,6 +23,7 @@ typedef enum hdi_job_master {
     HDI_JOB_MASTER_FP32,
     HDI_JOB_MASTER_REMAINDER
 } hdi_job_master;
+typedef enum hdi_job_gradients { HDI_JOB_GRADIENTS_FP32, HDI_JOB_GRADIENTS_BF16 } hdi_job_gradients;
 typedef enum hdi_job_times { HDI_JOB_TIMES_LOGIT_NORMAL, HDI_JOB_TIMES_UNIFORM } hdi_job_times;
 typedef enum hdi_job_decay { HDI_DECAY_MATRICES, HDI_DECAY_ALL } hdi_job_decay;
 

@@ -8,6 +8,7 @@ static const char *const schedules[] = {"auto", "gpipe", "1f1b", "interleaved", 
 static const char *const reductions[] = {"fast", "exact", NULL};
 static const char *const recomputes[] = {"none", "layer", NULL};
 static const char *const dtypes[] = {"f32", "bf16", "f16", NULL};
+static const char *const gradient_dtypes[] = {"fp32", "bf16", NULL};
 static const char *const masters[] = {"auto", "fp32", "remainder", NULL};
 static const char *const decays[] = {"matrices", "all", NULL};
 static const char *const transports[] = {"auto", "self", "mpi", NULL};
@@ -82,6 +83,10 @@ const hdi_config_row hdi_job_schema[] = {
         "sequences a step over all ranks; if given, train.accumulate follows from it", 0),
     ENUM("train.dtype", "f32", dtypes,
          "of weights and activations; sums and the optimizer are fp32", 0),
+    ENUM("train.gradients", "fp32", gradient_dtypes,
+         "what gradients are summed in over micro-batches and sent in; bf16: half the bytes, for "
+         "train.dtype bf16 without layout.reduction exact",
+         0),
     INT("train.tokens_per_step", "0", "0", NULL, "tokens",
         "videos: patches and text of a step over all ranks; if given, micro-batches follow from it",
         0),
@@ -151,6 +156,12 @@ const hdi_config_row hdi_job_schema[] = {
     INT("layout.sequence", "1", "1", "4096", "ranks",
         "sequence axis: ranks that share each sequence's tokens, at most as many as key and value "
         "heads",
+        QUIET),
+    INT("layout.sequence_groups", "0", "0", "4", "groups",
+        "heads change places on the sequence axis in so many groups, one under way while another "
+        "is "
+        "computed, at most as many as each rank has key and value heads; zero: as many as keep a "
+        "rank's messages to about 64 MiB",
         QUIET),
     INT("layout.tensor", "1", "1", "4096", "ranks", "tensor axis", QUIET),
     ENUM("layout.schedule", "auto", schedules,
@@ -243,10 +254,10 @@ const hdi_config_row hdi_job_schema[] = {
           QUIET),
     FLOAT("sample.guidance", "0", "0", "1000", NULL,
           "by the text; 1: none; zero: 6, Open-Sora 2.0 7.5, Open-Sora 1.2 7", QUIET),
-    FLOAT("sample.image_guidance", "3", "0", "1000", NULL, "by given frames (Open-Sora 2.0)",
+    FLOAT("sample.image_guidance", "3", "0", "1000", NULL, "by given frames (Open-Sora 1.3, 2.0)",
           QUIET),
     BOOL("sample.oscillate", "true",
-         "guide in every other step only from the 11th on (open-sora-2)", QUIET),
+         "guide in every other step only from the 11th on (open-sora-2; 1.3 with given frames)", QUIET),
     BOOL("sample.rounded_guidance", "true",
          "HunyuanVideo: guidance formed in bf16, as its authors do: 6 becomes 6.016", QUIET),
     ENUM("sample.dtype", "auto", sample_dtypes,

@@ -89,7 +89,7 @@ static hdi_model_stream block(hd_program *p, const hdi_model_stage *at, int laye
                                        .split = HD_SPLIT_COLUMNS,
                                        .split_runs = 3,
                                        .split_run = {heads, heads, heads}});
-    h = hdi_model_attention(p, at, hdi_model_heads(p, at, h));
+    h = hdi_model_attention(p, at, h, NULL);
     h = hd_linear(p, h,
                   &(hd_linear_options){.name = "attn.c_proj",
                                        .outputs = config->hidden,

@@ -104,15 +104,13 @@ static hd_tensor attention(hd_program *p, const hdi_model_stage *at, hd_tensor h
                                        .part = {{.name = "self_attn.q_proj", .outputs = query},
                                                 {.name = "self_attn.k_proj", .outputs = key},
                                                 {.name = "self_attn.v_proj", .outputs = key}}});
-    h = hd_rope(p, hdi_model_heads(p, at, h),
-                &(hd_rope_options){.pairing = HD_ROPE_HALVES,
-                                   .heads = at->heads + at->kv_heads,
-                                   .head_dim = config->head_dim,
-                                   .tokens = at->stage->tokens,
-                                   .positions = config->max_tokens,
-                                   .theta = config->theta,
-                                   .first = at->position});
-    h = hdi_model_attention(p, at, h);
+    const hd_rope_options rope = {.pairing = HD_ROPE_HALVES,
+                                  .head_dim = config->head_dim,
+                                  .tokens = at->stage->tokens,
+                                  .positions = config->max_tokens,
+                                  .theta = config->theta,
+                                  .first = at->position};
+    h = hdi_model_attention(p, at, h, &rope);
     h = hd_linear(p, h,
                   &(hd_linear_options){.name = "self_attn.o_proj",
                                        .outputs = config->hidden,

@@ -5,6 +5,7 @@
 #define HDI_MODELS_MMDIT_H
 
 #include "models/model.h"
+#include "ops/sequence.h"
 #include "program/program.h"
 
 #include <heddle/diffusion.h>
@@ -117,15 +118,28 @@ hd_tensor hdi_mmdit_leave(hdi_mmdit_build *b, bool image, hd_tensor x);
 hd_tensor hdi_mmdit_enter_joined(hdi_mmdit_build *b, hd_tensor x);
 hd_tensor hdi_mmdit_leave_joined(hdi_mmdit_build *b, hd_tensor x);
 
-/* Whether sequences are split over ranks. The image's rows are then its `own`; attention is: */
+/* Whether sequences are split over ranks. The image's rows are then its `own`. */
 static inline bool hdi_mmdit_is_split(const hdi_mmdit_build *b)
 {
     return hd_mesh_size(b->p->mesh, HD_AXIS_SEQUENCE) > 1;
 }
 
-/* of own image and text rows, in two streams or joined in one. Rotations are those of whole sequences. */
-void hdi_mmdit_sequence_attention(hdi_mmdit_build *b, int count, const hd_qkv_stream *streams,
-                                  hd_tensor *out);
+/* Queries, keys and values of own image and text rows, in two streams or joined in one, on their way
+ * to the ranks of their heads and back. */
+typedef struct hdi_mmdit_travel {
+    int count; /* of streams */
+    hd_qkv_stream stream[2];
+    hdi_sequence_heads image, text;         /* text: of its own stream */
+    hd_tensor heads[2][HDI_SEQUENCE_TURNS]; /* [stream][turn] */
+} hdi_mmdit_travel;
+
+/* begin: all heads set out; attend: attention of a turn's heads as they come, and they set out back;
+ * end: the streams' rows of the result. What is computed between two of these hides the first turn's
+ * way there, the last one's back. Rotations are those of whole sequences. */
+void hdi_mmdit_sequence_begin(hdi_mmdit_build *b, int count, const hd_qkv_stream *streams,
+                              hdi_mmdit_travel *out);
+void hdi_mmdit_sequence_attend(hdi_mmdit_build *b, hdi_mmdit_travel *travel);
+void hdi_mmdit_sequence_end(hdi_mmdit_build *b, const hdi_mmdit_travel *travel, hd_tensor *out);
 
 /* A block's forward. Conditioning only, it makes its modulation and leaves the rows alone. */
 void hdi_mmdit_double_block(hdi_mmdit_build *b, int block, hdi_mmdit_rows streams[2]);

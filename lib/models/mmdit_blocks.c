@@ -33,17 +33,21 @@ static void hand_on(const hdi_mmdit_build *b, hdi_mmdit_rows *rows)
     if (b->p->training) hdi_mmdit_sum(b->p, rows);
 }
 
+/* The tensor axis shares the columns between an MLP's layers. */
+static void split_mlp(const hdi_mmdit_build *b, hdi_mmdit_layer *up, hdi_mmdit_layer *down)
+{
+    up->options.split = HD_SPLIT_COLUMNS;
+    down->options.split = HD_SPLIT_ROWS;
+    down->options.split_runs = 1;
+    down->options.split_run[0].columns = b->config->inner;
+}
+
 hd_tensor hdi_mmdit_mlp(hdi_mmdit_build *b, hd_tensor x, const char *up, const char *down)
 {
     hdi_mmdit_layer first, second;
     hdi_mmdit_layer_of(b, up, b->config->hidden, b->config->inner, &first);
     hdi_mmdit_layer_of(b, down, b->config->inner, b->config->hidden, &second);
-    first.options.split = HD_SPLIT_COLUMNS;
-    second.options.split = HD_SPLIT_ROWS;
-    second.options.split_runs = 1;
-    second.options.split_run[0].columns = b->config->inner;
-    /* A single block's second layer has its bias with the attention's columns. */
-    second.options.bias = b->section != HDI_MMDIT_SINGLE;
+    split_mlp(b, &first, &second);
     return hd_gelu_mlp(b->p, x, &first.options, &second.options);
 }
 
@@ -114,7 +118,10 @@ static void attend(hdi_mmdit_build *b, hdi_attention_slices *from, hd_tensor *ou
 {
     const hdi_mmdit_config *config = b->config;
     if (hdi_mmdit_is_split(b)) {
-        hdi_mmdit_sequence_attention(b, from->streams, from->stream, out);
+        hdi_mmdit_travel travel;
+        hdi_mmdit_sequence_begin(b, from->streams, from->stream, &travel);
+        hdi_mmdit_sequence_attend(b, &travel);
+        hdi_mmdit_sequence_end(b, &travel, out);
         return;
     }
     from->sequences = b->stage->sequences;
@@ -136,6 +143,35 @@ static void attend(hdi_mmdit_build *b, hdi_attention_slices *from, hd_tensor *ou
     const int64_t tokens[] = {from->stream[0].tokens, from->stream[1].tokens};
     out[0] = hd_attention(b->p, joint, &options);
     if (from->streams > 1) hd_split_rows(b->p, out[0], from->sequences, 2, tokens, out);
+}
+
+/* A single block's attention and MLP, of the same rows h. Its second layer has its bias with the
+ * attention's columns. Over ranks the MLP's halves are computed while heads change places. */
+static hd_tensor attention_and_mlp(hdi_mmdit_build *b, hdi_attention_slices *from, hd_tensor h,
+                                   hd_tensor *attended)
+{
+    const bool is_split = hdi_mmdit_is_split(b), in_halves = is_split && b->p->slices == 1;
+    hdi_mmdit_layer up, down;
+    hdi_mmdit_travel travel;
+    hdi_gelu_half half;
+    hd_tensor mlp = {0};
+    hdi_mmdit_layer_of(b, "linear1_mlp", b->config->hidden, b->config->inner, &up);
+    hdi_mmdit_layer_of(b, "linear2_mlp", b->config->inner, b->config->hidden, &down);
+    down.options.bias = false;
+    split_mlp(b, &up, &down);
+    if (is_split)
+        hdi_mmdit_sequence_begin(b, 1, from->stream, &travel);
+    else
+        attend(b, from, attended);
+    if (in_halves)
+        half = hdi_gelu_up(b->p, h, &up.options);
+    else
+        mlp = hd_gelu_mlp(b->p, h, &up.options, &down.options);
+    if (!is_split) return mlp;
+    hdi_mmdit_sequence_attend(b, &travel);
+    if (in_halves) mlp = hdi_gelu_down(b->p, &half, &down.options);
+    hdi_mmdit_sequence_end(b, &travel, attended);
+    return mlp;
 }
 
 /* A stream's layers in a double block. */
@@ -210,9 +246,8 @@ void hdi_mmdit_single_block(hdi_mmdit_build *b, int block, hdi_mmdit_rows *joine
         from.stream[0].tokens = hdi_tensor_ranks(b->p) > 1 ? b->image + b->text : tokens;
         from.stream[0].rope = positions(b, b->config->text_first ? b->text : 0);
         hd_tensor attended;
-        attend(b, &from, &attended);
-        const hd_tensor add = hdi_mmdit_mlp(b, h, "linear1_mlp", "linear2_mlp");
-        joined->delta = hdi_mmdit_leave_joined(b, project(b, attended, "linear2_attn", add));
+        const hd_tensor mlp = attention_and_mlp(b, &from, h, &attended);
+        joined->delta = hdi_mmdit_leave_joined(b, project(b, attended, "linear2_attn", mlp));
         joined->gate = table_of(table, tokens, -1, -1, 2 * hidden);
         hand_on(b, joined);
     }

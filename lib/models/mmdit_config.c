@@ -287,6 +287,7 @@ static void describe(const void *user, hdi_model_facts *out)
                                   .text_tokens = config->text_tokens,
                                   .pooled_columns = config->pooled_columns,
                                   .condition_channels = config->condition_channels,
+                                  .condition_masks = config->condition_channels > 0,
                                   .guidance = config->guidance};
     memcpy(out->video.patch, config->patch, sizeof config->patch);
     memcpy(out->video.compression, config->compression, sizeof config->compression);

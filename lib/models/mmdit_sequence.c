@@ -1,53 +1,81 @@
 /* Attention where the image's rows are split over ranks and all have the text's: each rank takes some
- * of the heads, of the image's rows by an exchange. Norms and rotations then see whole sequences. */
+ * of the heads, of the image's rows by exchanges, a group of heads at a time. Norms and rotations then
+ * see whole sequences. */
 #include "models/mmdit.h"
-#include "ops/sequence.h"
 
-static void attend(hdi_mmdit_build *b, const hd_qkv_stream streams[2], hd_tensor attended[2])
+/* The streams as attention has them: of whole sequences, apart. */
+static void part_streams(const hdi_mmdit_build *b, const hd_qkv_stream *streams,
+                         hdi_mmdit_travel *out)
+{
+    const int image = hdi_mmdit_image(b->config);
+    const hd_qkv_stream *text = out->count == 2 ? &streams[1 - image] : streams;
+    out->stream[image] = out->count == 2 ? streams[image] : *streams;
+    out->stream[image].tokens = b->image;
+    out->stream[image].rope.first = 0;
+    out->stream[1 - image] = (hd_qkv_stream){
+        .query_norm = text->query_norm, .key_norm = text->key_norm, .tokens = b->text};
+}
+
+void hdi_mmdit_sequence_begin(hdi_mmdit_build *b, int count, const hd_qkv_stream *streams,
+                              hdi_mmdit_travel *out)
 {
     const hdi_mmdit_config *config = b->config;
-    const int64_t sequences = b->stage->sequences;
     const int image = hdi_mmdit_image(config);
-    const int64_t heads = hdi_sequence_own_heads(b->p, config->heads, config->heads);
-    const hdi_sequence_shape shape = {.sequences = sequences,
+    const hdi_sequence_shape shape = {.sequences = b->stage->sequences,
                                       .tokens = b->image,
                                       .heads = config->heads,
                                       .kv_heads = config->heads,
                                       .head_dim = config->head_dim};
-    hd_qkv_stream own[] = {streams[0], streams[1]};
-    const int64_t tokens[] = {own[0].tokens, own[1].tokens};
-    own[image].qkv = hdi_sequence_to_heads(b->p, streams[image].qkv, &shape);
-    own[1 - image].qkv = hdi_sequence_take_heads(b->p, streams[1 - image].qkv, &shape);
-    const hd_tensor joint = hd_joint_qkv(b->p, sequences, heads, config->head_dim, 1e-6, 2, own);
-    const hd_tensor x = hd_attention(b->p, joint,
-                                     &(hd_attention_options){.heads = heads,
-                                                             .head_dim = config->head_dim,
-                                                             .tokens = tokens[0] + tokens[1],
-                                                             .counts = b->joint_counts});
-    hd_split_rows(b->p, x, sequences, 2, tokens, attended);
-    attended[image] = hdi_sequence_to_tokens(b->p, attended[image], &shape);
-    attended[1 - image] = hdi_sequence_all_heads(b->p, attended[1 - image], &shape);
-}
-
-void hdi_mmdit_sequence_attention(hdi_mmdit_build *b, int count, const hd_qkv_stream *streams,
-                                  hd_tensor *out)
-{
-    if (count == 2) {
-        attend(b, streams, out);
+    *out = (hdi_mmdit_travel){.count = count};
+    out->image = (hdi_sequence_heads){.shape = shape, .turns = hdi_sequence_turns(b->p, &shape)};
+    part_streams(b, streams, out);
+    if (count == 1) {
+        *(image ? &out->image.before : &out->image.after) = b->text;
+        hdi_sequence_to_heads(b->p, streams->qkv, &out->image, out->heads[image],
+                              out->heads[1 - image]);
         return;
     }
+    out->text = out->image;
+    out->text.shape.tokens = 0;
+    out->text.before = b->text;
+    hdi_sequence_to_heads(b->p, streams[image].qkv, &out->image, out->heads[image], NULL);
+    hdi_sequence_to_heads(b->p, streams[1 - image].qkv, &out->text, NULL, out->heads[1 - image]);
+}
+
+void hdi_mmdit_sequence_attend(hdi_mmdit_build *b, hdi_mmdit_travel *travel)
+{
+    const hdi_mmdit_config *config = b->config;
+    const int image = hdi_mmdit_image(config), turns = travel->image.turns;
+    const hdi_sequence_heads *text = travel->count == 1 ? &travel->image : &travel->text;
+    hd_qkv_stream *own = travel->stream;
+    const int64_t sequences = b->stage->sequences, tokens[] = {own[0].tokens, own[1].tokens};
+    for (int t = 0; t < turns; t++) {
+        const int64_t heads = hdi_sequence_turn_heads(b->p, config->heads, config->heads, turns, t);
+        hd_tensor *const at[] = {&travel->heads[0][t], &travel->heads[1][t]};
+        hd_tensor parts[2];
+        own[image].qkv = hdi_sequence_arrive(b->p, *at[image], &travel->image, t);
+        own[1 - image].qkv = *at[1 - image];
+        const hd_tensor joint =
+            hd_joint_qkv(b->p, sequences, heads, config->head_dim, 1e-6, 2, own);
+        const hd_tensor x = hd_attention(b->p, joint,
+                                         &(hd_attention_options){.heads = heads,
+                                                                 .head_dim = config->head_dim,
+                                                                 .tokens = tokens[0] + tokens[1],
+                                                                 .counts = b->joint_counts});
+        hd_split_rows(b->p, x, sequences, 2, tokens, parts);
+        *at[image] = hdi_sequence_return(b->p, parts[image], &travel->image, t, false);
+        *at[1 - image] = hdi_sequence_return(b->p, parts[1 - image], text, t, true);
+    }
+}
+
+void hdi_mmdit_sequence_end(hdi_mmdit_build *b, const hdi_mmdit_travel *travel, hd_tensor *out)
+{
     const int image = hdi_mmdit_image(b->config);
-    int64_t rows[] = {b->text, b->text};
-    rows[image] = b->own;
-    hd_tensor parts[2];
-    hd_split_rows(b->p, streams->qkv, b->stage->sequences, 2, rows, parts);
-    hd_qkv_stream apart[] = {*streams, *streams};
-    apart[image].tokens = b->image;
-    apart[image].rope.first = 0;
-    apart[1 - image].tokens = b->text;
-    apart[1 - image].rope = (hd_rope_axes){0};
-    for (int s = 0; s < 2; s++)
-        apart[s].qkv = parts[s];
-    attend(b, apart, parts);
-    *out = hd_join_rows(b->p, b->stage->sequences, 2, parts);
+    const hd_tensor *rows = travel->heads[image], *text = travel->heads[1 - image];
+    if (travel->count == 1) {
+        *out = hdi_sequence_to_tokens(b->p, &travel->image, rows, text);
+        return;
+    }
+    out[image] = hdi_sequence_to_tokens(b->p, &travel->image, rows, NULL);
+    out[1 - image] = hdi_sequence_to_tokens(b->p, &travel->text, NULL, text);
 }

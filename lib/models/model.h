@@ -101,9 +101,9 @@ const char *hdi_model_json_text(const json_t *value, char out[HDI_JSON_TEXT]);
 typedef struct hdi_model_stage {
     const hdi_model_config *config;
     const hd_stage *stage;
-    int64_t tokens, heads, kv_heads; /* this rank's, where sequences or layers are split */
-    bool alike; /* of a tensor axis: all ranks have all rows */
-    hd_tensor position, count;       /* when generating */
+    int64_t tokens; /* this rank's, where sequences or layers are split over ranks */
+    bool alike;     /* all ranks of a tensor axis have all rows */
+    hd_tensor position, count; /* when generating */
 } hdi_model_stage;
 
 /* The residual stream between two blocks: its value is x + delta. The sum is left to the next norm,
@@ -136,10 +136,10 @@ hd_tensor hdi_model_embedding(hd_program *program, const hdi_model_stage *at, co
 hd_tensor hdi_model_enter(hd_program *program, const hdi_model_stage *at, hd_tensor x);
 hd_tensor hdi_model_leave(hd_program *program, const hdi_model_stage *at, hd_tensor x);
 
-/* Queries, keys and values as attention has them: of whole sequences, at->heads and at->kv_heads; that
- * attention; and the tokens' positions I32, or none where they simply count up. */
-hd_tensor hdi_model_heads(hd_program *program, const hdi_model_stage *at, hd_tensor qkv);
-hd_tensor hdi_model_attention(hd_program *program, const hdi_model_stage *at, hd_tensor qkv);
+/* Attention of whole sequences, whose queries and keys turn as `rope` says, without its heads, or not
+ * at all; and the tokens' positions I32, or none where they simply count up. */
+hd_tensor hdi_model_attention(hd_program *program, const hdi_model_stage *at, hd_tensor qkv,
+                              const hd_rope_options *rope);
 hd_tensor hdi_model_positions(hd_program *program, const hdi_model_stage *at);
 hd_tensor hdi_model_final_norm(hd_program *program, const hdi_model_stage *at,
                                hdi_model_stream from, const hd_norm_options *options);

@@ -13,14 +13,9 @@ bool hdi_model_stage_begin(hd_program *program, const hdi_model_config *config,
     const bool generates = stage->purpose == HD_PURPOSE_GENERATE;
     const int64_t one = 1;
     out->tokens = hdi_sequence_own_tokens(program, stage->tokens);
-    out->heads = hdi_sequence_own_heads(program, config->heads, config->kv_heads);
-    out->kv_heads = hdi_sequence_own_heads(program, config->kv_heads, config->kv_heads);
-    if (hdi_tensor_ranks(program) > 1) {
-        out->alike = generates;
-        out->heads = hdi_tensor_deal(program, config->heads, config->kv_heads).count;
-        out->kv_heads = hdi_tensor_deal(program, config->kv_heads, config->kv_heads).count;
-        if (!generates) out->tokens = hdi_tensor_own_tokens(program, stage->tokens);
-    }
+    out->alike = generates && hdi_tensor_ranks(program) > 1;
+    if (hdi_tensor_ranks(program) > 1 && !generates)
+        out->tokens = hdi_tensor_own_tokens(program, stage->tokens);
     const int64_t rows = stage->sequences * out->tokens;
     const int64_t longest = generates ? stage->capacity : stage->tokens;
     const hd_tensor_info *info = hd_tensor_get(program, x);
@@ -108,37 +103,54 @@ hd_tensor hdi_model_embedding(hd_program *program, const hdi_model_stage *at, co
                            hd_embedding(program, hdi_model_tokens(program, at), &options));
 }
 
-static hdi_sequence_shape sequence_shape(const hdi_model_stage *at)
+static hd_tensor attend(hd_program *program, const hdi_model_stage *at, hd_tensor qkv,
+                        const hd_rope_options *rope, int64_t heads, int64_t kv_heads)
 {
-    return (hdi_sequence_shape){.sequences = at->stage->sequences,
-                                .tokens = at->stage->tokens,
-                                .heads = at->config->heads,
-                                .kv_heads = at->config->kv_heads,
-                                .head_dim = at->config->head_dim};
-}
-
-hd_tensor hdi_model_heads(hd_program *program, const hdi_model_stage *at, hd_tensor qkv)
-{
-    const hdi_sequence_shape shape = sequence_shape(at);
-    return hdi_sequence_to_heads(program, qkv, &shape);
-}
-
-hd_tensor hdi_model_attention(hd_program *program, const hdi_model_stage *at, hd_tensor qkv)
-{
+    const hdi_model_config *config = at->config;
     const hd_attention_options options = {
-        .heads = at->heads,
-        .kv_heads = at->kv_heads,
-        .head_dim = at->config->head_dim,
+        .heads = heads,
+        .kv_heads = kv_heads,
+        .head_dim = config->head_dim,
         .tokens = at->stage->tokens,
         .causal = true,
         .capacity = at->stage->capacity,
         .position = at->position,
         .count = at->count,
     };
-    if (at->stage->purpose == HD_PURPOSE_GENERATE)
-        return hd_attention_cached(program, qkv, &options);
-    const hdi_sequence_shape shape = sequence_shape(at);
-    return hdi_sequence_to_tokens(program, hd_attention(program, qkv, &options), &shape);
+    if (rope) {
+        hd_rope_options turned = *rope;
+        turned.heads = heads + kv_heads;
+        qkv = hd_rope(program, qkv, &turned);
+    }
+    return at->stage->purpose == HD_PURPOSE_GENERATE ? hd_attention_cached(program, qkv, &options)
+                                                     : hd_attention(program, qkv, &options);
+}
+
+hd_tensor hdi_model_attention(hd_program *program, const hdi_model_stage *at, hd_tensor qkv,
+                              const hd_rope_options *rope)
+{
+    const hdi_model_config *config = at->config;
+    if (hdi_tensor_ranks(program) > 1)
+        return attend(program, at, qkv, rope,
+                      hdi_tensor_deal(program, config->heads, config->kv_heads).count,
+                      hdi_tensor_deal(program, config->kv_heads, config->kv_heads).count);
+    hdi_sequence_heads travel = {.shape = {.sequences = at->stage->sequences,
+                                           .tokens = at->stage->tokens,
+                                           .heads = config->heads,
+                                           .kv_heads = config->kv_heads,
+                                           .head_dim = config->head_dim}};
+    travel.turns = hdi_sequence_turns(program, &travel.shape);
+    hd_tensor turn[HDI_SEQUENCE_TURNS];
+    hdi_sequence_to_heads(program, qkv, &travel, turn, NULL);
+    for (int t = 0; t < travel.turns; t++) {
+        const int64_t heads =
+            hdi_sequence_turn_heads(program, config->heads, config->kv_heads, travel.turns, t);
+        const int64_t kv_heads = heads / (config->heads / config->kv_heads);
+        turn[t] = hdi_sequence_arrive(program, turn[t], &travel, t);
+        turn[t] = attend(program, at, turn[t], rope, heads, kv_heads);
+        turn[t] = hdi_sequence_return(program, turn[t], &travel, t, false);
+    }
+    return hdi_sequence_to_tokens(program, &travel, turn, NULL);
 }
 
 hd_tensor hdi_model_norm(hd_program *program, hdi_model_stream from, const hd_norm_options *options,

@@ -1,6 +1,9 @@
-/* Open-Sora 1.2's STDiT3 (hpcaitech/Open-Sora, branch opensora/v1.2): its configuration and tables. */
+/* STDiT3 of Open-Sora 1.2 and 1.3 (hpcaitech/Open-Sora, branches opensora/v1.2 and v1.3): its
+ * configuration and the pieces that its stages are made of. */
 #ifndef HDI_MODELS_STDIT_H
 #define HDI_MODELS_STDIT_H
+
+#include <heddle/diffusion.h>
 
 #include "models/model.h"
 
@@ -12,6 +15,12 @@ typedef struct hdi_stdit_config {
     double mlp_ratio;
     bool sigma; /* as many channels more are predicted; nothing reads them */
     bool qk_norm;
+
+    /* Open-Sora 1.3. Temporal blocks attend within windows of so many places (height, width) over all
+     * frames, turned on three axes; 0: along each place (1.2). */
+    int64_t window[2];
+    bool spatial_rope; /* spatial blocks are turned too */
+    bool condition;    /* given frames come beside the latents, not in them */
 } hdi_stdit_config;
 
 hd_status hdi_stdit_read(const json_t *object, void *config);
@@ -34,5 +43,57 @@ typedef struct hdi_stdit_places {
 hd_tensor hdi_stdit_positions(hd_program *program, const hdi_stdit_places *places);
 hd_tensor hdi_stdit_zeros(hd_program *program, int64_t rows);
 hd_tensor hdi_stdit_selection(hd_program *program, int64_t entries, int64_t hidden);
+
+/* A stage under construction. */
+typedef struct hdi_stdit_build {
+    hd_program *p;
+    const hdi_stdit_config *config;
+    const hd_stage *stage;
+    int64_t frames, height, width; /* in patches */
+    int64_t places, tokens;        /* of a frame, of a sequence */
+    int64_t kinds, entries;        /* 1 or 2, with frames given by time 0; times sequences */
+    bool given;                    /* frames may be given beside the latents */
+    int64_t text_rows; /* a sequence's: of its text, and where frames are given of the null text */
+    hd_tensor frame_entries, text_offsets;
+    hd_tensor text; /* [sequences * text_rows, hidden]: all texts, packed, then all null texts */
+    hd_tensor modulation; /* [entries * 6, hidden], for all blocks */
+    hd_tensor time;       /* [entries, hidden], for the final layer */
+} hdi_stdit_build;
+
+/* The value of x + gate * delta, or x if delta is invalid: left to the norm that reads it. */
+typedef struct hdi_stdit_stream {
+    hd_tensor x, delta;
+    hd_modulation gate;
+} hdi_stdit_stream;
+
+/* stdit_blocks.c */
+hdi_stdit_stream hdi_stdit_block(hdi_stdit_build *build, int layer, const hdi_stdit_stream *from);
+hd_tensor hdi_stdit_value(hdi_stdit_build *build, const hdi_stdit_stream *from);
+hd_tensor hdi_stdit_final_layer(hdi_stdit_build *build, const hdi_stdit_stream *from);
+
+/* stdit_attention.c: of a block, after its norm. */
+hd_tensor hdi_stdit_self_attention(hdi_stdit_build *build, hd_tensor x, bool temporal);
+hd_tensor hdi_stdit_text_attention(hdi_stdit_build *build, hd_tensor x);
+
+/* stdit_inputs.c: what is made of inputs before the blocks. `times`: as many times and, without steps,
+ * the sequences'. The condition program's outputs are what read_conditioning declares. */
+hd_tensor hdi_stdit_latents(hdi_stdit_build *build);
+double hdi_stdit_scale(const hdi_stdit_build *build); /* of the pictures' side to config.square */
+void hdi_stdit_embed_time(hdi_stdit_build *build, int64_t times);
+void hdi_stdit_embed_text(hdi_stdit_build *build);
+void hdi_stdit_make_conditioning(hdi_stdit_build *build);
+void hdi_stdit_read_conditioning(hdi_stdit_build *build);
+void hdi_stdit_declare_buffers(hdi_stdit_build *build);
+
+hd_tensor hdi_stdit_linear(hdi_stdit_build *build, hd_tensor x, const char *name, int64_t outputs);
+hd_tensor hdi_stdit_rows(hdi_stdit_build *build, hd_tensor x, int64_t rows, int64_t columns);
+hd_patch_options hdi_stdit_patches(const hdi_stdit_build *build, hd_patch_order order);
+hd_tensor hdi_stdit_video(hdi_stdit_build *build, const char *name, int64_t videos);
+
+/* Modulation by a table with a row for each group of rows that the time, or the frame, tells apart. */
+hd_modulation hdi_stdit_modulation(const hdi_stdit_build *build, hd_tensor table);
+
+/* x, but in given frames `other`: the selection takes x away there, exactly, and adds the other. */
+hd_tensor hdi_stdit_choose(hdi_stdit_build *build, hd_tensor x, hd_tensor other);
 
 #endif

@@ -16,6 +16,18 @@ const hdi_model_preset hdi_stdit_presets[] = {
                     "\"patch_size\": [1, 2, 2], \"hidden_size\": 64, \"depth\": 2, "
                     "\"num_heads\": 4, \"mlp_ratio\": 2.0, \"pred_sigma\": true, "
                     "\"caption_channels\": 24, \"model_max_length\": 10, \"qk_norm\": true}"},
+    {"open-sora-1.3-xl",
+     "{\"model_type\": \"stdit3\", \"input_sq_size\": 512, \"in_channels\": 16, "
+     "\"patch_size\": [1, 2, 2], \"hidden_size\": 1152, \"depth\": 28, \"num_heads\": 16, "
+     "\"mlp_ratio\": 4.0, \"pred_sigma\": true, \"caption_channels\": 4096, "
+     "\"model_max_length\": 300, \"qk_norm\": true, \"kernel_size\": [8, 8, -1], "
+     "\"use_spatial_rope\": true}"},
+    {"stdit3-v13-tiny",
+     "{\"model_type\": \"stdit3\", \"input_sq_size\": 512, \"in_channels\": 4, "
+     "\"patch_size\": [1, 2, 2], \"hidden_size\": 48, \"depth\": 2, \"num_heads\": 2, "
+     "\"mlp_ratio\": 2.0, \"pred_sigma\": true, \"caption_channels\": 24, "
+     "\"model_max_length\": 10, \"qk_norm\": true, \"kernel_size\": [3, 2, -1], "
+     "\"use_spatial_rope\": true}"},
     {NULL, NULL},
 };
 
@@ -39,26 +51,32 @@ static hd_status read_patch(const json_t *object, int64_t out[3])
                      hdi_model_json_text(list, seen));
 }
 
-/* What Open-Sora 1.3 added. Its published description does not settle what these compute. */
-static hd_status refuse_newer(const json_t *object)
+/* "kernel_size": [height, width, -1], Open-Sora 1.3's windows; it also has embedders of given frames,
+ * which its config.json does not speak of. */
+static hd_status read_windows(const json_t *object, hdi_stdit_config *out)
 {
-    static const struct {
-        const char *key, *what;
-    } newer[] = {
-        {"kernel_size", "shifted-window attention of Open-Sora 1.3"},
-        {"use_spatial_rope", "rotary positions in spatial blocks of Open-Sora 1.3"},
-        {"x_embedder_cond", "the image condition of Open-Sora 1.3"},
-        {"x_embedder_cond_mask", "the image condition of Open-Sora 1.3"},
-    };
-    for (size_t i = 0; i < sizeof newer / sizeof newer[0]; i++) {
-        const json_t *value = json_object_get(object, newer[i].key);
-        char seen[HDI_JSON_TEXT];
-        if (value && !json_is_null(value) && !json_is_false(value))
-            return hdi_error(HD_ERROR_UNSUPPORTED,
-                             "model config: \"%s\" is %s: %s is not computed, want it absent",
-                             newer[i].key, hdi_model_json_text(value, seen), newer[i].what);
+    const json_t *list = json_object_get(object, "kernel_size");
+    char seen[HDI_JSON_TEXT];
+    if (list && !json_is_null(list)) {
+        bool right = json_is_array(list) && json_array_size(list) == 3 &&
+                     json_integer_value(json_array_get(list, 2)) == -1;
+        for (size_t i = 0; i < 2 && right; i++) {
+            out->window[i] = json_integer_value(json_array_get(list, i));
+            right = out->window[i] > 0 && out->window[i] <= INT32_MAX;
+        }
+        if (!right)
+            return hdi_error(
+                HD_ERROR_UNSUPPORTED,
+                "model config: \"kernel_size\" is %s, want [height, width, -1]: windows "
+                "of places over all frames",
+                hdi_model_json_text(list, seen));
+        out->condition = true;
     }
-    return HD_OK;
+    HD_RETURN_IF_ERROR(hdi_model_read_bool(object, "use_spatial_rope", &out->spatial_rope));
+    if (out->spatial_rope && !out->window[0])
+        return hdi_error(HD_ERROR_CONFIG, "model config: \"use_spatial_rope\" is true and there is "
+                                          "no \"kernel_size\", want both or none");
+    return hdi_model_read_bool(object, "x_embedder_cond", &out->condition);
 }
 
 /* Keys that would change the network's function, if they were not at these values. */
@@ -69,8 +87,8 @@ static hd_status refuse_variants(const json_t *object)
     if (drop && !json_is_null(drop) && !(json_is_number(drop) && json_number_value(drop) == 0))
         return hdi_error(HD_ERROR_UNSUPPORTED, "model config: \"drop_path\" is %s, want 0",
                          hdi_model_json_text(drop, seen));
-    HD_RETURN_IF_ERROR(hdi_model_require_bool(object, "skip_y_embedder", false));
-    return refuse_newer(object);
+    HD_RETURN_IF_ERROR(hdi_model_require_bool(object, "skip_temporal", false));
+    return hdi_model_require_bool(object, "skip_y_embedder", false);
 }
 
 static hd_status check(hdi_stdit_config *config)
@@ -80,6 +98,11 @@ static hd_status check(hdi_stdit_config *config)
                          "model config: \"hidden_size\" is %" PRId64
                          ", want a multiple of twice \"num_heads\", %" PRId64,
                          config->hidden, 2 * config->heads);
+    if (config->window[0] && config->hidden / config->heads % 6)
+        return hdi_error(HD_ERROR_CONFIG,
+                         "model config: heads have %" PRId64
+                         " columns, want a multiple of 6 for rotations on three axes",
+                         config->hidden / config->heads);
     if (config->hidden % 4)
         return hdi_error(HD_ERROR_CONFIG,
                          "model config: \"hidden_size\" is %" PRId64 ", want a multiple of 4",
@@ -115,6 +138,7 @@ hd_status hdi_stdit_read(const json_t *object, void *config)
     HD_RETURN_IF_ERROR(hdi_model_read_bool(object, "pred_sigma", &out->sigma));
     HD_RETURN_IF_ERROR(hdi_model_read_bool(object, "qk_norm", &out->qk_norm));
     HD_RETURN_IF_ERROR(read_patch(object, out->patch));
+    HD_RETURN_IF_ERROR(read_windows(object, out));
     HD_RETURN_IF_ERROR(refuse_variants(object));
     return check(out);
 }
@@ -132,9 +156,17 @@ void hdi_stdit_write(const void *config, hdi_text *out)
     hdi_text_append_float(out, from->mlp_ratio);
     hdi_text_printf(out,
                     ",\n  \"pred_sigma\": %s,\n  \"caption_channels\": %" PRId64
-                    ",\n  \"model_max_length\": %" PRId64 ",\n  \"qk_norm\": %s\n}\n",
+                    ",\n  \"model_max_length\": %" PRId64 ",\n  \"qk_norm\": %s",
                     from->sigma ? "true" : "false", from->text_columns, from->text_tokens,
                     from->qk_norm ? "true" : "false");
+    if (from->window[0])
+        hdi_text_printf(out,
+                        ",\n  \"kernel_size\": [%" PRId64 ", %" PRId64
+                        ", -1],\n  \"use_spatial_rope\": %s",
+                        from->window[0], from->window[1], from->spatial_rope ? "true" : "false");
+    if (from->condition != (from->window[0] > 0))
+        hdi_text_printf(out, ",\n  \"x_embedder_cond\": %s", from->condition ? "true" : "false");
+    hdi_text_printf(out, "\n}\n");
 }
 
 void hdi_stdit_describe(const void *config, hdi_model_facts *out)
@@ -149,8 +181,11 @@ void hdi_stdit_describe(const void *config, hdi_model_facts *out)
         .compression = {4, HDI_STDIT_COMPRESSION, HDI_STDIT_COMPRESSION},
         .text_columns = from->text_columns,
         .text_tokens = from->text_tokens,
+        .condition_channels = from->condition ? 2 * from->channels : 0,
+        .condition_masks = from->condition ? from->channels : 0,
+        .given_by_mask = from->condition,
         .fps = true,
-        .frame_times = true,
+        .frame_times = !from->condition,
         .text_packed = true,
         .towards_data = true,
         .null_text = "y_embedder.y_embedding",

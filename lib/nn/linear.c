@@ -197,18 +197,34 @@ static hd_tensor sliced_mlp(hd_program *program, hd_tensor x, const hd_linear_op
     return hdi_mlp_slices(program, x, &first, &second, 2 * program->slices);
 }
 
+hdi_gelu_half hdi_gelu_up(hd_program *program, hd_tensor x, const hd_linear_options *up)
+{
+    hdi_gelu_half half = {{0}, {0}};
+    if (!program->training) {
+        half.activated = hd_gelu_tanh(program, hd_linear(program, x, up));
+        return half;
+    }
+    const hdi_linear_map map = declare_linear(program, x, up);
+    if (map.weight.id)
+        half.activated = hdi_linear_gelu(program, x, map.weight, map.bias, &half.before);
+    return half;
+}
+
+hd_tensor hdi_gelu_down(hd_program *program, const hdi_gelu_half *half,
+                        const hd_linear_options *down)
+{
+    if (!program->training) return hd_linear(program, half->activated, down);
+    const hdi_linear_map map = declare_linear(program, half->activated, down);
+    if (!map.weight.id) return map.weight;
+    return hdi_linear_after_gelu(program, half->activated, half->before, map.weight, map.bias);
+}
+
 hd_tensor hd_gelu_mlp(hd_program *program, hd_tensor x, const hd_linear_options *up,
                       const hd_linear_options *down)
 {
     const bool adds = up->add.id || down->add.id;
     if (program->slices > 1 && !adds) return sliced_mlp(program, x, up, down);
-    if (!program->training || adds)
-        return hd_linear(program, hd_gelu_tanh(program, hd_linear(program, x, up)), down);
-    hd_tensor pre;
-    const hdi_linear_map first = declare_linear(program, x, up);
-    if (!first.weight.id) return first.weight;
-    const hd_tensor activated = hdi_linear_gelu(program, x, first.weight, first.bias, &pre);
-    const hdi_linear_map second = declare_linear(program, activated, down);
-    if (!second.weight.id) return second.weight;
-    return hdi_linear_after_gelu(program, activated, pre, second.weight, second.bias);
+    if (adds) return hd_linear(program, hd_gelu_tanh(program, hd_linear(program, x, up)), down);
+    const hdi_gelu_half half = hdi_gelu_up(program, x, up);
+    return hdi_gelu_down(program, &half, down);
 }

@@ -14,4 +14,12 @@
 hdi_linear_map hdi_linear_declare(hd_program *program, int64_t inputs,
                                   const hd_linear_options *options);
 
+/* hd_gelu_mlp of whole rows in two halves, between which something else may be computed. */
+typedef struct hdi_gelu_half {
+    hd_tensor activated, before; /* before: in training, what gelu_tanh is of */
+} hdi_gelu_half;
+hdi_gelu_half hdi_gelu_up(hd_program *program, hd_tensor x, const hd_linear_options *up);
+hd_tensor hdi_gelu_down(hd_program *program, const hdi_gelu_half *half,
+                        const hd_linear_options *down);
+
 #endif

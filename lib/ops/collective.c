@@ -53,14 +53,15 @@ static hd_status run_tree_sum(const hd_run *run)
 {
     const hdi_tree_sum_options *o = run->op->options;
     int64_t elements = run->op->out_info[0]->elements;
-    return run->backend->tree_sum(run->stream, run->in[0], elements, o->parts, elements,
-                                  run->out[0]);
+    return run->backend->tree_sum(run->stream, run->op->out_info[0]->dtype, run->in[0], elements,
+                                  o->parts, elements, run->out[0]);
 }
 
 static hd_status run_join(const hd_run *run)
 {
-    return run->backend->add(run->stream, HD_DTYPE_F32, run->op->out_info[0]->elements, run->out[0],
-                             run->in[0], run->out[0]);
+    const hd_tensor_info *info = run->op->out_info[0];
+    return run->backend->add(run->stream, info->dtype, info->elements, run->out[0], run->in[0],
+                             run->out[0]);
 }
 
 static hd_status run_fold(const hd_run *run)

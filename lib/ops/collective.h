@@ -35,10 +35,10 @@ typedef struct hdi_tree_sum_options {
 } hdi_tree_sum_options;
 extern const hd_op_kind hdi_op_tree_sum;
 
-/* out[0] += in[0], fp32 ranges of flat storage; out[0] is read, too. */
+/* out[0] += in[0], ranges of flat storage; out[0] is read, too. */
 extern const hd_op_kind hdi_op_gradient_join;
 
-/* Join the level that out[0] was written at with run->folds levels below; no inputs. */
+/* Join the level that out[0] was written at with run->folds levels below, fp32; no inputs. */
 extern const hd_op_kind hdi_op_gradient_fold;
 
 /* NULL unless the op is one of these; a user's own ops may communicate by other means. */

@@ -9,7 +9,7 @@
 #include <string.h>
 
 typedef struct cross_options {
-    int64_t heads, head_dim, tokens;
+    int64_t heads, head_dim, tokens, most_keys;
     float scale;
     bool exact, saves; /* saves: the log-sum-exp, for the backward */
 } cross_options;
@@ -71,15 +71,18 @@ static void *values_at(const hd_op *op, const void *kv)
               : NULL;
 }
 
-static hdi_cross_attention_args arguments(const hd_op *op, const void *q, const void *kv)
+/* `offsets`: which input they are. */
+static hdi_cross_attention_args arguments(const hd_op *op, int offsets, const void *q,
+                                          const void *kv)
 {
     const cross_options *options = op->options;
-    const int64_t columns = options->heads * options->head_dim;
+    const int64_t columns = options->heads * options->head_dim, kv_rows = op->in_info[1]->dims[0];
+    const int64_t most = options->most_keys > 0 ? options->most_keys : kv_rows;
     return (hdi_cross_attention_args){
         .dtype = op->in_info[0]->dtype,
         .sequences = op->in_info[0]->dims[0] / options->tokens,
         .tokens = options->tokens,
-        .kv_rows = op->in_info[1]->dims[0],
+        .kv_rows = kv_rows,
         .heads = options->heads,
         .head_dim = options->head_dim,
         .q_stride = columns,
@@ -88,6 +91,9 @@ static hdi_cross_attention_args arguments(const hd_op *op, const void *q, const 
         .out_stride = columns,
         .scale = options->scale,
         .exact = options->exact,
+        .most_keys = !op->in_info[offsets] ? 0
+                     : most < kv_rows      ? most
+                                           : kv_rows,
         .q = q,
         .k = kv,
         .v = values_at(op, kv),
@@ -96,14 +102,14 @@ static hdi_cross_attention_args arguments(const hd_op *op, const void *q, const 
 
 static size_t cross_workspace(const hd_op *op)
 {
-    const hdi_cross_attention_args args = arguments(op, NULL, NULL);
+    const hdi_cross_attention_args args = arguments(op, 2, NULL, NULL);
     return hdi_op_backend(op)->cross_attention_workspace(&args);
 }
 
 static hd_status cross_run(const hd_run *run)
 {
     const cross_options *options = run->op->options;
-    hdi_cross_attention_args args = arguments(run->op, run->in[0], run->in[1]);
+    hdi_cross_attention_args args = arguments(run->op, 2, run->in[0], run->in[1]);
     args.offsets = run->in[2];
     args.out = run->out[0];
     args.lse = options->saves ? run->out[1] : NULL;
@@ -131,13 +137,13 @@ static void gradient_cost(const hd_op *op, hd_cost *out)
 
 static size_t gradient_workspace(const hd_op *op)
 {
-    const hdi_cross_attention_args args = arguments(op, NULL, NULL);
+    const hdi_cross_attention_args args = arguments(op, 5, NULL, NULL);
     return hdi_op_backend(op)->cross_attention_gradient_workspace(&args);
 }
 
 static hd_status gradient_run(const hd_run *run)
 {
-    hdi_cross_attention_args args = arguments(run->op, run->in[0], run->in[1]);
+    hdi_cross_attention_args args = arguments(run->op, 5, run->in[0], run->in[1]);
     args.out = hdi_updated(run->in[2]);
     args.lse = hdi_updated(run->in[3]);
     args.out_gradient = run->in[4];
@@ -185,16 +191,19 @@ static const hd_op_kind cross_attention = {
 hd_tensor hd_cross_attention(hd_program *program, hd_tensor q, hd_tensor kv, hd_tensor offsets,
                              const hd_cross_attention_options *options)
 {
-    if (options->heads < 1 || options->head_dim < 1 || options->tokens < 1)
-        return hd_program_fail(program, HD_ERROR_ARGUMENT,
-                               "cross_attention: heads %" PRId64 ", head_dim %" PRId64
-                               ", tokens %" PRId64 "; want all > 0",
-                               options->heads, options->head_dim, options->tokens);
+    if (options->heads < 1 || options->head_dim < 1 || options->tokens < 1 ||
+        options->most_keys < 0)
+        return hd_program_fail(
+            program, HD_ERROR_ARGUMENT,
+            "cross_attention: heads %" PRId64 ", head_dim %" PRId64 ", tokens %" PRId64
+            ", most_keys %" PRId64 "; want all > 0, most_keys may be 0",
+            options->heads, options->head_dim, options->tokens, options->most_keys);
     cross_options resolved;
     memset(&resolved, 0, sizeof resolved);
     resolved.heads = options->heads;
     resolved.head_dim = options->head_dim;
     resolved.tokens = options->tokens;
+    resolved.most_keys = options->most_keys;
     resolved.scale =
         (float)(options->scale != 0 ? options->scale : 1.0 / sqrt((double)options->head_dim));
     resolved.exact = program->exact;

@@ -103,24 +103,25 @@ static hd_status weight_gradient_run(const hd_run *run)
 {
     const hd_tensor_info *gradient = run->op->in_info[0], *x = run->op->in_info[1];
     const int64_t inputs = hdi_columns(x), outputs = hdi_columns(gradient);
-    return run->backend->gemm(run->stream, &(hdi_gemm_args){.dtype = x->dtype,
-                                                            .out_dtype = HD_DTYPE_F32,
-                                                            .rows = outputs,
-                                                            .columns = inputs,
-                                                            .inner = hdi_rows(x),
-                                                            .a = run->in[0],
-                                                            .b = run->in[1],
-                                                            .a_stride = outputs,
-                                                            .b_stride = inputs,
-                                                            .out_stride = inputs,
-                                                            .transpose_a = true,
-                                                            .accumulate = run->accumulate,
-                                                            .out = run->out[0]});
+    return run->backend->gemm(run->stream,
+                              &(hdi_gemm_args){.dtype = x->dtype,
+                                               .out_dtype = run->op->out_info[0]->dtype,
+                                               .rows = outputs,
+                                               .columns = inputs,
+                                               .inner = hdi_rows(x),
+                                               .a = run->in[0],
+                                               .b = run->in[1],
+                                               .a_stride = outputs,
+                                               .b_stride = inputs,
+                                               .out_stride = inputs,
+                                               .transpose_a = true,
+                                               .accumulate = run->accumulate,
+                                               .out = run->out[0]});
 }
 
 static const hd_op_kind weight_gradient = {
     .name = "linear_weight_gradient",
-    .flags = HD_OP_WEIGHT_GRADIENT,
+    .flags = HD_OP_WEIGHT_GRADIENT | HD_OP_ROUNDS,
     .shape = hdi_no_outputs,
     .cost = weight_gradient_cost,
     .run = weight_gradient_run,

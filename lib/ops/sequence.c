@@ -18,28 +18,37 @@ int64_t hdi_sequence_first_group(int64_t groups, int ranks, int rank)
     return rank * (groups / ranks) + (rank < more ? rank : more);
 }
 
-static int ranks_of(const hd_program *program)
+int64_t hdi_sequence_turn_first(int64_t groups, int turns, int turn)
+{
+    return groups * turn / turns;
+}
+
+int hdi_sequence_ranks(const hd_program *program)
 {
     return hd_mesh_size(program->mesh, HD_AXIS_SEQUENCE);
 }
 
 int64_t hdi_sequence_own_tokens(const hd_program *program, int64_t tokens)
 {
-    const int ranks = ranks_of(program), rank = hd_mesh_index(program->mesh, HD_AXIS_SEQUENCE);
+    const int ranks = hdi_sequence_ranks(program),
+              rank = hd_mesh_index(program->mesh, HD_AXIS_SEQUENCE);
     return hdi_sequence_first(tokens, ranks, rank + 1) - hdi_sequence_first(tokens, ranks, rank);
 }
 
-int64_t hdi_sequence_own_heads(const hd_program *program, int64_t heads, int64_t kv_heads)
+int64_t hdi_sequence_turn_heads(const hd_program *program, int64_t heads, int64_t kv_heads,
+                                int turns, int turn)
 {
-    const int ranks = ranks_of(program), rank = hd_mesh_index(program->mesh, HD_AXIS_SEQUENCE);
-    return (hdi_sequence_first_group(kv_heads, ranks, rank + 1) -
-            hdi_sequence_first_group(kv_heads, ranks, rank)) *
+    const int ranks = hdi_sequence_ranks(program),
+              rank = hd_mesh_index(program->mesh, HD_AXIS_SEQUENCE);
+    const int64_t own = hdi_sequence_first_group(kv_heads, ranks, rank + 1) - hdi_sequence_first_group(kv_heads, ranks, rank);
+    return (hdi_sequence_turn_first(own, turns, turn + 1) -
+            hdi_sequence_turn_first(own, turns, turn)) *
            (heads / kv_heads);
 }
 
 bool hdi_sequence_begin(hd_program *program, int64_t tokens, int64_t kv_heads, bool whole_loss)
 {
-    const int ranks = ranks_of(program);
+    const int ranks = hdi_sequence_ranks(program);
     program->splits_sequences = true;
     program->whole_loss = whole_loss;
     if (ranks <= tokens && ranks <= kv_heads && ranks <= HDI_SEQUENCE_RANKS) return true;
@@ -57,10 +66,21 @@ int64_t hdi_sequence_rows_of(const hdi_sequence_options *o, int rank)
                            hdi_sequence_first(o->tokens, o->ranks, rank));
 }
 
+static int64_t groups_of_turns(const hdi_sequence_options *o, int rank, int turn)
+{
+    const int64_t own =
+        hdi_sequence_first_group(o->groups, o->ranks, rank + 1) - hdi_sequence_first_group(o->groups, o->ranks, rank);
+    return hdi_sequence_turn_first(own, o->turns, turn);
+}
+
+int64_t hdi_sequence_groups_before(const hdi_sequence_options *o, int rank)
+{
+    return hdi_sequence_first_group(o->groups, o->ranks, rank) + groups_of_turns(o, rank, o->turn);
+}
+
 int64_t hdi_sequence_groups_of(const hdi_sequence_options *o, int rank)
 {
-    return hdi_sequence_first_group(o->groups, o->ranks, rank + 1) -
-           hdi_sequence_first_group(o->groups, o->ranks, rank);
+    return groups_of_turns(o, rank, o->turn + 1) - groups_of_turns(o, rank, o->turn);
 }
 
 int64_t hdi_sequence_group_columns(const hdi_sequence_options *o)
@@ -69,6 +89,14 @@ int64_t hdi_sequence_group_columns(const hdi_sequence_options *o)
     for (int p = 0; p < o->parts; p++)
         columns += o->unit[p];
     return columns;
+}
+
+int64_t hdi_sequence_turn_columns(const hdi_sequence_options *o)
+{
+    int64_t groups = 0;
+    for (int r = 0; r < o->ranks; r++)
+        groups += hdi_sequence_groups_of(o, r);
+    return groups * hdi_sequence_group_columns(o);
 }
 
 hd_status hdi_sequence_check(const hd_op *op, int64_t rows, int64_t columns)
@@ -145,7 +173,7 @@ static hd_status exchange_shape(hd_program *program, const hd_op *op)
 {
     const hdi_sequence_options *o = op->options;
     const int64_t own_rows = hdi_sequence_rows_of(o, o->rank), all_rows = o->sequences * o->tokens;
-    const int64_t all = o->groups * hdi_sequence_group_columns(o),
+    const int64_t all = hdi_sequence_turn_columns(o),
                   own = hdi_sequence_groups_of(o, o->rank) * hdi_sequence_group_columns(o);
     HD_RETURN_IF_ERROR(hdi_sequence_check(op, o->back ? all_rows : own_rows, o->back ? own : all));
     return hdi_sequence_declare(program, op, o->back ? own_rows : all_rows, o->back ? all : own);
@@ -178,8 +206,7 @@ const hd_op_kind hdi_op_sequence_exchange = {
 static hd_status scatter_shape(hd_program *program, const hd_op *op)
 {
     const hdi_sequence_options *o = op->options;
-    HD_RETURN_IF_ERROR(
-        hdi_sequence_check(op, o->sequences, o->groups * hdi_sequence_group_columns(o)));
+    HD_RETURN_IF_ERROR(hdi_sequence_check(op, o->sequences, hdi_sequence_turn_columns(o)));
     return hdi_sequence_declare(program, op, o->ranks * o->sequences,
                                 hdi_sequence_groups_of(o, o->rank) * hdi_sequence_group_columns(o));
 }
@@ -218,8 +245,7 @@ static hd_status share_shape(hd_program *program, const hd_op *op)
     }
     HD_RETURN_IF_ERROR(hdi_sequence_check(
         op, o->sequences, hdi_sequence_groups_of(o, o->rank) * hdi_sequence_group_columns(o)));
-    return hdi_sequence_declare(program, op, o->sequences,
-                                o->groups * hdi_sequence_group_columns(o));
+    return hdi_sequence_declare(program, op, o->sequences, hdi_sequence_turn_columns(o));
 }
 
 static hd_status share_run(const hd_run *run)
@@ -262,100 +288,3 @@ const hd_op_kind hdi_op_sequence_share = {
     .cost = sent_cost,
     .run = share_run,
 };
-
-/* Options start as zeros, padding too: programs are compared. */
-static hdi_sequence_options start(const hd_program *program, int64_t sequences, int64_t tokens)
-{
-    hdi_sequence_options o;
-    memset(&o, 0, sizeof o);
-    o.ranks = ranks_of(program);
-    o.rank = hd_mesh_index(program->mesh, HD_AXIS_SEQUENCE);
-    o.sequences = sequences;
-    o.tokens = tokens;
-    o.collective.axis = HD_AXIS_SEQUENCE;
-    return o;
-}
-
-static void deal_heads(hdi_sequence_options *o, const hdi_sequence_shape *shape, int parts)
-{
-    const int64_t queries = shape->heads / shape->kv_heads * shape->head_dim;
-    const int64_t unit[HDI_SEQUENCE_PARTS] = {queries, shape->head_dim, shape->head_dim};
-    o->groups = shape->kv_heads;
-    o->parts = parts;
-    memcpy(o->unit, unit, (size_t)parts * sizeof *unit);
-    o->collective.elements = o->sequences * o->tokens * o->groups * hdi_sequence_group_columns(o);
-    o->collective.what = parts == 1 ? "attention results" : "queries, keys and values";
-}
-
-hd_tensor hdi_sequence_own_rows(hd_program *program, hd_tensor x, int64_t sequences, int64_t tokens)
-{
-    if (ranks_of(program) == 1) return x;
-    const hdi_sequence_options o = start(program, sequences, tokens);
-    return hd_custom_op(program, &hdi_op_sequence_own_rows, &o, 1, &x);
-}
-
-/* One sequence's rows are chunks as they are. */
-static hd_tensor rearrange_rows(hd_program *program, hd_tensor x, hdi_sequence_options o, bool back)
-{
-    o.back = back;
-    return o.sequences == 1 ? x : hd_custom_op(program, &hdi_op_sequence_rows, &o, 1, &x);
-}
-
-hd_tensor hdi_sequence_all_rows(hd_program *program, hd_tensor x, int64_t sequences, int64_t tokens)
-{
-    const hd_tensor_info *info = hd_tensor_get(program, x);
-    if (ranks_of(program) == 1 || !info) return x;
-    hdi_sequence_options o = start(program, sequences, tokens);
-    o.collective.elements = sequences * tokens * hdi_columns(info);
-    o.collective.what = "rows";
-    x = hd_custom_op(program, &hdi_op_sequence_share, &o, 1, &x);
-    return rearrange_rows(program, x, o, true);
-}
-
-hd_tensor hdi_sequence_to_heads(hd_program *program, hd_tensor qkv, const hdi_sequence_shape *shape)
-{
-    if (ranks_of(program) == 1) return qkv;
-    hdi_sequence_options o = start(program, shape->sequences, shape->tokens);
-    deal_heads(&o, shape, 3);
-    qkv = hd_custom_op(program, &hdi_op_sequence_columns, &o, 1, &qkv);
-    qkv = hd_custom_op(program, &hdi_op_sequence_exchange, &o, 1, &qkv);
-    return rearrange_rows(program, qkv, o, true);
-}
-
-hd_tensor hdi_sequence_to_tokens(hd_program *program, hd_tensor x, const hdi_sequence_shape *shape)
-{
-    if (ranks_of(program) == 1) return x;
-    hdi_sequence_options o = start(program, shape->sequences, shape->tokens);
-    deal_heads(&o, shape, 1);
-    x = rearrange_rows(program, x, o, false);
-    o.back = true;
-    x = hd_custom_op(program, &hdi_op_sequence_exchange, &o, 1, &x);
-    return hd_custom_op(program, &hdi_op_sequence_columns, &o, 1, &x);
-}
-
-/* Rows that all ranks have, taken as sequences of one token. */
-static hdi_sequence_options start_alike(hd_program *program, hd_tensor x,
-                                        const hdi_sequence_shape *shape, int parts)
-{
-    const hd_tensor_info *info = hd_tensor_get(program, x);
-    hdi_sequence_options o = start(program, info ? info->dims[0] : 1, 1);
-    deal_heads(&o, shape, parts);
-    return o;
-}
-
-hd_tensor hdi_sequence_take_heads(hd_program *program, hd_tensor qkv,
-                                  const hdi_sequence_shape *shape)
-{
-    if (ranks_of(program) == 1) return qkv;
-    const hdi_sequence_options o = start_alike(program, qkv, shape, 3);
-    return hd_custom_op(program, &hdi_op_sequence_own_columns, &o, 1, &qkv);
-}
-
-hd_tensor hdi_sequence_all_heads(hd_program *program, hd_tensor x, const hdi_sequence_shape *shape)
-{
-    if (ranks_of(program) == 1) return x;
-    hdi_sequence_options o = start_alike(program, x, shape, 1);
-    x = hd_custom_op(program, &hdi_op_sequence_share, &o, 1, &x);
-    o.back = true;
-    return hd_custom_op(program, &hdi_op_sequence_columns, &o, 1, &x);
-}

@@ -13,10 +13,10 @@ enum { HDI_SEQUENCE_RANKS = 128 }; /* at most */
 /* The first of `tokens` tokens that `rank` of `ranks` has; of `ranks` the end. */
 int64_t hdi_sequence_first(int64_t tokens, int ranks, int rank);
 
-/* This program's part of `tokens`, and of the heads; those of keys and values are dealt out, the first
- * ranks having one more where they do not divide, and queries' go with them. */
+int hdi_sequence_ranks(const hd_program *program);
+
+/* This program's part of `tokens`. */
 int64_t hdi_sequence_own_tokens(const hd_program *program, int64_t tokens);
-int64_t hdi_sequence_own_heads(const hd_program *program, int64_t heads, int64_t kv_heads);
 
 /* A model says that it splits its sequences, of so many tokens and heads at least: false where there
  * are more ranks than either, which is an error of the program. `whole_loss`: its loss is that of
@@ -34,22 +34,44 @@ hd_tensor hdi_sequence_all_rows(hd_program *program, hd_tensor x, int64_t sequen
 
 /* Sizes of attention, before anything is split. */
 typedef struct hdi_sequence_shape {
-    int64_t sequences, tokens; /* tokens are not read for rows that all ranks have */
+    int64_t sequences, tokens; /* tokens that are split: none where all ranks have all rows */
     int64_t heads, kv_heads, head_dim;
 } hdi_sequence_shape;
 
-/* qkv [sequences * own tokens, (heads + 2 * kv_heads) * head_dim] to all tokens' own heads, packed
- * alike; and of what attention makes of them [sequences * tokens, own heads * head_dim] the way
- * back, to [sequences * own tokens, heads * head_dim]. Adjoint to themselves. Collective when run. */
-hd_tensor hdi_sequence_to_heads(hd_program *program, hd_tensor qkv,
-                                const hdi_sequence_shape *shape);
-hd_tensor hdi_sequence_to_tokens(hd_program *program, hd_tensor x, const hdi_sequence_shape *shape);
+/* Heads travel a group at a time, so that one group's exchange is under way while another's attention
+ * is computed. How many turns that takes: what the program's sequence_groups say, or as many as leave
+ * a rank with messages of about HDI_SEQUENCE_MESSAGE bytes; each rank has heads in each turn. */
+enum { HDI_SEQUENCE_TURNS = 4, HDI_SEQUENCE_MESSAGE = 64 << 20 };
+int hdi_sequence_turns(hd_program *program, const hdi_sequence_shape *shape);
 
-/* The same for rows that all ranks have alike. Each rank's gradient of them is a part: their sum is the
- * gradient. The first is not Collective; its gradient has zeros for others' heads. */
-hd_tensor hdi_sequence_take_heads(hd_program *program, hd_tensor qkv,
-                                  const hdi_sequence_shape *shape);
-hd_tensor hdi_sequence_all_heads(hd_program *program, hd_tensor x, const hdi_sequence_shape *shape);
+/* This rank's heads of one turn: those of keys and values are dealt out, the first ranks having one
+ * more, and queries' go with them. */
+int64_t hdi_sequence_turn_heads(const hd_program *program, int64_t heads, int64_t kv_heads,
+                                int turns, int turn);
+
+/* Rows of all heads: each sequence's own tokens and, around them, rows that all ranks have alike. */
+typedef struct hdi_sequence_heads {
+    hdi_sequence_shape shape;
+    int64_t before, after;
+    int turns;
+} hdi_sequence_heads;
+
+/* qkv [sequences * (before + own tokens + after), (heads + 2 * kv_heads) * head_dim] to alike[turns]
+ * of the rows that all have, [sequences * (before + after), this rank's heads of the turn], packed
+ * alike, which do not travel; and own[turns] of the others, on their way: hdi_sequence_arrive, called
+ * where they are wanted, makes [sequences * tokens, the same] of each. Collective when run. */
+void hdi_sequence_to_heads(hd_program *program, hd_tensor qkv, const hdi_sequence_heads *from,
+                           hd_tensor *own, hd_tensor *alike);
+hd_tensor hdi_sequence_arrive(hd_program *program, hd_tensor x, const hdi_sequence_heads *from,
+                              int turn);
+
+/* What attention made of a turn sets out on its way back. hdi_sequence_to_tokens makes rows of all
+ * turns, [sequences * (before + own tokens + after), heads * head_dim]. Of rows that all ranks have
+ * each rank's gradient is a part: their sum is the gradient. Collective when run. */
+hd_tensor hdi_sequence_return(hd_program *program, hd_tensor x, const hdi_sequence_heads *from,
+                              int turn, bool alike);
+hd_tensor hdi_sequence_to_tokens(hd_program *program, const hdi_sequence_heads *from,
+                                 const hd_tensor *own, const hd_tensor *alike);
 
 extern const hd_op_kind hdi_op_sequence_exchange, hdi_op_sequence_share, hdi_op_sequence_scatter;
 

@@ -11,75 +11,204 @@ static void moved_cost(const hd_op *op, hd_cost *out)
     out->bytes = 2 * (double)op->out_info[0]->bytes;
 }
 
-/* `blocks` rows of `columns` elements between matrices of these widths. */
+/* `rows` rows of `columns` elements between matrices of these widths. */
 typedef struct rectangle {
     int64_t rows, columns, x_width, out_width, x_first, out_first;
 } rectangle;
 
-static hd_status copy(const hd_run *run, const rectangle *r, bool back)
+static hd_status copy(const hd_run *run, const rectangle *r, int which, bool back)
 {
-    const size_t element = hd_dtype_bytes(run->op->in_info[0]->dtype);
+    const size_t element = hd_dtype_bytes(run->op->out_info[0]->dtype);
     const int64_t x_first = back ? r->out_first : r->x_first;
     const int64_t out_first = back ? r->x_first : r->out_first;
     return run->backend->copy_blocks(
-        run->stream,
-        &(hdi_copy_blocks_args){.blocks = r->rows,
-                                .block_bytes = (size_t)r->columns * element,
-                                .x_stride = (size_t)(back ? r->out_width : r->x_width) * element,
-                                .out_stride = (size_t)(back ? r->x_width : r->out_width) * element,
-                                .x = (const char *)run->in[0] + (size_t)x_first * element,
-                                .out = (char *)run->out[0] + (size_t)out_first * element});
+        run->stream, &(hdi_copy_blocks_args){
+                         .blocks = r->rows,
+                         .block_bytes = (size_t)r->columns * element,
+                         .x_stride = (size_t)(back ? r->out_width : r->x_width) * element,
+                         .out_stride = (size_t)(back ? r->x_width : r->out_width) * element,
+                         .x = (const char *)run->in[back ? which : 0] + (size_t)x_first * element,
+                         .out = (char *)run->out[back ? 0 : which] + (size_t)out_first * element});
 }
 
-/* The columns of `rank` out of rows of all columns, to (back: from) `first` on, one row below another. */
-static hd_status copy_columns(const hd_run *run, int64_t rows, int rank, int64_t first)
+/* Where this rank's rows, and those that all ranks have, stand in each sequence. */
+typedef struct rows_at {
+    int64_t first, count;
+} rows_at;
+
+static int64_t own_tokens(const hdi_sequence_options *o)
 {
-    const hdi_sequence_options *o = run->op->options;
+    return hdi_sequence_rows_of(o, o->rank) / o->sequences;
+}
+
+static int64_t rows_of_sequence(const hdi_sequence_options *o)
+{
+    return o->before + own_tokens(o) + o->after;
+}
+
+/* The heads of `rank` in o's turn out of rows of all heads, which are in[0] or out[0], to (back: from)
+ * the `which`-th tensor from element *packed on, one row below another. Moves *packed on. */
+static hd_status move_heads(const hd_run *run, const hdi_sequence_options *o, int which, int rank,
+                            rows_at at, int64_t *packed)
+{
+    const bool joined = at.count == rows_of_sequence(o); /* one sequence goes on in the next */
     const int64_t own = hdi_sequence_groups_of(o, rank),
-                  before = hdi_sequence_first_group(o->groups, o->ranks, rank);
-    int64_t all = 0, packed = 0;
-    for (int p = 0; p < o->parts; p++) {
-        const rectangle part = {.rows = rows,
-                                .columns = own * o->unit[p],
-                                .x_width = o->groups * hdi_sequence_group_columns(o),
-                                .out_width = own * hdi_sequence_group_columns(o),
-                                .x_first = all + before * o->unit[p],
-                                .out_first = first + packed};
-        HD_RETURN_IF_ERROR(copy(run, &part, o->back));
-        all += o->groups * o->unit[p];
-        packed += own * o->unit[p];
+                  before = hdi_sequence_groups_before(o, rank);
+    const int64_t width = own * hdi_sequence_group_columns(o);
+    for (int64_t s = 0; s < (joined ? 1 : o->sequences); s++) {
+        rectangle part = {.rows = joined ? o->sequences * at.count : at.count,
+                          .x_width = o->groups * hdi_sequence_group_columns(o),
+                          .out_width = width,
+                          .out_first = *packed};
+        int64_t all = (s * rows_of_sequence(o) + at.first) * part.x_width;
+        for (int p = 0; p < o->parts; p++) {
+            part.columns = own * o->unit[p];
+            part.x_first = all + before * o->unit[p];
+            HD_RETURN_IF_ERROR(copy(run, &part, which, o->back));
+            all += o->groups * o->unit[p];
+            part.out_first += part.columns;
+        }
+        *packed += part.rows * width;
     }
     return HD_OK;
 }
 
-/* Rows of all columns to one chunk for each rank's columns. */
-static hd_status columns_shape(hd_program *program, const hd_op *op)
+static hd_status move_own(const hd_run *run, const hdi_sequence_options *o, int which)
+{
+    int64_t packed = 0;
+    for (int r = 0; r < o->ranks; r++)
+        HD_RETURN_IF_ERROR(
+            move_heads(run, o, which, r, (rows_at){o->before, own_tokens(o)}, &packed));
+    return HD_OK;
+}
+
+static hd_status move_alike(const hd_run *run, const hdi_sequence_options *o, int which)
+{
+    const rows_at at[] = {{0, o->before}, {o->before + own_tokens(o), o->after}};
+    int64_t packed = 0;
+    for (int r = 0; r < o->ranks; r++)
+        for (int i = 0; i < 2; i++)
+            if (at[i].count && (o->all_ranks || r == o->rank))
+                HD_RETURN_IF_ERROR(move_heads(run, o, which, r, at[i], &packed));
+    return HD_OK;
+}
+
+static int tensors_of(const hdi_sequence_options *o)
+{
+    return o->turns * ((o->tokens > 0) + (o->before + o->after > 0));
+}
+
+static hd_status move_run(const hd_run *run)
+{
+    hdi_sequence_options o = *(const hdi_sequence_options *)run->op->options;
+    const int own = o.tokens > 0 ? o.turns : 0;
+    bool present[HD_OP_INPUTS], all = true;
+    for (int k = 0; k < tensors_of(&o); k++) {
+        present[k] = !o.back || run->in[k];
+        all = all && present[k];
+    }
+    const bool has_others = tensors_of(&o) > own && !o.all_ranks;
+    if (o.back && (has_others || !all))
+        HD_RETURN_IF_ERROR(
+            run->backend->zero(run->stream, run->out[0], run->op->out_info[0]->bytes));
+    for (int k = 0; k < tensors_of(&o); k++) {
+        o.turn = k % o.turns;
+        if (present[k]) HD_RETURN_IF_ERROR(k < own ? move_own(run, &o, k) : move_alike(run, &o, k));
+    }
+    return HD_OK;
+}
+
+/* Dims of the `which`-th tensor of a turn's heads. */
+static void dims_of(const hdi_sequence_options *o, int which, int64_t dims[2])
+{
+    hdi_sequence_options turn = *o;
+    turn.turn = which % o->turns;
+    const bool is_own = o->tokens > 0 && which < o->turns;
+    dims[0] = is_own ? hdi_sequence_rows_of(o, o->rank) : o->sequences * (o->before + o->after);
+    dims[1] = is_own || o->all_ranks
+                  ? hdi_sequence_turn_columns(&turn)
+                  : hdi_sequence_groups_of(&turn, o->rank) * hdi_sequence_group_columns(o);
+}
+
+static hd_status part_shape(hd_program *program, const hd_op *op)
 {
     const hdi_sequence_options *o = op->options;
-    HD_RETURN_IF_ERROR(hdi_sequence_check(op, -1, o->groups * hdi_sequence_group_columns(o)));
-    return hdi_sequence_declare(program, op, op->in_info[0]->dims[0],
-                                o->groups * hdi_sequence_group_columns(o));
-}
-
-static hd_status columns_run(const hd_run *run)
-{
-    const hdi_sequence_options *o = run->op->options;
-    const int64_t rows = run->op->in_info[0]->dims[0];
-    int64_t first = 0;
-    for (int r = 0; r < o->ranks; r++) {
-        HD_RETURN_IF_ERROR(copy_columns(run, rows, r, first));
-        first += rows * hdi_sequence_groups_of(o, r) * hdi_sequence_group_columns(o);
+    HD_RETURN_IF_ERROR(hdi_sequence_check(op, o->sequences * rows_of_sequence(o),
+                                          o->groups * hdi_sequence_group_columns(o)));
+    for (int k = 0; k < tensors_of(o); k++) {
+        int64_t dims[2];
+        dims_of(o, k, dims);
+        hd_op_output(program, op->in_info[0]->dtype, 2, dims);
     }
     return HD_OK;
 }
 
-const hd_op_kind hdi_op_sequence_columns = {
-    .name = "sequence_columns",
+static hd_status join_shape(hd_program *program, const hd_op *op)
+{
+    const hdi_sequence_options *o = op->options;
+    hd_dtype dtype = HD_DTYPE_NONE;
+    for (int k = 0; k < op->inputs; k++) {
+        int64_t dims[2];
+        dims_of(o, k, dims);
+        if (!op->in_info[k]) continue;
+        HD_RETURN_IF_ERROR(hdi_check_dims(op, k, "heads", dtype, 2, dims));
+        dtype = op->in_info[k]->dtype;
+    }
+    if (dtype == HD_DTYPE_NONE)
+        return hdi_error(HD_ERROR_ARGUMENT, "no tensor of heads is valid, want one");
+    const int64_t dims[] = {o->sequences * rows_of_sequence(o),
+                            o->groups * hdi_sequence_group_columns(o)};
+    hd_op_output(program, dtype, 2, dims);
+    return HD_OK;
+}
+
+static void part_cost(const hd_op *op, hd_cost *out)
+{
+    out->flops = 0;
+    out->bytes = 2 * (double)op->in_info[0]->bytes;
+}
+
+static void part_backward(hd_backward *context, const hd_op *op)
+{
+    hdi_sequence_options options = *(const hdi_sequence_options *)op->options;
+    hd_tensor gradients[HD_OP_OUTPUTS];
+    for (int k = 0; k < op->outputs; k++)
+        gradients[k] = hd_backward_output_gradient(context, k);
+    options.back = true;
+    hd_backward_give(context, 0,
+                     hd_custom_op(hd_backward_program(context), &hdi_op_sequence_join, &options,
+                                  op->outputs, gradients));
+}
+
+static void join_backward(hd_backward *context, const hd_op *op)
+{
+    hd_program *program = hd_backward_program(context);
+    hdi_sequence_options options = *(const hdi_sequence_options *)op->options;
+    hd_tensor gradient = hd_backward_output_gradient(context, 0), heads[HD_OP_INPUTS];
+    options.back = false;
+    if (!hd_custom_op(program, &hdi_op_sequence_part, &options, 1, &gradient).id) return;
+    for (int k = 0; k < op->inputs; k++)
+        heads[k] = hd_op_result(program, k);
+    for (int k = 0; k < op->inputs; k++)
+        hd_backward_give(context, k, heads[k]);
+}
+
+const hd_op_kind hdi_op_sequence_part = {
+    .name = "sequence_part",
     .options_bytes = sizeof(hdi_sequence_options),
-    .shape = columns_shape,
-    .backward = hdi_sequence_move_back,
+    .shape = part_shape,
+    .backward = part_backward,
+    .cost = part_cost,
+    .run = move_run,
+};
+
+const hd_op_kind hdi_op_sequence_join = {
+    .name = "sequence_join",
+    .options_bytes = sizeof(hdi_sequence_options),
+    .shape = join_shape,
+    .backward = join_backward,
     .cost = moved_cost,
-    .run = columns_run,
+    .run = move_run,
 };
 
 /* Rows of all sequences to one chunk for each rank's tokens. */
@@ -103,7 +232,7 @@ static hd_status rows_run(const hd_run *run)
                                 .out_width = width,
                                 .x_first = before,
                                 .out_first = before * o->sequences};
-        HD_RETURN_IF_ERROR(copy(run, &part, o->back));
+        HD_RETURN_IF_ERROR(copy(run, &part, 0, o->back));
     }
     return HD_OK;
 }
@@ -142,7 +271,7 @@ static hd_status own_rows_run(const hd_run *run)
                             .x_width = o->back ? width : o->tokens * columns,
                             .out_width = width,
                             .x_first = o->back ? before * o->sequences : before};
-    return copy(run, &part, false);
+    return copy(run, &part, 0, false);
 }
 
 const hd_op_kind hdi_op_sequence_own_rows = {
@@ -151,34 +280,6 @@ const hd_op_kind hdi_op_sequence_own_rows = {
     .shape = own_rows_shape,
     .cost = moved_cost,
     .run = own_rows_run,
-};
-
-/* Own columns of rows that all ranks have; back: with zeros for the others. */
-static hd_status own_columns_shape(hd_program *program, const hd_op *op)
-{
-    const hdi_sequence_options *o = op->options;
-    const int64_t all = o->groups * hdi_sequence_group_columns(o),
-                  own = hdi_sequence_groups_of(o, o->rank) * hdi_sequence_group_columns(o);
-    HD_RETURN_IF_ERROR(hdi_sequence_check(op, -1, o->back ? own : all));
-    return hdi_sequence_declare(program, op, op->in_info[0]->dims[0], o->back ? all : own);
-}
-
-static hd_status own_columns_run(const hd_run *run)
-{
-    const hdi_sequence_options *o = run->op->options;
-    if (o->back)
-        HD_RETURN_IF_ERROR(
-            run->backend->zero(run->stream, run->out[0], run->op->out_info[0]->bytes));
-    return copy_columns(run, run->op->in_info[0]->dims[0], o->rank, 0);
-}
-
-const hd_op_kind hdi_op_sequence_own_columns = {
-    .name = "sequence_own_columns",
-    .options_bytes = sizeof(hdi_sequence_options),
-    .shape = own_columns_shape,
-    .backward = hdi_sequence_move_back,
-    .cost = moved_cost,
-    .run = own_columns_run,
 };
 
 /* The sum of what the ranks have sent, in their order. */

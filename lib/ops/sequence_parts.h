@@ -13,14 +13,25 @@ typedef struct hdi_sequence_options {
     int64_t groups;            /* dealt out over ranks */
     int64_t unit[HDI_SEQUENCE_PARTS]; /* columns of each part in a group: queries, keys, values */
     int parts;
+    int turn, turns;       /* which of a rank's groups, of how many runs of them */
+    int64_t before, after; /* rows of a sequence that all ranks have, around the own ones */
+    bool all_ranks;        /* of those rows all ranks' columns, not this rank's */
     bool back;
 } hdi_sequence_options;
 
-/* Groups before those of `rank`; its groups, and its rows of all sequences; columns of a group. */
+/* Groups before those of `rank`, all turns together. */
 int64_t hdi_sequence_first_group(int64_t groups, int ranks, int rank);
+
+/* Of a rank's `groups` those before `turn` of `turns`. */
+int64_t hdi_sequence_turn_first(int64_t groups, int turns, int turn);
+
+/* Groups before those of `rank`, and its own, of o's turn; its rows of all sequences; columns of a
+ * group, and of all ranks' groups of o's turn. */
+int64_t hdi_sequence_groups_before(const hdi_sequence_options *o, int rank);
 int64_t hdi_sequence_groups_of(const hdi_sequence_options *o, int rank);
 int64_t hdi_sequence_rows_of(const hdi_sequence_options *o, int rank);
 int64_t hdi_sequence_group_columns(const hdi_sequence_options *o);
+int64_t hdi_sequence_turn_columns(const hdi_sequence_options *o);
 
 /* Shape rules: the input's dims, any where -1; an output of its dtype. */
 hd_status hdi_sequence_check(const hd_op *op, int64_t rows, int64_t columns);
@@ -29,11 +40,13 @@ hd_status hdi_sequence_declare(hd_program *program, const hd_op *op, int64_t row
 /* Gradients of ops that only move elements are moved back by the same op. */
 void hdi_sequence_move_back(hd_backward *context, const hd_op *op);
 
-/* Within a rank. `columns`: rows of all columns to one chunk for each rank's columns. `rows`: all
- * sequences to one chunk for each rank's tokens. `own_rows`: of each sequence, or, back, the chunk of
- * all ranks'; without gradient. `own_columns`: of rows that all ranks have; back: with zeros for the
- * others'. `sum`: of what all ranks have sent, in their order. */
-extern const hd_op_kind hdi_op_sequence_columns, hdi_op_sequence_rows, hdi_op_sequence_own_rows,
-    hdi_op_sequence_own_columns, hdi_op_sequence_sum;
+/* Within a rank. `part`: rows of all columns to one tensor for each turn, of the own rows with a chunk
+ * for each rank's columns, and then, where all ranks have rows alike, one for each turn of those, with
+ * this rank's columns or a chunk for each rank's. `join`: the way back; absent tensors are zeros, and so
+ * are others' columns. `rows`: all sequences to one chunk for each rank's tokens. `own_rows`: of each
+ * sequence, or, back, the chunk of all ranks'; without gradient. `sum`: of what all ranks have sent,
+ * in their order. */
+extern const hd_op_kind hdi_op_sequence_part, hdi_op_sequence_join, hdi_op_sequence_rows,
+    hdi_op_sequence_own_rows, hdi_op_sequence_sum;
 
 #endif

@@ -170,45 +170,12 @@ static hd_status sum_shape(hd_program *program, const hd_op *op)
     return hdi_sequence_declare(program, op, rows, op->in_info[0]->dims[1]);
 }
 
-/* More than two terms of 16 bits are summed in fp32. */
-static bool sums_wide(const hd_op *op)
-{
-    const sum_options *o = op->options;
-    return op->in_info[0]->dtype != HD_DTYPE_F32 && o->rows.ranks > 2;
-}
-
-static size_t sum_workspace(const hd_op *op)
-{
-    return sums_wide(op) ? 2 * (size_t)op->out_info[0]->elements * sizeof(float) : 0;
-}
-
 static hd_status sum_run(const hd_run *run)
 {
     const sum_options *o = run->op->options;
     const hd_tensor_info *out = run->op->out_info[0];
-    const bool wide = sums_wide(run->op);
-    const char *part = run->in[0];
-    float *total = run->workspace, *term = total + (wide ? out->elements : 0);
-    const void *sum = part;
-    if (wide)
-        HD_RETURN_IF_ERROR(run->backend->convert(run->stream, out->dtype, part, HD_DTYPE_F32, total,
-                                                 out->elements));
-    for (int r = 1; r < o->rows.ranks; r++) {
-        part += out->bytes;
-        if (wide) {
-            HD_RETURN_IF_ERROR(run->backend->convert(run->stream, out->dtype, part, HD_DTYPE_F32,
-                                                     term, out->elements));
-            HD_RETURN_IF_ERROR(run->backend->add(run->stream, HD_DTYPE_F32, out->elements, total,
-                                                 term, total));
-        } else {
-            HD_RETURN_IF_ERROR(run->backend->add(run->stream, out->dtype, out->elements, sum, part,
-                                                 run->out[0]));
-            sum = run->out[0];
-        }
-    }
-    if (!wide) return HD_OK;
-    return run->backend->convert(run->stream, HD_DTYPE_F32, total, out->dtype, run->out[0],
-                                 out->elements);
+    return run->backend->tree_sum(run->stream, out->dtype, run->in[0], out->elements, o->rows.ranks,
+                                  out->elements, run->out[0]);
 }
 
 static void sum_backward(hd_backward *context, const hd_op *op)
@@ -227,7 +194,6 @@ static const hd_op_kind tensor_sum = {
     .options_bytes = sizeof(sum_options),
     .shape = sum_shape,
     .backward = sum_backward,
-    .workspace = sum_workspace,
     .run = sum_run,
 };
 
@@ -242,6 +208,7 @@ static hdi_sequence_options start(const hd_program *program, hd_tensor x, int64_
     o.rank = rank_of(program);
     o.sequences = sequences;
     o.tokens = tokens;
+    o.turns = 1;
     o.collective.axis = HD_AXIS_TENSOR;
     o.collective.what = what;
     if (info && info->rank == 2) o.collective.elements = sequences * tokens * info->dims[1];
@@ -323,12 +290,14 @@ hd_tensor hdi_tensor_all_columns(hd_program *program, hd_tensor x, int64_t group
 {
     const hd_tensor_info *info = hd_tensor_get(program, x);
     if (hdi_tensor_ranks(program) == 1) return x;
-    hdi_sequence_options o = start(program, x, info ? info->dims[0] : 1, 1, "columns");
+    hdi_sequence_options o = start(program, x, info ? info->dims[0] : 1, 0, "columns");
+    o.before = 1; /* the rows are sequences of one that all ranks have */
+    o.all_ranks = true;
     o.groups = groups;
     o.parts = 1;
     o.unit[0] = unit;
     o.collective.elements = o.sequences * groups * unit;
     x = hd_custom_op(program, &hdi_op_sequence_share, &o, 1, &x);
     o.back = true;
-    return hd_custom_op(program, &hdi_op_sequence_columns, &o, 1, &x);
+    return hd_custom_op(program, &hdi_op_sequence_join, &o, 1, &x);
 }

@@ -27,8 +27,8 @@ hd_tensor hdi_tensor_own_rows(hd_program *program, hd_tensor x, int64_t sequence
 /* All ranks' rows, for a layer of which each makes some columns. Adjoint to sum_rows. Collective. */
 hd_tensor hdi_tensor_all_rows(hd_program *program, hd_tensor x, int64_t sequences, int64_t tokens);
 
-/* This rank's rows of the sum of all ranks' x [sequences * tokens, columns], in the ranks' order and in
- * fp32. Collective. */
+/* This rank's rows of the sum of all ranks' x [sequences * tokens, columns], in fp32 and by a tree over the
+ * ranks. Collective. */
 hd_tensor hdi_tensor_sum_rows(hd_program *program, hd_tensor x, int64_t sequences, int64_t tokens);
 
 /* That sum itself, on all ranks. Adjoint to itself. Collective. */

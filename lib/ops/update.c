@@ -13,13 +13,14 @@ static hd_status squares_shape(hd_program *program, const hd_op *op)
 static hd_status run_squares(const hd_run *run)
 {
     const hdi_squares_options *o = run->op->options;
-    const float *gradients = run->in[0];
+    const char *gradients = run->in[0];
+    const hd_dtype dtype = run->op->in_info[0]->dtype;
     double *out = run->out[0];
     HD_RETURN_IF_ERROR(run->backend->zero(run->stream, out, run->op->out_info[0]->bytes));
     for (int i = 0; i < o->count; i++)
-        HD_RETURN_IF_ERROR(run->backend->sum_of_squares(run->stream, gradients + o->pieces[i].first,
-                                                        o->pieces[i].elements,
-                                                        out + o->pieces[i].block));
+        HD_RETURN_IF_ERROR(run->backend->sum_of_squares(
+            run->stream, dtype, gradients + (size_t)o->pieces[i].first * hd_dtype_bytes(dtype),
+            o->pieces[i].elements, out + o->pieces[i].block));
     return HD_OK;
 }
 
@@ -27,7 +28,8 @@ static hd_status run_adamw(const hd_run *run)
 {
     const hdi_adamw_options *o = run->op->options;
     hd_dtype dtype = run->op->out_info[0]->dtype;
-    size_t weight_bytes = hd_dtype_bytes(dtype);
+    const hd_dtype gradient_dtype = run->op->in_info[0]->dtype;
+    size_t weight_bytes = hd_dtype_bytes(dtype), gradient_bytes = hd_dtype_bytes(gradient_dtype);
     const hd_dtype kept = run->op->outputs > 3 ? run->op->out_info[3]->dtype : HD_DTYPE_NONE;
     float *master = kept == HD_DTYPE_F32 ? run->out[3] : NULL;
     int16_t *remainder = kept == HD_DTYPE_I16 ? run->out[3] : NULL;
@@ -43,7 +45,8 @@ static hd_status run_adamw(const hd_run *run)
                               .remainder = remainder ? remainder + state_at : NULL,
                               .m = (float *)run->out[1] + state_at,
                               .v = (float *)run->out[2] + state_at,
-                              .gradient = (const float *)run->in[0] + at,
+                              .gradient_dtype = gradient_dtype,
+                              .gradient = (const char *)run->in[0] + (size_t)at * gradient_bytes,
                               .scalars = run->in[1],
                               .beta1 = o->beta1,
                               .beta2 = o->beta2,

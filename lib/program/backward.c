@@ -55,10 +55,30 @@ static hd_tensor use_gradient(hd_program *program, hdi_use *use)
             return use->gradient = program->uses[i].gradient;
     const hd_tensor_info *info = hd_tensor_get(program, use->tensor);
     use->gradient =
-        hdi_tensor_add(program, NULL, HD_DTYPE_F32, HD_ROLE_GRADIENT, info->rank, info->dims);
+        hdi_tensor_add(program, NULL, program->gradients, HD_ROLE_GRADIENT, info->rank, info->dims);
     hdi_tensor *tensor = hdi_tensor_of(program, use->gradient);
     if (tensor) tensor->use = (int)(use - program->uses);
     return use->gradient;
+}
+
+static bool is_written(const hd_program *program, hd_tensor gradient)
+{
+    for (int i = 0; i < program->op_count; i++)
+        if ((program->ops[i]->op.kind->flags & HD_OP_WEIGHT_GRADIENT) &&
+            program->ops[i]->op.out[0].id == gradient.id)
+            return true;
+    return false;
+}
+
+static void append_weight(hd_program *program, const hd_op_kind *kind, const void *options,
+                          int inputs, const hd_tensor *in, hd_tensor out)
+{
+    const bool first = !is_written(program, out);
+    hdi_op *op = hdi_op_append(program, kind, options, inputs, in, 1, &out);
+    if (!op) return;
+    op->first_writer = first;
+    hd_status status = kind->shape ? kind->shape(program, &op->op) : HD_OK;
+    if (status != HD_OK) hd_program_fail(program, status, "%s: %s", kind->name, hd_last_error());
 }
 
 void hd_backward_weight(hd_backward *context, int input, const hd_op_kind *kind,
@@ -75,16 +95,16 @@ void hd_backward_weight(hd_backward *context, int input, const hd_op_kind *kind,
         return;
     }
     hd_tensor gradient = use_gradient(program, &program->uses[tensor->use]);
-    bool first = true;
-    for (int i = 0; i < program->op_count; i++)
-        if ((program->ops[i]->op.kind->flags & HD_OP_WEIGHT_GRADIENT) &&
-            program->ops[i]->op.out[0].id == gradient.id)
-            first = false;
-    hdi_op *op = hdi_op_append(program, kind, options, inputs, in, 1, &gradient);
-    if (!op) return;
-    op->first_writer = first;
-    hd_status status = kind->shape ? kind->shape(program, &op->op) : HD_OK;
-    if (status != HD_OK) hd_program_fail(program, status, "%s: %s", kind->name, hd_last_error());
+    if (program->gradients == HD_DTYPE_F32 || (kind->flags & HD_OP_ROUNDS)) {
+        append_weight(program, kind, options, inputs, in, gradient);
+        return;
+    }
+    const hd_tensor_info *info = hd_tensor_get(program, gradient);
+    if (!info) return;
+    hd_tensor exact =
+        hdi_tensor_add(program, NULL, HD_DTYPE_F32, HD_ROLE_ACTIVATION, info->rank, info->dims);
+    append_weight(program, kind, options, inputs, in, exact);
+    append_weight(program, &hdi_op_round_sum, NULL, 1, &exact, gradient);
 }
 
 /* The outermost scope around `scope` that is marked for recompute, or -1. */

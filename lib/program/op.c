@@ -131,6 +131,57 @@ void hdi_program_index(hd_program *program)
     }
 }
 
+static bool is_activations(const hd_program *program, const hd_op *op)
+{
+    for (int k = 0; k < op->inputs + op->outputs; k++) {
+        const hd_tensor x = k < op->inputs ? op->in[k] : op->out[k - op->inputs];
+        const hdi_tensor *tensor = hdi_tensor_of(program, x);
+        if (!tensor || tensor->flat || tensor->use >= 0) return false;
+    }
+    return op->inputs > 0;
+}
+
+static bool is_made_by(const hd_op *maker, const hd_op *op)
+{
+    for (int k = 0; k < op->inputs; k++)
+        for (int o = 0; o < maker->outputs; o++)
+            if (maker->out[o].id == op->in[k].id) return true;
+    return false;
+}
+
+/* Move the op at `index` up to what makes its inputs, or to an op with one of `flags`. */
+static int move_up(hd_program *program, int index, uint32_t flags)
+{
+    const hdi_op *op = program->ops[index];
+    int to = index;
+    for (; to > 0; to--) {
+        const hdi_op *before = program->ops[to - 1];
+        if (before->phase != op->phase || before->scope != op->scope ||
+            before->op.kind->flags & flags || is_made_by(&before->op, &op->op))
+            break;
+    }
+    hdi_op_move(program, index, to);
+    return to;
+}
+
+void hdi_program_post_early(hd_program *program)
+{
+    for (int i = 0; i < program->op_count; i++) {
+        const hdi_op *op = program->ops[i];
+        if (!(op->op.kind->flags & HD_OP_COMMUNICATES) || !is_activations(program, &op->op))
+            continue;
+        const int posted = move_up(program, i, HD_OP_COMMUNICATES | HD_OP_UPDATES);
+        if (posted == 0) continue;
+        /* What only readies it, the op just before, has waited for nothing else either. */
+        const hdi_op *ready = program->ops[posted - 1];
+        if (ready->op.inputs != 1 || ready->op.kind->flags || !is_made_by(&ready->op, &op->op))
+            continue;
+        move_up(program, posted - 1, HD_OP_UPDATES);
+        move_up(program, posted, HD_OP_COMMUNICATES | HD_OP_UPDATES);
+    }
+    hdi_program_index(program);
+}
+
 void hdi_program_remove_dead(hd_program *program)
 {
     bool *read = hdi_alloc_array((size_t)program->tensor_count, sizeof *read);

@@ -90,8 +90,10 @@ void hd_plan_destroy(hd_plan *plan)
         hdi_free(plan->units[i].workspace_bytes);
         hdi_free(plan->units[i].wait_begin);
         hdi_free(plan->units[i].waits);
-        hdi_free(plan->units[i].uses);
-        hdi_free(plan->units[i].fetches);
+        for (int phase = 0; phase < HDI_PHASES; phase++) {
+            hdi_free(plan->units[i].streamed[phase].uses);
+            hdi_free(plan->units[i].streamed[phase].fetches);
+        }
     }
     hdi_residency_free(&plan->residency);
     hdi_free(plan->units);
@@ -378,14 +380,36 @@ static void start_again(hd_plan *plan)
     }
 }
 
+/* Gradients of all programs share flat storage, so they have one dtype. */
+static hd_status find_gradient_dtype(const hd_plan *plan, hd_dtype *out)
+{
+    *out = HD_DTYPE_NONE;
+    for (int u = 0; u < plan->unit_count; u++) {
+        const hd_program *program = plan->units[u].program;
+        for (int i = 1; i < program->tensor_count; i++) {
+            const hd_tensor_info *info = &program->tensors[i]->info;
+            if (info->role != HD_ROLE_GRADIENT) continue;
+            if (*out == HD_DTYPE_NONE) *out = info->dtype;
+            if (*out != info->dtype)
+                return hdi_error(HD_ERROR_ARGUMENT,
+                                 "plan: program '%s' has gradients of %s, one before it of %s; "
+                                 "want one dtype",
+                                 program->name, hd_dtype_name(info->dtype), hd_dtype_name(*out));
+        }
+    }
+    return HD_OK;
+}
+
 hd_status hd_plan_finish(hd_plan *plan)
 {
     if (plan->finished) return HD_OK;
     if (plan->unit_count == 0) return hdi_error(HD_ERROR_ARGUMENT, "plan: it has no programs");
     start_again(plan);
     if (!plan->layout) HD_RETURN_IF_ERROR(plain_layout(plan));
+    hd_dtype gradients;
+    HD_RETURN_IF_ERROR(find_gradient_dtype(plan, &gradients));
     plan->gradient_level_bytes =
-        hdi_place_round((size_t)plan->layout->gradient_elements * sizeof(float));
+        hdi_place_round((size_t)plan->layout->gradient_elements * hd_dtype_bytes(gradients));
     for (int i = 0; i < plan->unit_count; i++) {
         HD_RETURN_IF_ERROR(hdi_unit_place(&plan->units[i]));
         HD_RETURN_IF_ERROR(place_shared(plan, i));

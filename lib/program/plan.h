@@ -27,10 +27,7 @@ typedef struct hdi_unit {
     int *wait_begin;         /* [op + 1] into waits */
     int *waits;              /* ops whose communication must be over before the op runs */
     int wait_count, wait_capacity;
-    hdi_stream_use *uses; /* of host blocks */
-    int use_count, use_capacity;
-    int *fetches; /* [use_count + slots] the op before which the copy of a use is queued; behind the
-                     program's own uses are those that the next run begins with */
+    hdi_stream_run streamed[HDI_PHASES];
     size_t bytes[HD_REGIONS]; /* of this program's part of IO, SAVED, BOUNDARY, TRANSIENT */
     size_t base[HD_REGIONS];  /* arena offset of each region as this program sees it */
     size_t peak_bytes;        /* live transients at the worst op; says how tight placement is */

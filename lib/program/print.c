@@ -38,11 +38,15 @@ static bool write_uses(const hd_plan *plan, const hdi_unit *unit, hd_write_fn wr
              streaming.host_blocks, streaming.blocks, streaming.slots, streaming.run_bytes,
              streaming.copy_seconds, streaming.compute_seconds, streaming.exposed_seconds);
     bool more = write(user, text);
-    for (int m = 0; m < unit->use_count && more; m++) {
-        const hdi_stream_use *use = &unit->uses[m];
-        snprintf(text, sizeof text, "      block '%.200s': copied before op %d, read by %d..%d\n",
-                 plan->residency.blocks[use->block].name, unit->fetches[m], use->first, use->last);
-        more = write(user, text);
+    for (int phase = 0; phase < HDI_PHASES; phase++) {
+        const hdi_stream_run *run = &unit->streamed[phase];
+        for (int m = 0; m < run->use_count && more; m++) {
+            const hdi_stream_use *use = &run->uses[m];
+            snprintf(
+                text, sizeof text, "      block '%.200s': copied before op %d, read by %d..%d\n",
+                plan->residency.blocks[use->block].name, run->fetches[m], use->first, use->last);
+            more = write(user, text);
+        }
     }
     return more;
 }
@@ -53,7 +57,8 @@ static void write_program(const hd_program *program, const hd_plan *plan, const 
     char text[512];
     snprintf(text, sizeof text, "program '%s': %d ops\n", program->name, program->op_count);
     bool more = write(user, text);
-    if (unit && unit->use_count && more) more = write_uses(plan, unit, write, user);
+    if (unit && unit->streamed[HDI_PHASE_FORWARD].use_count && more)
+        more = write_uses(plan, unit, write, user);
     for (int i = 0; i < program->op_count && more; i++) {
         const hdi_op *op = program->ops[i];
         char label[256];

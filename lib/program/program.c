@@ -15,16 +15,26 @@ hd_status hd_program_create(const hd_program_options *options, hd_program **out)
 {
     *out = NULL;
     if (!options->name) return hdi_error(HD_ERROR_ARGUMENT, "program: name is NULL, want a name");
+    const hd_dtype gradients = options->gradients ? options->gradients : HD_DTYPE_F32;
+    const bool is_known = gradients == HD_DTYPE_F32 || gradients == HD_DTYPE_BF16;
+    const bool fits = !options->training || (options->dtype == HD_DTYPE_BF16 && !options->exact);
+    if (!is_known || (gradients == HD_DTYPE_BF16 && !fits))
+        return hdi_error(HD_ERROR_UNSUPPORTED,
+                         "program '%s': gradients are %s, want F32, or BF16 for a dtype of BF16 "
+                         "without reduction exact",
+                         options->name, hd_dtype_name(gradients));
     hd_program *program = hdi_alloc(sizeof *program);
     if (!program)
         return hdi_error(HD_ERROR_MEMORY, "program '%s': out of host memory", options->name);
     program->name = hdi_strdup(options->name);
     program->dtype = options->dtype ? options->dtype : HD_DTYPE_F32;
+    program->gradients = gradients;
     program->mesh = options->mesh;
     program->backend = options->backend;
     program->training = options->training;
     program->exact = options->exact;
     program->slices = options->slices > 1 && !options->training ? options->slices : 1;
+    program->sequence_groups = options->sequence_groups;
     program->tensor_count = 1;
     program->scope_count = 1;
     bool grown = HDI_GROW(program->tensors, program->tensor_count, program->tensor_capacity) &&
@@ -94,6 +104,7 @@ hd_status hd_program_finish(hd_program *program)
     if (program->status != HD_OK)
         return hdi_error(program->status, "%s",
                          program->message ? program->message : "program: out of host memory");
+    hdi_program_post_early(program);
     program->finished = true;
     return HD_OK;
 }
@@ -364,7 +375,7 @@ hd_tensor hd_parameter(hd_program *program, const hd_parameter_options *options)
     hdi_tensor *tensor = hdi_tensor_of(program, use.tensor);
     if (tensor) {
         tensor->use = program->use_count;
-        tensor->needs_gradient = program->training;
+        tensor->needs_gradient = program->training && !options->frozen;
     }
     program->uses[program->use_count++] = use;
     return use.tensor;

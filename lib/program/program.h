@@ -65,7 +65,7 @@ typedef struct hdi_use {
 
 struct hd_program {
     char *name;
-    hd_dtype dtype;
+    hd_dtype dtype, gradients;
     const hd_mesh *mesh;
     const hd_backend *backend; /* NULL: the CPU's */
     bool training, exact, finished;
@@ -73,6 +73,8 @@ struct hd_program {
     bool whole_loss;       /* of all tokens, on each rank of that axis, not of the rank's */
     bool splits_layers;    /* the model heeds the mesh's tensor axis */
     int slices;            /* at least 1; 1 where a backward follows */
+    int sequence_groups;   /* of heads that change places; 0: as many as pay */
+    int sequence_turns;    /* the most that it came to; 0: nothing changes places */
 
     hd_status status; /* of the first error */
     char *message;
@@ -91,8 +93,10 @@ struct hd_program {
     bool appending_recomputed;
 };
 
-/* The record that sums two gradients of one tensor: the one op that passes need. lib/ops/add.c. */
-extern const hd_op_kind hdi_op_add;
+/* What passes need of the ops above them: the record that sums two gradients of one tensor
+ * (lib/ops/add.c), and the one that adds an fp32 weight gradient, in[0], to 16-bit gradients
+ * (lib/ops/round_sum.c). */
+extern const hd_op_kind hdi_op_add, hdi_op_round_sum;
 
 /* NULL for an invalid handle. */
 hdi_tensor *hdi_tensor_of(const hd_program *program, hd_tensor handle);
@@ -122,6 +126,10 @@ void hdi_op_move(hd_program *program, int from, int to);
 
 /* Remove ops marked recomputed whose outputs nobody reads. Keeps the order. */
 void hdi_program_remove_dead(hd_program *program);
+
+/* Post communication of activations as soon as they are there: move it up to what makes them, within
+ * its scope and behind other communication. Ranks' programs of one layout stay alike. */
+void hdi_program_post_early(hd_program *program);
 
 /* Make tensors' producers agree with the ops' order. Call after moving or removing ops. */
 void hdi_program_index(hd_program *program);

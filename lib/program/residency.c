@@ -16,20 +16,18 @@ static hd_status out_of_memory(void)
     return hdi_error(HD_ERROR_MEMORY, "plan: out of host memory");
 }
 
-static hd_status check_forward_only(const hd_program *program)
+static hd_status check_keeps_weights(const hd_program *program)
 {
-    bool more = program->training;
-    for (int i = 0; i < program->op_count; i++)
-        more = more || program->ops[i]->phase != HDI_PHASE_FORWARD;
+    bool writes = false;
     for (int i = 1; i < program->tensor_count; i++)
-        more = more || program->tensors[i]->flat != HDI_FLAT_NONE;
+        writes = writes || program->tensors[i]->flat == HDI_FLAT_WEIGHTS;
     for (int i = 0; i < program->op_count; i++)
         for (int k = 0; k < program->ops[i]->op.outputs; k++)
-            more = more ||
-                   program->tensors[program->ops[i]->op.out[k].id]->info.role == HD_ROLE_PARAMETER;
-    if (!more) return HD_OK;
+            writes = writes || program->tensors[program->ops[i]->op.out[k].id]->info.role ==
+                                   HD_ROLE_PARAMETER;
+    if (!writes) return HD_OK;
     return hdi_error(HD_ERROR_UNSUPPORTED,
-                     "plan: program '%s' trains; weights on the host are for forwards alone",
+                     "plan: program '%s' writes weights; those on the host are read only",
                      program->name);
 }
 
@@ -111,7 +109,7 @@ hd_status hdi_residency_find(hd_plan *plan)
     for (int e = 0; e < entries; e++)
         it->homes[e].block = UNSEEN;
     for (int u = 0; u < plan->unit_count; u++) {
-        HD_RETURN_IF_ERROR(check_forward_only(plan->units[u].program));
+        HD_RETURN_IF_ERROR(check_keeps_weights(plan->units[u].program));
         HD_RETURN_IF_ERROR(assign(plan, plan->units[u].program));
     }
     for (int e = 0; e < entries; e++) {
@@ -181,34 +179,43 @@ static int reads_block(const hd_plan *plan, const hd_program *program, const hd_
 }
 
 /* A slot is free for its next block behind the last op that reads the one that it holds. Behind the
- * program's own uses come those that the next run begins with. */
-static void place_fetches(const hdi_residency *it, hdi_unit *unit)
+ * run's own uses come those that the next run begins with. */
+static hd_status place_fetches(const hdi_residency *it, hdi_stream_run *run)
 {
-    for (int m = 0; m < unit->use_count + it->slots; m++)
-        unit->fetches[m] = m < it->slots ? 0 : unit->uses[m - it->slots].last + 1;
+    const int count = run->use_count + it->slots;
+    hdi_free(run->fetches);
+    run->fetches = hdi_alloc_array((size_t)count, sizeof *run->fetches);
+    if (!run->fetches) return out_of_memory();
+    for (int m = it->slots; m < count; m++)
+        run->fetches[m] = run->uses[m - it->slots].last + 1;
+    return HD_OK;
+}
+
+static hd_status add_use(hdi_stream_run *run, int block, int op)
+{
+    hdi_stream_use *open = run->use_count ? &run->uses[run->use_count - 1] : NULL;
+    if (open && open->block == block) {
+        open->last = op;
+        return HD_OK;
+    }
+    if (!HDI_GROW(run->uses, run->use_count, run->use_capacity)) return out_of_memory();
+    run->uses[run->use_count++] = (hdi_stream_use){block, op, op};
+    return HD_OK;
 }
 
 hd_status hdi_unit_uses(hd_plan *plan, int index)
 {
     hdi_unit *unit = &plan->units[index];
-    unit->use_count = 0;
+    for (int phase = 0; phase < HDI_PHASES; phase++)
+        unit->streamed[phase].use_count = 0;
     if (!plan->residency.host_blocks) return HD_OK;
     for (int i = 0; i < unit->program->op_count; i++) {
-        const int block = reads_block(plan, unit->program, &unit->program->ops[i]->op);
-        if (block < 0) continue;
-        hdi_stream_use *open = unit->use_count ? &unit->uses[unit->use_count - 1] : NULL;
-        if (open && open->block == block) {
-            open->last = i;
-            continue;
-        }
-        if (!HDI_GROW(unit->uses, unit->use_count, unit->use_capacity)) return out_of_memory();
-        unit->uses[unit->use_count++] = (hdi_stream_use){block, i, i};
+        const hdi_op *op = unit->program->ops[i];
+        const int block = reads_block(plan, unit->program, &op->op);
+        if (block >= 0) HD_RETURN_IF_ERROR(add_use(&unit->streamed[op->phase], block, i));
     }
-    hdi_free(unit->fetches);
-    unit->fetches =
-        hdi_alloc_array((size_t)(unit->use_count + plan->residency.slots), sizeof *unit->fetches);
-    if (!unit->fetches) return out_of_memory();
-    place_fetches(&plan->residency, unit);
+    for (int phase = 0; phase < HDI_PHASES; phase++)
+        HD_RETURN_IF_ERROR(place_fetches(&plan->residency, &unit->streamed[phase]));
     return HD_OK;
 }
 

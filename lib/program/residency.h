@@ -1,4 +1,4 @@
-/* Weights that stay in host memory and pass through the device block by block.
+/* Weights that are not whole on the device and pass through it block by block.
  *
  * A block is a scope without scopes inside (a transformer layer): those of its weights that no op
  * outside it reads. The weights of host blocks have no place of their own on the device but one in
@@ -30,6 +30,15 @@ typedef struct hdi_stream_use {
     int block, first, last;
 } hdi_stream_use;
 
+/* What one run, of one phase of a program, uses. */
+typedef struct hdi_stream_run {
+    hdi_stream_use *uses;
+    int use_count, use_capacity;
+    int *
+        fetches; /* [use_count + slots] the op before which the fetch of a use is queued; behind the
+                     run's own uses are those that the next run begins with */
+} hdi_stream_run;
+
 typedef struct hdi_residency {
     hdi_block *blocks; /* in the order of use */
     int block_count, block_capacity;
@@ -39,19 +48,27 @@ typedef struct hdi_residency {
     size_t slot_bytes, host_bytes;
 } hdi_residency;
 
-/* Find blocks and homes. HD_ERROR_UNSUPPORTED if a program does more than a forward. */
+/* Find blocks and homes. HD_ERROR_UNSUPPORTED if a program writes weights. */
 hd_status hdi_residency_find(hd_plan *plan);
 
 /* Put `count` blocks on the host, evenly spread, to pass through `slots` slots, fewer if there are
  * fewer blocks. Sets homes, and the bytes of the weights' regions. */
 void hdi_residency_choose(hd_plan *plan, int count, int slots);
 
-/* Uses of host blocks in a unit, and when their copies are queued. */
+/* Uses of host blocks in a unit's phases, and when their copies are queued. */
 hd_status hdi_unit_uses(hd_plan *plan, int index);
 
 /* Prove it (verify_residency.c): no two weights share bytes, and every op that reads a host block finds
  * it in its slot, run after run. HD_ERROR_INTERNAL names the op. */
 hd_status hdi_plan_verify_residency(const hd_plan *plan);
+
+/* Uses that a run has in common with the next: 1 if that begins with the block that this one ends with, as
+ * a backward does behind its forward. It stays in its slot. */
+static inline int hdi_stream_common(const hdi_stream_run *run, const hdi_stream_run *next)
+{
+    return next && run->use_count && next->use_count &&
+           run->uses[run->use_count - 1].block == next->uses[0].block;
+}
 
 /* The home of an entry if it is on the host; else NULL. */
 const hdi_home *hdi_residency_host(const hdi_residency *residency, int entry);

@@ -5,6 +5,7 @@
 typedef struct model {
     const hd_plan *plan;
     const hdi_unit *unit;
+    bool trains; /* a run is a forward and the backward that follows it */
     double link_rate, compute_rate;
     double computed, copied; /* when each queue is through */
     double arrived[HD_STREAM_SLOTS];
@@ -13,10 +14,23 @@ typedef struct model {
     size_t bytes;
 } model;
 
-static void copy_in(model *m, int use)
+static const hdi_stream_run *streamed(const model *m, hdi_phase phase)
 {
-    const int uses = m->unit->use_count, slot = (m->turn + use) % m->plan->residency.slots;
-    const int block = m->unit->uses[use % uses].block;
+    return &m->unit->streamed[phase];
+}
+
+static hdi_phase phase_after(const model *m, hdi_phase phase)
+{
+    return m->trains && phase == HDI_PHASE_FORWARD ? HDI_PHASE_BACKWARD : HDI_PHASE_FORWARD;
+}
+
+static void copy_in(model *m, hdi_phase phase, int use)
+{
+    const hdi_stream_run *run = streamed(m, phase), *next = streamed(m, phase_after(m, phase));
+    const int ahead = use - run->use_count, common = ahead < 0 ? 0 : hdi_stream_common(run, next);
+    const int slot = (m->turn + use - common) % m->plan->residency.slots;
+    if (ahead >= 0 && !next->use_count) return;
+    const int block = ahead < 0 ? run->uses[use].block : next->uses[ahead % next->use_count].block;
     if (m->held[slot] == block) return;
     const size_t bytes = m->plan->residency.blocks[block].bytes;
     if (m->copied < m->computed) m->copied = m->computed;
@@ -26,24 +40,33 @@ static void copy_in(model *m, int use)
     m->bytes += bytes;
 }
 
-static void run(model *m)
+static void run_phase(model *m, hdi_phase phase)
 {
-    const hdi_unit *unit = m->unit;
+    const hd_program *program = m->unit->program;
+    const hdi_stream_run *run = streamed(m, phase);
     const int slots = m->plan->residency.slots;
     int next = 0, use = 0;
-    for (int i = 0; i <= unit->program->op_count; i++) {
-        for (; next < unit->use_count + slots && unit->fetches[next] <= i; next++)
-            copy_in(m, next);
-        if (i == unit->program->op_count) break;
-        if (use < unit->use_count && unit->uses[use].first == i) {
+    for (int i = 0; i <= program->op_count; i++) {
+        for (; next < run->use_count + slots && run->fetches[next] <= i; next++)
+            copy_in(m, phase, next);
+        if (i == program->op_count) break;
+        if (use < run->use_count && run->uses[use].first == i) {
             const double arrived = m->arrived[(m->turn + use++) % slots];
             if (m->computed < arrived) m->computed = arrived;
         }
+        if (program->ops[i]->phase != phase) continue;
         hd_cost cost;
-        hdi_op_cost(unit->program->ops[i], &cost);
+        hdi_op_cost(program->ops[i], &cost);
         m->computed += cost.flops / m->compute_rate;
     }
-    m->turn = (m->turn + unit->use_count) % slots;
+    const int common = hdi_stream_common(run, streamed(m, phase_after(m, phase)));
+    m->turn = (m->turn + run->use_count - common) % slots;
+}
+
+static void run(model *m)
+{
+    run_phase(m, HDI_PHASE_FORWARD);
+    if (m->trains) run_phase(m, HDI_PHASE_BACKWARD);
 }
 
 void hd_plan_streaming(const hd_plan *plan, const hd_program *program, hd_streaming *out)
@@ -61,16 +84,18 @@ void hd_plan_streaming(const hd_plan *plan, const hd_program *program, hd_stream
         m.held[s] = -1;
     for (int u = 0; u < plan->unit_count; u++)
         if (plan->units[u].program == program) m.unit = &plan->units[u];
-    if (!m.unit || !m.unit->use_count) return;
+    if (!m.unit || !m.unit->streamed[HDI_PHASE_FORWARD].use_count) return;
+    m.trains = m.unit->streamed[HDI_PHASE_BACKWARD].use_count > 0;
     run(&m);
     const double begin = m.computed;
     m.bytes = 0;
     run(&m);
-    hd_cost cost;
+    hd_cost cost, backward = {0};
     hdi_program_cost(program, HDI_PHASE_FORWARD, &cost);
+    if (m.trains) hdi_program_cost(program, HDI_PHASE_BACKWARD, &backward);
     out->run_bytes = m.bytes;
     out->copy_seconds = (double)m.bytes / m.link_rate;
-    out->compute_seconds = cost.flops / m.compute_rate;
+    out->compute_seconds = (cost.flops + backward.flops) / m.compute_rate;
     out->exposed_seconds = m.computed - begin - out->compute_seconds;
     if (out->exposed_seconds < 1e-9 * out->compute_seconds) out->exposed_seconds = 0; /* rounding */
 }

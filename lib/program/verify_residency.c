@@ -85,13 +85,16 @@ static hd_status check_places(const hd_plan *plan, const hdi_unit *unit)
     return HD_OK;
 }
 
-/* What the slots hold while runs of a program follow one another. */
+/* What the slots hold during one run of a phase. */
 typedef struct passage {
     const hd_plan *plan;
     const hdi_unit *unit;
-    int held[HD_STREAM_SLOTS]; /* block; -1: none */
+    hdi_phase phase;
+    int held[HD_STREAM_SLOTS]; /* block; UNKNOWN: left by the run before, or for the run after */
     int turn;                  /* slot of the run's first use */
 } passage;
+
+enum { UNKNOWN = -1 };
 
 static hd_status broken(const passage *p, int op, const char *what, int block)
 {
@@ -113,7 +116,7 @@ static hd_status check_op(const passage *p, int index, int use)
         const hdi_home *home =
             hdi_residency_host(it, hdi_layout_find(p->plan->layout, tensor->info.name));
         if (!home) continue;
-        const hdi_stream_use *now = use >= 0 ? &p->unit->uses[use] : NULL;
+        const hdi_stream_use *now = use >= 0 ? &p->unit->streamed[p->phase].uses[use] : NULL;
         if (!now || now->block != home->block)
             return broken(p, index, "reads, outside its uses,", home->block);
         if (p->held[(p->turn + use) % it->slots] != home->block)
@@ -122,39 +125,39 @@ static hd_status check_op(const passage *p, int index, int use)
     return HD_OK;
 }
 
-/* Copies queued before an op are made before it: the slots have new contents from there on. */
+/* Fetches queued before an op are made before it: the slots have new contents from there on. */
 static hd_status run_through(passage *p)
 {
-    const hdi_unit *unit = p->unit;
-    const int slots = p->plan->residency.slots, uses = unit->use_count;
+    const hd_program *program = p->unit->program;
+    const hdi_stream_run *run = &p->unit->streamed[p->phase];
+    const int slots = p->plan->residency.slots, uses = run->use_count;
     int next = 0, use = -1;
-    for (int i = 0; i <= unit->program->op_count; i++) {
-        for (; next < uses + slots && unit->fetches[next] <= i; next++)
-            p->held[(p->turn + next) % slots] = unit->uses[next % uses].block;
-        if (i == unit->program->op_count) break;
-        while (use + 1 < uses && unit->uses[use + 1].first <= i)
+    for (int s = 0; s < slots; s++)
+        p->held[s] = UNKNOWN;
+    for (int i = 0; i <= program->op_count; i++) {
+        for (; next < uses + slots && run->fetches[next] <= i; next++)
+            p->held[(p->turn + next) % slots] = next < uses ? run->uses[next].block : UNKNOWN;
+        if (i == program->op_count) break;
+        if (program->ops[i]->phase != p->phase) continue;
+        while (use + 1 < uses && run->uses[use + 1].first <= i)
             if (++use >= next)
-                return broken(p, i, "begins, before its copy is queued,", unit->uses[use].block);
+                return broken(p, i, "begins, before its copy is queued,", run->uses[use].block);
         HD_RETURN_IF_ERROR(check_op(p, i, use));
     }
-    if (next < uses + slots) return broken(p, unit->program->op_count - 1, "never copies", -1);
-    p->turn = (p->turn + uses) % slots;
+    if (next < uses + slots) return broken(p, program->op_count - 1, "never copies", -1);
     return HD_OK;
 }
 
+/* Each phase is proved from slots of unknown contents, with each slot as its first, up to slots of
+ * whatever the next run wants: so every order of runs is. */
 static hd_status check_unit(const hd_plan *plan, const hdi_unit *unit)
 {
-    passage p = {.plan = plan, .unit = unit};
     HD_RETURN_IF_ERROR(check_places(plan, unit));
-    for (int s = 0; s < HD_STREAM_SLOTS; s++)
-        p.held[s] = -1;
-    if (!unit->use_count) {
-        for (int i = 0; i < unit->program->op_count; i++)
-            HD_RETURN_IF_ERROR(check_op(&p, i, -1));
-        return HD_OK;
+    for (int phase = 0; phase < HDI_PHASES; phase++) {
+        passage p = {.plan = plan, .unit = unit, .phase = (hdi_phase)phase};
+        for (; p.turn < plan->residency.slots; p.turn++)
+            HD_RETURN_IF_ERROR(run_through(&p));
     }
-    for (int run = 0; run <= plan->residency.slots; run++) /* with each slot first, and again */
-        HD_RETURN_IF_ERROR(run_through(&p));
     return HD_OK;
 }
 

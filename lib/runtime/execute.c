@@ -34,11 +34,12 @@ static hd_status run_op(hd_session *session, int index, int op_index, int stream
     const hdi_unit *unit = &plan->units[index];
     const hdi_op *op = unit->program->ops[op_index];
     hdi_posted *posted = &session->posted[index][op_index];
+    const bool is_sum = op->op.outputs && op->op.out_info[0]->role == HD_ROLE_GRADIENT;
     hd_run run = {.op = &op->op,
                   .backend = session->context->backend,
                   .stream = session->context->stream,
                   .mesh = session->mesh,
-                  .accumulate = options->accumulate || !op->first_writer,
+                  .accumulate = is_sum && (options->accumulate || !op->first_writer),
                   .folds = options->folds,
                   .level_bytes = plan->gradient_level_bytes,
                   .request = &posted->request,
@@ -83,6 +84,11 @@ static hd_status end_transient_communication(hd_session *session, int index)
     return HD_OK;
 }
 
+static hdi_phase phase_of(hd_phase phase)
+{
+    return phase == HD_PHASE_BACKWARD ? HDI_PHASE_BACKWARD : HDI_PHASE_FORWARD;
+}
+
 hd_status hd_session_run(hd_session *session, const hd_program *program,
                          const hd_session_run_options *options)
 {
@@ -103,8 +109,10 @@ hd_status hd_session_run(hd_session *session, const hd_program *program,
     if (next < 0)
         return hdi_error(HD_ERROR_ARGUMENT, "session: program '%s' is not in its plan",
                          options->next->name);
-    hdi_streaming_walk walk = {.unit = index, .next_unit = next, .use = -1};
-    hdi_phase phase = options->phase == HD_PHASE_BACKWARD ? HDI_PHASE_BACKWARD : HDI_PHASE_FORWARD;
+    const hdi_phase phase = phase_of(options->phase);
+    hdi_streaming_walk walk = {.run = &unit->streamed[phase], .use = -1};
+    if (!options->no_next)
+        walk.next = &session->plan->units[next].streamed[phase_of(options->next_phase)];
     for (int i = 0; i < program->op_count; i++) {
         const hdi_op *op = program->ops[i];
         if (op->phase != phase || (op->last_only && !options->last)) continue;

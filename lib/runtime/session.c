@@ -189,33 +189,34 @@ static hd_status fill_ones(hd_session *session, hd_dtype dtype, char *place, int
     return HD_OK;
 }
 
-static hd_status fill_rotary(hd_session *session, hd_dtype dtype, char *place, int64_t elements)
+static hd_status fill_rotary(hd_session *session, hd_dtype dtype, char *place, int64_t begin,
+                             int64_t count, int64_t elements)
 {
-    for (int64_t i = 0; i < elements; i++, place += hd_dtype_bytes(dtype)) {
+    for (int64_t i = begin; i < begin + count; i++, place += hd_dtype_bytes(dtype)) {
         const float value = (float)pow(10000, -(double)i / (double)elements);
         HD_RETURN_IF_ERROR(write_values(session, dtype, place, 1, &value));
     }
     return HD_OK;
 }
 
-hd_status hdi_session_fill(hd_session *session, const hdi_entry *entry, uint64_t seed,
-                           hd_dtype dtype, char *place)
+hd_status hdi_session_fill(hd_session *session, const hdi_entry *entry, int64_t begin,
+                           int64_t count, uint64_t seed, hd_dtype dtype, char *place)
 {
     const hd_backend *backend = session->context->backend;
     hd_stream *stream = session->context->stream;
     switch (entry->options->init) {
-    case HD_INIT_ZEROS:
-        return backend->zero(stream, place, (size_t)entry->elements * hd_dtype_bytes(dtype));
-    case HD_INIT_ONES: return fill_ones(session, dtype, place, entry->elements);
-    case HD_INIT_ROTARY: return fill_rotary(session, dtype, place, entry->elements);
+    case HD_INIT_ZEROS: return backend->zero(stream, place, (size_t)count * hd_dtype_bytes(dtype));
+    case HD_INIT_ONES: return fill_ones(session, dtype, place, count);
+    case HD_INIT_ROTARY: return fill_rotary(session, dtype, place, begin, count, entry->elements);
     case HD_INIT_NORMAL: break;
     }
-    for (int64_t at = 0; at < entry->elements;) {
-        int64_t first, run = hdi_shard_run(entry->options, at, &first);
+    for (int64_t done = 0; done < count;) {
+        int64_t first, run = hdi_shard_run(entry->options, begin + done, &first);
+        if (run > count - done) run = count - done;
         HD_RETURN_IF_ERROR(backend->fill_normal(
-            stream, dtype, place + (size_t)at * hd_dtype_bytes(dtype), run, seed,
+            stream, dtype, place + (size_t)done * hd_dtype_bytes(dtype), run, seed,
             hdi_random_stream(entry->name), first, (float)entry->options->std));
-        at += run;
+        done += run;
     }
     return HD_OK;
 }
@@ -252,7 +253,7 @@ static hd_status fill_host(hd_session *session, const hdi_entry *entry, uint64_t
 {
     const hd_context *context = session->context;
     char *scratch = hdi_streaming_scratch(session);
-    HD_RETURN_IF_ERROR(hdi_session_fill(session, entry, seed, dtype, scratch));
+    HD_RETURN_IF_ERROR(hdi_session_fill(session, entry, 0, entry->elements, seed, dtype, scratch));
     HD_RETURN_IF_ERROR(context->backend->copy_out(context->stream, host, scratch,
                                                   (size_t)entry->elements * hd_dtype_bytes(dtype)));
     return context->backend->synchronize(context->stream);
@@ -268,7 +269,7 @@ hd_status hd_session_initialize(hd_session *session, uint64_t seed)
         HD_RETURN_IF_ERROR(hdi_streaming_forget(session, i));
         if (!hdi_streaming_is_mine(session, i)) continue;
         HD_RETURN_IF_ERROR(host ? fill_host(session, entry, seed, dtype, host)
-                                : hdi_session_fill(session, entry, seed, dtype,
+                                : hdi_session_fill(session, entry, 0, entry->elements, seed, dtype,
                                                    weights_at(session, dtype, entry->first)));
     }
     return session->context->backend->synchronize(session->context->stream);

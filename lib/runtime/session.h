@@ -75,9 +75,10 @@ hd_status hdi_session_host_weights(hd_session *session, int64_t first, char **ou
 hd_status hdi_session_write_weights(hd_session *session, int64_t first, int64_t elements,
                                     const void *weights);
 
-/* Put a parameter's first values, of `dtype`, at a place on the device. */
-hd_status hdi_session_fill(hd_session *session, const hdi_entry *entry, uint64_t seed,
-                           hd_dtype dtype, char *place);
+/* Put first values, of `dtype`, of a parameter's elements begin .. begin + count at a place on the
+ * device. */
+hd_status hdi_session_fill(hd_session *session, const hdi_entry *entry, int64_t begin,
+                           int64_t count, uint64_t seed, hd_dtype dtype, char *place);
 
 /* Run every op that does not communicate once, on an arena of zeros. A device loads kernels and times
  * algorithms when it first meets them, and waits for all its streams to do so: a receive that already

@@ -4,6 +4,8 @@
 #include "core/error.h"
 #include "runtime/session.h"
 
+#include <limits.h>
+
 _Static_assert((int)HD_STREAM_SLOTS == (int)HDI_FETCH_SLOTS, "a fetch for each slot");
 
 /* The one place that takes memory for weights on the host. */
@@ -56,15 +58,15 @@ static int slot_of(const hd_session *session, int use)
     return (session->streaming.turn + use) % session->plan->residency.slots;
 }
 
-/* Behind the unit's own uses come the first ones of the next unit. */
+/* Behind the run's own uses come the first ones of the next run. */
 static hd_status fetch(hd_session *session, const hdi_streaming_walk *walk, int use)
 {
     const hd_plan *plan = session->plan;
-    const hdi_unit *unit = &plan->units[walk->unit], *next = &plan->units[walk->next_unit];
-    const int slot = slot_of(session, use), ahead = use - unit->use_count;
-    if (ahead >= 0 && next->use_count == 0) return HD_OK;
-    const int number =
-        ahead < 0 ? unit->uses[use].block : next->uses[ahead % next->use_count].block;
+    const hdi_stream_run *run = walk->run, *next = walk->next;
+    const int ahead = use - run->use_count, common = ahead < 0 ? 0 : hdi_stream_common(run, next);
+    const int slot = slot_of(session, use - common);
+    if (ahead >= 0 && (!next || next->use_count == 0)) return HD_OK;
+    const int number = ahead < 0 ? run->uses[use].block : next->uses[ahead % next->use_count].block;
     int *held = &session->streaming.held[slot];
     if (*held == number) return HD_OK;
     const hdi_block *block = &plan->residency.blocks[number];
@@ -80,12 +82,12 @@ static hd_status fetch(hd_session *session, const hdi_streaming_walk *walk, int 
 
 hd_status hdi_streaming_before(hd_session *session, hdi_streaming_walk *walk, int op)
 {
-    const hdi_unit *unit = &session->plan->units[walk->unit];
-    if (!unit->use_count) return HD_OK;
-    const int fetches = unit->use_count + session->plan->residency.slots;
-    for (; walk->fetch < fetches && unit->fetches[walk->fetch] <= op; walk->fetch++)
+    const hdi_stream_run *run = walk->run;
+    if (!run->use_count) return HD_OK;
+    const int fetches = run->use_count + session->plan->residency.slots;
+    for (; walk->fetch < fetches && run->fetches[walk->fetch] <= op; walk->fetch++)
         HD_RETURN_IF_ERROR(fetch(session, walk, walk->fetch));
-    if (walk->use + 1 == unit->use_count || unit->uses[walk->use + 1].first != op) return HD_OK;
+    if (walk->use + 1 == run->use_count || run->uses[walk->use + 1].first != op) return HD_OK;
     walk->use++;
     return session->context->backend->await(session->context->stream,
                                             hdi_streaming_slot(session, walk));
@@ -93,9 +95,9 @@ hd_status hdi_streaming_before(hd_session *session, hdi_streaming_walk *walk, in
 
 hd_status hdi_streaming_end(hd_session *session, hdi_streaming_walk *walk)
 {
-    const hdi_unit *unit = &session->plan->units[walk->unit];
-    HD_RETURN_IF_ERROR(hdi_streaming_before(session, walk, unit->program->op_count));
-    if (unit->use_count) session->streaming.turn = slot_of(session, unit->use_count);
+    HD_RETURN_IF_ERROR(hdi_streaming_before(session, walk, INT_MAX));
+    const int uses = walk->run->use_count - hdi_stream_common(walk->run, walk->next);
+    if (walk->run->use_count) session->streaming.turn = slot_of(session, uses);
     return HD_OK;
 }
 
@@ -121,16 +123,26 @@ bool hdi_streaming_is_mine(const hd_session *session, int entry)
                                  residency->blocks[home->block].host_offset + home->in_block);
 }
 
-hd_status hdi_streaming_forget(hd_session *session, int entry)
+static hd_status forget(hd_session *session, int slot)
 {
     const hd_context *context = session->context;
+    session->streaming.held[slot] = -1;
+    HD_RETURN_IF_ERROR(context->backend->await(context->stream, slot));
+    return context->backend->synchronize(context->stream);
+}
+
+hd_status hdi_streaming_forget(hd_session *session, int entry)
+{
     const hdi_home *home = hdi_residency_host(&session->plan->residency, entry);
-    for (int s = 0; s < session->plan->residency.slots && home; s++) {
-        if (session->streaming.held[s] != home->block) continue;
-        session->streaming.held[s] = -1;
-        HD_RETURN_IF_ERROR(context->backend->await(context->stream, s));
-        HD_RETURN_IF_ERROR(context->backend->synchronize(context->stream));
-    }
+    for (int s = 0; s < session->plan->residency.slots && home; s++)
+        if (session->streaming.held[s] == home->block) HD_RETURN_IF_ERROR(forget(session, s));
+    return HD_OK;
+}
+
+hd_status hdi_streaming_stale(hd_session *session)
+{
+    for (int s = 0; s < session->plan->residency.slots; s++)
+        if (session->streaming.held[s] >= 0) HD_RETURN_IF_ERROR(forget(session, s));
     return HD_OK;
 }
 

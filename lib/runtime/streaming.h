@@ -15,20 +15,24 @@ typedef struct hdi_streaming {
     int turn;                  /* slot of the next run's first use */
 } hdi_streaming;
 
-/* How far a run of a unit has come with its uses. */
+/* How far a run of a program's phase has come with its uses. */
 typedef struct hdi_streaming_walk {
-    int unit, next_unit; /* next_unit: whose first blocks are copied while this one ends */
-    int fetch, use;      /* the next copy to queue; the use under way, -1 before the first */
+    const hdi_stream_run *run;  /* borrowed from the plan, as what follows */
+    const hdi_stream_run *next; /* whose first blocks are fetched while this one ends; or NULL */
+    int fetch, use; /* the next fetch to queue; the use under way, -1 before the first */
 } hdi_streaming_walk;
 
 /* Make room for the host blocks. */
 hd_status hdi_streaming_open(hd_session *session);
 void hdi_streaming_close(hd_session *session);
 
-/* Before op `op` is queued: copies whose slots are free from here on, and the wait for the op's own
+/* Before op `op` is queued: fetches whose slots are free from here on, and the wait for the op's own
  * weights. After the last op of a run: the rest. */
 hd_status hdi_streaming_before(hd_session *session, hdi_streaming_walk *walk, int op);
 hd_status hdi_streaming_end(hd_session *session, hdi_streaming_walk *walk);
+
+/* The slots forget what they had: weights have changed. */
+hd_status hdi_streaming_stale(hd_session *session);
 
 /* The slot of the use under way. */
 int hdi_streaming_slot(const hd_session *session, const hdi_streaming_walk *walk);

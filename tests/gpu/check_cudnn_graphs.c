@@ -87,6 +87,8 @@ static const sample samples[] = {
     {2, 24, 24, 1056, 128, false, false, true, 0, 0},     /* text that is short */
     {1590, 16, 16, 30, 72, false, false, false, 0, 1590}, /* over time */
     {2, 16, 16, 47700, 72, false, false, false, 300, 0},  /* video to text */
+    {2, 16, 16, 47700, 72, false, false, true, 384, 0},   /* video to packed texts */
+    {2, 16, 16, 47700, 72, false, true, true, 384, 0},
 };
 
 enum { SAMPLES = sizeof samples / sizeof *samples };
@@ -211,6 +213,34 @@ START_TEST(a_plan_for_any_device_is_enough_for_each)
 }
 END_TEST
 
+START_TEST(packed_keys_get_places_that_fill_tiles)
+{
+    hdi_cross_attention_args args = {.dtype = HD_DTYPE_BF16,
+                                     .sequences = 4,
+                                     .tokens = 1000,
+                                     .kv_rows = 1200,
+                                     .heads = 16,
+                                     .head_dim = 72,
+                                     .q_stride = 1152,
+                                     .k_stride = 2305, /* wherever they lie */
+                                     .v_stride = 2305,
+                                     .out_stride = 1152,
+                                     .most_keys = 300};
+    const hdi_attention_args padded = hdi_cuda_padded_attention(&args);
+    ck_assert_int_eq(padded.kv_tokens, 384);
+    const size_t rows = (size_t)4 * 384 * 2 * 1152 * 2;
+    for (int gradient = 0; gradient < 2; gradient++) {
+        ck_assert(hdi_cuda_cudnn_takes(&padded, gradient, 0));
+        const size_t bytes = gradient ? hdi_cuda_cross_attention_gradient_workspace(&args)
+                                      : hdi_cuda_cross_attention_workspace(&args);
+        const size_t engine = hdi_cuda_cudnn_workspace(&padded, gradient, 0);
+        ck_assert_uint_eq(bytes, 2 * 256 + (gradient ? 2 : 1) * rows + engine);
+    }
+    args.dtype = HD_DTYPE_F32; /* the own kernels', whose forward needs none */
+    ck_assert_uint_eq(hdi_cuda_cross_attention_workspace(&args), 0);
+}
+END_TEST
+
 int main(void)
 {
     const char *why = missing();
@@ -222,6 +252,7 @@ int main(void)
     tcase_add_test(graphs, the_exact_backward_goes_in_slices_that_divide_the_batch);
     tcase_add_test(graphs, the_exact_backward_of_a_long_sequence_goes_in_slices_of_heads);
     tcase_add_test(graphs, many_short_sequences_go_in_slices_that_fit);
+    tcase_add_test(graphs, packed_keys_get_places_that_fill_tiles);
     tcase_add_test(graphs, a_plan_for_any_device_is_enough_for_each);
     suite_add_tcase(suite, graphs);
     return hdt_main(suite);

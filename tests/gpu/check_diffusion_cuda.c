@@ -352,6 +352,29 @@ START_TEST(blocks_are_copied_whatever_their_size)
 }
 END_TEST
 
+/* A transposed grid of blocks, of sizes that 16 and 4 divide or not. */
+START_TEST(blocks_on_a_grid_are_copied)
+{
+    static const size_t sizes[] = {48, 12, 7};
+    enum { WORDS = 8192 };
+    for (int c = 0; c < 3; c++) {
+        hdt_gpu_reset();
+        hdt_pair x = hdt_pair_ids(WORDS, 1 << 30, 1), out = hdt_pair_ids(WORDS, 1 << 30, 2);
+        const size_t b = sizes[c];
+        for (int side = 0; side < HDT_SIDES; side++) {
+            const hdi_copy_grid_args args = {.count = {2, 3, 5, 4, 3},
+                                             .x_stride = {180 * b, b, 3 * b, 15 * b, 60 * b},
+                                             .out_stride = {200 * b, 60 * b, 12 * b, 3 * b, b},
+                                             .block_bytes = b,
+                                             .x = hdt_at(x, side),
+                                             .out = hdt_at(out, side)};
+            HDT_CALL(side, copy_grid, &args);
+        }
+        ck_assert_mem_eq(hdt_fetch(out), out.host, WORDS * sizeof(float));
+    }
+}
+END_TEST
+
 START_TEST(patches_become_rows_and_videos_again)
 {
     static const hdi_patch_args shapes[] = {
@@ -441,6 +464,7 @@ int main(void)
     tcase_add_loop_test(cases, sums_of_groups_go_into_the_tables_gradient, 0, 3);
     tcase_add_loop_test(cases, rows_of_a_table_are_added_and_summed_back, 0, 3);
     tcase_add_test(cases, blocks_are_copied_whatever_their_size);
+    tcase_add_test(cases, blocks_on_a_grid_are_copied);
     tcase_add_loop_test(cases, patches_become_rows_and_videos_again, 0, 3);
     tcase_add_loop_test(cases, squared_errors_are_summed_in_fp64, 0, 3);
     suite_add_tcase(suite, cases);

@@ -281,72 +281,115 @@ END_TEST
 typedef struct cross_sample {
     int64_t sequences, tokens, kv_rows, heads, head_dim;
     int32_t offsets[5]; /* all 0: none */
+    int64_t most_keys;
 } cross_sample;
 
+/* With most_keys on cuDNN, without by the own kernels. */
 static const cross_sample crossings[] = {
-    {2, 130, 154, 3, 72, {0}},
-    {3, 65, 23, 2, 128, {0}}, /* two rows of no sequence */
-    {1, 700, 300, 2, 72, {0}},
-    {3, 100, 200, 2, 72, {0, 77, 77, 180}}, /* a sequence without keys, and keys of none */
-    {2, 33, 90, 2, 40, {5, 60, 90}},
-    {4, 65, 260, 1, 128, {0, 64, 65, 129, 260}},
+    {2, 130, 154, 3, 72, {0}, 0},
+    {3, 65, 23, 2, 128, {0}, 0}, /* two rows of no sequence */
+    {1, 700, 300, 2, 72, {0}, 0},
+    {3, 100, 200, 2, 72, {0, 77, 77, 180}, 0}, /* a sequence without keys, and keys of none */
+    {2, 33, 90, 2, 40, {5, 60, 90}, 0},
+    {4, 65, 260, 1, 128, {0, 64, 65, 129, 260}, 0},
+    {3, 100, 200, 2, 72, {0, 77, 77, 180}, 103},
+    {2, 33, 90, 2, 40, {5, 60, 90}, 90},
+    {4, 65, 260, 1, 128, {0, 64, 65, 129, 260}, 131}, /* places for 256 keys */
+    {4, 257, 600, 3, 72, {0, 1, 1, 300, 413}, 300},
+    {1, 1300, 300, 16, 72, {0, 219}, 300},
+    {2, 90, 300, 2, 64, {7, 135, 263}, 128}, /* tiles are full */
+    {2, 50, 40, 1, 64, {0, 0, 0}, 20},       /* no keys at all */
+    {2, 50, 60, 3, 20, {3, 20, 60}, 40},     /* heads that cuDNN does not take */
 };
 
 enum { CROSSINGS = sizeof crossings / sizeof *crossings };
 
-static void check_crossing(hd_dtype dtype, const cross_sample *s, bool exact)
+typedef struct crossing {
+    hdt_pair q, kv, out, lse, offsets, out_gradient, q_gradient, kv_gradient;
+} crossing;
+
+/* What is written holds something before. Packed keys need no alignment. */
+static crossing make_crossing(hd_dtype dtype, const cross_sample *s)
 {
     const int64_t width = s->heads * s->head_dim, rows = s->sequences * s->tokens;
-    const bool packed = s->offsets[s->sequences] > 0;
+    crossing c = {.q = hdt_pair_make(dtype, rows * width, 1, 2, 0),
+                  .kv = hdt_pair_make(dtype, s->kv_rows * 2 * width, 2, 2, s->most_keys > 0),
+                  .out = hdt_pair_make(dtype, rows * width, 3, 1, 0),
+                  .lse = hdt_pair_zero(HD_DTYPE_F32, rows * s->heads),
+                  .offsets = hdt_pair_ints(s->sequences + 1, s->offsets),
+                  .out_gradient = hdt_pair_make(dtype, rows * width, 4, 1, 0),
+                  .q_gradient = hdt_pair_make(dtype, rows * width, 5, 1, 0)};
+    c.kv_gradient = hdt_pair_make(dtype, c.kv.count, 6, 1, s->most_keys > 0);
+    return c;
+}
+
+static bool is_packed(const cross_sample *s)
+{
+    return s->most_keys > 0 || s->offsets[s->sequences] > 0;
+}
+
+static hdi_cross_attention_args crossing_args(const cross_sample *s, const crossing *c, int side,
+                                              bool exact)
+{
+    const int64_t width = s->heads * s->head_dim;
+    return (hdi_cross_attention_args){
+        .dtype = hdt_side_dtype(c->q.dtype, side),
+        .sequences = s->sequences,
+        .tokens = s->tokens,
+        .kv_rows = s->kv_rows,
+        .heads = s->heads,
+        .head_dim = s->head_dim,
+        .q_stride = width,
+        .k_stride = 2 * width,
+        .v_stride = 2 * width,
+        .out_stride = width,
+        .scale = 0.2f,
+        .exact = exact,
+        .most_keys = s->most_keys,
+        .offsets = is_packed(s) ? hdt_at(c->offsets, side) : NULL,
+        .q = hdt_at(c->q, side),
+        .k = hdt_at(c->kv, side),
+        .v = element(c->kv, side, width),
+        .out = hdt_at(c->out, side),
+        .lse = hdt_at(c->lse, side),
+        .out_gradient = hdt_at(c->out_gradient, side),
+        .q_gradient = hdt_at(c->q_gradient, side),
+        .k_gradient = hdt_at(c->kv_gradient, side),
+        .v_gradient = element(c->kv_gradient, side, width),
+    };
+}
+
+static void run_crossing(int side, hdi_cross_attention_args *args)
+{
+    args->workspace = hdt_scratch(side, hdt_sides[side]->cross_attention_workspace(args));
+    HDT_CALL(side, cross_attention, args);
+    args->workspace = hdt_scratch(side, hdt_sides[side]->cross_attention_gradient_workspace(args));
+    HDT_CALL(side, cross_attention_gradient, args);
+}
+
+static void check_crossing(hd_dtype dtype, const cross_sample *s, bool exact)
+{
     char what[128];
     hdt_gpu_reset();
-    hdt_pair q = hdt_pair_make(dtype, rows * width, 1, 2, 0);
-    hdt_pair kv = hdt_pair_make(dtype, s->kv_rows * 2 * width, 2, 2, 0);
-    hdt_pair out = hdt_pair_make(dtype, q.count, 3, 1, 0);
-    hdt_pair out_gradient = hdt_pair_make(dtype, q.count, 4, 1, 0);
-    hdt_pair q_gradient = hdt_pair_make(dtype, q.count, 5, 1, 0);
-    hdt_pair kv_gradient = hdt_pair_make(dtype, kv.count, 6, 1, 0);
-    hdt_pair lse = hdt_pair_zero(HD_DTYPE_F32, rows * s->heads);
-    hdt_pair offsets = hdt_pair_ints(s->sequences + 1, s->offsets);
+    const crossing c = make_crossing(dtype, s);
     for (int side = 0; side < HDT_SIDES; side++) {
-        hdi_cross_attention_args args = {
-            .dtype = hdt_side_dtype(dtype, side),
-            .sequences = s->sequences,
-            .tokens = s->tokens,
-            .kv_rows = s->kv_rows,
-            .heads = s->heads,
-            .head_dim = s->head_dim,
-            .q_stride = width,
-            .k_stride = 2 * width,
-            .v_stride = 2 * width,
-            .out_stride = width,
-            .scale = 0.2f,
-            .exact = exact,
-            .offsets = packed ? hdt_at(offsets, side) : NULL,
-            .q = hdt_at(q, side),
-            .k = hdt_at(kv, side),
-            .v = element(kv, side, width),
-            .out = hdt_at(out, side),
-            .lse = hdt_at(lse, side),
-            .out_gradient = hdt_at(out_gradient, side),
-            .q_gradient = hdt_at(q_gradient, side),
-            .k_gradient = hdt_at(kv_gradient, side),
-            .v_gradient = element(kv_gradient, side, width),
-        };
-        args.workspace = hdt_scratch(side, hdt_sides[side]->cross_attention_workspace(&args));
-        HDT_CALL(side, cross_attention, &args);
-        args.workspace =
-            hdt_scratch(side, hdt_sides[side]->cross_attention_gradient_workspace(&args));
-        HDT_CALL(side, cross_attention_gradient, &args);
+        hdi_cross_attention_args args = crossing_args(s, &c, side, exact);
+        run_crossing(side, &args);
     }
-    snprintf(what, sizeof what, "%lld x %lld queries to %lld keys%s", (long long)s->sequences,
-             (long long)s->tokens, (long long)s->kv_rows, packed ? ", packed" : "");
-    const int64_t terms = s->kv_rows + s->head_dim + 32;
-    hdt_pair_check(what, out, 2, 3, terms);
-    hdt_pair_check(what, lse, 32, 0, terms);
+    snprintf(what, sizeof what, "%lld x %lld queries to %lld keys%s, %lld each at most",
+             (long long)s->sequences, (long long)s->tokens, (long long)s->kv_rows,
+             is_packed(s) ? ", packed" : "", (long long)s->most_keys);
+    const int64_t terms = s->kv_rows + s->head_dim + 32, each = s->tokens * s->heads;
+    hdt_pair_check(what, c.out, 2, 3, terms);
+    for (int64_t i = 0; i < s->sequences; i++) {
+        const hdt_pair lse = {HD_DTYPE_F32, each, c.lse.host + i * each,
+                              element(c.lse, 1, i * each)};
+        if (!is_packed(s) || s->offsets[i + 1] > s->offsets[i])
+            hdt_pair_check(what, lse, 32, 0, terms);
+    }
     strncat(what, ": gradient", sizeof what - strlen(what) - 1);
-    hdt_pair_check(what, q_gradient, 0, 8, 4 * terms);
-    hdt_pair_check(what, kv_gradient, 0, 8, 4 * (s->tokens + terms));
+    hdt_pair_check(what, c.q_gradient, 0, 8, 4 * terms);
+    hdt_pair_check(what, c.kv_gradient, 0, 8, 4 * (s->tokens + terms));
 }
 
 START_TEST(attention_across_is_that_of_the_cpu)
@@ -357,30 +400,38 @@ START_TEST(attention_across_is_that_of_the_cpu)
 }
 END_TEST
 
-START_TEST(an_offset_behind_the_keys_is_reported)
+START_TEST(exact_gradients_across_are_equal_from_run_to_run)
 {
-    static const int32_t bad[] = {0, 9};
+    static const cross_sample large = {2, 6001, 600, 8, 72, {0, 219, 519}, 300};
     hdt_gpu_reset();
-    hdt_pair x = hdt_pair_make(HD_DTYPE_F32, 64, 1, 1, 0), offsets = hdt_pair_ints(2, bad);
-    const hdi_cross_attention_args args = {.dtype = HD_DTYPE_F32,
-                                           .sequences = 1,
-                                           .tokens = 2,
-                                           .kv_rows = 8,
-                                           .heads = 1,
-                                           .head_dim = 8,
-                                           .q_stride = 8,
-                                           .k_stride = 8,
-                                           .v_stride = 8,
-                                           .out_stride = 8,
-                                           .scale = 1,
-                                           .offsets = offsets.device,
-                                           .q = x.device,
-                                           .k = x.device,
-                                           .v = x.device,
-                                           .out = hdt_scratch(1, 64)};
+    const crossing c = make_crossing(hdt_dtypes[1 + _i], &large);
+    hdi_cross_attention_args args = crossing_args(&large, &c, 1, true);
+    run_crossing(1, &args);
+    const float *q = copy_of(c.q_gradient), *kv = copy_of(c.kv_gradient);
+    run_crossing(1, &args);
+    ck_assert_mem_eq(q, hdt_fetch(c.q_gradient), (size_t)c.q_gradient.count * sizeof *q);
+    ck_assert_mem_eq(kv, hdt_fetch(c.kv_gradient), (size_t)c.kv_gradient.count * sizeof *kv);
+}
+END_TEST
+
+static void report_crossing(hd_dtype dtype, cross_sample s, const char *text)
+{
+    hdt_gpu_reset();
+    const crossing c = make_crossing(dtype, &s);
+    hdi_cross_attention_args args = crossing_args(&s, &c, 1, false);
+    args.workspace = hdt_scratch(1, hdt_sides[1]->cross_attention_workspace(&args));
     HDT_CALL(1, cross_attention, &args);
-    hdt_assert_status(hdt_sides[1]->synchronize(hdt_streams[1]), HD_ERROR_ARGUMENT,
-                      "cross attention: offset 9");
+    hdt_assert_status(hdt_sides[1]->synchronize(hdt_streams[1]), HD_ERROR_ARGUMENT, text);
+}
+
+/* By both ways. */
+START_TEST(keys_that_are_not_there_or_too_many_are_reported)
+{
+    const hd_dtype dtype = hdt_dtypes[_i];
+    report_crossing(dtype, (cross_sample){1, 2, 8, 1, 8, {0, 9}, 0}, "cross attention: offset 9");
+    report_crossing(dtype, (cross_sample){1, 2, 8, 1, 8, {0, 9}, 8}, "cross attention: offset 9");
+    report_crossing(dtype, (cross_sample){1, 2, 8, 1, 8, {0, 7}, 6},
+                    "cross attention: number of keys 7");
 }
 END_TEST
 
@@ -395,7 +446,8 @@ int main(void)
     tcase_add_loop_test(cases, attention_within_videos_is_that_of_the_cpu, 0, 6);
     tcase_add_loop_test(cases, exact_gradients_are_equal_from_run_to_run, 0, 2);
     tcase_add_loop_test(cases, attention_across_is_that_of_the_cpu, 0, 3);
-    tcase_add_test(cases, an_offset_behind_the_keys_is_reported);
+    tcase_add_loop_test(cases, exact_gradients_across_are_equal_from_run_to_run, 0, 2);
+    tcase_add_loop_test(cases, keys_that_are_not_there_or_too_many_are_reported, 0, 3);
     suite_add_tcase(suite, cases);
     return hdt_main(suite);
 }

@@ -14,13 +14,6 @@ static hd_stream *stream;
 static char *arena;
 static size_t used, room;
 
-void hdt_must(hd_status status)
-{
-    if (status == HD_OK) return;
-    printf("%s: %s\n", hd_status_string(status), hd_last_error());
-    exit(EXIT_FAILURE);
-}
-
 bool hdt_wanted(const char *name)
 {
     used = 0;

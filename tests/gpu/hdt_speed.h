@@ -5,13 +5,12 @@
 
 #include "backend/backend.h"
 #include "backend/cuda/cuda.h"
+#include "tests/support/hdt_video_speed.h" /* hdt_must */
 
 /* Opens the device and takes `bytes`, or what there is, for arrays. Ops whose names lack the pattern are
  * left out; NULL: none are. Returns the stream. */
 hd_stream *hdt_speed_open(const char *pattern, size_t bytes);
 void hdt_speed_close(void);
-
-void hdt_must(hd_status status);
 
 /* Whether the op is measured; if so, its arrays take the room of the last one's. */
 bool hdt_wanted(const char *name);

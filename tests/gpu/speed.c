@@ -90,7 +90,7 @@ static hd_status run_convert(const void *args)
 static hd_status run_squares(const void *args)
 {
     const two_arrays *a = args;
-    return backend->sum_of_squares(stream, a->x, a->count, a->out);
+    return backend->sum_of_squares(stream, HD_DTYPE_F32, a->x, a->count, a->out);
 }
 
 static void measure_simple(void)

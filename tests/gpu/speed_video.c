@@ -265,6 +265,7 @@ static void measure_cross_attention(bool packed)
         int32_t *offsets = hdt_take(sizeof ends);
         hdt_must(backend->copy_in(stream, offsets, ends, sizeof ends));
         args.offsets = offsets;
+        args.most_keys = KEYS;
     }
     const size_t forward = backend->cross_attention_workspace(&args);
     const size_t backward = backend->cross_attention_gradient_workspace(&args);

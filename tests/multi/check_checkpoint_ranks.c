@@ -22,8 +22,12 @@ static hdi_checkpoint_piece own_piece(int64_t step)
     const int64_t begin = begin_of(rank, ranks);
     for (int i = 0; i < ELEMENTS; i++)
         data[i] = (float)(i + step);
-    return (hdi_checkpoint_piece){
-        "w", HD_DTYPE_F32, ELEMENTS, begin, begin_of(rank + 1, ranks) - begin, .data = data + begin};
+    return (hdi_checkpoint_piece){.name = "w",
+                                  .dtype = HD_DTYPE_F32,
+                                  .global_elements = ELEMENTS,
+                                  .begin = begin,
+                                  .count = begin_of(rank + 1, ranks) - begin,
+                                  .data = data + begin};
 }
 
 static const char *folder_of(const char *test)

@@ -1,4 +1,4 @@
-/* ranks: 1 2 4 */
+/* ranks: 1 2 4, at most 4 */
 /* Faults that the ranks must meet together: a NaN on one of them, settings or data that differ, a
  * layout that does not fit them, a budget that does not fit the plan. */
 #include "tests/support/hdt_train.h"

@@ -1,4 +1,4 @@
-/* ranks: 1 2 4 */
+/* ranks: 1 2 4, at most 4 */
 /* Generation against the reference implementations, by the generator and by the whole job. */
 #include <heddle/job.h>
 

@@ -1,4 +1,4 @@
-/* ranks: 1 2 4 */
+/* ranks: 1 2 4, at most 4 */
 /* 16-bit training: it follows fp32, both kinds of master are one, F16 finds its loss scale, and a run
  * that was stopped goes on with the same bits. */
 #include "tests/support/hdt_device.h"

@@ -1,4 +1,4 @@
-/* ranks: 1 2 4 */
+/* ranks: 1 2 4, at most 4 */
 /* Ranks of one host that stream the same weights: one copy of them in the host's memory, the bits of copies of
  * their own, and those where sharing is refused; failures reach all; nothing is left. */
 #include <dirent.h>

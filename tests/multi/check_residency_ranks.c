@@ -34,7 +34,7 @@ START_TEST(videos_have_the_same_bits)
                          .videos = videos,
                          .count = VIDEOS,
                          .dtype = _i ? HD_DTYPE_BF16 : HD_DTYPE_F32,
-                         .mesh = {.pipeline = hd_comm_size(hdt_world)}};
+                         .mesh = hdt_deepest(hdt_world, HDT_VIDEO_LAYERS)};
     hdt_assert_ok(hdt_sample(hdt_world, &with, resident, NULL));
     with.residency = HD_RESIDENCY_HOST;
     for (with.host_blocks = 0; with.host_blocks <= HDT_VIDEO_LAYERS; with.host_blocks++) {
@@ -88,7 +88,7 @@ static hd_status sample(sampling *it)
     hd_context *context = NULL;
     hd_sampler *sampler = NULL;
     const int64_t *dims = it->file.dims;
-    const hd_mesh_options layout = {.pipeline = hd_comm_size(hdt_world)};
+    const hd_mesh_options layout = hdt_deepest(hdt_world, (int)hd_model_layers(it->file.model));
     hd_status status = hd_mesh_create(hdt_world, &layout, &mesh);
     if (status == HD_OK) status = hdt_open_context(hdt_world, mesh, &context);
     if (status == HD_OK)
@@ -235,7 +235,7 @@ START_TEST(texts_are_equal_within_any_budget)
                            .capacity = CAPACITY,
                            .prefill = 4,
                            .slots = 1,
-                           .mesh = {.pipeline = hd_comm_size(hdt_world)}};
+                           .mesh = hdt_deepest(hdt_world, LAYERS)};
     hdt_assert_ok(generate(&with, &resident));
     const size_t whole = most(resident.planned);
     with.residency = HD_RESIDENCY_HOST;

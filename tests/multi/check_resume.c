@@ -1,4 +1,4 @@
-/* ranks: 1 2 4 */
+/* ranks: 1 2 4, at most 4 */
 /* The promise: a run that was stopped and taken up again, on whatever layout, ends with the same bits
  * as one that never stopped; and what cannot be taken up is refused with the reason. */
 #include "tests/support/hdt.h"

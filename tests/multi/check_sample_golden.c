@@ -1,4 +1,4 @@
-/* ranks: 1 2 4 */
+/* ranks: 1 2 4, at most 4 */
 /* Sampling with the golden models against the trajectories of the references' own samplers, on every
  * number of stages, and the same bits on each. */
 #include <math.h>

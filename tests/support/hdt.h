@@ -6,7 +6,7 @@
 #include <check.h>
 #include <string.h>
 
-#include <heddle/comm.h>
+#include <heddle/mesh.h>
 
 /* Run suites in this process (Check forks each test); the value is main's. */
 #define hdt_main(...) hdt_run_suites((Suite *[]){__VA_ARGS__, NULL})
@@ -55,6 +55,9 @@ double hdt_tolerance(hd_dtype dtype, int64_t terms);
  * directory. Borrowed; valid for the next few calls. */
 const char *hdt_golden_path(const char *name);
 const char *hdt_source_path(const char *path);
+
+/* The longest pipeline of a model of so many layers that divides the ranks; the rest are data. */
+hd_mesh_options hdt_deepest(const hd_comm *comm, int layers);
 
 /* A directory for this process alone, removed at its exit. Borrowed. */
 const char *hdt_temp_dir(void);

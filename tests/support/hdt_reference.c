@@ -191,6 +191,7 @@ const hd_backend hdt_reference = {
     .modulate = hdt_reference_modulate,
     .add_rows = hdt_reference_add_rows,
     .copy_blocks = hdt_reference_copy_blocks,
+    .copy_grid = hdt_reference_copy_grid,
     .patchify = hdt_reference_patchify,
     .unpatchify = hdt_reference_unpatchify,
     .squared_error = hdt_reference_squared_error,

@@ -82,6 +82,26 @@ hd_status hdt_reference_copy_blocks(hd_stream *stream, const hdi_copy_blocks_arg
     return HD_OK;
 }
 
+hd_status hdt_reference_copy_grid(hd_stream *stream, const hdi_copy_grid_args *args)
+{
+    (void)stream;
+    int64_t blocks = 1;
+    for (int d = 0; d < HDI_GRID_DIMS; d++)
+        blocks *= args->count[d];
+    for (int64_t b = 0; b < blocks; b++) {
+        size_t x = 0, out = 0;
+        int64_t left = b;
+        for (int d = HDI_GRID_DIMS - 1; d >= 0; d--) {
+            x += (size_t)(left % args->count[d]) * args->x_stride[d];
+            out += (size_t)(left % args->count[d]) * args->out_stride[d];
+            left /= args->count[d];
+        }
+        memcpy((char *)moved(args->out) + 2 * out, (const char *)moved(args->x) + 2 * x,
+               2 * args->block_bytes);
+    }
+    return HD_OK;
+}
+
 static int64_t patches(int64_t size, int64_t patch)
 {
     return (size + patch - 1) / patch;

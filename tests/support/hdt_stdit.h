@@ -1,4 +1,5 @@
-/* The golden run of Open-Sora 1.2's own STDiT3, and programs of heddle's fed with it. */
+/* The golden runs of STDiT3: of Open-Sora 1.2's own code, and of 1.3's model restated in PyTorch
+ * (tools/make_stdit3_golden.py); and programs of heddle's fed with them. */
 #ifndef HDT_STDIT_H
 #define HDT_STDIT_H
 
@@ -25,6 +26,7 @@ typedef struct hdt_stdit {
 } hdt_stdit;
 
 hdt_stdit hdt_stdit_open(void);
+hdt_stdit hdt_stdit_open_v13(void);
 void hdt_stdit_close(hdt_stdit *g);
 
 /* One of the golden runs: which videos, with which masks. */
@@ -32,10 +34,12 @@ typedef struct hdt_stdit_scene {
     const char *out, *video, *height, *width; /* names in the file */
     int64_t sequences, dims[3];
     bool frames_masked, text_masked;
+    unsigned given; /* 1.3: bits of frames */
 } hdt_stdit_scene;
 
-enum { HDT_STDIT_SCENES = 4 };
+enum { HDT_STDIT_SCENES = 4, HDT_STDIT_V13_SCENES = 5 };
 extern const hdt_stdit_scene hdt_stdit_scenes[HDT_STDIT_SCENES];
+extern const hdt_stdit_scene hdt_stdit_v13_scenes[HDT_STDIT_V13_SCENES];
 
 /* The whole model for a scene. */
 hd_stage hdt_stdit_stage(const hdt_stdit *g, const hdt_stdit_scene *s, hd_purpose purpose);
@@ -61,5 +65,13 @@ void hdt_stdit_feed(const hdt_stdit_trial *t, const hdt_stdit *g, const hdt_stdi
                     int64_t first, int64_t sequences);
 
 void hdt_stdit_run(const hdt_stdit_trial *t, hdi_phase phase);
+
+/* Largest distance of the prediction from the golden one, all predicted channels. */
+double hdt_stdit_distance(const hdt_stdit_trial *t, const hdt_stdit *g, const hdt_stdit_scene *s);
+
+/* The same of gradients of the loss's sum over `count`, all that the file has, of each one's largest
+ * value: at most `tolerance`. */
+void hdt_stdit_compare_gradients(const hdt_stdit_trial *t, const hdt_stdit *g, double count,
+                                 double tolerance);
 
 #endif

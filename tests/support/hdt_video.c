@@ -185,6 +185,7 @@ static hd_status sample_on(const hd_mesh *mesh, hd_context *context, const hdt_s
     options.dtype = dtype;
     options.backend = hd_context_backend(context);
     options.budget = with->budget;
+    if (with->model) options.model = with->model;
     options.residency = with->residency;
     options.host_blocks = with->host_blocks;
     hd_sampler *sampler = NULL;

@@ -38,7 +38,8 @@ typedef struct hdt_sampling {
     size_t budget;
     hd_residency residency;
     int host_blocks;
-    const char *weights; /* NULL: from seed 3 */
+    const char *weights;         /* NULL: from seed 3 */
+    const hd_video_model *model; /* NULL: hdt_video_model */
     hd_sampler_video *videos;
     int count;
 } hdt_sampling;

@@ -237,7 +237,7 @@ START_TEST(sum_of_squares_is_one_sum_for_each_block)
     double got[3], first[3];
     for (int threads = 1; threads <= 3; threads++) {
         hdi_cpu_set_threads(threads);
-        hdt_assert_ok(cpu->sum_of_squares(NULL, x, ELEMENTS, got));
+        hdt_assert_ok(cpu->sum_of_squares(NULL, HD_DTYPE_F32, x, ELEMENTS, got));
         if (threads == 1) memcpy(first, got, sizeof got);
         ck_assert(memcmp(first, got, sizeof got) == 0);
     }

@@ -131,25 +131,32 @@ END_TEST
 
 START_TEST(pieces_that_do_not_tile_a_tensor_are_refused)
 {
-    static const struct {
-        hdi_checkpoint_piece second;
+    static const struct { /* of the second piece */
+        hd_dtype dtype;
+        int64_t global_elements, begin, count;
         const char *fragment;
     } cases[] = {
-        {{"weights/a", HD_DTYPE_F32, 100, 51, 49, .data = hdt_weights},
-         "elements 50 to 51 are in no piece"},
-        {{"weights/a", HD_DTYPE_F32, 100, 50, 49, .data = hdt_weights},
-         "elements 99 to 100 are in no piece"},
-        {{"weights/a", HD_DTYPE_F32, 100, 49, 51, .data = hdt_weights},
-         "elements 49 to 50 are in two pieces"},
-        {{"weights/a", HD_DTYPE_F32, 101, 50, 51, .data = hdt_weights}, "100 x F32 elsewhere"},
-        {{"weights/a", HD_DTYPE_I32, 100, 50, 50, .data = hdt_weights}, "100 x F32 elsewhere"},
+        {HD_DTYPE_F32, 100, 51, 49, "elements 50 to 51 are in no piece"},
+        {HD_DTYPE_F32, 100, 50, 49, "elements 99 to 100 are in no piece"},
+        {HD_DTYPE_F32, 100, 49, 51, "elements 49 to 50 are in two pieces"},
+        {HD_DTYPE_F32, 101, 50, 51, "100 x F32 elsewhere"},
+        {HD_DTYPE_I32, 100, 50, 50, "100 x F32 elsewhere"},
     };
     const char *folder = hdt_checkpoint_folder();
     hdi_checkpoint_writer *writer = hdt_checkpoint_writer(folder, 1);
     hdt_assert_ok(hdt_checkpoint_save(writer, 1));
     hdi_checkpoint_writer_destroy(writer);
-    hdi_checkpoint_piece bad[2] = {{"weights/a", HD_DTYPE_F32, 100, 0, 50, .data = hdt_weights},
-                                   cases[_i].second};
+    hdi_checkpoint_piece bad[2];
+    bad[0] = (hdi_checkpoint_piece){.name = "weights/a",
+                                    .dtype = HD_DTYPE_F32,
+                                    .global_elements = 100,
+                                    .count = 50,
+                                    .data = hdt_weights};
+    bad[1] = bad[0];
+    bad[1].dtype = cases[_i].dtype;
+    bad[1].global_elements = cases[_i].global_elements;
+    bad[1].begin = cases[_i].begin;
+    bad[1].count = cases[_i].count;
     hdt_assert_ok(hdi_checkpoint_writer_create(NULL, folder, 1, bad, 2, &writer));
     hdt_assert_status(hdi_checkpoint_save(writer, 2, "{}"), HD_ERROR_FORMAT, cases[_i].fragment);
     hdi_checkpoint_writer_destroy(writer);

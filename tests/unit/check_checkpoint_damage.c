@@ -158,6 +158,13 @@ START_TEST(verify_looks_at_the_disk_again)
 }
 END_TEST
 
+static hd_status fetch_floats(void *user, int64_t first, int64_t count, void *out)
+{
+    memcpy(out, (const float *)user + first, (size_t)count * sizeof(float));
+    return HD_OK;
+}
+
+/* The tensor is fetched in several parts as it is written. */
 START_TEST(damage_far_behind_the_header_is_found_when_it_is_read)
 {
     enum { LARGE = 10 << 20 };
@@ -165,7 +172,12 @@ START_TEST(damage_far_behind_the_header_is_found_when_it_is_read)
     ck_assert_ptr_nonnull(large);
     for (int i = 0; i < LARGE; i++)
         large[i] = (float)i;
-    const hdi_checkpoint_piece piece = {"large", HD_DTYPE_F32, LARGE, 0, LARGE, .data = large};
+    const hdi_checkpoint_piece piece = {.name = "large",
+                                        .dtype = HD_DTYPE_F32,
+                                        .global_elements = LARGE,
+                                        .count = LARGE,
+                                        .fetch = fetch_floats,
+                                        .user = large};
     const char *folder = hdt_checkpoint_folder();
     hdi_checkpoint_writer *writer;
     hdt_assert_ok(hdi_checkpoint_writer_create(NULL, folder, 2, &piece, 1, &writer));

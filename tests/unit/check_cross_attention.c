@@ -220,27 +220,44 @@ static hd_tensor tensor(hd_program *p, const char *name, hd_dtype dtype, int ran
     return hd_input(p, name, dtype, rank, dims);
 }
 
-static hd_status refuse(int64_t kv_rows, int64_t kv_columns, int64_t ends, int64_t tokens)
+static hd_status refuse(int64_t kv_rows, int64_t kv_columns, int64_t ends, int64_t tokens,
+                        int64_t most_keys)
 {
     hd_program *p = hdt_program();
     const hd_tensor none = {0};
     hd_cross_attention(p, tensor(p, "q", HD_DTYPE_F32, 2, 6, 8),
                        tensor(p, "kv", HD_DTYPE_F32, 2, kv_rows, kv_columns),
                        ends ? tensor(p, "offsets", HD_DTYPE_I32, 1, ends, 0) : none,
-                       &(hd_cross_attention_options){.heads = 2, .head_dim = 4, .tokens = tokens});
+                       &(hd_cross_attention_options){
+                           .heads = 2, .head_dim = 4, .tokens = tokens, .most_keys = most_keys});
     const hd_status status = hd_program_finish(p);
     hd_program_destroy(p);
     return status;
 }
 
+START_TEST(more_keys_than_said_are_an_error)
+{
+    hdi_cross_attention_args a = make(true);
+    a.most_keys = 84;
+    hdt_assert_ok(cpu->cross_attention(NULL, &a));
+    hdt_assert_ok(cpu->cross_attention_gradient(NULL, &a));
+    a.most_keys = 83;
+    hdt_assert_status(cpu->cross_attention(NULL, &a), HD_ERROR_ARGUMENT,
+                      "84 keys of sequence 3, want at most 83");
+    hdt_assert_status(cpu->cross_attention_gradient(NULL, &a), HD_ERROR_ARGUMENT, "84 keys");
+}
+END_TEST
+
 START_TEST(bad_shapes_are_refused_with_what_was_seen)
 {
-    hdt_assert_status(refuse(4, 8, 0, 3), HD_ERROR_ARGUMENT,
+    hdt_assert_status(refuse(4, 8, 0, 3, 0), HD_ERROR_ARGUMENT,
                       "kv is F32 [4, 8], want F32 [any, 16]");
-    hdt_assert_status(refuse(4, 16, 0, 4), HD_ERROR_ARGUMENT, "q has 6 rows");
-    hdt_assert_status(refuse(5, 16, 0, 3), HD_ERROR_ARGUMENT, "kv has 5 rows");
-    hdt_assert_status(refuse(5, 16, 2, 3), HD_ERROR_ARGUMENT, "offsets is I32 [2], want I32 [3]");
-    hdt_assert_status(refuse(4, 16, 0, 0), HD_ERROR_ARGUMENT, "tokens 0");
+    hdt_assert_status(refuse(4, 16, 0, 4, 0), HD_ERROR_ARGUMENT, "q has 6 rows");
+    hdt_assert_status(refuse(5, 16, 0, 3, 0), HD_ERROR_ARGUMENT, "kv has 5 rows");
+    hdt_assert_status(refuse(5, 16, 2, 3, 0), HD_ERROR_ARGUMENT,
+                      "offsets is I32 [2], want I32 [3]");
+    hdt_assert_status(refuse(4, 16, 0, 0, 0), HD_ERROR_ARGUMENT, "tokens 0");
+    hdt_assert_status(refuse(4, 16, 3, 3, -1), HD_ERROR_ARGUMENT, "most_keys -1");
 }
 END_TEST
 
@@ -253,6 +270,7 @@ int main(void)
                    a_packed_sequence_has_the_bits_of_attention_alone_and_other_keys_no_gradient);
     tcase_add_test(tests, offsets_out_of_bounds_read_nothing_beyond_the_keys);
     tcase_add_loop_test(tests, sixteen_bits_are_the_fp32_call_rounded_once, 0, 2);
+    tcase_add_test(tests, more_keys_than_said_are_an_error);
     tcase_add_test(tests, bad_shapes_are_refused_with_what_was_seen);
     Suite *suite = suite_create("cross_attention");
     suite_add_tcase(suite, tests);

@@ -217,6 +217,33 @@ static hd_tensor build_split_dropped(hd_program *p)
     return hd_silu(p, hd_join_rows(p, 2, 2, again));
 }
 
+/* Windows of four sizes, whose rows are told apart by what becomes of them. */
+static hd_tensor windows(hd_program *p, bool drops)
+{
+    const hd_window_options options = {.sequences = 2,
+                                       .frames = 2,
+                                       .height = 3,
+                                       .width = 5,
+                                       .window_height = 2,
+                                       .window_width = 3};
+    hd_tensor parts[HD_WINDOW_PARTS];
+    hd_split_windows(p, hd_silu(p, matrix(p, "x", 60, HIDDEN)), &options, parts, NULL);
+    parts[0] = hd_gelu(p, parts[0]);
+    parts[2] = hd_silu(p, parts[2]);
+    parts[3] = drops ? given(p, "y", 8, HIDDEN) : parts[3];
+    return hd_join_windows(p, parts, &options);
+}
+
+static hd_tensor build_windows(hd_program *p)
+{
+    return windows(p, false);
+}
+
+static hd_tensor build_windows_dropped(hd_program *p)
+{
+    return windows(p, true);
+}
+
 static hd_tensor build_squared_error(hd_program *p)
 {
     return hd_squared_error(p, hd_silu(p, x_of(p)), given(p, "target", ROWS, HIDDEN),
@@ -283,6 +310,8 @@ static const hdt_gradient_case cases[] = {
     {"join rows", build_join, 4},
     {"split rows", build_split, 4},
     {"split rows, one part dropped", build_split_dropped, 4},
+    {"windows", build_windows, 6},
+    {"windows, one size dropped", build_windows_dropped, 6},
     {"squared error", build_squared_error, 8},
     {"squared error, weighted", build_weighted_error, 4},
     {"patches to squared error", build_flow, 24 + 12},

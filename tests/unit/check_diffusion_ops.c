@@ -54,6 +54,57 @@ static hd_program *new_program(bool training)
     return program;
 }
 
+/* Every row of a window against the place that it is of; in a grid of 5 x 7 whose sides windows do not
+ * divide, one that they divide, and one that is smaller. */
+START_TEST(windows_have_their_places_over_all_frames)
+{
+    static const int64_t sides[][2] = {{2, 3}, {5, 7}, {1, 4}, {9, 2}, {9, 9}};
+    enum { SEQUENCES = 2, FRAMES = 3, HEIGHT = 5, WIDTH = 7, WIDE = 3 };
+    const hd_window_options options = {.sequences = SEQUENCES,
+                                       .frames = FRAMES,
+                                       .height = HEIGHT,
+                                       .width = WIDTH,
+                                       .window_height = sides[_i][0],
+                                       .window_width = sides[_i][1]};
+    hd_program *program = new_program(false);
+    const int64_t dims[] = {SEQUENCES * FRAMES * HEIGHT * WIDTH, WIDE};
+    const hd_tensor x = hd_input(program, "x", HD_DTYPE_F32, 2, dims);
+    hd_tensor parts[HD_WINDOW_PARTS];
+    int64_t tokens[HD_WINDOW_PARTS], rows = 0;
+    const int count = hd_split_windows(program, x, &options, parts, tokens);
+    const hd_tensor y = hd_join_windows(program, parts, &options);
+    hdt_machine *machine;
+    run_program(program, &machine);
+    const float *from = hdt_machine_data(machine, x);
+    ck_assert_mem_eq(hdt_machine_data(machine, y), from, hd_tensor_get(program, y)->bytes);
+    for (int i = 0; i < count; i++) {
+        const float *row = hdt_machine_data(machine, parts[i]);
+        const int64_t part_rows = hd_tensor_get(program, parts[i])->dims[0];
+        rows += part_rows;
+        ck_assert_int_eq(part_rows % tokens[i], 0);
+        for (int64_t r = 0; r < part_rows; r++, row += WIDE) {
+            /* The row's place, found by its values, is in the window of the first one. */
+            int64_t at = 0, first = 0;
+            const float *start = row - r % tokens[i] * WIDE;
+            while (memcmp(from + at * WIDE, row, WIDE * sizeof *row) != 0)
+                at++;
+            while (memcmp(from + first * WIDE, start, WIDE * sizeof *row) != 0)
+                first++;
+            const int64_t place = at % (HEIGHT * WIDTH), corner = first % (HEIGHT * WIDTH);
+            ck_assert_int_eq(at / (FRAMES * HEIGHT * WIDTH), first / (FRAMES * HEIGHT * WIDTH));
+            ck_assert_int_eq(corner / WIDTH % sides[_i][0], 0);
+            ck_assert_int_eq(corner % WIDTH % sides[_i][1], 0);
+            ck_assert_int_eq(place / WIDTH / sides[_i][0], corner / WIDTH / sides[_i][0]);
+            ck_assert_int_eq(place % WIDTH / sides[_i][1], corner % WIDTH / sides[_i][1]);
+            ck_assert(at >= first);
+        }
+    }
+    ck_assert_int_eq(rows, dims[0]);
+    hdt_machine_destroy(machine);
+    hd_program_destroy(program);
+}
+END_TEST
+
 START_TEST(rows_split_and_joined_are_the_rows_again)
 {
     enum { SEQUENCES = 3, TOKENS = 11, WIDTH = 7 };
@@ -311,6 +362,7 @@ int main(void)
     tcase_add_loop_test(calls, added_rows_and_their_gradient_are_what_plain_loops_make, 0, 3);
     tcase_add_loop_test(calls, a_squared_error_is_what_plain_loops_make, 0, 3);
     tcase_add_test(programs, rows_split_and_joined_are_the_rows_again);
+    tcase_add_loop_test(programs, windows_have_their_places_over_all_frames, 0, 5);
     tcase_add_loop_test(programs, patches_hold_the_video_zeros_beyond_it_and_go_back, 0, 2);
     tcase_add_test(programs, the_first_of_more_channels_are_kept);
     tcase_add_test(programs, evaluation_makes_no_gradient_and_saves_no_statistics);

@@ -86,7 +86,18 @@ static const hd_video_model open_sora_like = {.channels = CHANNELS,
                                               .text_columns = COLUMNS,
                                               .text_tokens = 3,
                                               .pooled_columns = POOLED,
-                                              .condition_channels = CHANNELS + 1};
+                                              .condition_channels = CHANNELS + 1,
+                                              .condition_masks = 1};
+static const hd_video_model stdit_v13_like = {.channels = CHANNELS,
+                                              .patch = {1, 2, 2},
+                                              .compression = {4, 8, 8},
+                                              .text_columns = COLUMNS,
+                                              .text_tokens = 3,
+                                              .pooled_columns = POOLED,
+                                              .condition_channels = 2 * CHANNELS,
+                                              .condition_masks = CHANNELS,
+                                              .given_by_mask = true,
+                                              .text_packed = true};
 
 static const hdi_flow_options plain = {.seed = 7, .time_std = 1, .shift_factor = 1};
 
@@ -275,15 +286,21 @@ static void check_micro_batch(hdi_flow_feed *feed, const hdi_flow_feed_options *
         for (int64_t s = 0; s < n; s++)
             for (int64_t f = 0; f < frames; f++) {
                 const bool given = entries[s * frames + f] == n + s;
-                const float *mask = condition + (s * (CHANNELS + 1) * frames + f) * area;
-                const float *first = mask + frames * area; /* channel 0 of the latents */
-                ck_assert_float_eq(mask[area - 1], given ? 1 : 0);
+                const int64_t masks = model->condition_masks;
+                const float *mask = condition + (s * model->condition_channels * frames + f) * area;
+                const float *first = mask + masks * frames * area; /* channel 0 of the latents */
+                for (int64_t c = 0; c < masks; c++)
+                    ck_assert_float_eq(mask[c * frames * area + area - 1], given ? 1 : 0);
                 ck_assert_float_eq(first[3], given ? value_of(sample_of(first[0]), 3) : 0);
             }
     }
     const int32_t *counts = input(feed, HDI_FLOW_TEXT_COUNTS, batch, options, bucket);
     const int32_t *offsets = input(feed, HDI_FLOW_TEXT_OFFSETS, batch, options, bucket);
     const float *text = input(feed, HDI_FLOW_TEXTS, batch, options, bucket);
+    const int32_t *places = input(feed, HDI_FLOW_TEXT_PLACES, batch, options, bucket);
+    for (int64_t s = 0; s < n && model->text_packed; s++)
+        for (int32_t r = offsets[s]; r < offsets[s + 1]; r++)
+            ck_assert_int_eq(places[r], r - offsets[s]);
     ck_assert_int_eq(offsets[0], 0);
     for (int64_t s = 0; s < n; s++) {
         const float *row = text + COLUMNS * (model->text_packed ? offsets[s] : s * video->text);
@@ -305,7 +322,8 @@ static void check_micro_batch(hdi_flow_feed *feed, const hdi_flow_feed_options *
 
 START_TEST(frames_and_texts_are_marked_as_they_are)
 {
-    const hd_video_model *model = _i ? &open_sora_like : &stdit_like;
+    const hd_video_model *const models[] = {&stdit_like, &open_sora_like, &stdit_v13_like};
+    const hd_video_model *model = models[_i];
     hdi_video_buckets buckets;
     make_buckets(model, 2, 2, 1, &buckets);
     const hdi_flow_feed_options options = feed_options(model, &buckets, 0);
@@ -413,7 +431,7 @@ int main(void)
     tcase_add_test(feeds, buckets_hold_every_sample_once);
     tcase_add_test(feeds, the_sampler_is_a_function_of_the_step);
     tcase_add_test(feeds, inputs_do_not_depend_on_the_layout);
-    tcase_add_loop_test(feeds, frames_and_texts_are_marked_as_they_are, 0, 2);
+    tcase_add_loop_test(feeds, frames_and_texts_are_marked_as_they_are, 0, 3);
     tcase_add_test(feeds, a_resumed_feed_goes_on_where_the_other_was_and_takes_no_memory);
     tcase_add_test(feeds, a_file_that_shrank_is_named_when_its_step_begins);
     tcase_add_test(feeds, data_that_does_not_fit_the_model_is_refused);

@@ -90,8 +90,8 @@ START_TEST(adamw_and_clipping_equal_the_reference)
     for (int step = 0; step < STEPS; step++) {
         double sum = 0, squares;
         for (int p = 0; p < PARAMETERS; p++) {
-            hdt_assert_ok(backend->sum_of_squares(stream, gradients[p] + step * counts[p],
-                                                  counts[p], &squares));
+            hdt_assert_ok(backend->sum_of_squares(
+                stream, HD_DTYPE_F32, gradients[p] + step * counts[p], counts[p], &squares));
             sum += squares;
         }
         ck_assert(fabs(sqrt(sum) - norms[step]) <=

@@ -319,7 +319,7 @@ START_TEST(the_backends_tree_sum_is_that_tree)
         for (int width = 1; width < parts; width *= 2)
             for (int i = 0; i + width < parts; i += 2 * width)
                 want[i] += want[i + width];
-        hdt_assert_ok(hdi_backend_cpu.tree_sum(NULL, x, 1, parts, 1, &got));
+        hdt_assert_ok(hdi_backend_cpu.tree_sum(NULL, HD_DTYPE_F32, x, 1, parts, 1, &got));
         ck_assert_float_eq(got, want[0]);
     }
 }

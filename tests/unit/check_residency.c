@@ -128,7 +128,7 @@ static void run_all(float out[RUNS][COUNT], bool foretold)
 
 static int uses_of(int program)
 {
-    return plan->units[program].use_count;
+    return plan->units[program].streamed[HDI_PHASE_FORWARD].use_count;
 }
 
 START_TEST(runs_give_the_bits_of_resident_weights)
@@ -347,15 +347,106 @@ START_TEST(host_blocks_are_spread_evenly)
 }
 END_TEST
 
-START_TEST(plans_that_train_are_refused)
+/* Two micro-batches forward, two backward, twice, as a pipeline's first stage has them; the outputs of the
+ * last and the sum of the gradients of all. */
+static void train(hd_program *p, float *out, bool foretold)
+{
+    static const hd_phase phases[] = {HD_PHASE_FORWARD, HD_PHASE_FORWARD, HD_PHASE_BACKWARD,
+                                      HD_PHASE_BACKWARD};
+    float x[COUNT];
+    for (int r = 0; r < 8; r++) {
+        hdt_fill(x, COUNT, (uint64_t)r);
+        const int batch = r % 2;
+        const char *input = phases[r % 4] ? "seed" : "x";
+        hdt_assert_ok(hd_session_write(session, p, hd_tensor_find(p, input), batch, x));
+        hdt_assert_ok(hd_session_run(
+            session, p,
+            &(hd_session_run_options){.phase = phases[r % 4],
+                                      .micro_batch = batch,
+                                      .accumulate = r > 2,
+                                      .next_phase = foretold ? phases[(r + 1) % 4] : 0,
+                                      .no_next = r == 7}));
+    }
+    hdt_assert_ok(hd_session_read(session, p, hd_tensor_find(p, "y"), 1, out));
+    for (int u = 0; u < p->use_count; u++)
+        hdt_assert_ok(hd_session_read(session, p, p->uses[u].gradient, 0, out + (u + 1) * COUNT));
+}
+
+enum { TRAINED = 40 * COUNT };
+
+static void train_planned(hd_program *p, const hd_plan_options *options, bool foretold, float *out)
+{
+    hdt_assert_ok(hd_plan_create(options, &plan));
+    hdt_assert_ok(
+        hd_plan_add(plan, p, &(hd_plan_program_options){.saved_slots = 2, .io_slots = 2}));
+    hdt_assert_ok(hd_plan_finish(plan));
+    open_session();
+    hdt_assert_ok(hd_session_initialize(session, 5));
+    const uint64_t allocations = hdi_alloc_count();
+    train(p, out, foretold);
+    ck_assert_uint_eq(hdi_alloc_count(), allocations);
+    close_session();
+    drop_plan();
+}
+
+/* Of which some blocks are made again in the backward. */
+START_TEST(gradients_have_the_bits_of_resident_weights)
+{
+    static float resident[TRAINED], streamed[TRAINED];
+    for (uint64_t seed = 0; seed < 8; seed++) {
+        hd_program *p = hdt_random_program(seed);
+        ck_assert_int_lt((p->use_count + 1) * COUNT, TRAINED);
+        train_planned(p, &(hd_plan_options){0}, false, resident);
+        for (int slots = 1; slots <= 3; slots++)
+            for (int foretold = 0; foretold < 2; foretold++) {
+                train_planned(
+                    p, &(hd_plan_options){.residency = HD_RESIDENCY_HOST, .stream_slots = slots},
+                    foretold, streamed);
+                ck_assert_mem_eq(streamed, resident, sizeof resident);
+            }
+        hd_program_destroy(p);
+    }
+}
+END_TEST
+
+START_TEST(a_backward_finds_the_last_blocks_of_its_forward_in_place)
 {
     hd_program *p = hdt_random_program(2);
+    static float out[TRAINED];
+    train_planned(p, &(hd_plan_options){.residency = HD_RESIDENCY_HOST}, true, out);
+    const int foretold = fetches;
+    train_planned(p, &(hd_plan_options){.residency = HD_RESIDENCY_HOST}, false, out);
+    ck_assert_int_lt(foretold, fetches);
+    hdt_assert_ok(hd_plan_create(&(hd_plan_options){.residency = HD_RESIDENCY_HOST}, &plan));
+    hdt_assert_ok(hd_plan_add(plan, p, NULL));
+    hdt_assert_ok(hd_plan_finish(plan));
+    const hdi_stream_run *run = plan->units[0].streamed;
+    const int blocks = run[HDI_PHASE_FORWARD].use_count;
+    ck_assert_int_gt(blocks, 2);
+    ck_assert_int_eq(run[HDI_PHASE_BACKWARD].use_count, blocks);
+    for (int b = 0; b < blocks; b++)
+        ck_assert_int_eq(run[HDI_PHASE_BACKWARD].uses[b].block,
+                         run[HDI_PHASE_FORWARD].uses[blocks - 1 - b].block);
+    /* F F B B twice: each of the three turns from F to B or back finds what both slots hold in place. */
+    ck_assert_int_eq(foretold, 8 * blocks - 3 * 2);
+    drop_plan();
+    hd_program_destroy(p);
+}
+END_TEST
+
+START_TEST(plans_that_write_weights_are_refused)
+{
+    hd_program *p = hdt_program();
+    hd_tensor weights = hdi_flat_tensor(p, "weights", HDI_FLAT_WEIGHTS, HD_DTYPE_F32, 0, COUNT);
+    hd_tensor x = hdt_mul(p, hdt_vector(p, "x", COUNT), hdt_weight(p, "w", COUNT));
+    hdi_op_append(p, &hdt_op_double, NULL, 1, &x, 1, &weights);
+    hdt_assert_ok(hd_program_finish(p));
     hdt_assert_ok(hd_plan_create(&(hd_plan_options){.residency = HD_RESIDENCY_AUTO}, &plan));
     hdt_assert_ok(hd_plan_add(plan, p, NULL));
     const hd_status status = hd_plan_finish(plan);
     drop_plan();
     hd_program_destroy(p);
-    hdt_assert_status(status, HD_ERROR_UNSUPPORTED, "forwards alone");
+    hdt_assert_status(status, HD_ERROR_UNSUPPORTED, "writes weights");
     hdt_assert_status(hd_plan_create(&(hd_plan_options){.stream_slots = 9}, &plan),
                       HD_ERROR_ARGUMENT, "want 0..8 slots");
 }
@@ -390,7 +481,9 @@ int main(void)
     tcase_add_test(plans, budgets_put_as_few_blocks_on_the_host_as_they_allow);
     tcase_add_test(plans, the_refusal_says_the_smallest_budget_that_would_do);
     tcase_add_test(plans, host_blocks_are_spread_evenly);
-    tcase_add_test(plans, plans_that_train_are_refused);
+    tcase_add_test(plans, gradients_have_the_bits_of_resident_weights);
+    tcase_add_test(plans, a_backward_finds_the_last_blocks_of_its_forward_in_place);
+    tcase_add_test(plans, plans_that_write_weights_are_refused);
     tcase_add_test(plans, the_print_names_blocks_and_their_copies);
     suite_add_tcase(suite, plans);
     return hdt_main(suite);

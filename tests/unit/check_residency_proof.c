@@ -8,6 +8,7 @@ enum { BLOCKS = 7 };
 static hd_program *program;
 static hd_plan *plan;
 static hdi_unit *unit;
+static hdi_stream_run *streamed; /* by the forward */
 
 static void make(int host_blocks)
 {
@@ -17,6 +18,7 @@ static void make(int host_blocks)
     hdt_assert_ok(hd_plan_finish(plan));
     hdt_assert_ok(hdi_plan_verify(plan));
     unit = &plan->units[0];
+    streamed = &unit->streamed[HDI_PHASE_FORWARD];
 }
 
 static void begin(void)
@@ -40,10 +42,10 @@ START_TEST(every_copy_that_comes_too_early_is_caught)
 {
     make(0);
     hdt_assert_ok(hdi_plan_verify(plan));
-    for (int m = 2; m < unit->use_count + 2; m++) {
-        unit->fetches[m]--;
+    for (int m = 2; m < streamed->use_count + 2; m++) {
+        streamed->fetches[m]--;
         caught("finds another block in the slot of block 'model.h.");
-        unit->fetches[m]++;
+        streamed->fetches[m]++;
         hdt_assert_ok(hdi_plan_verify(plan));
     }
 }
@@ -52,13 +54,13 @@ END_TEST
 START_TEST(every_copy_that_comes_too_late_is_caught)
 {
     make(0);
-    for (int m = 0; m < unit->use_count; m++) {
-        const int kept = unit->fetches[m];
-        unit->fetches[m] = unit->uses[m].first + 1;
+    for (int m = 0; m < streamed->use_count; m++) {
+        const int kept = streamed->fetches[m];
+        streamed->fetches[m] = streamed->uses[m].first + 1;
         caught("begins, before its copy is queued, block 'model.h.");
-        unit->fetches[m] = kept;
+        streamed->fetches[m] = kept;
     }
-    unit->fetches[unit->use_count + 1] = unit->program->op_count + 1;
+    streamed->fetches[streamed->use_count + 1] = unit->program->op_count + 1;
     caught("never copies");
 }
 END_TEST
@@ -66,13 +68,13 @@ END_TEST
 START_TEST(uses_that_miss_a_reader_are_caught)
 {
     make(0);
-    unit->uses[3].first++;
+    streamed->uses[3].first++;
     caught("reads, outside its uses, block 'model.h.3'");
-    unit->uses[3].first--;
-    unit->uses[3].block = 2;
+    streamed->uses[3].first--;
+    streamed->uses[3].block = 2;
     caught("block 'model.h.3'");
-    unit->uses[3].block = 3;
-    unit->use_count = 0;
+    streamed->uses[3].block = 3;
+    streamed->use_count = 0;
     caught("reads, outside its uses, block 'model.h.0'");
 }
 END_TEST

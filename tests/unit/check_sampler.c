@@ -104,6 +104,39 @@ START_TEST(velocities_may_point_either_way)
 }
 END_TEST
 
+/* One step, guided by the third branch alone. */
+static void third_branch(const hd_video_model *model, const float *condition, float *out)
+{
+    static const double one_step[] = {1, 0, 0, 0, 0, 0};
+    hd_sampler_video videos[VIDEOS];
+    make_videos(videos);
+    videos[0].condition = condition;
+    const hdt_sampling with = {
+        .run = {.branches = 3, .levels = one_step}, .model = model, .videos = videos, .count = 1};
+    hdt_assert_ok(hdt_sample(self, &with, out, NULL));
+}
+
+START_TEST(the_third_branch_sees_masks_at_most)
+{
+    enum { MASKS = HDT_VIDEO_ELEMENTS / 2 };
+    float out[4][HDT_VIDEO_ELEMENTS], condition[HDT_VIDEO_ELEMENTS] = {0};
+    hd_video_model by_mask = hdt_video_model;
+    by_mask.condition_masks = 1;
+    by_mask.given_by_mask = true;
+    third_branch(&by_mask, condition, out[0]);
+    for (int i = 0; i < HDT_VIDEO_ELEMENTS; i++)
+        condition[i] = 1;
+    third_branch(&by_mask, condition, out[1]);
+    for (int i = MASKS; i < HDT_VIDEO_ELEMENTS; i++)
+        condition[i] = 2;
+    third_branch(&by_mask, condition, out[2]);
+    third_branch(NULL, condition, out[3]);
+    ck_assert_mem_ne(out[0], out[1], sizeof out[0]);
+    ck_assert_mem_eq(out[1], out[2], sizeof out[0]);
+    ck_assert_mem_eq(out[0], out[3], sizeof out[0]);
+}
+END_TEST
+
 START_TEST(given_frames_stay_what_they_are)
 {
     static const bool mask[HDT_VIDEO_FRAMES] = {false, true, false};
@@ -300,6 +333,7 @@ int main(void)
     tcase_add_test(runs, everything_that_is_given_is_read);
     tcase_add_test(runs, velocities_may_point_either_way);
     tcase_add_test(runs, given_frames_stay_what_they_are);
+    tcase_add_test(runs, the_third_branch_sees_masks_at_most);
     tcase_add_test(runs, steps_allocate_nothing_and_stay_in_the_plan);
     TCase *errors = tcase_create("errors");
     tcase_add_checked_fixture(errors, open_self, close_self);

@@ -24,11 +24,19 @@ static void pass_on(const hdt_stdit_trial *from, hd_tensor source, const hdt_std
     memcpy(hdt_machine_data(to->machine, target), hdt_machine_data(from->machine, source), bytes);
 }
 
-/* Cut behind layers 1, 2 and 3, with and without given frames, and with odd sizes. */
+/* 1.2 with and without given frames, and with odd sizes; 1.3 with and without given frames. */
+static const hdt_stdit_scene *open_scene(int index, hdt_stdit *out)
+{
+    static const int scenes[] = {0, 1, 3, 0, 2};
+    *out = index < 3 ? hdt_stdit_open() : hdt_stdit_open_v13();
+    return &(index < 3 ? hdt_stdit_scenes : hdt_stdit_v13_scenes)[scenes[index]];
+}
+
+/* Cut behind layers 1, 2 and 3. */
 START_TEST(a_model_cut_into_stages_has_the_bits_of_the_whole)
 {
-    hdt_stdit g = hdt_stdit_open();
-    const hdt_stdit_scene *s = &hdt_stdit_scenes[_i / 3 == 2 ? 3 : _i / 3];
+    hdt_stdit g;
+    const hdt_stdit_scene *s = open_scene(_i / 3, &g);
     const hd_stage whole = hdt_stdit_stage(&g, s, HD_PURPOSE_TRAIN);
     hd_stage halves[] = {whole, whole};
     halves[0].layers = halves[1].first_layer = 1 + _i % 3;
@@ -96,6 +104,11 @@ static int hand_over(const hdt_stdit_trial *from, const hdt_stdit_trial *to, int
     return taken;
 }
 
+static int64_t tokens_of(const hdt_stdit_scene *s)
+{
+    return s->dims[0] * s->dims[1] * s->dims[2] / 4;
+}
+
 /* One step of one video, on two stages. Ends with "velocity" in *out. */
 static void denoise(const hdt_stdit *g, const hdt_stdit_scene *s, int64_t sequence, int64_t steps,
                     hdt_stdit_trial *out)
@@ -122,10 +135,11 @@ static void denoise(const hdt_stdit *g, const hdt_stdit_scene *s, int64_t sequen
         hdt_stdit_set(&condition, "time", times, steps);
         hdt_stdit_run(&condition, HDI_PHASE_FORWARD);
         stage.purpose = HD_PURPOSE_DENOISE;
-        hdt_stdit_trial step = hdt_stdit_start(g, &stage, false, 36);
+        hdt_stdit_trial step = hdt_stdit_start(g, &stage, false, tokens_of(s));
         hdt_stdit_feed(&step, g, s, sequence, 1);
+        const bool timed = s->frames_masked && hd_model_video(g->model)->frame_times;
         ck_assert_int_eq(hand_over(&condition, &step, steps - 1, steps),
-                         (s->frames_masked ? 2 : 1) * (half + 1) + 1);
+                         (timed ? 2 : 1) * (half + 1) + 1);
         if (half) pass_on(&before, before.result, &step, step.x);
         hdt_stdit_run(&step, HDI_PHASE_FORWARD);
         hdt_stdit_stop(&condition);
@@ -139,9 +153,9 @@ static void denoise(const hdt_stdit *g, const hdt_stdit_scene *s, int64_t sequen
 
 START_TEST(sampling_programs_equal_evaluation_and_the_reference)
 {
-    hdt_stdit g = hdt_stdit_open();
-    const hdt_stdit_scene *s = &hdt_stdit_scenes[_i % 2];
-    const int64_t sequence = _i / 2, size = HDT_STDIT_CHANNELS * 3 * 6 * 8;
+    hdt_stdit g;
+    const hdt_stdit_scene *s = open_scene(_i % 2 + (_i < 4 ? 0 : 3), &g);
+    const int64_t sequence = _i / 2 % 2, size = HDT_STDIT_CHANNELS * 4 * tokens_of(s);
     char name[64];
     snprintf(name, sizeof name, "out64.%s", s->out);
     double *wanted = hdt_values(g.file, name, NULL);
@@ -170,11 +184,12 @@ END_TEST
 /* The program's own plan, where tensors share bytes and ops work in place. */
 START_TEST(planned_memory_gives_the_same_bits)
 {
-    hdt_stdit g = hdt_stdit_open();
-    hd_stage stage = hdt_stdit_stage(&g, &hdt_stdit_scenes[0], HD_PURPOSE_TRAIN);
-    stage.recompute = _i;
+    hdt_stdit g;
+    const hdt_stdit_scene *s = open_scene(_i < 2 ? 0 : 3, &g);
+    hd_stage stage = hdt_stdit_stage(&g, s, HD_PURPOSE_TRAIN);
+    stage.recompute = _i % 2;
     hdt_stdit_trial t = hdt_stdit_start(&g, &stage, false, 0);
-    hdt_stdit_feed(&t, &g, &hdt_stdit_scenes[0], 0, 2);
+    hdt_stdit_feed(&t, &g, s, 0, 2);
     hd_context *context;
     hd_plan *plan;
     hd_session *session;
@@ -229,6 +244,8 @@ static hd_status feed_noise(void *user, const char *name, int64_t global_batch, 
         ((float *)out)[i] = 1;
     for (int64_t i = 0; i < count && strcmp(name, "frame_entries") == 0; i++)
         ids[i] = (int32_t)(i % 4);
+    for (int64_t i = 0; i < count && strcmp(name, "text_places") == 0; i++)
+        ids[i] = (int32_t)(i % HDT_STDIT_TEXT);
     for (int64_t i = 0; i < count && strcmp(name, "text_offsets") == 0; i++)
         ids[i] = (int32_t)(i * HDT_STDIT_TEXT);
     return HD_OK;
@@ -254,9 +271,10 @@ static hd_status add_up(void *user, const hdi_trainer_part *part)
 
 START_TEST(training_learns_and_leaves_buffers_alone)
 {
-    hdt_stdit g = hdt_stdit_open();
+    hdt_stdit g;
+    const hdt_stdit_scene *s = open_scene(_i ? 3 : 0, &g);
     hd_trainer_shape shape = {.sequences = 2};
-    shape.video = hdt_stdit_stage(&g, &hdt_stdit_scenes[0], HD_PURPOSE_TRAIN).video;
+    shape.video = hdt_stdit_stage(&g, s, HD_PURPOSE_TRAIN).video;
     hd_context *context;
     hd_trainer *trainer;
     hdt_assert_ok(hd_context_create(&(hd_context_options){.device = "cpu"}, &context));
@@ -276,7 +294,7 @@ START_TEST(training_learns_and_leaves_buffers_alone)
     hd_step_result first, last;
     hdt_assert_ok(hd_trainer_step(trainer, 1e-3, feed_noise, &step, &first));
     hdt_assert_ok(hdi_trainer_saved_parts(trainer, add_up, &before));
-    for (int i = 0; i < 10; i++)
+    for (int i = 0; i < 20; i++)
         hdt_assert_ok(hd_trainer_step(trainer, 1e-3, feed_noise, &step, &last));
     hdt_assert_ok(hdi_trainer_saved_parts(trainer, add_up, &after));
     ck_assert(isfinite(last.grad_norm) && !last.skipped);
@@ -284,9 +302,11 @@ START_TEST(training_learns_and_leaves_buffers_alone)
     ck_assert_double_ne(before.sums[0], 0);
     ck_assert_double_eq(before.sums[0], after.sums[0]);
     ck_assert_double_eq(before.sums[1], after.sums[1]);
-    double rotary = 0; /* the frequencies of heads of 16 columns, as the sum takes them */
-    for (int i = 0; i < 8; i++)
-        rotary += (i + 1) * (double)(float)pow(10000, -i / 8.0);
+    /* The frequencies of heads of 16 columns, or of 3 axes of 8, as the sum takes them. */
+    const int frequencies = _i ? 4 : 8;
+    double rotary = 0;
+    for (int i = 0; i < frequencies; i++)
+        rotary += (i + 1) * (double)(float)pow(10000, -(double)i / frequencies);
     ck_assert_double_eq(before.sums[1], rotary);
     ck_assert_double_ne(before.others, after.others);
     hd_trainer_destroy(trainer);
@@ -297,8 +317,9 @@ END_TEST
 
 START_TEST(every_published_tensor_is_read)
 {
-    hdt_stdit g = hdt_stdit_open();
-    const hd_stage stage = hdt_stdit_stage(&g, &hdt_stdit_scenes[0], HD_PURPOSE_EVALUATE);
+    hdt_stdit g;
+    const hdt_stdit_scene *s = open_scene(_i, &g);
+    const hd_stage stage = hdt_stdit_stage(&g, s, HD_PURPOSE_EVALUATE);
     hdt_stdit_trial t = hdt_stdit_start(&g, &stage, false, 0);
     const hd_parameter_options *all[256];
     ck_assert_int_le(t.program->use_count, 256);
@@ -315,26 +336,35 @@ START_TEST(every_published_tensor_is_read)
     ck_assert_ptr_nonnull(null_text);
     ck_assert_int_eq(null_text->dims[0], video->text_tokens);
     ck_assert_int_eq(null_text->dims[1], video->text_columns);
-    ck_assert(video->towards_data && video->text_packed && video->frame_times && video->fps);
+    ck_assert(video->towards_data && video->text_packed && video->fps);
+    ck_assert_int_eq(video->frame_times, _i < 3);
+    ck_assert_int_eq(video->given_by_mask, _i >= 3);
+    ck_assert_int_eq(video->condition_channels, _i < 3 ? 0 : 2 * HDT_STDIT_CHANNELS);
     hdt_stdit_stop(&t);
     hdt_stdit_close(&g);
 }
 END_TEST
 
-START_TEST(the_published_model_has_its_number_of_parameters)
+START_TEST(published_models_have_their_numbers_of_parameters)
 {
+    static const struct {
+        const char *published, *tiny;
+        int64_t parameters, of_tiny;
+    } all[] = {{"open-sora-1.2-xl", "stdit3-tiny", 1208872772, 276568},
+               {"open-sora-1.3-xl", "stdit3-v13-tiny", 1209188492, 0}};
     hd_model *model, *again;
-    hdt_assert_ok(hd_model_create_preset("open-sora-1.2-xl", &model));
-    ck_assert_int_eq(hd_model_parameters(model), 1208872772);
+    hdt_assert_ok(hd_model_create_preset(all[_i].published, &model));
+    ck_assert_int_eq(hd_model_parameters(model), all[_i].parameters);
     ck_assert_int_eq(hd_model_layers(model), 56);
     hdt_assert_ok(hd_model_create_json(hd_model_config_json(model), &again));
     ck_assert_str_eq(hd_model_config_json(again), hd_model_config_json(model));
     hd_model_destroy(again);
     hd_model_destroy(model);
-    hdt_stdit g = hdt_stdit_open();
-    hdt_assert_ok(hd_model_create_preset("stdit3-tiny", &model));
+    hdt_stdit g = _i ? hdt_stdit_open_v13() : hdt_stdit_open();
+    hdt_assert_ok(hd_model_create_preset(all[_i].tiny, &model));
     ck_assert_str_eq(hd_model_config_json(model), hd_model_config_json(g.model));
-    ck_assert_int_eq(hd_model_parameters(model), 276568);
+    ck_assert_int_eq(hd_model_parameters(model), hd_model_parameters(g.model));
+    if (all[_i].of_tiny) ck_assert_int_eq(hd_model_parameters(model), all[_i].of_tiny);
     hd_model_destroy(model);
     hdt_stdit_close(&g);
 }
@@ -346,10 +376,11 @@ START_TEST(variants_that_are_not_computed_are_refused_by_name)
         const char *keys, *wanted;
         hd_status status;
     } all[] = {
-        {"\"kernel_size\": [8, 8, -1]", "shifted-window attention", HD_ERROR_UNSUPPORTED},
-        {"\"use_spatial_rope\": true", "\"use_spatial_rope\"", HD_ERROR_UNSUPPORTED},
-        {"\"x_embedder_cond\": true", "\"x_embedder_cond\"", HD_ERROR_UNSUPPORTED},
-        {"\"x_embedder_cond_mask\": true", "image condition", HD_ERROR_UNSUPPORTED},
+        {"\"kernel_size\": [8, 8, 4]", "want [height, width, -1]", HD_ERROR_UNSUPPORTED},
+        {"\"kernel_size\": [0, 8, -1]", "want [height, width, -1]", HD_ERROR_UNSUPPORTED},
+        {"\"kernel_size\": [8, 8, -1]", "want a multiple of 6", HD_ERROR_CONFIG},
+        {"\"use_spatial_rope\": true", "want both or none", HD_ERROR_CONFIG},
+        {"\"skip_temporal\": true", "\"skip_temporal\"", HD_ERROR_UNSUPPORTED},
         {"\"drop_path\": 0.1", "\"drop_path\" is 0.1, want 0", HD_ERROR_UNSUPPORTED},
         {"\"skip_y_embedder\": true", "\"skip_y_embedder\"", HD_ERROR_UNSUPPORTED},
         {"\"patch_size\": [1, 2]", "\"patch_size\" is a list", HD_ERROR_CONFIG},
@@ -370,12 +401,12 @@ END_TEST
 int main(void)
 {
     TCase *stages = tcase_create("stages"), *shape = tcase_create("shape");
-    tcase_add_loop_test(stages, a_model_cut_into_stages_has_the_bits_of_the_whole, 0, 9);
-    tcase_add_loop_test(stages, sampling_programs_equal_evaluation_and_the_reference, 0, 4);
-    tcase_add_loop_test(stages, planned_memory_gives_the_same_bits, 0, 2);
-    tcase_add_test(stages, training_learns_and_leaves_buffers_alone);
-    tcase_add_test(shape, every_published_tensor_is_read);
-    tcase_add_test(shape, the_published_model_has_its_number_of_parameters);
+    tcase_add_loop_test(stages, a_model_cut_into_stages_has_the_bits_of_the_whole, 0, 15);
+    tcase_add_loop_test(stages, sampling_programs_equal_evaluation_and_the_reference, 0, 8);
+    tcase_add_loop_test(stages, planned_memory_gives_the_same_bits, 0, 4);
+    tcase_add_loop_test(stages, training_learns_and_leaves_buffers_alone, 0, 2);
+    tcase_add_loop_test(shape, every_published_tensor_is_read, 0, 4);
+    tcase_add_loop_test(shape, published_models_have_their_numbers_of_parameters, 0, 2);
     tcase_add_test(shape, variants_that_are_not_computed_are_refused_by_name);
     Suite *suite = suite_create("stdit");
     suite_add_tcase(suite, stages);

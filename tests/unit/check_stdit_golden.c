@@ -1,55 +1,9 @@
 /* STDiT3 against the golden run of Open-Sora 1.2's own code: outputs, what the first blocks make,
  * loss and gradients; in fp32 and, on the reference backend, in fp64. */
 #include <math.h>
-#include <stdio.h>
 #include <stdlib.h>
 
 #include "tests/support/hdt_stdit.h"
-
-enum { PREDICTED = 8 };
-
-static void *take(int64_t count, size_t bytes)
-{
-    void *memory = calloc((size_t)count + 1, bytes);
-    ck_assert_ptr_nonnull(memory);
-    return memory;
-}
-
-/* What the final layer makes, in patches: the tensor that becomes frames. */
-static hd_tensor prediction_of(const hd_program *program)
-{
-    for (int i = 0; i < program->op_count; i++)
-        if (strcmp(program->ops[i]->op.kind->name, "patches_to_frames") == 0)
-            return program->ops[i]->op.in[0];
-    return (hd_tensor){0};
-}
-
-/* Largest distance of a prediction from the golden one, all predicted channels, read through the
- * patches' order: frame, y, x; in a patch y, x, channel. */
-static double distance(const hdt_stdit_trial *t, const hdt_stdit *g, const hdt_stdit_scene *s)
-{
-    char name[64];
-    snprintf(name, sizeof name, "out64.%s", s->out);
-    double *wanted = hdt_values(g->file, name, NULL), worst = 0;
-    const hd_tensor prediction = prediction_of(t->program);
-    const int64_t frames = s->dims[0], height = s->dims[1], width = s->dims[2];
-    const int64_t across = (width + 1) / 2, places = (height + 1) / 2 * across;
-    const double *next = wanted;
-    for (int64_t b = 0; b < s->sequences; b++) {
-        for (int64_t c = 0; c < PREDICTED; c++) {
-            for (int64_t i = 0; i < frames * height * width; i++) {
-                const int64_t f = i / (height * width), y = i / width % height, x = i % width;
-                const int64_t row = (b * frames + f) * places + y / 2 * across + x / 2;
-                const int64_t at = (row * 4 + y % 2 * 2 + x % 2) * PREDICTED + c;
-                const double seen = hdt_machine_get(t->machine, prediction, at);
-                ck_assert(isfinite(seen));
-                worst = fmax(worst, fabs(seen - *next++));
-            }
-        }
-    }
-    free(wanted);
-    return worst;
-}
 
 /* In fp64 what is left is the rounding of tables (positions, rotations), which programs hold in fp32:
  * 3e-8 of a sine, some of which add up. */
@@ -62,7 +16,7 @@ START_TEST(outputs_equal_the_reference)
         hdt_stdit_trial t = hdt_stdit_start(&g, &stage, wide, 0);
         hdt_stdit_feed(&t, &g, s, 0, s->sequences);
         hdt_stdit_run(&t, HDI_PHASE_FORWARD);
-        const double worst = distance(&t, &g, s);
+        const double worst = hdt_stdit_distance(&t, &g, s);
         ck_assert_msg(worst <= (wide ? 2e-7 : 5e-5), "%s: off by %g", s->out, worst);
         hdt_stdit_stop(&t);
     }
@@ -83,7 +37,7 @@ START_TEST(given_frames_modulated_once_are_told_from_twice)
             hdt_machine_set(t.machine, (hd_tensor){i}, e, 0);
     }
     hdt_stdit_run(&t, HDI_PHASE_FORWARD);
-    const double worst = distance(&t, &g, &hdt_stdit_scenes[0]);
+    const double worst = hdt_stdit_distance(&t, &g, &hdt_stdit_scenes[0]);
     ck_assert_msg(worst > 2 && worst < 3.5, "off by %g, want about 2.6", worst);
     hdt_stdit_stop(&t);
     hdt_stdit_close(&g);
@@ -130,27 +84,7 @@ START_TEST(loss_and_gradients_equal_the_reference)
     const double loss = hdt_machine_get(t.machine, t.result, 0) / count;
     ck_assert_msg(fabs(loss - wanted_loss[0]) <= 5e-5, "loss is %.9g, want %.9g", loss,
                   wanted_loss[0]);
-    int compared = 0;
-    for (int u = 0; u < t.program->use_count; u++) {
-        const hdi_use *use = &t.program->uses[u];
-        hdi_safetensors *file;
-        if (!hdi_weights_find(g.gradients, use->name, &file)) continue;
-        const int64_t elements = hd_tensor_get(t.program, use->tensor)->elements;
-        float *wanted = take(elements, sizeof *wanted);
-        double largest = 0, worst = 0;
-        hdt_assert_ok(hdi_model_read_parameter(g.gradients, &use->options, 0, elements, wanted));
-        for (int64_t i = 0; i < elements; i++) {
-            const double seen = hdt_machine_get(t.machine, use->gradient, i) / count;
-            ck_assert(isfinite(seen));
-            largest = fmax(largest, fabs((double)wanted[i]));
-            worst = fmax(worst, fabs(seen - (double)wanted[i]));
-        }
-        ck_assert_msg(worst <= 4e-5 * largest, "gradient of %s is off by %g of %g", use->name,
-                      worst, largest);
-        free(wanted);
-        compared++;
-    }
-    ck_assert_int_eq(compared, hdi_weights_count(g.gradients));
+    hdt_stdit_compare_gradients(&t, &g, count, 4e-5);
     free(wanted_loss);
     hdt_stdit_stop(&t);
     hdt_stdit_close(&g);

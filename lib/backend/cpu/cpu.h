@@ -73,7 +73,8 @@ hd_status hdi_cpu_add(hd_stream *stream, hd_dtype dtype, int64_t elements, const
                       const void *y, void *out);
 hd_status hdi_cpu_convert(hd_stream *stream, hd_dtype from, const void *x, hd_dtype to, void *out,
                           int64_t elements);
-hd_status hdi_cpu_sum_of_squares(hd_stream *stream, const float *x, int64_t elements, double *out);
+hd_status hdi_cpu_sum_of_squares(hd_stream *stream, hd_dtype dtype, const void *x, int64_t elements,
+                                 double *out);
 hd_status hdi_cpu_adamw(hd_stream *stream, const hdi_adamw_args *args);
 hd_status hdi_cpu_average(hd_stream *stream, const hdi_average_args *args);
 hd_status hdi_cpu_fill_normal(hd_stream *stream, hd_dtype dtype, void *out, int64_t elements,
@@ -83,8 +84,10 @@ hd_status hdi_cpu_split_weights(hd_stream *stream, hd_dtype dtype, int64_t eleme
                                 const float *values, void *weights, int16_t *remainder);
 hd_status hdi_cpu_join_weights(hd_stream *stream, int64_t elements, const void *weights,
                                const int16_t *remainder, float *values);
-hd_status hdi_cpu_tree_sum(hd_stream *stream, const float *x, int64_t stride, int parts,
-                           int64_t elements, float *out);
+hd_status hdi_cpu_tree_sum(hd_stream *stream, hd_dtype dtype, const void *x, int64_t stride,
+                           int parts, int64_t elements, void *out);
+hd_status hdi_cpu_round_sum(hd_stream *stream, hd_dtype dtype, int64_t elements, const float *x,
+                            bool accumulate, void *out);
 
 hd_status hdi_cpu_any_gemm(hd_stream *stream, const hdi_gemm_args *args);
 hd_status hdi_cpu_any_column_sum(hd_stream *stream, const hdi_column_sum_args *args);
@@ -130,6 +133,7 @@ hd_status hdi_cpu_patchify(hd_stream *stream, const hdi_patch_args *args);
 hd_status hdi_cpu_unpatchify(hd_stream *stream, const hdi_patch_args *args);
 hd_status hdi_cpu_squared_error(hd_stream *stream, const hdi_squared_error_args *args);
 hd_status hdi_cpu_copy_blocks(hd_stream *stream, const hdi_copy_blocks_args *args);
+hd_status hdi_cpu_copy_grid(hd_stream *stream, const hdi_copy_grid_args *args);
 size_t hdi_cpu_modulate_gradient_workspace(const hdi_modulate_gradient_args *args);
 size_t hdi_cpu_squared_error_workspace(int64_t rows, int64_t columns);
 

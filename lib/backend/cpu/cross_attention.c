@@ -5,6 +5,7 @@
 #include "backend/cpu/threads.h"
 #include "core/error.h"
 
+#include <inttypes.h>
 #include <stdatomic.h>
 #include <string.h>
 
@@ -23,6 +24,20 @@ static void keys_of(const hdi_cross_attention_args *args, int64_t sequence, int6
     const int64_t to = args->offsets ? args->offsets[sequence + 1] : from + each;
     *first = hdi_cpu_min(from > 0 ? from : 0, args->kv_rows);
     *end = hdi_cpu_min(to > *first ? to : *first, args->kv_rows);
+}
+
+static hd_status check_keys(const hdi_cross_attention_args *args)
+{
+    int64_t first, end;
+    for (int64_t s = 0; s < args->sequences && args->offsets && args->most_keys > 0; s++) {
+        keys_of(args, s, &first, &end);
+        if (end - first > args->most_keys)
+            return hdi_error(HD_ERROR_ARGUMENT,
+                             "cross attention: %" PRId64 " keys of sequence %" PRId64
+                             ", want at most %" PRId64,
+                             end - first, s, args->most_keys);
+    }
+    return HD_OK;
 }
 
 static hdi_cpu_sequence sequence_of(const hdi_cross_attention_args *args, int64_t sequence)
@@ -96,6 +111,7 @@ hd_status hdi_cpu_cross_attention(hd_stream *stream, const hdi_cross_attention_a
 {
     (void)stream;
     HD_RETURN_IF_ERROR(hdi_cpu_check_dtype("cross attention", args->dtype));
+    HD_RETURN_IF_ERROR(check_keys(args));
     cross_work work = {.args = args, .blocks = hdi_ceil_div(args->tokens, HDI_CPU_QUERIES)};
     return work_on(&work, args->sequences * args->heads * work.blocks, attend);
 }
@@ -113,6 +129,7 @@ hd_status hdi_cpu_cross_attention_gradient(hd_stream *stream, const hdi_cross_at
 {
     (void)stream;
     HD_RETURN_IF_ERROR(hdi_cpu_check_dtype("cross attention gradient", args->dtype));
+    HD_RETURN_IF_ERROR(check_keys(args));
     int64_t read = 0, first, end;
     for (int64_t s = 0; s < args->sequences; s++, read = end) {
         keys_of(args, s, &first, &end);

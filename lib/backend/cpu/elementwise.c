@@ -4,6 +4,7 @@
 #include "backend/cpu/cpu.h"
 #include "backend/cpu/threads.h"
 #include "backend/cpu/vector.h"
+#include "backend/cpu/widen.h"
 #include "core/error.h"
 #include "core/random.h"
 
@@ -43,6 +44,43 @@ hd_status hdi_cpu_convert(hd_stream *stream, hd_dtype from, const void *x, hd_dt
     HD_RETURN_IF_ERROR(hdi_cpu_check_dtype("convert from", from));
     HD_RETURN_IF_ERROR(hdi_cpu_check_dtype("convert to", to));
     if (elements > 0 && out != x) memcpy(out, x, (size_t)elements * sizeof(float));
+    return HD_OK;
+}
+
+typedef struct round_work {
+    hd_dtype dtype;
+    int64_t elements;
+    const float *x;
+    bool accumulate;
+    uint16_t *out;
+} round_work;
+
+static void round_chunk(void *context, int64_t index, int lane)
+{
+    enum { PIECE = 1024 };
+    const round_work *work = context;
+    (void)lane;
+    const int64_t end = hdi_cpu_min((index + 1) * HDI_CPU_CHUNK, work->elements);
+    float sum[PIECE];
+    for (int64_t first = index * HDI_CPU_CHUNK; first < end; first += PIECE) {
+        const int64_t count = hdi_cpu_min(PIECE, end - first);
+        const float *x = work->x + first;
+        if (work->accumulate) {
+            hdi_cpu_widen(work->dtype, work->out + first, count, sum);
+            for (int64_t i = 0; i < count; i++)
+                sum[i] += x[i];
+            x = sum;
+        }
+        hdi_cpu_round(work->dtype, x, count, work->out + first);
+    }
+}
+
+hd_status hdi_cpu_round_sum(hd_stream *stream, hd_dtype dtype, int64_t elements, const float *x,
+                            bool accumulate, void *out)
+{
+    (void)stream;
+    round_work work = {dtype, elements, x, accumulate, out};
+    hdi_cpu_parallel(hdi_ceil_div(elements, HDI_CPU_CHUNK), round_chunk, &work);
     return HD_OK;
 }
 

@@ -22,7 +22,7 @@ hd_status hdi_cpu_any_gemm(hd_stream *stream, const hdi_gemm_args *args)
     wide.out = target(&c, args->out_dtype, args->out, out);
     HD_RETURN_IF_ERROR(ready(&c));
     if (args->accumulate && wide.out != args->out)
-        widen_run(args->out_dtype, args->out, out, wide.out);
+        hdi_cpu_widen(args->out_dtype, args->out, out, wide.out);
     HD_RETURN_IF_ERROR(hdi_cpu_gemm(stream, &wide));
     narrow(args->out_dtype, wide.out, rows, columns, args->out_stride, args->out);
     return HD_OK;
@@ -39,7 +39,7 @@ hd_status hdi_cpu_any_column_sum(hd_stream *stream, const hdi_column_sum_args *a
     wide.out = target(&c, args->out_dtype, args->out, args->columns);
     HD_RETURN_IF_ERROR(ready(&c));
     if (args->accumulate && wide.out != args->out)
-        widen_run(args->out_dtype, args->out, args->columns, wide.out);
+        hdi_cpu_widen(args->out_dtype, args->out, args->columns, wide.out);
     HD_RETURN_IF_ERROR(hdi_cpu_column_sum(stream, &wide));
     narrow(args->out_dtype, wide.out, 1, args->columns, args->columns, args->out);
     return HD_OK;
@@ -236,7 +236,7 @@ static hd_status attend(hd_stream *stream, const hdi_attention_args *args, bool 
         wide.v_gradient = target(&c, dtype, args->v_gradient, v);
     }
     HD_RETURN_IF_ERROR(ready(&c));
-    if (backward) widen_run(dtype, args->out, out, wide.out);
+    if (backward) hdi_cpu_widen(dtype, args->out, out, wide.out);
     HD_RETURN_IF_ERROR(kernel(stream, &wide));
     if (!backward) {
         narrow(dtype, wide.out, rows, columns, args->out_stride, args->out);
@@ -276,8 +276,8 @@ hd_status hdi_cpu_any_attention_cached(hd_stream *stream, const hdi_attention_ca
     wide.v_cache = target(&c, dtype, args->v_cache, cache);
     wide.out = target(&c, dtype, args->out, span(rows, columns, args->out_stride));
     HD_RETURN_IF_ERROR(ready(&c));
-    widen_run(dtype, args->k_cache, cache, wide.k_cache);
-    widen_run(dtype, args->v_cache, cache, wide.v_cache);
+    hdi_cpu_widen(dtype, args->k_cache, cache, wide.k_cache);
+    hdi_cpu_widen(dtype, args->v_cache, cache, wide.v_cache);
     HD_RETURN_IF_ERROR(hdi_cpu_attention_cached(stream, &wide));
     narrow(dtype, wide.k_cache, 1, cache, cache, args->k_cache);
     narrow(dtype, wide.v_cache, 1, cache, cache, args->v_cache);
@@ -343,7 +343,7 @@ hd_status hdi_cpu_any_convert(hd_stream *stream, hd_dtype from, const void *x, h
         return HD_OK;
     }
     if (hdi_is_half(from) && to == HD_DTYPE_F32) {
-        widen_run(from, x, elements, out);
+        hdi_cpu_widen(from, x, elements, out);
         return HD_OK;
     }
     if (from == HD_DTYPE_F32 && hdi_is_half(to)) {

@@ -77,7 +77,7 @@ static hd_status attend(hd_stream *stream, const hdi_cross_attention_args *args,
         wide.v_gradient = target(&c, dtype, args->v_gradient, v);
     }
     HD_RETURN_IF_ERROR(ready(&c));
-    if (backward) widen_run(dtype, args->out, out, wide.out);
+    if (backward) hdi_cpu_widen(dtype, args->out, out, wide.out);
     HD_RETURN_IF_ERROR(kernel(stream, &wide));
     if (!backward) {
         narrow(dtype, wide.out, rows, columns, args->out_stride, args->out);

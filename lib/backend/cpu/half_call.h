@@ -4,8 +4,8 @@
 #define HDI_BACKEND_CPU_HALF_CALL_H
 
 #include "backend/cpu/cpu.h"
+#include "backend/cpu/widen.h"
 #include "core/error.h"
-#include "core/half.h"
 #include "core/memory.h"
 
 /* One 16-bit call: which scratch is taken, and whether there was enough. */
@@ -49,18 +49,12 @@ static inline int64_t span(int64_t rows, int64_t columns, int64_t stride)
     return rows > 0 ? (rows - 1) * stride + columns : 0;
 }
 
-static inline void widen_run(hd_dtype dtype, const uint16_t *x, int64_t elements, float *out)
-{
-    for (int64_t i = 0; i < elements; i++)
-        out[i] = hdi_half_to_float(dtype, x[i]);
-}
-
 /* x as F32: itself if it is, NULL if it is. */
 static inline const float *widen(call *c, hd_dtype dtype, const void *x, int64_t elements)
 {
     if (!x || dtype == HD_DTYPE_F32) return x;
     float *out = take(c, elements);
-    if (!c->failed) widen_run(dtype, x, elements, out);
+    if (!c->failed) hdi_cpu_widen(dtype, x, elements, out);
     return out;
 }
 
@@ -75,11 +69,8 @@ static inline void narrow(hd_dtype dtype, const float *x, int64_t rows, int64_t 
                           int64_t stride, void *out)
 {
     if (!out || dtype == HD_DTYPE_F32) return;
-    for (int64_t r = 0; r < rows; r++) {
-        uint16_t *row = (uint16_t *)out + r * stride;
-        for (int64_t i = 0; i < columns; i++)
-            row[i] = hdi_half_from_float(dtype, x[r * stride + i]);
-    }
+    for (int64_t r = 0; r < rows; r++)
+        hdi_cpu_round(dtype, x + r * stride, columns, (uint16_t *)out + r * stride);
 }
 
 #endif

@@ -22,8 +22,8 @@ static const float *gather(call *c, hd_dtype dtype, const void *table, int64_t s
     if (!table) return NULL;
     float *out = take(c, groups * columns);
     for (int64_t g = 0; g < groups && !c->failed; g++)
-        widen_run(dtype, (const uint16_t *)table + (index ? index[g] : g) * stride, columns,
-                  out + g * columns);
+        hdi_cpu_widen(dtype, (const uint16_t *)table + (index ? index[g] : g) * stride, columns,
+                      out + g * columns);
     return out;
 }
 
@@ -178,7 +178,7 @@ hd_status hdi_cpu_any_add_rows_gradient(hd_stream *stream, const hdi_add_rows_gr
     wide.table_gradient = target(&c, args->out_dtype, args->table_gradient, elements);
     HD_RETURN_IF_ERROR(ready(&c));
     if (args->accumulate && wide.table_gradient != args->table_gradient)
-        widen_run(args->out_dtype, args->table_gradient, elements, wide.table_gradient);
+        hdi_cpu_widen(args->out_dtype, args->table_gradient, elements, wide.table_gradient);
     HD_RETURN_IF_ERROR(hdi_cpu_add_rows_gradient(stream, &wide));
     narrow(args->out_dtype, wide.table_gradient, 1, elements, elements, args->table_gradient);
     return HD_OK;

@@ -2,12 +2,14 @@
 #include "backend/cpu/cpu.h"
 #include "backend/cpu/threads.h"
 #include "backend/cpu/vector.h"
+#include "backend/cpu/widen.h"
 #include "core/error.h"
-#include "core/half.h"
 
-static void update(const hdi_adamw_args *args, int64_t first, int64_t count, float *values)
+enum { PIECE = 1024 }; /* values that exist at a time where only 16 bits of them are kept */
+
+static void update_by(const hdi_adamw_args *args, const float *gradient, int64_t first,
+                      int64_t count, float *values)
 {
-    const float *gradient = args->gradient + first;
     float *m = args->m + first, *v = args->v + first;
     const float rate = args->scalars[0], gradient_scale = args->scalars[1];
     const float kept = 1.0f - rate * args->weight_decay;
@@ -23,6 +25,21 @@ static void update(const hdi_adamw_args *args, int64_t first, int64_t count, flo
         m[i] = mean;
         v[i] = square;
         values[i] = values[i] * kept - step * mean / root;
+    }
+}
+
+static void update(const hdi_adamw_args *args, int64_t first, int64_t count, float *values)
+{
+    if (args->gradient_dtype != HD_DTYPE_BF16) {
+        update_by(args, (const float *)args->gradient + first, first, count, values);
+        return;
+    }
+    float gradient[PIECE];
+    for (int64_t done = 0; done < count; done += PIECE) {
+        const int64_t piece = hdi_cpu_min(PIECE, count - done);
+        hdi_cpu_widen(HD_DTYPE_BF16, (const uint16_t *)args->gradient + first + done, piece,
+                      gradient);
+        update_by(args, gradient, first + done, piece, values + done);
     }
 }
 
@@ -43,9 +60,6 @@ static void join(const uint16_t *weights, const int16_t *remainder, int64_t coun
 
 static void update_chunk(void *context, int64_t index, int lane)
 {
-    enum {
-        PIECE = 1024
-    }; /* values that exist at a time where only weights and remainders are kept */
     const hdi_adamw_args *args = context;
     (void)lane;
     const int64_t first = index * HDI_CPU_CHUNK;

@@ -87,3 +87,40 @@ hd_status hdi_cpu_copy_blocks(hd_stream *stream, const hdi_copy_blocks_args *arg
                      copy_piece, &work);
     return HD_OK;
 }
+
+typedef struct grid_copy {
+    const hdi_copy_grid_args *args;
+    int64_t blocks, chunk; /* of an item */
+} grid_copy;
+
+static void copy_grid_chunk(void *context, int64_t index, int lane)
+{
+    const grid_copy *copy = context;
+    const hdi_copy_grid_args *args = copy->args;
+    (void)lane;
+    const int64_t end = hdi_cpu_min((index + 1) * copy->chunk, copy->blocks);
+    for (int64_t b = index * copy->chunk; b < end; b++) {
+        const char *x = args->x;
+        char *out = args->out;
+        int64_t left = b;
+        for (int d = HDI_GRID_DIMS - 1; d >= 0; d--) {
+            const size_t at = (size_t)(left % args->count[d]);
+            left /= args->count[d];
+            x += at * args->x_stride[d];
+            out += at * args->out_stride[d];
+        }
+        memcpy(out, x, args->block_bytes);
+    }
+}
+
+hd_status hdi_cpu_copy_grid(hd_stream *stream, const hdi_copy_grid_args *args)
+{
+    (void)stream;
+    grid_copy copy = {.args = args, .blocks = 1, .chunk = 1};
+    for (int d = 0; d < HDI_GRID_DIMS; d++)
+        copy.blocks *= args->count[d];
+    if (args->block_bytes < COPY_BYTES)
+        copy.chunk = 1 + (int64_t)(COPY_BYTES / (args->block_bytes + 1));
+    hdi_cpu_parallel(hdi_ceil_div(copy.blocks, copy.chunk), copy_grid_chunk, &copy);
+    return HD_OK;
+}

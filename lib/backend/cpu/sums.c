@@ -2,6 +2,7 @@
 #include "backend/cpu/cpu.h"
 #include "backend/cpu/threads.h"
 #include "backend/cpu/vector.h"
+#include "backend/cpu/widen.h"
 #include "core/error.h"
 
 enum { COLUMNS = 64, ROWS = 32 };
@@ -54,7 +55,8 @@ hd_status hdi_cpu_column_sum(hd_stream *stream, const hdi_column_sum_args *args)
 }
 
 typedef struct squares_work {
-    const float *x;
+    hd_dtype dtype;
+    const char *x;
     int64_t elements;
     double *out;
 } squares_work;
@@ -66,15 +68,20 @@ static void sum_squares_of_block(void *context, int64_t index, int lane)
     (void)lane;
     const int64_t end = hdi_cpu_min((index + 1) * HDI_BLOCK_ELEMENTS, work->elements);
     double sum = 0;
-    for (int64_t i = index * HDI_BLOCK_ELEMENTS; i < end; i += PART)
-        sum += (double)hdi_sum_of_squares(work->x + i, 0.0f, hdi_cpu_min(PART, end - i));
+    float wide[PART];
+    for (int64_t i = index * HDI_BLOCK_ELEMENTS; i < end; i += PART) {
+        const int64_t count = hdi_cpu_min(PART, end - i);
+        hdi_cpu_widen(work->dtype, work->x + (size_t)i * hd_dtype_bytes(work->dtype), count, wide);
+        sum += (double)hdi_sum_of_squares(wide, 0.0f, count);
+    }
     work->out[index] = sum;
 }
 
-hd_status hdi_cpu_sum_of_squares(hd_stream *stream, const float *x, int64_t elements, double *out)
+hd_status hdi_cpu_sum_of_squares(hd_stream *stream, hd_dtype dtype, const void *x, int64_t elements,
+                                 double *out)
 {
     (void)stream;
-    squares_work work = {x, elements, out};
+    squares_work work = {dtype, x, elements, out};
     hdi_cpu_parallel(hdi_ceil_div(elements, HDI_BLOCK_ELEMENTS), sum_squares_of_block, &work);
     return HD_OK;
 }

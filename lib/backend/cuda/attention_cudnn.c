@@ -71,7 +71,7 @@ bool hdi_cuda_cudnn_takes(const hdi_attention_args *args, bool gradient, int arc
            args->kv_tokens > 1 && args->head_dim % 8 == 0 && args->head_dim <= widest &&
            args->heads % args->kv_heads == 0 && args->q_stride % 8 == 0 &&
            args->k_stride % 8 == 0 && args->v_stride % 8 == 0 && args->out_stride % 8 == 0 &&
-           ((!args->causal && !args->counts) || args->tokens == args->kv_tokens);
+           (!args->causal || args->tokens == args->kv_tokens);
 }
 
 /* What one run does. */
@@ -208,10 +208,15 @@ static bool pointers_fit(const hdi_attention_args *args, bool gradient)
                           is_aligned(args->k_gradient) && is_aligned(args->v_gradient)));
 }
 
+static void *counts_from(const int32_t *counts, int64_t first)
+{
+    return counts ? (char *)(uintptr_t)(counts + first) : NULL;
+}
+
 /* The slice's sequences from `first` and heads from `head` on. */
 static hd_status run_slice(const hdi_cuda_attentions *own, const hdi_attention_args *args,
-                           const attention_plan *plan, const workspace_parts *parts, int64_t first,
-                           int64_t head)
+                           const int32_t *key_counts, const attention_plan *plan,
+                           const workspace_parts *parts, int64_t first, int64_t head)
 {
     float scale = args->scale, minus_infinity = -INFINITY, one = 1;
     char *const workspace = args->workspace;
@@ -224,7 +229,6 @@ static hd_status run_slice(const hdi_cuda_attentions *own, const hdi_attention_a
     const int64_t v = (key * args->v_stride + column) * size;
     const int64_t out = (query * args->out_stride + column) * size;
     const int64_t row = (first * args->heads + head) * args->tokens;
-    void *const counts = args->counts ? (char *)(uintptr_t)(args->counts + first) : NULL;
     const bool gradient = plan->shape.gradient;
     void *const statistics = args->lse ? (void *)(args->lse + row) : (void *)workspace;
     void *const pointers[HDI_CUDNN_TENSORS] = {
@@ -243,29 +247,35 @@ static hd_status run_slice(const hdi_cuda_attentions *own, const hdi_attention_a
         [HDI_CUDNN_ONE] = gradient ? &one : NULL,
         [HDI_CUDNN_Q_SUM] = parts->q_sum > 0 ? workspace + parts->statistics : NULL,
         [HDI_CUDNN_CENTER] = gradient ? workspace : NULL,
-        [HDI_CUDNN_QUERY_COUNTS] = counts,
-        [HDI_CUDNN_KEY_COUNTS] = counts,
+        [HDI_CUDNN_QUERY_COUNTS] = counts_from(args->counts, first),
+        [HDI_CUDNN_KEY_COUNTS] = counts_from(key_counts, first),
     };
     return hdi_cudnn_run(own->cudnn, own->handle, &plan->plan, pointers,
                          workspace + parts->statistics + parts->q_sum);
 }
 
 /* What the engines leave in rows that no count reaches is not said. */
-static hd_status zero_uncounted(hd_stream *stream, const hdi_attention_args *args, bool gradient)
+static hd_status zero_uncounted(hd_stream *stream, const hdi_attention_args *args,
+                                const int32_t *key_counts, bool gradient)
 {
     const int64_t q = args->heads * args->head_dim, kv = args->kv_heads * args->head_dim;
+    hdi_attention_args keys = *args;
+    keys.tokens = args->kv_tokens;
+    keys.counts = key_counts;
     if (!gradient) return hdi_cuda_zero_uncounted(stream, args, args->out, args->out_stride, q);
     HD_RETURN_IF_ERROR(hdi_cuda_zero_uncounted(stream, args, args->q_gradient, args->q_stride, q));
-    HD_RETURN_IF_ERROR(hdi_cuda_zero_uncounted(stream, args, args->k_gradient, args->k_stride, kv));
-    return hdi_cuda_zero_uncounted(stream, args, args->v_gradient, args->v_stride, kv);
+    HD_RETURN_IF_ERROR(
+        hdi_cuda_zero_uncounted(stream, &keys, args->k_gradient, args->k_stride, kv));
+    return hdi_cuda_zero_uncounted(stream, &keys, args->v_gradient, args->v_stride, kv);
 }
 
-hd_status hdi_cuda_cudnn_attention(hd_stream *stream, const hdi_attention_args *args, bool gradient,
-                                   bool *done)
+hd_status hdi_cuda_cudnn_attention(hd_stream *stream, const hdi_attention_args *args,
+                                   const int32_t *key_counts, bool gradient, bool *done)
 {
     hdi_device *device = stream->device;
     const attention_plan *plan = NULL;
     *done = false;
+    if (!key_counts) key_counts = args->counts;
     if (!pointers_fit(args, gradient)) return HD_OK;
     HD_RETURN_IF_ERROR(open_attentions(device));
     if (!device->attentions->cudnn) return HD_OK;
@@ -275,7 +285,8 @@ hd_status hdi_cuda_cudnn_attention(hd_stream *stream, const hdi_attention_args *
     if (plan->refused) return HD_OK;
     for (int64_t first = 0; first < args->batch; first += shape.batch)
         for (int64_t head = 0; head < args->heads; head += shape.heads)
-            HD_RETURN_IF_ERROR(run_slice(device->attentions, args, plan, &parts, first, head));
+            HD_RETURN_IF_ERROR(
+                run_slice(device->attentions, args, key_counts, plan, &parts, first, head));
     *done = true;
-    return args->counts ? zero_uncounted(stream, args, gradient) : HD_OK;
+    return args->counts ? zero_uncounted(stream, args, key_counts, gradient) : HD_OK;
 }

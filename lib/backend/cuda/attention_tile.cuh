@@ -156,6 +156,7 @@ struct attention_problem {
     const int32_t *position, *count; /* of a cache, else NULL */
     const int32_t *counts;           /* of tokens of each sequence, else NULL */
     const int32_t *offsets;          /* of the keys of each sequence, among kv_tokens; else NULL */
+    int64_t most_keys;               /* of a sequence, with offsets */
     hdi_cuda_fault *fault;           /* for offsets */
     const void *q, *k, *v;
     void *out;
@@ -218,7 +219,11 @@ __device__ inline attention_extent extent_of(const attention_problem &a, int64_t
     }
     if (a.offsets) {
         const int64_t first = key_offset(a, sequence), end = key_offset(a, sequence + 1);
-        const int64_t keys = end > first ? end - first : 0;
+        int64_t keys = end > first ? end - first : 0;
+        if (keys > a.most_keys) {
+            report_fault(a.fault, HDI_FAULT_KEYS, (int32_t)keys, sequence, a.most_keys + 1);
+            keys = a.most_keys;
+        }
         return {a.tokens, a.tokens, keys, keys, 0, false};
     }
     return {a.tokens, a.tokens, a.kv_tokens, a.kv_tokens, a.kv_tokens - a.tokens, a.causal};

@@ -24,6 +24,7 @@ typedef enum hdi_cuda_fault_kind {
     HDI_FAULT_FIRST_POSITION,
     HDI_FAULT_MODULATION,
     HDI_FAULT_OFFSET,
+    HDI_FAULT_KEYS,
     HDI_FAULT_CACHE
 } hdi_cuda_fault_kind;
 
@@ -142,6 +143,7 @@ hd_status hdi_cuda_modulation_gradient(hd_stream *stream, const hdi_modulation_g
 hd_status hdi_cuda_add_rows(hd_stream *stream, const hdi_add_rows_args *args);
 hd_status hdi_cuda_add_rows_gradient(hd_stream *stream, const hdi_add_rows_gradient_args *args);
 hd_status hdi_cuda_copy_blocks(hd_stream *stream, const hdi_copy_blocks_args *args);
+hd_status hdi_cuda_copy_grid(hd_stream *stream, const hdi_copy_grid_args *args);
 hd_status hdi_cuda_joint_qkv(hd_stream *stream, const hdi_joint_qkv_args *args);
 hd_status hdi_cuda_joint_qkv_gradient(hd_stream *stream, const hdi_joint_qkv_gradient_args *args);
 hd_status hdi_cuda_cross_attention(hd_stream *stream, const hdi_cross_attention_args *args);
@@ -159,9 +161,12 @@ hd_status hdi_cuda_convert(hd_stream *stream, hd_dtype from, const void *x, hd_d
                            int64_t elements);
 hd_status hdi_cuda_loss_sum(hd_stream *stream, const float *loss, const int32_t *targets,
                             int64_t rows, double out[2]);
-hd_status hdi_cuda_sum_of_squares(hd_stream *stream, const float *x, int64_t elements, double *out);
-hd_status hdi_cuda_tree_sum(hd_stream *stream, const float *x, int64_t stride, int parts,
-                            int64_t elements, float *out);
+hd_status hdi_cuda_sum_of_squares(hd_stream *stream, hd_dtype dtype, const void *x,
+                                  int64_t elements, double *out);
+hd_status hdi_cuda_tree_sum(hd_stream *stream, hd_dtype dtype, const void *x, int64_t stride,
+                            int parts, int64_t elements, void *out);
+hd_status hdi_cuda_round_sum(hd_stream *stream, hd_dtype dtype, int64_t elements, const float *x,
+                             bool accumulate, void *out);
 hd_status hdi_cuda_adamw(hd_stream *stream, const hdi_adamw_args *args);
 hd_status hdi_cuda_average(hd_stream *stream, const hdi_average_args *args);
 hd_status hdi_cuda_split_weights(hd_stream *stream, hd_dtype dtype, int64_t elements,

@@ -240,6 +240,7 @@ static hd_status fault_status(const hdi_cuda_fault *fault)
         [HDI_FAULT_FIRST_POSITION] = "positions: first position",
         [HDI_FAULT_MODULATION] = "modulate: entry",
         [HDI_FAULT_OFFSET] = "cross attention: offset",
+        [HDI_FAULT_KEYS] = "cross attention: number of keys",
     };
     if (fault->kind == HDI_FAULT_CACHE)
         return hdi_error(HD_ERROR_ARGUMENT,

@@ -71,6 +71,27 @@ __global__ void convert_fours(const From *x, To *out, int64_t fours)
     store_four(out + 4 * index, values);
 }
 
+/* Four elements a thread. */
+template <typename T>
+__global__ void round_four(const float *x, T *out, int64_t elements, bool accumulate, bool aligned)
+{
+    const int64_t first = ((int64_t)blockIdx.x * kThreads + threadIdx.x) * 4;
+    const int64_t left = elements - first;
+    float sum[4] = {0, 0, 0, 0}, more[4];
+    if (aligned && left >= 4) {
+        load_four(x + first, more);
+        if (accumulate) load_four(out + first, sum);
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            sum[i] = accumulate ? sum[i] + more[i] : more[i];
+        store_four(out + first, sum);
+        return;
+    }
+    for (int i = 0; i < 4 && i < left; i++)
+        out[first + i] =
+            from_float<T>(accumulate ? to_float(out[first + i]) + x[first + i] : x[first + i]);
+}
+
 __global__ void write_positions(hdi_positions_args a, hdi_cuda_fault *fault)
 {
     const int64_t row = (int64_t)blockIdx.x * kThreads + threadIdx.x;
@@ -132,6 +153,18 @@ extern "C" hd_status hdi_cuda_convert(hd_stream *stream, hd_dtype from, const vo
             else
                 return run_convert(stream, (const From *)x, (To *)out, elements);
         });
+    });
+}
+
+extern "C" hd_status hdi_cuda_round_sum(hd_stream *stream, hd_dtype dtype, int64_t elements,
+                                        const float *x, bool accumulate, void *out)
+{
+    if (elements <= 0) return HD_OK;
+    return with_type(dtype, "round_sum", [&](auto tag) {
+        using T = typename decltype(tag)::type;
+        round_four<<<block_count(elements, 4 * kThreads), kThreads, 0, stream->handle>>>(
+            x, (T *)out, elements, accumulate, are_aligned(x, out));
+        return launched("round_sum");
     });
 }
 

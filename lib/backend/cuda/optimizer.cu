@@ -75,6 +75,17 @@ __device__ inline void store_four(float *out, float4 x)
     *reinterpret_cast<float4 *>(out) = x;
 }
 
+__device__ inline float4 stream_four(const float *x)
+{
+    return __ldcs((const float4 *)x);
+}
+__device__ inline float4 stream_four(const hdi_bfloat *x)
+{
+    const uint2 bits = __ldcs((const uint2 *)x);
+    const hdi_bfloat *four = (const hdi_bfloat *)&bits;
+    return make_float4(to_float(four[0]), to_float(four[1]), to_float(four[2]), to_float(four[3]));
+}
+
 /* The fp32 values that weights are rounded from: kept as they are, or as weights and remainders. */
 struct whole_values {
     float *values;
@@ -134,7 +145,8 @@ struct joined_values {
 };
 
 /* Four elements a thread, one at a time where 16 bytes cannot be had. */
-template <typename T, typename Values> __global__ void adamw_four(hdi_adamw_args a, bool aligned)
+template <typename T, typename Values, typename Gradient>
+__global__ void adamw_four(hdi_adamw_args a, bool aligned)
 {
     if (a.scalars[4] == 0.0f) return;
     const int64_t first = ((int64_t)blockIdx.x * kThreads + threadIdx.x) * 4;
@@ -144,9 +156,9 @@ template <typename T, typename Values> __global__ void adamw_four(hdi_adamw_args
     const Values values(a, first);
     T *weights = a.master || a.remainder ? (T *)a.weights + first : NULL;
     float *m = a.m + first, *v = a.v + first;
-    const float *gradient = a.gradient + first;
+    const Gradient *gradient = (const Gradient *)a.gradient + first;
     if (aligned && left >= 4) {
-        const float4 g = __ldcs((const float4 *)gradient);
+        const float4 g = stream_four(gradient);
         float4 w = values.load_four(), m4 = __ldcs((const float4 *)m);
         float4 v4 = __ldcs((const float4 *)v);
         update(step, g.x, w.x, m4.x, v4.x);
@@ -161,7 +173,7 @@ template <typename T, typename Values> __global__ void adamw_four(hdi_adamw_args
     }
     for (int i = 0; i < 4 && i < left; i++) {
         float weight = values.load(i);
-        update(step, gradient[i], weight, m[i], v[i]);
+        update(step, to_float(gradient[i]), weight, m[i], v[i]);
         values.store(i, weight);
         if (weights) weights[i] = weight_of<T>(weight);
     }
@@ -195,17 +207,21 @@ __global__ void move_average(hdi_average_args a)
 }
 
 /* One block of threads per block of elements: 16 squares a thread in fp32, then a tree in fp64. */
-__global__ void square_block(const float *x, int64_t elements, bool aligned, double *out)
+template <typename T>
+__global__ void square_block(const T *x, int64_t elements, bool aligned, double *out)
 {
-    constexpr int kSteps = HDI_BLOCK_ELEMENTS / (4 * kThreads);
+    constexpr int kSteps = HDI_BLOCK_ELEMENTS / (kLanes<T> * kThreads);
     const int64_t base = (int64_t)blockIdx.x * HDI_BLOCK_ELEMENTS;
     float sum = 0;
 #pragma unroll
     for (int s = 0; s < kSteps; s++) {
-        const int64_t first = base + (s * kThreads + (int)threadIdx.x) * 4;
-        float four[4];
-        load_part(x + first, elements - first, aligned, four);
-        sum += (four[0] * four[0] + four[1] * four[1]) + (four[2] * four[2] + four[3] * four[3]);
+        const int64_t first = base + (s * kThreads + (int)threadIdx.x) * kLanes<T>;
+        float part[kLanes<T>];
+        load_part(x + first, elements - first, aligned, part);
+#pragma unroll
+        for (int i = 0; i < kLanes<T>; i += 4)
+            sum += (part[i] * part[i] + part[i + 1] * part[i + 1]) +
+                   (part[i + 2] * part[i + 2] + part[i + 3] * part[i + 3]);
     }
     const double total = block_sum((double)sum);
     if (threadIdx.x == 0) out[blockIdx.x] = total;
@@ -214,35 +230,56 @@ __global__ void square_block(const float *x, int64_t elements, bool aligned, dou
 constexpr int kDeepest = 32; /* levels of a tree over at most 2^31 parts */
 
 /* The stack of partial sums is joined as the bits of the part's index say. */
-__global__ void add_tree(const float *x, int64_t stride, int parts, int64_t elements, float *out)
+template <typename T>
+__global__ void add_tree(const T *x, int64_t stride, int parts, int64_t elements, T *out)
 {
     const int64_t element = (int64_t)blockIdx.x * kThreads + threadIdx.x;
     if (element >= elements) return;
     float levels[kDeepest];
     int depth = 0;
     for (int part = 0; part < parts; part++) {
-        levels[depth++] = x[part * stride + element];
+        levels[depth++] = to_float(x[part * stride + element]);
         for (int index = part; index & 1; index >>= 1, depth--)
             levels[depth - 2] += levels[depth - 1];
     }
     for (; depth > 1; depth--)
         levels[depth - 2] += levels[depth - 1];
-    out[element] = levels[0];
+    out[element] = from_float<T>(levels[0]);
 }
 
 /* The common case: one level joins the next. */
-__global__ void add_two(const float *x, const float *y, int64_t elements, bool aligned, float *out)
+template <typename T>
+__global__ void add_two(const T *x, const T *y, int64_t elements, bool aligned, T *out)
 {
-    const int64_t first = ((int64_t)blockIdx.x * kThreads + threadIdx.x) * 4;
+    const int64_t first = ((int64_t)blockIdx.x * kThreads + threadIdx.x) * kLanes<T>;
     const int64_t left = elements - first;
     if (left <= 0) return;
-    float a[4], b[4];
+    float a[kLanes<T>], b[kLanes<T>];
     stream_part(x + first, left, aligned, a);
     stream_part(y + first, left, aligned, b);
 #pragma unroll
-    for (int i = 0; i < 4; i++)
+    for (int i = 0; i < kLanes<T>; i++)
         a[i] += b[i];
     store_part(out + first, left, aligned, a);
+}
+
+template <typename T, typename Values>
+void launch_adamw(hd_stream *stream, const hdi_adamw_args &a, bool aligned)
+{
+    const unsigned blocks = block_count(a.elements, 4 * kThreads);
+    if (a.gradient_dtype == HD_DTYPE_BF16)
+        adamw_four<T, Values, hdi_bfloat><<<blocks, kThreads, 0, stream->handle>>>(a, aligned);
+    else
+        adamw_four<T, Values, float><<<blocks, kThreads, 0, stream->handle>>>(a, aligned);
+}
+
+/* call(type_tag<T>()) for the type that stores gradients of `dtype`. */
+template <typename Call> hd_status with_gradient_type(hd_dtype dtype, const char *what, Call &&call)
+{
+    if (dtype == HD_DTYPE_F32) return call(type_tag<float>());
+    if (dtype == HD_DTYPE_BF16) return call(type_tag<hdi_bfloat>());
+    return hdi_error(HD_ERROR_UNSUPPORTED, "%s: gradients are %s, want F32 or BF16", what,
+                     hd_dtype_name(dtype));
 }
 
 } // namespace
@@ -255,17 +292,15 @@ extern "C" hd_status hdi_cuda_adamw(hd_stream *stream, const hdi_adamw_args *arg
         return hdi_error(HD_ERROR_ARGUMENT,
                          "adamw: weights are %s, want an fp32 master or, for BF16, remainders",
                          hd_dtype_name(args->dtype));
-    const unsigned blocks = block_count(args->elements, 4 * kThreads);
     const bool aligned =
         are_aligned(args->weights, args->master, args->remainder, args->m, args->v, args->gradient);
     if (joined) {
-        adamw_four<hdi_bfloat, joined_values>
-            <<<blocks, kThreads, 0, stream->handle>>>(*args, aligned);
+        launch_adamw<hdi_bfloat, joined_values>(stream, *args, aligned);
         return launched("adamw");
     }
     return with_type(args->dtype, "adamw", [&](auto tag) {
         using T = typename decltype(tag)::type;
-        adamw_four<T, whole_values><<<blocks, kThreads, 0, stream->handle>>>(*args, aligned);
+        launch_adamw<T, whole_values>(stream, *args, aligned);
         return launched("adamw");
     });
 }
@@ -298,25 +333,32 @@ extern "C" hd_status hdi_cuda_average(hd_stream *stream, const hdi_average_args 
     return launched("average");
 }
 
-extern "C" hd_status hdi_cuda_sum_of_squares(hd_stream *stream, const float *x, int64_t elements,
-                                             double *out)
+extern "C" hd_status hdi_cuda_sum_of_squares(hd_stream *stream, hd_dtype dtype, const void *x,
+                                             int64_t elements, double *out)
 {
     if (elements <= 0) return HD_OK;
-    square_block<<<block_count(elements, HDI_BLOCK_ELEMENTS), kThreads, 0, stream->handle>>>(
-        x, elements, is_aligned(x), out);
-    return launched("sum_of_squares");
+    return with_gradient_type(dtype, "sum_of_squares", [&](auto tag) {
+        using T = typename decltype(tag)::type;
+        square_block<<<block_count(elements, HDI_BLOCK_ELEMENTS), kThreads, 0, stream->handle>>>(
+            (const T *)x, elements, is_aligned(x), out);
+        return launched("sum_of_squares");
+    });
 }
 
-extern "C" hd_status hdi_cuda_tree_sum(hd_stream *stream, const float *x, int64_t stride, int parts,
-                                       int64_t elements, float *out)
+extern "C" hd_status hdi_cuda_tree_sum(hd_stream *stream, hd_dtype dtype, const void *x,
+                                       int64_t stride, int parts, int64_t elements, void *out)
 {
     if (elements <= 0 || parts <= 0) return HD_OK;
-    if (parts == 1) return hdi_cuda_copy(stream, out, x, (size_t)elements * sizeof *out);
-    if (parts == 2)
-        add_two<<<block_count(elements, 4 * kThreads), kThreads, 0, stream->handle>>>(
-            x, x + stride, elements, are_aligned(x, x + stride, out), out);
-    else
-        add_tree<<<block_count(elements, kThreads), kThreads, 0, stream->handle>>>(x, stride, parts,
-                                                                                   elements, out);
-    return launched("tree_sum");
+    if (parts == 1) return hdi_cuda_copy(stream, out, x, (size_t)elements * hd_dtype_bytes(dtype));
+    return with_type(dtype, "tree_sum", [&](auto tag) {
+        using T = typename decltype(tag)::type;
+        const T *first = (const T *)x, *second = first + stride;
+        if (parts == 2)
+            add_two<<<block_count(elements, kLanes<T> * kThreads), kThreads, 0, stream->handle>>>(
+                first, second, elements, are_aligned(first, second, out), (T *)out);
+        else
+            add_tree<<<block_count(elements, kThreads), kThreads, 0, stream->handle>>>(
+                first, stride, parts, elements, (T *)out);
+        return launched("tree_sum");
+    });
 }

@@ -80,6 +80,38 @@ template <typename Unit> hd_status copy_units(hd_stream *stream, const hdi_copy_
     return launched("copy_blocks");
 }
 
+/* The same on a grid of blocks. */
+template <typename Unit, typename Index> __global__ void copy_grid_unit(hdi_copy_grid_args a)
+{
+    const Index per_block = (Index)(a.block_bytes / sizeof(Unit));
+    const Index index = (Index)blockIdx.x * kThreads + threadIdx.x;
+    Index left = index / per_block;
+    size_t x_at = (size_t)(index - left * per_block) * sizeof(Unit), out_at = x_at;
+#pragma unroll
+    for (int d = HDI_GRID_DIMS - 1; d >= 0; d--) {
+        const Index count = (Index)a.count[d], at = left % count;
+        left /= count;
+        x_at += (size_t)at * a.x_stride[d];
+        out_at += (size_t)at * a.out_stride[d];
+    }
+    if (left == 0)
+        *reinterpret_cast<Unit *>((char *)a.out + out_at) =
+            __ldcs(reinterpret_cast<const Unit *>((const char *)a.x + x_at));
+}
+
+template <typename Unit>
+hd_status copy_grid_units(hd_stream *stream, const hdi_copy_grid_args *args, int64_t blocks)
+{
+    const int64_t units = blocks * (int64_t)(args->block_bytes / sizeof(Unit));
+    if (units < INT32_MAX)
+        copy_grid_unit<Unit, uint32_t>
+            <<<block_count(units, kThreads), kThreads, 0, stream->handle>>>(*args);
+    else
+        copy_grid_unit<Unit, uint64_t>
+            <<<block_count(units, kThreads), kThreads, 0, stream->handle>>>(*args);
+    return launched("copy_grid");
+}
+
 } // namespace
 
 extern "C" hd_status hdi_cuda_sinusoid(hd_stream *stream, const hdi_sinusoid_args *args)
@@ -135,4 +167,18 @@ extern "C" hd_status hdi_cuda_copy_blocks(hd_stream *stream, const hdi_copy_bloc
     if (all % 16 == 0) return copy_units<uint4>(stream, args);
     if (all % 4 == 0) return copy_units<uint32_t>(stream, args);
     return copy_units<unsigned char>(stream, args);
+}
+
+extern "C" hd_status hdi_cuda_copy_grid(hd_stream *stream, const hdi_copy_grid_args *args)
+{
+    uintptr_t all = (uintptr_t)args->x | (uintptr_t)args->out | args->block_bytes;
+    int64_t blocks = 1;
+    for (int d = 0; d < HDI_GRID_DIMS; d++) {
+        blocks *= args->count[d];
+        if (args->count[d] > 1) all |= args->x_stride[d] | args->out_stride[d];
+    }
+    if (blocks <= 0 || args->block_bytes == 0) return HD_OK;
+    if (all % 16 == 0) return copy_grid_units<uint4>(stream, args, blocks);
+    if (all % 4 == 0) return copy_grid_units<uint32_t>(stream, args, blocks);
+    return copy_grid_units<unsigned char>(stream, args, blocks);
 }

@@ -176,10 +176,11 @@ static hd_status describe_shape(const planning *p, int index, hdi_text *text)
     const hd_trainer *any = p->trainers[0];
     const hdi_trainer_shape *shape = &any->shapes[index];
     const int data = hd_mesh_size(p->meshes[0], HD_AXIS_DATA);
-    char sequences[32] = "";
+    char sequences[64] = "";
     if (hd_mesh_size(p->meshes[0], HD_AXIS_SEQUENCE) > 1)
-        snprintf(sequences, sizeof sequences, " x sequence %d",
-                 hd_mesh_size(p->meshes[0], HD_AXIS_SEQUENCE));
+        snprintf(sequences, sizeof sequences, " x sequence %d (heads in %d groups)",
+                 hd_mesh_size(p->meshes[0], HD_AXIS_SEQUENCE),
+                 shape->train[0].program->sequence_turns);
     hdi_schedule_timing timing;
     double ideal;
     HD_RETURN_IF_ERROR(simulate(p, index, &timing, &ideal));
@@ -209,6 +210,10 @@ static hd_status describe(const planning *p, double seconds, hdi_text *text)
     const hd_trainer *any = p->trainers[0];
     for (int i = 0; i < any->shape_count; i++)
         HD_RETURN_IF_ERROR(describe_shape(p, i, text));
+    if (any->options.dtype != HD_DTYPE_F32)
+        hdi_text_printf(text, "weights %s, gradients %s, master %s\n",
+                        hd_dtype_name(any->options.dtype), hd_dtype_name(any->options.gradients),
+                        any->options.master == HD_MASTER_REMAINDER ? "remainder" : "F32");
     hdi_text_append(text, "stage\n");
     for (int s = 0; s < any->pipeline; s++)
         describe_stage(p, s, text);

@@ -50,7 +50,8 @@ static hd_status plan_stage(planning *p, const hd_backend *backend, int stage)
             .foreign = (size_t)hdi_config_bytes(p->config->values, "memory.foreign"),
             .transport = hdi_job_transport(p->config, p->meshes[stage], backend),
             .residency = (hd_residency)hdi_config_enum(p->config->values, "sample.residency"),
-            .slices = (int)hdi_config_int(p->config->values, "sample.slices")},
+            .slices = (int)hdi_config_int(p->config->values, "sample.slices"),
+            .sequence_groups = (int)hdi_config_int(p->config->values, "layout.sequence_groups")},
         &p->samplers[stage]);
     return status == HD_OK ? HD_OK : hdi_error_context(status, "stage %d of %d", stage, p->stages);
 }
@@ -84,6 +85,9 @@ static void describe_phase(const hd_sampler *sampler, hd_purpose phase, hdi_text
                     hd_sampler_flops(sampler, phase, 0));
     if (phase == HD_PURPOSE_DENOISE && hd_sampler_slices(sampler) > 1)
         hdi_text_printf(text, ", blocks in %d slices", hd_sampler_slices(sampler));
+    if (plan->units[0].program->sequence_turns)
+        hdi_text_printf(text, ", heads change places in %d groups",
+                        plan->units[0].program->sequence_turns);
     hdi_text_append(text, "\n");
     for (int r = 0; r < HD_REGIONS; r++)
         if (hd_plan_region_bytes(plan, (hd_region)r))

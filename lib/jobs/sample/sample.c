@@ -77,22 +77,23 @@ static hd_status make_sampler(job *it)
     size_t foreign, transport;
     HD_RETURN_IF_ERROR(hdi_job_foreign(it->config, it->mesh, it->context, &foreign, &transport));
     return hd_sampler_create(
-        &(hd_sampler_options){.build = hd_model_build,
-                              .user = it->model,
-                              .layers = hd_model_layers(it->model),
-                              .model = it->settings.model,
-                              .mesh = it->mesh,
-                              .backend = backend,
-                              .dtype = it->settings.dtype,
-                              .shape = it->settings.shape,
-                              .texts = it->inputs.lengths,
-                              .text_lengths = it->inputs.length_count,
-                              .budget = (size_t)hdi_config_bytes(values, "memory.budget"),
-                              .foreign = foreign,
-                              .transport = transport,
-                              .residency =
-                                  (hd_residency)hdi_config_enum(values, "sample.residency"),
-                              .slices = (int)hdi_config_int(values, "sample.slices")},
+        &(hd_sampler_options){
+            .build = hd_model_build,
+            .user = it->model,
+            .layers = hd_model_layers(it->model),
+            .model = it->settings.model,
+            .mesh = it->mesh,
+            .backend = backend,
+            .dtype = it->settings.dtype,
+            .shape = it->settings.shape,
+            .texts = it->inputs.lengths,
+            .text_lengths = it->inputs.length_count,
+            .budget = (size_t)hdi_config_bytes(values, "memory.budget"),
+            .foreign = foreign,
+            .transport = transport,
+            .residency = (hd_residency)hdi_config_enum(values, "sample.residency"),
+            .slices = (int)hdi_config_int(values, "sample.slices"),
+            .sequence_groups = (int)hdi_config_int(values, "layout.sequence_groups")},
         &it->sampler);
 }
 
@@ -105,6 +106,7 @@ static hd_status list_videos(job *it)
     it->files = hdi_alloc_array((size_t)it->count, sizeof *it->files);
     it->latents = hdi_alloc_array((size_t)it->count, sizeof *it->latents);
     if (!it->videos || !it->files || !it->latents) return out_of_memory();
+    const bool by_mask = it->settings.model->given_by_mask;
     for (int v = 0; v < it->count; v++) {
         const int input = v / it->seed_count;
         const int own = it->inputs.negatives > 1 ? input : 0, negative = it->inputs.count + own;
@@ -113,7 +115,7 @@ static hd_status list_videos(job *it)
                                            .seed = seed,
                                            .number = (uint64_t)input,
                                            .condition = it->inputs.condition,
-                                           .given = it->inputs.given,
+                                           .given = by_mask ? NULL : it->inputs.given,
                                            .given_frames = it->inputs.given_frames};
         it->files[v] = (hdi_sample_file){.name = it->inputs.names[input],
                                          .seed = seed,

@@ -255,27 +255,27 @@ hd_status hdi_sample_inputs_read(const hd_config *config, const hd_video_model *
     return list_lengths(out);
 }
 
-/* Beside the latents, such models read which frames are given, then those frames. */
+/* Beside the latents, such models read which frames are given, in one mask or in several alike, then
+ * those frames. */
 static hd_status make_condition(const hdi_sample_settings *settings, hdi_sample_inputs *inout)
 {
     const int64_t channels = settings->model->channels, frames = settings->shape.frames;
+    const int64_t masks = settings->model->condition_masks;
     const int64_t plane = settings->shape.height * settings->shape.width;
     if (settings->model->condition_channels == 0) return HD_OK;
-    if (settings->model->condition_channels != channels + 1)
-        return hdi_error(HD_ERROR_UNSUPPORTED,
-                         "sample.given: the model reads %" PRId64 " channels beside %" PRId64
-                         " of latents, want one more: mask and latents",
-                         settings->model->condition_channels, channels);
-    inout->condition = hdi_alloc_array((size_t)((channels + 1) * frames * plane), sizeof(float));
+    inout->condition =
+        hdi_alloc_array((size_t)((masks + channels) * frames * plane), sizeof(float));
     if (!inout->condition) return out_of_memory();
-    for (int64_t f = 0; f < frames; f++) {
-        if (!inout->given_frames[f]) continue;
-        for (int64_t i = 0; i < plane; i++)
-            inout->condition[f * plane + i] = 1;
-        for (int64_t c = 0; c < channels; c++)
-            memcpy(inout->condition + ((c + 1) * frames + f) * plane,
-                   inout->given + (c * frames + f) * plane, (size_t)plane * sizeof(float));
-    }
+    for (int64_t c = 0; c < masks + channels; c++)
+        for (int64_t f = 0; f < frames; f++) {
+            float *out = inout->condition + (c * frames + f) * plane;
+            if (!inout->given_frames[f]) continue;
+            for (int64_t i = 0; i < plane && c < masks; i++)
+                out[i] = 1;
+            if (c >= masks)
+                memcpy(out, inout->given + ((c - masks) * frames + f) * plane,
+                       (size_t)plane * sizeof *out);
+        }
     return HD_OK;
 }
 

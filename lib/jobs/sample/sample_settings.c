@@ -63,7 +63,8 @@ static double shift_of(const hd_config *config, const hd_model *model,
     return strcmp(hd_model_type(model), "hunyuan_video") == 0 ? 7 : 1;
 }
 
-/* Open-Sora 2.0 guides by the text and by given frames; others by the text, or inside the network. */
+/* Models that read given frames beside the latents are guided by the text and by those; others by the
+ * text, or inside the network. */
 static void read_guidance(const hd_config *config, bool given, hdi_sample_settings *out)
 {
     const hdi_config *values = config->values;
@@ -80,8 +81,9 @@ static void read_guidance(const hd_config *config, bool given, hdi_sample_settin
     if (scale == 1) return;
     run->guidance = scale;
     run->image_guidance = hdi_config_float(values, "sample.image_guidance");
-    run->oscillate = open_sora_2 && hdi_config_bool(values, "sample.oscillate");
     run->branches = given && out->model->condition_channels ? 3 : 2;
+    run->oscillate =
+        (open_sora_2 || run->branches == 3) && hdi_config_bool(values, "sample.oscillate");
     run->ramp = run->branches == 3 && run->oscillate;
 }
 

@@ -32,12 +32,14 @@ static hd_stage stage_of(const hd_sampler *sampler, const hdi_sampler_set *set, 
 static hd_status create_program(const hd_sampler *sampler, const char *name, const hd_mesh *mesh,
                                 int slices, hd_program **out)
 {
-    return hd_program_create(&(hd_program_options){.name = name,
-                                                   .dtype = sampler->options.dtype,
-                                                   .mesh = mesh,
-                                                   .backend = sampler->options.backend,
-                                                   .slices = slices},
-                             out);
+    return hd_program_create(
+        &(hd_program_options){.name = name,
+                              .dtype = sampler->options.dtype,
+                              .mesh = mesh,
+                              .backend = sampler->options.backend,
+                              .slices = slices,
+                              .sequence_groups = sampler->options.sequence_groups},
+        out);
 }
 
 static hd_tensor add_x(hd_program *program, const hdi_sampler_set *set)

@@ -49,6 +49,7 @@ typedef struct phase {
     lane *lanes;                          /* [text_lengths], owned */
     float *velocity[HD_SAMPLER_BRANCHES]; /* owned, on the last stage */
     float *zeros;           /* owned: the condition where there is none, pooled likewise */
+    float *masks;           /* owned: the condition of which masks alone are left */
     int32_t *frame_entries; /* owned */
     int bad_video;          /* whose latents are not finite; -1: none */
 } phase;
@@ -109,9 +110,21 @@ static const void *fill_frame_entries(const phase *it, const hd_sampler_video *v
     const int64_t frames = it->sampler->options.shape.frames;
     const int64_t patch = it->sampler->model.patch[0] > 0 ? it->sampler->model.patch[0] : 1;
     for (int64_t f = 0; f < frames; f += patch)
-        it->frame_entries[f / patch] =
-            video->given && video->given_frames && video->given_frames[f];
+        it->frame_entries[f / patch] = video->given_frames && video->given_frames[f];
     return it->frame_entries;
+}
+
+/* What a branch sees of given frames; the third one none of their latents. */
+static const void *fill_condition(const phase *it, const hd_sampler_video *video, int branch)
+{
+    const hd_video_model *model = &it->sampler->model;
+    if (!video->condition) return it->zeros;
+    if (branch < 2) return video->condition;
+    if (!model->given_by_mask) return it->zeros;
+    const int64_t masks =
+        model->condition_masks * it->sampler->options.shape.frames * hdi_sampler_plane(it->sampler);
+    memcpy(it->masks, video->condition, (size_t)masks * sizeof *it->masks);
+    return it->masks;
 }
 
 static hd_status write_input(const phase *it, const turn *now, const hdi_sampler_port *port)
@@ -142,9 +155,7 @@ static hd_status write_input(const phase *it, const turn *now, const hdi_sampler
         scalar = (float)call->options->fps;
         values = &scalar;
         break;
-    case HDI_FROM_CONDITION:
-        values = video->condition && now->pass.branch < 2 ? video->condition : it->zeros;
-        break;
+    case HDI_FROM_CONDITION: values = fill_condition(it, video, now->pass.branch); break;
     case HDI_FROM_FRAME_ENTRIES: values = fill_frame_entries(it, video); break;
     }
     return hd_session_write(call->session, now->set->denoise, port->tensor, now->boundary, values);
@@ -307,9 +318,11 @@ static hd_status allocate(phase *it)
     it->flights = hdi_alloc_array(slots, sizeof *it->flights);
     it->lanes = hdi_alloc_array((size_t)sampler->options.text_lengths, sizeof *it->lanes);
     it->zeros = hdi_alloc_array((size_t)zeros + 1, sizeof *it->zeros);
+    it->masks = hdi_alloc_array(model->given_by_mask ? (size_t)condition : 1, sizeof *it->masks);
     it->frame_entries =
         hdi_alloc_array((size_t)sampler->options.shape.frames, sizeof *it->frame_entries);
-    bool ok = it->walk.slots && it->flights && it->lanes && it->zeros && it->frame_entries;
+    bool ok =
+        it->walk.slots && it->flights && it->lanes && it->zeros && it->masks && it->frame_entries;
     for (size_t s = 0; s < slots && ok; s++) {
         it->flights[s].video = -1;
         if (!it->first && !it->last) continue;
@@ -333,6 +346,7 @@ static void release(phase *it)
     hdi_free(it->flights);
     hdi_free(it->lanes);
     hdi_free(it->zeros);
+    hdi_free(it->masks);
     hdi_free(it->frame_entries);
 }
 

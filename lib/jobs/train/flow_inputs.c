@@ -14,6 +14,7 @@ static const char *const names[HDI_FLOW_INPUTS] = {
     [HDI_FLOW_TEXTS] = "text",
     [HDI_FLOW_TEXT_COUNTS] = "text_counts",
     [HDI_FLOW_TEXT_OFFSETS] = "text_offsets",
+    [HDI_FLOW_TEXT_PLACES] = "text_places",
     [HDI_FLOW_POOLED] = "pooled",
     [HDI_FLOW_GUIDANCE] = "guidance",
     [HDI_FLOW_FPS] = "fps",
@@ -46,6 +47,7 @@ static int64_t elements_of(const hd_video_model *model, const hd_video_shape *vi
     case HDI_FLOW_LATENTS:
     case HDI_FLOW_TARGET: return model->channels * pixels_of(video);
     case HDI_FLOW_TEXTS: return video->text * model->text_columns;
+    case HDI_FLOW_TEXT_PLACES: return video->text;
     case HDI_FLOW_POOLED: return model->pooled_columns;
     case HDI_FLOW_CONDITION: return model->condition_channels * pixels_of(video);
     case HDI_FLOW_FRAME_ENTRIES:
@@ -138,10 +140,11 @@ static void put_condition(const filling *f, const hdi_flow_draw *draw, float *ou
     for (int64_t c = 0; c < model->condition_channels; c++)
         for (int64_t frame = 0; frame < video->frames; frame++) {
             float *to = out + (c * video->frames + frame) * frame_pixels;
-            const float *from = f->data + ((c - 1) * video->frames + frame) * frame_pixels;
+            const int64_t from =
+                ((c - model->condition_masks) * video->frames + frame) * frame_pixels;
             const bool given = hdi_flow_is_given(draw->task, frame, video->frames);
-            if (c > 0 && given)
-                memcpy(to, from, (size_t)frame_pixels * sizeof *to);
+            if (c >= model->condition_masks && given)
+                memcpy(to, f->data + from, (size_t)frame_pixels * sizeof *to);
             else
                 for (int64_t i = 0; i < frame_pixels; i++)
                     to[i] = given ? 1 : 0;
@@ -197,6 +200,8 @@ static hd_status put_text(filling *f, const hdi_flow_draw *draw, int64_t text, i
     float *out = f->in[HDI_FLOW_TEXTS];
     put_integer(f, HDI_FLOW_TEXT_COUNTS, sequence, tokens);
     put_integer(f, HDI_FLOW_TEXT_OFFSETS, sequence + 1, f->text_rows + tokens);
+    for (int64_t r = 0; r < tokens; r++)
+        put_integer(f, HDI_FLOW_TEXT_PLACES, row + r, r);
     f->text_rows += tokens;
     if (out && tokens)
         HD_RETURN_IF_ERROR(

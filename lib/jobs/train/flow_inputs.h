@@ -13,6 +13,7 @@ typedef enum hdi_flow_input {
     HDI_FLOW_TEXTS,
     HDI_FLOW_TEXT_COUNTS,
     HDI_FLOW_TEXT_OFFSETS,
+    HDI_FLOW_TEXT_PLACES,
     HDI_FLOW_POOLED,
     HDI_FLOW_GUIDANCE,
     HDI_FLOW_FPS,

@@ -111,9 +111,10 @@ static void close_job(hdi_train_job *job)
     if (job->feed) job->feed->destroy(job->feed); /* its thread looks at the trainer's shapes */
     hdi_trace_destroy(job->trace);
     hdi_checkpoint_writer_destroy(job->writer);
-    for (int i = 0; i < job->mirror_count; i++)
-        hdi_unmap(job->mirrors[i].host, job->mirrors[i].bytes);
-    hdi_free(job->mirrors);
+    for (hdi_train_source *source = job->sources, *next; source; source = next) {
+        next = source->next;
+        hdi_free(source);
+    }
     hd_trainer_destroy(job->trainer);
     hd_context_destroy(job->context);
     hd_model_destroy(job->model);

@@ -10,12 +10,14 @@
 
 #include <heddle/model.h>
 
-/* A host copy of a run of device memory. */
-typedef struct hdi_mirror {
-    const void *device;
-    void *host;
-    size_t bytes;
-} hdi_mirror;
+/* Where the writer fetches a piece from. */
+typedef struct hdi_train_source hdi_train_source;
+struct hdi_train_source {
+    hd_trainer *trainer; /* borrowed */
+    hdi_trainer_part part;
+    const float *device;    /* NULL: the part's values, as hdi_trainer_read makes them */
+    hdi_train_source *next; /* owned */
+};
 
 /* What a training reads: text, or videos. */
 typedef struct hdi_train_feed hdi_train_feed;
@@ -51,8 +53,8 @@ typedef struct hdi_train_job {
     hd_trainer *trainer;
     hdi_run_files files;
     hdi_checkpoint_writer *writer;
-    hdi_mirror *mirrors; /* of what the writer saves, where that is on a device; owned */
-    int mirror_count, mirror_capacity;
+    hdi_train_source
+        *sources; /* of what the writer saves and does not find in host memory; owned */
     hdi_trace *trace;
 
     uint64_t seed;

@@ -21,37 +21,40 @@ typedef struct piece_list {
     int count, capacity;
 } piece_list;
 
-/* Where the writer finds a piece: in the arena, or on a device in a host copy made at each save. */
-static hd_status host_data(hdi_train_job *job, const void *data, int64_t count, const void **out)
+static hd_status fetch_source(void *user, int64_t first, int64_t count, void *out)
 {
-    *out = data;
-    if (job->context->backend == &hdi_backend_cpu || count == 0) return HD_OK;
-    size_t bytes = (size_t)count * sizeof(float);
-    hdi_mirror mirror = {.device = data, .bytes = bytes, .host = hdi_map(bytes)};
-    if (!mirror.host || !HDI_GROW(job->mirrors, job->mirror_count, job->mirror_capacity)) {
-        if (mirror.host) hdi_unmap(mirror.host, bytes);
-        return out_of_memory();
-    }
-    job->mirrors[job->mirror_count++] = mirror;
-    *out = mirror.host;
-    return HD_OK;
-}
-
-static hd_status fill_mirrors(const hdi_train_job *job)
-{
-    const hd_context *context = job->context;
-    for (int i = 0; i < job->mirror_count; i++)
-        HD_RETURN_IF_ERROR(context->backend->copy_out(
-            context->stream, job->mirrors[i].host, job->mirrors[i].device, job->mirrors[i].bytes));
+    const hdi_train_source *source = user;
+    if (!source->device) return hdi_trainer_read(source->trainer, &source->part, first, count, out);
+    const hd_context *context = source->trainer->session->context;
+    HD_RETURN_IF_ERROR(context->backend->copy_out(context->stream, out, source->device + first,
+                                                  (size_t)count * sizeof(float)));
     return context->backend->synchronize(context->stream);
 }
 
-static hd_status add_piece(piece_list *list, const char *kind, const char *parameter,
+static hd_status add_source(hdi_train_job *job, const hdi_trainer_part *part, const float *device,
+                            hdi_train_source **out)
+{
+    hdi_train_source *source = *out = hdi_alloc(sizeof *source);
+    if (!source) return out_of_memory();
+    *source = (hdi_train_source){
+        .trainer = job->trainer, .part = *part, .device = device, .next = job->sources};
+    job->sources = source;
+    return HD_OK;
+}
+
+/* Elements of a parameter that one piece holds. `data` is a device address; NULL: the values that weights
+ * and remainders make. */
+static hd_status add_piece(piece_list *list, const char *kind, const hdi_trainer_part *part,
                            const float *data, hdi_checkpoint_piece piece)
 {
-    HD_RETURN_IF_ERROR(host_data(list->job, data, piece.count, &piece.data));
-    piece.name = hdi_format("%s/%s", kind, parameter);
+    const bool is_here = data && list->job->context->backend == &hdi_backend_cpu;
+    hdi_train_source *source = NULL;
+    if (!is_here) HD_RETURN_IF_ERROR(add_source(list->job, part, data, &source));
+    piece.name = hdi_format("%s/%s", kind, part->entry->name);
     piece.dtype = HD_DTYPE_F32;
+    piece.data = is_here ? data : NULL;
+    piece.fetch = fetch_source;
+    piece.user = source;
     if (!piece.name || !HDI_GROW(list->pieces, list->count, list->capacity)) {
         hdi_free((void *)(uintptr_t)piece.name);
         return out_of_memory();
@@ -60,12 +63,11 @@ static hd_status add_piece(piece_list *list, const char *kind, const char *param
     return HD_OK;
 }
 
-/* Elements of a parameter as files have them: runs of the whole, or of some of its columns. */
+/* A part as files have it: runs of the whole, or of some of its columns. */
 static hd_status add_pieces(piece_list *list, const char *kind, const hdi_trainer_part *part,
                             const float *data)
 {
     const hd_parameter_options *options = part->entry->options;
-    const char *name = part->entry->name;
     hdi_checkpoint_piece piece = {.global_elements = hdi_shard_whole(options)};
     if (hdi_shard_is_part(options) && options->shard.dim == 1) {
         piece.begin = part->begin;
@@ -73,12 +75,15 @@ static hd_status add_pieces(piece_list *list, const char *kind, const hdi_traine
         piece.first = options->shard.run[0].first;
         piece.width = options->shard.run[0].count;
         piece.columns = options->dims[1];
-        return add_piece(list, kind, name, data, piece);
+        return add_piece(list, kind, part, data, piece);
     }
     for (int64_t at = 0; at < part->count; at += piece.count) {
-        piece.count = hdi_shard_run(options, part->begin + at, &piece.begin);
+        hdi_trainer_part run = *part;
+        run.begin += at;
+        piece.count = hdi_shard_run(options, run.begin, &piece.begin);
         if (piece.count > part->count - at) piece.count = part->count - at;
-        HD_RETURN_IF_ERROR(add_piece(list, kind, name, data + at, piece));
+        run.count = piece.count;
+        HD_RETURN_IF_ERROR(add_piece(list, kind, &run, data ? data + at : NULL, piece));
     }
     return HD_OK;
 }
@@ -128,9 +133,7 @@ static char *state_text(const hdi_train_job *job)
 hd_status hdi_train_save(hdi_train_job *job)
 {
     char *state = state_text(job);
-    hd_status status = state ? hdi_trainer_join(job->trainer) : out_of_memory();
-    if (status == HD_OK) status = fill_mirrors(job);
-    status = hd_comm_agree(job->world, status);
+    hd_status status = hd_comm_agree(job->world, state ? HD_OK : out_of_memory());
     if (status == HD_OK) status = hdi_checkpoint_save(job->writer, job->trainer->steps, state);
     hdi_free(state);
     if (status == HD_OK && *hdi_checkpoint_writer_warning(job->writer))

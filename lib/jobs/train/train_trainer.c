@@ -39,6 +39,22 @@ static hd_status token_options(const hdi_config *values, const hd_model *model, 
     return HD_OK;
 }
 
+/* The trainer refuses the same, but knows no settings to name. */
+static hd_status check_gradients(const hdi_config *values)
+{
+    if (hdi_config_enum(values, "train.gradients") != HDI_JOB_GRADIENTS_BF16) return HD_OK;
+    if (hdi_config_enum(values, "train.dtype") != HDI_JOB_BF16)
+        return hdi_error(HD_ERROR_CONFIG,
+                         "train.gradients: seen bf16 with train.dtype %s, want bf16 (gradients are "
+                         "not rounded further than weights)",
+                         hdi_config_string(values, "train.dtype"));
+    if (hdi_config_enum(values, "layout.reduction") == HDI_REDUCTION_EXACT)
+        return hdi_error(HD_ERROR_CONFIG,
+                         "train.gradients: seen bf16 with layout.reduction exact, want fp32 (a sum "
+                         "that is rounded at each micro-batch depends on how ranks share them)");
+    return HD_OK;
+}
+
 static hd_status train_options(const hd_config *config, hd_model *model, const hd_mesh *mesh,
                                hd_trainer_options *out)
 {
@@ -50,6 +66,10 @@ static hd_status train_options(const hd_config *config, hd_model *model, const h
         return hdi_error(HD_ERROR_CONFIG,
                          "optimizer.master: seen remainder with train.dtype %s, want bf16",
                          hdi_config_string(values, "train.dtype"));
+    HD_RETURN_IF_ERROR(check_gradients(values));
+    const hd_dtype gradients = hdi_config_enum(values, "train.gradients") == HDI_JOB_GRADIENTS_BF16
+                                   ? HD_DTYPE_BF16
+                                   : HD_DTYPE_F32;
     const hd_dtype dtypes[] = {
         [HDI_JOB_F32] = HD_DTYPE_F32, [HDI_JOB_BF16] = HD_DTYPE_BF16, [HDI_JOB_F16] = HD_DTYPE_F16};
     const hd_master masters[] = {[HDI_JOB_MASTER_AUTO] = HD_MASTER_AUTO,
@@ -64,10 +84,13 @@ static hd_status train_options(const hd_config *config, hd_model *model, const h
         .chunks = (int)hdi_config_int(values, "layout.chunks"),
         .exact = hdi_config_enum(values, "layout.reduction") == HDI_REDUCTION_EXACT,
         .shard_state = hdi_config_bool(values, "layout.shard_state"),
+        .sequence_groups = (int)hdi_config_int(values, "layout.sequence_groups"),
         .recompute = hdi_config_enum(values, "layout.recompute") == HDI_RECOMPUTE_LAYER,
         .budget = (size_t)hdi_config_bytes(values, "memory.budget"),
-        .bucket_elements = hdi_config_bytes(values, "layout.bucket") / (int64_t)sizeof(float),
+        .bucket_elements =
+            hdi_config_bytes(values, "layout.bucket") / (int64_t)hd_dtype_bytes(gradients),
         .dtype = dtypes[dtype],
+        .gradients = gradients,
         .master = masters[master],
         .adamw = {.beta1 = (float)hdi_config_float(values, "optimizer.beta1"),
                   .beta2 = (float)hdi_config_float(values, "optimizer.beta2"),

@@ -11,6 +11,24 @@ static hd_status out_of_memory(void)
     return hdi_error(HD_ERROR_MEMORY, "trainer: out of host memory");
 }
 
+static hd_status check_gradients(hd_trainer_options *o)
+{
+    if (!o->gradients) o->gradients = HD_DTYPE_F32;
+    if (o->gradients == HD_DTYPE_F32) return HD_OK;
+    if (o->gradients != HD_DTYPE_BF16)
+        return hdi_error(HD_ERROR_ARGUMENT, "trainer: gradients are %s, want F32 or BF16",
+                         hd_dtype_name(o->gradients));
+    if (o->dtype != HD_DTYPE_BF16)
+        return hdi_error(HD_ERROR_UNSUPPORTED,
+                         "trainer: gradients of BF16 want weights of BF16, seen %s",
+                         hd_dtype_name(o->dtype));
+    if (o->exact)
+        return hdi_error(HD_ERROR_UNSUPPORTED,
+                         "reduction exact with gradients of BF16: a sum is rounded at each "
+                         "micro-batch, so its bits would tell how they were dealt to ranks");
+    return HD_OK;
+}
+
 static hd_status check_dtype(hd_trainer *trainer)
 {
     hd_trainer_options *o = &trainer->options;
@@ -24,6 +42,7 @@ static hd_status check_dtype(hd_trainer *trainer)
         return hdi_error(HD_ERROR_UNSUPPORTED,
                          "trainer: masters as remainders want weights of BF16, seen %s",
                          hd_dtype_name(o->dtype));
+    HD_RETURN_IF_ERROR(check_gradients(o));
     if (o->loss_scale == 0) o->loss_scale = 32768;
     if (o->loss_scale_steps == 0) o->loss_scale_steps = 1000;
     if (!(o->loss_scale >= 1) || o->loss_scale_steps < 1)
@@ -281,6 +300,7 @@ void hd_trainer_destroy(hd_trainer *trainer)
     for (int i = 0; i < trainer->tie_count; i++)
         hdi_free(trainer->ties[i].send_counts);
     hdi_free(trainer->ties);
+    hdi_free(trainer->alike_counts);
     hdi_free(trainer->square_pieces);
     hdi_free(trainer->update_pieces);
     hdi_schedule_destroy(trainer->validate_schedule);

@@ -56,6 +56,7 @@ struct hd_trainer {
     hdi_schedule *validate_schedule;
     hdi_tie *ties;
     int tie_count, tie_capacity;
+    int64_t *alike_counts; /* of exchanges on the tensor axis; owned */
     hdi_piece *square_pieces, *update_pieces;
     int square_count, square_capacity, update_count, update_capacity;
     hd_program *norm, *update; /* owned */
@@ -90,6 +91,9 @@ bool hdi_trainer_reads(const hd_trainer *trainer, int shape, const char *name);
 /* trainer_update.c: the norm and update programs, from the layout. */
 hd_status hdi_trainer_build_update(hd_trainer *trainer, const hdi_layout *layout);
 
+/* trainer_alike.c: in the norm program, sums over the tensor axis. */
+hd_status hdi_trainer_sum_alike(hd_trainer *trainer, const hdi_layout *layout);
+
 /* Pipeline rank of a virtual stage. */
 static inline int hdi_trainer_rank_of(const hd_trainer *trainer, int virtual_stage)
 {
@@ -112,11 +116,9 @@ hd_status hdi_trainer_write(hd_trainer *trainer, const hdi_entry *entry, int64_t
 /* Make the average of the weights equal to them, if there is one. */
 hd_status hdi_trainer_reset_average(hd_trainer *trainer);
 
-/* Make the values of saved parts readable: they last until the next step or validation. */
-hd_status hdi_trainer_join(hd_trainer *trainer);
-
 /* Device addresses: of weights from flat position `first`, of optimizer state in fp32 elements, and
- * of the values behind weights whose state begins at `state`. */
+ * of the values behind weights whose state begins at `state`; NULL where weights and remainders make
+ * them. */
 char *hdi_trainer_weights(const hd_trainer *trainer, int64_t first);
 float *hdi_trainer_state(const hd_trainer *trainer, int64_t element);
 float *hdi_trainer_values(const hd_trainer *trainer, int64_t first, int64_t state);
@@ -136,8 +138,8 @@ static inline int64_t hdi_trainer_average_first(const hd_trainer *trainer, const
 }
 
 /* This rank's part of what a checkpoint holds: flat runs of parameters. Called once per run;
- * values, m and v are device addresses, values valid after hdi_trainer_join and only where m is
- * given. Stops at the first error. */
+ * values, m and v are device addresses, values only where m is given, and NULL where weights and
+ * remainders make them. Stops at the first error. */
 typedef struct hdi_trainer_part {
     const hdi_entry *entry;
     int64_t begin, count; /* elements of the parameter */
@@ -145,6 +147,10 @@ typedef struct hdi_trainer_part {
     float *average; /* NULL where m is, and without an average */
 } hdi_trainer_part;
 typedef hd_status (*hdi_trainer_part_fn)(void *user, const hdi_trainer_part *part);
+
+/* Values of elements first .. first + count of a part that has m, to host memory, between steps. */
+hd_status hdi_trainer_read(hd_trainer *trainer, const hdi_trainer_part *part, int64_t first,
+                           int64_t count, float *out);
 
 /* Parts that this rank saves: every element of the model once over all ranks. */
 hd_status hdi_trainer_saved_parts(hd_trainer *trainer, hdi_trainer_part_fn visit, void *user);

@@ -1,6 +1,5 @@
 /* The fp32 values behind 16-bit weights: their masters, or what weights and remainders make together.
- * Between steps gradients are dead, so values pass through their bytes: a parameter's lie where its
- * gradient does. */
+ * Between steps gradients are dead, so values pass through their bytes, as many as fit at a time. */
 #include "core/error.h"
 #include "jobs/train/trainer.h"
 
@@ -23,17 +22,25 @@ static int16_t *remainders(const hd_trainer *trainer, int64_t element)
            element;
 }
 
-static float *passing(const hd_trainer *trainer, int64_t first)
+/* Where values pass, and how many fit at a time. */
+static float *passing(const hd_trainer *trainer, int64_t *fits)
 {
-    char *base = trainer->session->arena + trainer->plan->units[0].base[HD_REGION_GRADIENTS];
-    return (float *)(void *)base + first;
+    const hd_plan *plan = trainer->plan;
+    *fits = (int64_t)(plan->gradient_level_bytes / sizeof(float));
+    char *base = trainer->session->arena + plan->units[0].base[HD_REGION_GRADIENTS];
+    return (float *)(void *)base;
+}
+
+static int64_t least(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
 }
 
 float *hdi_trainer_values(const hd_trainer *trainer, int64_t first, int64_t state)
 {
     if (trainer->options.dtype == HD_DTYPE_F32)
         return (float *)(void *)hdi_trainer_weights(trainer, first);
-    if (trainer->options.master == HD_MASTER_REMAINDER) return passing(trainer, first);
+    if (trainer->options.master == HD_MASTER_REMAINDER) return NULL;
     return hdi_trainer_state(trainer, hdi_trainer_master_first(trainer->plan->layout) + state);
 }
 
@@ -45,25 +52,28 @@ static int64_t owned(const hdi_layout *layout, int bucket, int64_t *first)
     return layout->buckets[bucket].elements;
 }
 
-/* Weights, and what this rank keeps behind them, from values that lie where gradients do. */
-static hd_status keep(hd_trainer *trainer, const hdi_entry *entry, int64_t first, int64_t count)
+/* Weights from flat position `first` on, and what this rank keeps behind them, from their values on
+ * the device. */
+static hd_status keep(hd_trainer *trainer, const hdi_entry *entry, int64_t first, int64_t count,
+                      const float *values)
 {
     const hd_backend *backend = trainer->session->context->backend;
     hd_stream *stream = trainer->session->context->stream;
     const hdi_layout *layout = trainer->plan->layout;
     const hd_dtype dtype = trainer->options.dtype;
-    HD_RETURN_IF_ERROR(backend->split_weights(stream, dtype, count, passing(trainer, first),
+    HD_RETURN_IF_ERROR(backend->split_weights(stream, dtype, count, values,
                                               hdi_trainer_weights(trainer, first), NULL));
     int64_t own_first, own = owned(layout, entry->bucket, &own_first);
-    int64_t begin = first > own_first ? first : own_first, end = first + count;
-    if (end > own_first + own) end = own_first + own;
+    int64_t begin = first > own_first ? first : own_first;
+    int64_t end = least(first + count, own_first + own);
     if (begin >= end) return HD_OK;
     int64_t state = layout->buckets[entry->bucket].state_first + begin - own_first;
+    values += begin - first;
     if (trainer->options.master == HD_MASTER_REMAINDER)
-        return backend->split_weights(stream, dtype, end - begin, passing(trainer, begin),
+        return backend->split_weights(stream, dtype, end - begin, values,
                                       hdi_trainer_weights(trainer, begin),
                                       remainders(trainer, state));
-    return backend->copy(stream, hdi_trainer_values(trainer, begin, state), passing(trainer, begin),
+    return backend->copy(stream, hdi_trainer_values(trainer, begin, state), values,
                          (size_t)(end - begin) * sizeof(float));
 }
 
@@ -72,11 +82,16 @@ hd_status hdi_trainer_initialize(hd_trainer *trainer, uint64_t seed)
     hd_session *session = trainer->session;
     const hdi_layout *layout = trainer->plan->layout;
     if (trainer->options.dtype == HD_DTYPE_F32) return hd_session_initialize(session, seed);
+    int64_t fits;
+    float *place = passing(trainer, &fits);
     for (int i = 0; i < layout->entry_count; i++) {
         const hdi_entry *entry = &layout->entries[i];
-        HD_RETURN_IF_ERROR(hdi_session_fill(session, entry, seed, HD_DTYPE_F32,
-                                            (char *)passing(trainer, entry->first)));
-        HD_RETURN_IF_ERROR(keep(trainer, entry, entry->first, entry->elements));
+        for (int64_t done = 0; done < entry->elements; done += fits) {
+            const int64_t count = least(fits, entry->elements - done);
+            HD_RETURN_IF_ERROR(
+                hdi_session_fill(session, entry, done, count, seed, HD_DTYPE_F32, (char *)place));
+            HD_RETURN_IF_ERROR(keep(trainer, entry, entry->first + done, count, place));
+        }
     }
     return session->context->backend->synchronize(session->context->stream);
 }
@@ -85,12 +100,46 @@ hd_status hdi_trainer_write(hd_trainer *trainer, const hdi_entry *entry, int64_t
                             int64_t count, const float *values)
 {
     const hd_context *context = trainer->session->context;
-    int64_t first = entry->first + begin;
+    int64_t first = entry->first + begin, fits;
     if (trainer->options.dtype == HD_DTYPE_F32)
         return hdi_session_write_flat(trainer->session, first, count, values);
-    HD_RETURN_IF_ERROR(context->backend->copy_in(context->stream, passing(trainer, first), values,
-                                                 (size_t)count * sizeof(float)));
-    HD_RETURN_IF_ERROR(keep(trainer, entry, first, count));
+    float *place = passing(trainer, &fits);
+    for (int64_t done = 0; done < count; done += fits) {
+        const int64_t piece = least(fits, count - done);
+        HD_RETURN_IF_ERROR(context->backend->copy_in(context->stream, place, values + done,
+                                                     (size_t)piece * sizeof(float)));
+        HD_RETURN_IF_ERROR(keep(trainer, entry, first + done, piece, place));
+    }
+    return context->backend->synchronize(context->stream);
+}
+
+/* Values of BF16 weights and remainders, to host memory. */
+static hd_status read_joined(hd_trainer *trainer, int64_t first, int64_t state, int64_t count,
+                             float *out)
+{
+    const hd_context *context = trainer->session->context;
+    int64_t fits;
+    float *place = passing(trainer, &fits);
+    for (int64_t done = 0; done < count; done += fits) {
+        const int64_t piece = least(fits, count - done);
+        HD_RETURN_IF_ERROR(context->backend->join_weights(
+            context->stream, piece, hdi_trainer_weights(trainer, first + done),
+            remainders(trainer, state + done), place));
+        HD_RETURN_IF_ERROR(context->backend->copy_out(context->stream, out + done, place,
+                                                      (size_t)piece * sizeof(float)));
+    }
+    return context->backend->synchronize(context->stream);
+}
+
+hd_status hdi_trainer_read(hd_trainer *trainer, const hdi_trainer_part *part, int64_t first,
+                           int64_t count, float *out)
+{
+    const hd_context *context = trainer->session->context;
+    if (!part->values)
+        return read_joined(trainer, part->entry->first + part->begin + first,
+                           part->m - hdi_trainer_state(trainer, 0) + first, count, out);
+    HD_RETURN_IF_ERROR(context->backend->copy_out(context->stream, out, part->values + first,
+                                                  (size_t)count * sizeof *out));
     return context->backend->synchronize(context->stream);
 }
 
@@ -99,7 +148,7 @@ static hd_status reset_part(void *user, const hdi_trainer_part *part)
     hd_trainer *trainer = user;
     const hd_context *context = trainer->session->context;
     if (!part->average) return HD_OK;
-    if (trainer->options.dtype == HD_DTYPE_F32 || trainer->options.master != HD_MASTER_REMAINDER)
+    if (part->values)
         return context->backend->copy(context->stream, part->average, part->values,
                                       (size_t)part->count * sizeof(float));
     int64_t state = part->m - hdi_trainer_state(trainer, 0);
@@ -114,25 +163,5 @@ hd_status hdi_trainer_reset_average(hd_trainer *trainer)
     const hd_context *context = trainer->session->context;
     if (trainer->options.ema_decay <= 0) return HD_OK;
     HD_RETURN_IF_ERROR(hdi_trainer_loaded_parts(trainer, reset_part, trainer));
-    return context->backend->synchronize(context->stream);
-}
-
-static hd_status join_part(void *user, const hdi_trainer_part *part)
-{
-    hd_trainer *trainer = user;
-    const hd_context *context = trainer->session->context;
-    int64_t state = part->m - hdi_trainer_state(trainer, 0);
-    return context->backend->join_weights(
-        context->stream, part->count,
-        hdi_trainer_weights(trainer, part->entry->first + part->begin), remainders(trainer, state),
-        part->values);
-}
-
-hd_status hdi_trainer_join(hd_trainer *trainer)
-{
-    const hd_context *context = trainer->session->context;
-    if (trainer->options.dtype == HD_DTYPE_F32 || trainer->options.master != HD_MASTER_REMAINDER)
-        return HD_OK;
-    HD_RETURN_IF_ERROR(hdi_trainer_saved_parts(trainer, join_part, trainer));
     return context->backend->synchronize(context->stream);
 }

@@ -54,13 +54,16 @@ hd_status hdi_trainer_build_chunk(hd_trainer *trainer, int shape_index, int chun
     char *name = program_name(train, stage_index, shape_index);
     if (!name) return hdi_error(HD_ERROR_MEMORY, "trainer: out of host memory");
     hd_program *program = NULL;
-    hd_status status = hd_program_create(&(hd_program_options){.name = name,
-                                                               .dtype = options->dtype,
-                                                               .mesh = options->mesh,
-                                                               .backend = options->backend,
-                                                               .training = train,
-                                                               .exact = options->exact},
-                                         &program);
+    hd_status status =
+        hd_program_create(&(hd_program_options){.name = name,
+                                                .dtype = options->dtype,
+                                                .gradients = options->gradients,
+                                                .mesh = options->mesh,
+                                                .backend = options->backend,
+                                                .training = train,
+                                                .exact = options->exact,
+                                                .sequence_groups = options->sequence_groups},
+                          &program);
     hdi_free(name);
     if (status != HD_OK) return status;
     out->program = program;

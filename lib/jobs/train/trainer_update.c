@@ -76,7 +76,8 @@ static hd_status cut_pieces(hd_trainer *trainer, const hdi_layout *layout)
 
 static hd_tensor gradients(hd_program *program, int64_t first, int64_t elements)
 {
-    return hdi_flat_tensor(program, "gradients", HDI_FLAT_GRADIENTS, HD_DTYPE_F32, first, elements);
+    return hdi_flat_tensor(program, "gradients", HDI_FLAT_GRADIENTS, program->gradients, first,
+                           elements);
 }
 
 /* Several gradients of one parameter on this rank become one. */
@@ -137,7 +138,8 @@ static void sum_tie(hd_trainer *trainer, const hdi_layout *layout, const hdi_tie
     if (entry >= 0) elements = updated_range(layout, layout->entries[entry].bucket, &first);
     int64_t received = elements * tie->members;
     hd_tensor own = gradients(program, first, elements);
-    hd_tensor all = hdi_tensor_add(program, "tied", HD_DTYPE_F32, HD_ROLE_ACTIVATION, 1, &received);
+    hd_tensor all =
+        hdi_tensor_add(program, "tied", program->gradients, HD_ROLE_ACTIVATION, 1, &received);
     hdi_op_append(program, &hdi_op_all_to_all,
                   &(hdi_all_to_all_options){
                       .collective = {HD_AXIS_PIPELINE, parameter->elements, parameter->name},
@@ -151,27 +153,14 @@ static void sum_tie(hd_trainer *trainer, const hdi_layout *layout, const hdi_tie
                       &own);
 }
 
-/* Gradients of what all ranks of the tensor axis have: each rank has made its part. */
-static void sum_alike(hd_trainer *trainer, const hdi_layout *layout)
-{
-    hd_program *program = trainer->norm;
-    if (hd_mesh_size(trainer->options.mesh, HD_AXIS_TENSOR) == 1) return;
-    for (int b = 0; b < layout->bucket_count; b++) {
-        int64_t first, elements = updated_range(layout, b, &first);
-        if (hdi_entry_is_part(&layout->entries[layout->buckets[b].first_entry]) || !elements)
-            continue;
-        hd_tensor own = gradients(program, first, elements);
-        hdi_op_append(program, &hdi_op_all_reduce,
-                      &(hdi_collective){HD_AXIS_TENSOR, elements, "gradients"}, 0, NULL, 1, &own);
-    }
-}
-
 static hd_status build_norm(hd_trainer *trainer, const hdi_layout *layout)
 {
-    HD_RETURN_IF_ERROR(hd_program_create(&(hd_program_options){.name = "norm",
-                                                               .mesh = trainer->options.mesh,
-                                                               .backend = trainer->options.backend},
-                                         &trainer->norm));
+    HD_RETURN_IF_ERROR(
+        hd_program_create(&(hd_program_options){.name = "norm",
+                                                .gradients = trainer->options.gradients,
+                                                .mesh = trainer->options.mesh,
+                                                .backend = trainer->options.backend},
+                          &trainer->norm));
     hd_program *program = trainer->norm;
     const hdi_census *census = &trainer->census;
     join_instances(program, layout);
@@ -184,7 +173,7 @@ static hd_status build_norm(hd_trainer *trainer, const hdi_layout *layout)
     }
     for (int i = 0; i < trainer->tie_count; i++)
         sum_tie(trainer, layout, &trainer->ties[i]);
-    sum_alike(trainer, layout);
+    HD_RETURN_IF_ERROR(hdi_trainer_sum_alike(trainer, layout));
     hd_tensor all = gradients(program, 0, layout->gradient_elements);
     trainer->squares = hdi_tensor_add(program, "squares", HD_DTYPE_F64, HD_ROLE_OUTPUT, 1,
                                       &(int64_t){census->blocks});
@@ -277,10 +266,12 @@ static void update_bucket(hd_trainer *trainer, const hdi_layout *layout, int ind
 
 static hd_status build_update(hd_trainer *trainer, const hdi_layout *layout)
 {
-    HD_RETURN_IF_ERROR(hd_program_create(&(hd_program_options){.name = "update",
-                                                               .mesh = trainer->options.mesh,
-                                                               .backend = trainer->options.backend},
-                                         &trainer->update));
+    HD_RETURN_IF_ERROR(
+        hd_program_create(&(hd_program_options){.name = "update",
+                                                .gradients = trainer->options.gradients,
+                                                .mesh = trainer->options.mesh,
+                                                .backend = trainer->options.backend},
+                          &trainer->update));
     trainer->scalars = hd_input(trainer->update, "adamw.scalars", HD_DTYPE_F32, 1, &(int64_t){5});
     if (trainer->options.ema_decay > 0)
         trainer->average_share =

@@ -1,0 +1,189 @@
+/* Exchanges of heads travel under what is computed meanwhile: on the plans of ranks that share sequences,
+ * without any of them running. */
+#include "ops/sequence.h"
+#include "program/plan.h"
+#include "tests/support/hdt.h"
+
+#include <heddle/model.h>
+#include <heddle/op.h>
+#include <string.h>
+
+static const char *const hunyuan =
+    "{\"model_type\": \"hunyuan_video\", \"in_channels\": 2, \"out_channels\": 2, "
+    "\"num_attention_heads\": 6, \"attention_head_dim\": 8, \"num_layers\": 1, "
+    "\"num_single_layers\": 2, \"num_refiner_layers\": 1, \"text_embed_dim\": 6, "
+    "\"pooled_projection_dim\": 5, \"rope_axes_dim\": [4, 2, 2]}";
+static const char *const gpt2 =
+    "{\"model_type\":\"gpt2\",\"vocab_size\":31,\"n_positions\":16,\"n_embd\":36,"
+    "\"n_layer\":2,\"n_head\":6}";
+
+/* A program of rank 1 of 2, planned. */
+typedef struct planned {
+    hd_model *model;
+    hd_mesh *mesh;
+    hd_program *program;
+    hd_plan *plan;
+} planned;
+
+static planned make(const char *json, bool training, int groups)
+{
+    planned it;
+    hdt_assert_ok(hd_model_create_json(json, &it.model));
+    hdt_assert_ok(hd_mesh_create_fake(1, 2, &(hd_mesh_options){.sequence = 2}, &it.mesh));
+    hdt_assert_ok(hd_program_create(
+        &(hd_program_options){
+            .name = "half", .mesh = it.mesh, .training = training, .sequence_groups = groups},
+        &it.program));
+    const bool is_video = json == hunyuan;
+    const hd_stage stage = {.purpose = training   ? HD_PURPOSE_TRAIN
+                                       : is_video ? HD_PURPOSE_DENOISE
+                                                  : HD_PURPOSE_EVALUATE,
+                            .layers = hd_model_layers(it.model),
+                            .first = true,
+                            .last = true,
+                            .sequences = 1,
+                            .tokens = is_video ? 0 : 11,
+                            .video = {.frames = is_video ? 7 : 0,
+                                      .height = is_video ? 2 : 0,
+                                      .width = is_video ? 2 : 0,
+                                      .text = is_video ? 4 : 0}};
+    const hd_tensor out = hd_model_build(it.model, it.program, &stage, (hd_tensor){0});
+    if (training) hd_program_backward(it.program, out, (hd_tensor){0});
+    hdt_assert_ok(hd_program_finish(it.program));
+    hdt_assert_ok(hd_plan_create(&(hd_plan_options){0}, &it.plan));
+    hdt_assert_ok(hd_plan_add(it.plan, it.program, NULL));
+    hdt_assert_ok(hd_plan_finish(it.plan)); /* the verifier has proved its order */
+    return it;
+}
+
+static void destroy(planned *it)
+{
+    hd_plan_destroy(it->plan);
+    hd_program_destroy(it->program);
+    hd_mesh_destroy(it->mesh);
+    hd_model_destroy(it->model);
+}
+
+static bool waits_for(const hdi_unit *unit, int op, int posted)
+{
+    for (int w = unit->wait_begin[op]; w < unit->wait_begin[op + 1]; w++)
+        if (unit->waits[w] == posted) return true;
+    return false;
+}
+
+/* Whether products are computed between an op's post and the first op that waits for it. */
+static bool is_covered(const hdi_unit *unit, int posted)
+{
+    const hd_program *program = unit->program;
+    for (int i = posted + 1; i < program->op_count && !waits_for(unit, i, posted); i++) {
+        hd_cost cost;
+        hdi_op_cost(program->ops[i], &cost);
+        if (cost.flops > 0 && !(program->ops[i]->op.kind->flags & HD_OP_COMMUNICATES)) return true;
+    }
+    return false;
+}
+
+/* Exchanges of one phase in scopes whose names hold `scope`: all, and those under nothing. */
+static void count(const planned *it, hdi_phase phase, const char *scope, int *all, int *bare)
+{
+    const hd_program *program = it->program;
+    *all = *bare = 0;
+    for (int i = 0; i < program->op_count; i++) {
+        const hdi_op *op = program->ops[i];
+        if (op->op.kind != &hdi_op_sequence_exchange || op->phase != phase ||
+            !strstr(program->scopes[op->scope].name, scope))
+            continue;
+        *all += 1;
+        *bare += !is_covered(&it->plan->units[0], i);
+    }
+}
+
+START_TEST(a_single_block_computes_under_every_exchange)
+{
+    for (int groups = 1; groups <= 3; groups++)
+        for (int training = 0; training < 2; training++) {
+            planned it = make(hunyuan, training, groups);
+            for (int phase = 0; phase <= training; phase++) {
+                int all, bare;
+                count(&it, (hdi_phase)phase, "single_blocks", &all, &bare);
+                ck_assert_int_eq(all, 2 * 2 * groups);
+                ck_assert_msg(bare == 0, "%d groups, training %d, phase %d: %d of %d are bare",
+                              groups, training, phase, bare, all);
+            }
+            destroy(&it);
+        }
+}
+END_TEST
+
+START_TEST(of_other_blocks_one_group_each_way_is_bare_at_most)
+{
+    const char *const models[] = {gpt2, hunyuan}, *const scopes[] = {"h.", "double_blocks"};
+    const int layers[] = {2, 1};
+    for (int groups = 1; groups <= 3; groups++) {
+        planned it = make(models[_i], true, groups);
+        for (int phase = 0; phase < HDI_PHASES; phase++) {
+            int all, bare;
+            count(&it, (hdi_phase)phase, scopes[_i], &all, &bare);
+            ck_assert_int_eq(all, layers[_i] * 2 * groups);
+            ck_assert_msg(bare <= 2 * layers[_i], "%d groups, phase %d: %d of %d are bare", groups,
+                          phase, bare, all);
+        }
+        destroy(&it);
+    }
+}
+END_TEST
+
+START_TEST(groups_follow_from_bytes_and_heads)
+{
+    const struct {
+        hdi_sequence_shape shape;
+        int ranks, asked, turns;
+    } cases[] = {
+        {{1, 42840, 24, 24, 128}, 2, 0, 3}, /* 188 MiB to the other rank */
+        {{1, 118800, 24, 24, 128}, 2, 0, 4},
+        {{1, 118800, 24, 24, 128}, 8, 0, 3}, /* seven ranks get 8 heads' parts of 14,850 tokens */
+        {{8, 256, 12, 12, 64}, 2, 0, 1},
+        {{1, 42840, 24, 24, 128}, 2, 1, 1},
+        {{1, 42840, 24, 24, 128}, 7, 4, 3}, /* most ranks have three heads */
+        {{1, 7, 8, 2, 4}, 2, 2, 1},
+        {{1, 7, 8, 8, 4}, 1, 4, 1},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        hd_mesh *mesh;
+        hd_program *program;
+        const int ranks = cases[i].ranks;
+        hdt_assert_ok(
+            hd_mesh_create_fake(ranks - 1, ranks, &(hd_mesh_options){.sequence = ranks}, &mesh));
+        hdt_assert_ok(hd_program_create(&(hd_program_options){.name = "p",
+                                                              .dtype = HD_DTYPE_BF16,
+                                                              .mesh = mesh,
+                                                              .sequence_groups = cases[i].asked},
+                                        &program));
+        const int turns = hdi_sequence_turns(program, &cases[i].shape);
+        ck_assert_msg(turns == cases[i].turns, "case %zu: %d turns, want %d", i, turns,
+                      cases[i].turns);
+        int64_t heads = 0;
+        for (int t = 0; t < turns; t++) {
+            const int64_t own = hdi_sequence_turn_heads(program, cases[i].shape.heads,
+                                                        cases[i].shape.kv_heads, turns, t);
+            ck_assert_int_ge(own, 1);
+            heads += own;
+        }
+        ck_assert_int_eq(heads, hdi_sequence_turn_heads(program, cases[i].shape.heads,
+                                                        cases[i].shape.kv_heads, 1, 0));
+        hd_program_destroy(program);
+        hd_mesh_destroy(mesh);
+    }
+}
+END_TEST
+
+int main(void)
+{
+    TCase *tests = tcase_create("overlap");
+    tcase_add_test(tests, a_single_block_computes_under_every_exchange);
+    tcase_add_loop_test(tests, of_other_blocks_one_group_each_way_is_bare_at_most, 0, 2);
+    tcase_add_test(tests, groups_follow_from_bytes_and_heads);
+    Suite *suite = suite_create("overlap");
+    suite_add_tcase(suite, tests);
+    return hdt_main(suite);
+}
