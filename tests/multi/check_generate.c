@@ -61,12 +61,15 @@ static hd_status generate_alone(const hdt_generating *with, const hd_sampling_op
 }
 
 /* Layouts of this many ranks. */
-static int list_layouts(hd_mesh_options out[3])
+static int list_layouts(hd_mesh_options out[5])
 {
     int count = 0;
     const int ranks = hd_comm_size(hdt_world);
     for (int pipeline = 1; pipeline <= ranks; pipeline *= 2)
         out[count++] = (hd_mesh_options){.data = ranks / pipeline, .pipeline = pipeline};
+    for (int pipeline = 1; pipeline <= ranks / 2; pipeline *= 2)
+        out[count++] =
+            (hd_mesh_options){.data = ranks / 2 / pipeline, .pipeline = pipeline, .tensor = 2};
     return count;
 }
 
@@ -76,7 +79,7 @@ START_TEST(texts_are_equal_on_every_layout)
 {
     const hd_sampling_options *sampling = &ways[_i % 2];
     int32_t one[PROMPTS * TOKENS], got[PROMPTS * TOKENS];
-    hd_mesh_options layouts[3];
+    hd_mesh_options layouts[5];
     make_prompts();
     hdt_generating with = {
         .model = lively_model(families[_i / 2], LAYERS), .capacity = CAPACITY, .prefill = 5};
@@ -92,8 +95,8 @@ START_TEST(texts_are_equal_on_every_layout)
             with.slots = slots;
             hdt_assert_ok(generate(hdt_world, &with, sampling, got));
             ck_assert_msg(memcmp(got, one, sizeof one) == 0,
-                          "data %d x pipeline %d, %d slots: other texts", layouts[l].data,
-                          layouts[l].pipeline, slots);
+                          "data %d x pipeline %d x tensor %d, %d slots: other texts",
+                          layouts[l].data, layouts[l].pipeline, layouts[l].tensor, slots);
         }
     }
     hd_model_destroy(with.model);

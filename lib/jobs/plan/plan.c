@@ -152,15 +152,16 @@ static void describe_batch(const hd_trainer_shape *is, hdi_text *text)
 }
 
 /* FLOPs of one micro-batch, forward and backward, over all stages and the ranks that share its
- * sequences. */
+ * sequences or layers. */
 static double micro_batch_flops(const planning *p, int shape)
 {
     double flops = 0;
-    const int sequence = hd_mesh_size(p->meshes[0], HD_AXIS_SEQUENCE);
-    for (int i = 0; i < p->trainers[0]->pipeline * sequence; i++) {
-        const int first = hd_mesh_peer(p->meshes[0], HD_AXIS_PIPELINE, i / sequence);
-        const hd_trainer *trainer =
-            p->trainers[hd_mesh_peer(p->meshes[first], HD_AXIS_SEQUENCE, i % sequence)];
+    const hd_axis shared =
+        hd_mesh_size(p->meshes[0], HD_AXIS_TENSOR) > 1 ? HD_AXIS_TENSOR : HD_AXIS_SEQUENCE;
+    const int ranks = hd_mesh_size(p->meshes[0], shared);
+    for (int i = 0; i < p->trainers[0]->pipeline * ranks; i++) {
+        const int first = hd_mesh_peer(p->meshes[0], HD_AXIS_PIPELINE, i / ranks);
+        const hd_trainer *trainer = p->trainers[hd_mesh_peer(p->meshes[first], shared, i % ranks)];
         for (int c = 0; c < trainer->chunks; c++)
             for (int phase = 0; phase < HDI_PHASES; phase++) {
                 hd_cost cost;
@@ -181,6 +182,9 @@ static hd_status describe_shape(const planning *p, int index, hdi_text *text)
         snprintf(sequences, sizeof sequences, " x sequence %d (heads in %d groups)",
                  hd_mesh_size(p->meshes[0], HD_AXIS_SEQUENCE),
                  shape->train[0].program->sequence_turns);
+    if (hd_mesh_size(p->meshes[0], HD_AXIS_TENSOR) > 1)
+        snprintf(sequences, sizeof sequences, " x tensor %d",
+                 hd_mesh_size(p->meshes[0], HD_AXIS_TENSOR));
     hdi_schedule_timing timing;
     double ideal;
     HD_RETURN_IF_ERROR(simulate(p, index, &timing, &ideal));
