@@ -40,7 +40,7 @@ HD_API hd_tensor hd_position_embedding(hd_program *program, hd_tensor x,
 typedef enum hd_split {
     HD_SPLIT_NONE,    /* all on every rank */
     HD_SPLIT_COLUMNS, /* each rank makes some of the outputs */
-    HD_SPLIT_ROWS     /* each rank takes some of the inputs: the sum over the ranks is the result. The
+    HD_SPLIT_ROWS /* each rank takes some of the inputs: the sum over the ranks is the result. The
                          first rank alone has the bias */
 } hd_split;
 

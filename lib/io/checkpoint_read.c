@@ -214,8 +214,8 @@ static hd_status check_columns(const hdi_checkpoint *checkpoint, const char *nam
     return hdi_error(HD_ERROR_FORMAT,
                      "%s: tensor \"%s\": columns %" PRId64 " to %" PRId64 " of %" PRId64
                      " are in %s",
-                     checkpoint->folder, name, from < end ? from : end,
-                     from < end ? end : from, columns, from < end ? "two pieces" : "no piece");
+                     checkpoint->folder, name, from < end ? from : end, from < end ? end : from,
+                     columns, from < end ? "two pieces" : "no piece");
 }
 
 /* A piece of a tensor behind `last`, NULL for the first. */
@@ -225,8 +225,7 @@ static hd_status check_piece(const hdi_checkpoint *checkpoint, const hdi_checkpo
     const char *file = hdi_safetensors_path(checkpoint->shards[piece->file].file);
     if (piece->dtype != tensor->dtype || piece->global_elements != tensor->elements)
         return hdi_error(HD_ERROR_FORMAT,
-                         "%s: tensor \"%s\": is %" PRId64 " x %s here, %" PRId64
-                         " x %s elsewhere",
+                         "%s: tensor \"%s\": is %" PRId64 " x %s here, %" PRId64 " x %s elsewhere",
                          file, piece->name, piece->global_elements, hd_dtype_name(piece->dtype),
                          tensor->elements, hd_dtype_name(tensor->dtype));
     const bool same = last && last->first == piece->first;
@@ -236,14 +235,15 @@ static hd_status check_piece(const hdi_checkpoint *checkpoint, const hdi_checkpo
                          " here, %" PRId64 " + %" PRId64 " of %" PRId64 " elsewhere",
                          file, piece->name, piece->first, piece->width, piece->columns, last->first,
                          last->width, last->columns);
-    if (!same) HD_RETURN_IF_ERROR(check_columns(checkpoint, piece->name, last, piece->first, piece->columns));
+    if (!same)
+        HD_RETURN_IF_ERROR(
+            check_columns(checkpoint, piece->name, last, piece->first, piece->columns));
     const int64_t end = same ? last->begin + last->count : 0;
     if (piece->begin == end) return HD_OK;
-    return hdi_error(HD_ERROR_FORMAT,
-                     "%s: tensor \"%s\": elements %" PRId64 " to %" PRId64 " are in %s", file,
-                     piece->name, piece->begin < end ? piece->begin : end,
-                     piece->begin < end ? end : piece->begin,
-                     piece->begin < end ? "two pieces" : "no piece");
+    return hdi_error(
+        HD_ERROR_FORMAT, "%s: tensor \"%s\": elements %" PRId64 " to %" PRId64 " are in %s", file,
+        piece->name, piece->begin < end ? piece->begin : end,
+        piece->begin < end ? end : piece->begin, piece->begin < end ? "two pieces" : "no piece");
 }
 
 /* Make the tensors from the sorted pieces, which must tile each of them once. */
@@ -261,8 +261,8 @@ static hd_status build_tensors(hdi_checkpoint *checkpoint)
         const stored_piece *piece = &checkpoint->pieces[i];
         if (!tensor || strcmp(tensor->name, piece->name) != 0) {
             if (last)
-                HD_RETURN_IF_ERROR(check_columns(checkpoint, last->name, last, last->columns,
-                                                 last->columns));
+                HD_RETURN_IF_ERROR(
+                    check_columns(checkpoint, last->name, last, last->columns, last->columns));
             tensor = &checkpoint->tensors[checkpoint->count++];
             *tensor =
                 (hdi_checkpoint_tensor){piece->name, piece->dtype, piece->global_elements, i, 0};

@@ -64,8 +64,8 @@ static hd_status declare_piece(hdi_safetensors_writer *shard, const hdi_checkpoi
     const bool fits = columns == 0 || (piece->first >= 0 && piece->width > 0 &&
                                        piece->width <= columns - piece->first &&
                                        piece->global_elements % columns == 0);
-    const int64_t held = fits && columns ? piece->global_elements / columns * piece->width
-                                         : piece->global_elements;
+    const int64_t held =
+        fits && columns ? piece->global_elements / columns * piece->width : piece->global_elements;
     if (!fits || piece->begin < 0 || piece->count < 0 ||
         !hdi_add_i64(piece->begin, piece->count, &end) || end > held)
         return hdi_error(HD_ERROR_ARGUMENT,

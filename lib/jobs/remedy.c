@@ -50,10 +50,8 @@ static hd_status measure_rank(const hd_trainer_options *options, const setting *
 {
     const int sequence = hd_mesh_size(options->mesh, HD_AXIS_SEQUENCE);
     const int tensor = hd_mesh_size(options->mesh, HD_AXIS_TENSOR);
-    const hd_mesh_options sizes = {.data = tried->data,
-                                   .pipeline = tried->pipeline,
-                                   .sequence = sequence,
-                                   .tensor = tensor};
+    const hd_mesh_options sizes = {
+        .data = tried->data, .pipeline = tried->pipeline, .sequence = sequence, .tensor = tensor};
     const int ranks = tried->data * tried->pipeline * sequence * tensor;
     const int line =
         (stage * tried->data + data) * sequence + hd_mesh_index(options->mesh, HD_AXIS_SEQUENCE);

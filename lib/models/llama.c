@@ -164,8 +164,7 @@ static hd_tensor build_llama(void *user, hd_program *p, const hd_stage *stage, h
     hdi_model_stage at;
     if (!hdi_model_stage_begin(p, config, stage, x, &at)) return (hd_tensor){0};
     hd_scope_begin(p, "model");
-    if (stage->first)
-        x = hdi_model_embedding(p, &at, "embed_tokens");
+    if (stage->first) x = hdi_model_embedding(p, &at, "embed_tokens");
     hdi_model_stream stream = {.x = x};
     for (int i = 0; i < stage->layers; i++)
         stream = block(p, &at, stage->first_layer + i, stream);

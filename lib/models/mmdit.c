@@ -110,8 +110,7 @@ static hd_tensor image_rows(hdi_mmdit_build *b)
     const int64_t sequences = b->stage->sequences;
     x = own_rows(b, x, sequences);
     x = hdi_mmdit_linear(b, x, "img_in.proj", config->hidden);
-    if (config->positions)
-        x = hd_add_rows(b->p, x, own_rows(b, hdi_mmdit_positions(b), 1));
+    if (config->positions) x = hd_add_rows(b->p, x, own_rows(b, hdi_mmdit_positions(b), 1));
     if (!config->condition_channels) return x;
     const hd_tensor bias = hdi_mmdit_vector(b, "cond_in.bias", HD_INIT_ZEROS, 2, config->hidden);
     x = hd_add_rows(b->p, x, bias);

@@ -101,8 +101,8 @@ const char *hdi_model_json_text(const json_t *value, char out[HDI_JSON_TEXT]);
 typedef struct hdi_model_stage {
     const hdi_model_config *config;
     const hd_stage *stage;
-    int64_t tokens; /* this rank's, where sequences or layers are split over ranks */
-    bool alike;     /* all ranks of a tensor axis have all rows */
+    int64_t tokens;            /* this rank's, where sequences or layers are split over ranks */
+    bool alike;                /* all ranks of a tensor axis have all rows */
     hd_tensor position, count; /* when generating */
 } hdi_model_stage;
 

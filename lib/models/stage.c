@@ -43,8 +43,7 @@ bool hdi_model_stage_begin(hd_program *program, const hdi_model_config *config,
                         "token at a time",
                         hd_mesh_size(program->mesh, HD_AXIS_SEQUENCE));
     } else if (hdi_tensor_begin(program, generates ? 0 : stage->tokens, config->kv_heads) &&
-               (generates ||
-                hdi_sequence_begin(program, stage->tokens, config->kv_heads, false))) {
+               (generates || hdi_sequence_begin(program, stage->tokens, config->kv_heads, false))) {
         if (generates) {
             out->position = hd_input(program, "position", HD_DTYPE_I32, 1, &one);
             out->count = hd_input(program, "count", HD_DTYPE_I32, 1, &one);
@@ -72,9 +71,8 @@ hd_tensor hdi_model_positions(hd_program *program, const hdi_model_stage *at)
 {
     const hd_stage *stage = at->stage;
     if (at->tokens == stage->tokens) return (hd_tensor){0};
-    const hd_tensor all =
-        hd_positions(program, (hd_tensor){0}, stage->sequences * stage->tokens, stage->tokens,
-                     at->config->max_tokens);
+    const hd_tensor all = hd_positions(program, (hd_tensor){0}, stage->sequences * stage->tokens,
+                                       stage->tokens, at->config->max_tokens);
     return hdi_tensor_ranks(program) > 1
                ? hdi_tensor_own_rows(program, all, stage->sequences, stage->tokens)
                : hdi_sequence_own_rows(program, all, stage->sequences, stage->tokens);
@@ -82,8 +80,7 @@ hd_tensor hdi_model_positions(hd_program *program, const hdi_model_stage *at)
 
 hd_tensor hdi_model_enter(hd_program *program, const hdi_model_stage *at, hd_tensor x)
 {
-    return at->alike ? x
-                     : hdi_tensor_all_rows(program, x, at->stage->sequences, at->stage->tokens);
+    return at->alike ? x : hdi_tensor_all_rows(program, x, at->stage->sequences, at->stage->tokens);
 }
 
 hd_tensor hdi_model_leave(hd_program *program, const hdi_model_stage *at, hd_tensor x)

@@ -36,10 +36,10 @@ hd_tensor hd_embedding(hd_program *program, hd_tensor ids, const hd_embedding_op
         first = own.first;
         limit = options->entries;
     }
-    return hdi_embedding_part(program, ids,
-                              table(program, options->name, options->entries, options->columns,
-                                    options->std, &shard),
-                              first, limit);
+    return hdi_embedding_part(
+        program, ids,
+        table(program, options->name, options->entries, options->columns, options->std, &shard),
+        first, limit);
 }
 
 hd_tensor hd_position_embedding(hd_program *program, hd_tensor x,
@@ -55,9 +55,8 @@ hd_tensor hd_position_embedding(hd_program *program, hd_tensor x,
         options->positions.id
             ? options->positions
             : hd_positions(program, options->first, rows, options->tokens, options->entries);
-    return hd_add(
-        program, x,
-        hd_embedding_op(program, positions,
-                        table(program, options->name, options->entries, columns, options->std,
-                              &(hd_shard){HD_AXIS_NONE})));
+    return hd_add(program, x,
+                  hd_embedding_op(program, positions,
+                                  table(program, options->name, options->entries, columns,
+                                        options->std, &(hd_shard){HD_AXIS_NONE})));
 }

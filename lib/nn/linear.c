@@ -101,11 +101,12 @@ static bool check_split(hd_program *program, const char *name, const hd_linear_o
         ok = all == (rows ? inputs : options->outputs);
     }
     if (!ok)
-        hd_program_fail(program, HD_ERROR_ARGUMENT,
-                        "linear '%s': x has %" PRId64 " columns, %" PRId64 " outputs, in %d runs of "
-                        "%" PRId64 " in all; want runs of whole groups that are all outputs, or one "
-                        "that is all inputs, of which x has this rank's",
-                        name, inputs, options->outputs, options->split_runs, all);
+        hd_program_fail(
+            program, HD_ERROR_ARGUMENT,
+            "linear '%s': x has %" PRId64 " columns, %" PRId64 " outputs, in %d runs of "
+            "%" PRId64 " in all; want runs of whole groups that are all outputs, or one "
+            "that is all inputs, of which x has this rank's",
+            name, inputs, options->outputs, options->split_runs, all);
     return ok;
 }
 

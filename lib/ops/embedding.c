@@ -109,8 +109,8 @@ static void embedding_backward(hd_backward *context, const hd_op *op)
     const hd_tensor in[] = {op->in[0], hd_backward_output_gradient(context, 0)};
     const part_options *part = op->options;
     const gradient_options options = {
-        part->limit ? 0 : period_of(hd_backward_program(context), op->in[0],
-                                    op->in_info[1]->dims[0]),
+        part->limit ? 0
+                    : period_of(hd_backward_program(context), op->in[0], op->in_info[1]->dims[0]),
         *part};
     if (hd_backward_wants(context, 1))
         hd_backward_weight(context, 1, &table_gradient, &options, 2, in);

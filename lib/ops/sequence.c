@@ -40,7 +40,8 @@ int64_t hdi_sequence_turn_heads(const hd_program *program, int64_t heads, int64_
 {
     const int ranks = hdi_sequence_ranks(program),
               rank = hd_mesh_index(program->mesh, HD_AXIS_SEQUENCE);
-    const int64_t own = hdi_sequence_first_group(kv_heads, ranks, rank + 1) - hdi_sequence_first_group(kv_heads, ranks, rank);
+    const int64_t own = hdi_sequence_first_group(kv_heads, ranks, rank + 1) -
+                        hdi_sequence_first_group(kv_heads, ranks, rank);
     return (hdi_sequence_turn_first(own, turns, turn + 1) -
             hdi_sequence_turn_first(own, turns, turn)) *
            (heads / kv_heads);
@@ -68,8 +69,8 @@ int64_t hdi_sequence_rows_of(const hdi_sequence_options *o, int rank)
 
 static int64_t groups_of_turns(const hdi_sequence_options *o, int rank, int turn)
 {
-    const int64_t own =
-        hdi_sequence_first_group(o->groups, o->ranks, rank + 1) - hdi_sequence_first_group(o->groups, o->ranks, rank);
+    const int64_t own = hdi_sequence_first_group(o->groups, o->ranks, rank + 1) -
+                        hdi_sequence_first_group(o->groups, o->ranks, rank);
     return hdi_sequence_turn_first(own, o->turns, turn);
 }
 

@@ -183,10 +183,10 @@ static void sum_backward(hd_backward *context, const hd_op *op)
     const sum_options *o = op->options;
     hd_program *program = hd_backward_program(context);
     const hd_tensor gradient = hd_backward_output_gradient(context, 0);
-    hd_backward_give(
-        context, 1,
-        o->alike ? hdi_tensor_sum_alike(program, gradient)
-                 : hd_custom_op(program, &hdi_op_tensor_gather, &o->rows, 1, &gradient));
+    hd_backward_give(context, 1,
+                     o->alike
+                         ? hdi_tensor_sum_alike(program, gradient)
+                         : hd_custom_op(program, &hdi_op_tensor_gather, &o->rows, 1, &gradient));
 }
 
 static const hd_op_kind tensor_sum = {
@@ -255,7 +255,8 @@ hd_tensor hdi_tensor_all_rows(hd_program *program, hd_tensor x, int64_t sequence
 hd_tensor hdi_tensor_sum_rows(hd_program *program, hd_tensor x, int64_t sequences, int64_t tokens)
 {
     if (hdi_tensor_ranks(program) == 1) return x;
-    const hdi_sequence_options o = start(program, x, sequences, tokens, "parts of a layer's result");
+    const hdi_sequence_options o =
+        start(program, x, sequences, tokens, "parts of a layer's result");
     return sum_chunks(program, rearrange(program, x, o, false), &o);
 }
 

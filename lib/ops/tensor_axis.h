@@ -36,7 +36,8 @@ hd_tensor hdi_tensor_sum_alike(hd_program *program, hd_tensor x);
 
 /* All rows for what all ranks make of them alike, up to a loss that counts once: the gradient is this
  * rank's rows. Collective. */
-hd_tensor hdi_tensor_whole_rows(hd_program *program, hd_tensor x, int64_t sequences, int64_t tokens);
+hd_tensor hdi_tensor_whole_rows(hd_program *program, hd_tensor x, int64_t sequences,
+                                int64_t tokens);
 
 /* All ranks' columns of rows that all have, dealt out in `groups` of `unit` columns. Collective. */
 hd_tensor hdi_tensor_all_columns(hd_program *program, hd_tensor x, int64_t groups, int64_t unit);

@@ -87,10 +87,10 @@ static hd_status make_buckets(hdi_layout *layout, int64_t limit)
         hdi_entry *entry = &layout->entries[i];
         bool alone = entry->tied || entry->instances > 1;
         hdi_bucket *open = layout->bucket_count ? &layout->buckets[layout->bucket_count - 1] : NULL;
-        bool cut = !open || alone || open->tied || open->elements >= limit ||
-                   open->program != entry->program ||
-                   hdi_entry_is_part(&layout->entries[open->first_entry]) !=
-                       hdi_entry_is_part(entry);
+        bool cut =
+            !open || alone || open->tied || open->elements >= limit ||
+            open->program != entry->program ||
+            hdi_entry_is_part(&layout->entries[open->first_entry]) != hdi_entry_is_part(entry);
         if (cut) {
             if (!HDI_GROW(layout->buckets, layout->bucket_count, layout->bucket_capacity))
                 return out_of_memory();

@@ -31,7 +31,8 @@ bool hdi_shard_dims(const hd_parameter_options *options, int64_t out[HD_MAX_DIMS
     int64_t count = 0, end = 0;
     for (int i = 0; i < shard->runs; i++) {
         const hd_shard_run *run = &shard->run[i];
-        if (run->first < end || run->count < 1 || run->count > options->dims[shard->dim] - run->first)
+        if (run->first < end || run->count < 1 ||
+            run->count > options->dims[shard->dim] - run->first)
             return false;
         end = run->first + run->count;
         count += run->count;
@@ -44,8 +45,8 @@ bool hdi_shard_equal(const hd_shard *left, const hd_shard *right)
 {
     bool equal = left->axis == right->axis && left->dim == right->dim && left->runs == right->runs;
     for (int i = 0; i < left->runs && equal; i++)
-        equal = left->run[i].first == right->run[i].first &&
-                left->run[i].count == right->run[i].count;
+        equal =
+            left->run[i].first == right->run[i].first && left->run[i].count == right->run[i].count;
     return equal;
 }
 
@@ -80,13 +81,15 @@ static hd_status read_columns(const hd_parameter_options *options, int64_t begin
     const int64_t at_once = row_bytes < READ_BYTES ? READ_BYTES / row_bytes : 1;
     const int64_t end = begin + count, last = (end + width - 1) / width;
     char *rows = hdi_alloc((size_t)(at_once * row_bytes));
-    if (!rows) return hdi_error(HD_ERROR_MEMORY, "parameter '%s': out of host memory", options->name);
+    if (!rows)
+        return hdi_error(HD_ERROR_MEMORY, "parameter '%s': out of host memory", options->name);
     hd_status status = HD_OK;
     for (int64_t row = begin / width; row < last && status == HD_OK; row += at_once) {
         const int64_t now = last - row < at_once ? last - row : at_once;
         status = read(user, row * columns, now * columns, rows);
         const int64_t stop = (row + now) * width < end ? (row + now) * width : end;
-        for (int64_t at = row * width > begin ? row * width : begin; at < stop && status == HD_OK;) {
+        for (int64_t at = row * width > begin ? row * width : begin;
+             at < stop && status == HD_OK;) {
             int64_t global, run = hdi_shard_run(options, at, &global);
             if (run > stop - at) run = stop - at;
             memcpy(out + (size_t)(at - begin) * element_bytes,

@@ -1,4 +1,4 @@
-/* ranks: 2 3 4 5 */
+/* ranks: 2 3 4 5 8 */
 /* Layers split over the ranks of the tensor axis, by unequal counts, give what one rank gives: the same
  * first values, and the same losses, gradients and steps up to the order of sums. */
 #include "tests/support/hdt_device.h"
@@ -13,7 +13,7 @@
 #include <math.h>
 #include <stdio.h>
 
-enum { SEQUENCES = 2, MOST_VALUES = 1 << 18, MOST_PARAMETERS = 128, STEPS = 6 };
+enum { SEQUENCES = 2, MOST_VALUES = 1 << 18, MOST_PARAMETERS = 128, STEPS = 4 };
 
 /* A model and what it trains on. */
 typedef struct setting {
@@ -48,6 +48,28 @@ static const setting settings[] = {
 };
 enum { SETTINGS = sizeof settings / sizeof settings[0] };
 
+/* Bits that must be the same on all ranks of the axis: of the parameters that all have. */
+static uint64_t hash_alike(const hd_trainer *trainer)
+{
+    const hdi_layout *layout = trainer->plan->layout;
+    const size_t width = hd_dtype_bytes(trainer->options.dtype);
+    uint64_t hash = 1;
+    for (int i = 0; i < layout->entry_count; i++) {
+        const hdi_entry *entry = &layout->entries[i];
+        if (hdi_entry_is_part(entry)) continue;
+        static unsigned char copy[4 * MOST_VALUES];
+        const hd_context *context = trainer->session->context;
+        const size_t bytes = (size_t)entry->elements * width;
+        ck_assert_uint_le(bytes, sizeof copy);
+        hdt_assert_ok(context->backend->copy_out(
+            context->stream, copy, hdi_trainer_weights(trainer, entry->first), bytes));
+        hdt_assert_ok(context->backend->synchronize(context->stream));
+        for (size_t b = 0; b < bytes; b++)
+            hash = hash * 31 + copy[b];
+    }
+    return hash;
+}
+
 /* What a run is worth: elements by their places in whole parameters, NAN where this rank has none. */
 typedef struct outcome {
     double losses[STEPS], norms[STEPS], validation;
@@ -55,8 +77,8 @@ typedef struct outcome {
     int64_t firsts[MOST_PARAMETERS], sizes[MOST_PARAMETERS];
     char names[MOST_PARAMETERS][64];
     int parameters;
-    uint64_t first_weights, weights; /* hashes before and after the steps */
-    int64_t own_elements;            /* of the parameters on this rank */
+    uint64_t first_weights, weights, alike; /* hashes before and after the steps */
+    int64_t own_elements;                   /* of the parameters on this rank */
     size_t planned, used;
 } outcome;
 
@@ -87,18 +109,18 @@ static hd_status feed(void *user, const char *name, int64_t batch, void *out, si
 }
 
 /* Other values than the first ones, which leave blocks out of what MMDiTs compute. */
-static hd_status set_weights(hd_trainer *trainer, const hd_program *program)
+static hd_status set_weights(hd_trainer *trainer)
 {
     static float whole[MOST_VALUES], own[MOST_VALUES];
-    for (int u = 0; u < program->use_count; u++) {
-        const hdi_use *use = &program->uses[u];
-        const int64_t elements = hd_tensor_get(program, use->tensor)->elements;
-        hdt_fill(whole, hdi_shard_whole(&use->options), number_of(use->name));
-        for (int64_t i = 0, at; i < elements; i++) {
-            hdi_shard_run(&use->options, i, &at);
+    const hdi_layout *layout = trainer->plan->layout;
+    for (int e = 0; e < layout->entry_count; e++) {
+        const hdi_entry *entry = &layout->entries[e];
+        hdt_fill(whole, hdi_shard_whole(entry->options), number_of(entry->name));
+        for (int64_t i = 0, at; i < entry->elements; i++) {
+            hdi_shard_run(entry->options, i, &at);
             own[i] = 0.3F * whole[at];
         }
-        HD_RETURN_IF_ERROR(hd_session_write(trainer->session, program, use->tensor, 0, own));
+        HD_RETURN_IF_ERROR(hdi_trainer_write(trainer, entry, 0, entry->elements, own));
     }
     return HD_OK;
 }
@@ -147,21 +169,21 @@ static hd_status run(const setting *one, hd_trainer *trainer, hd_context *contex
     hd_step_result step = {0};
     HD_RETURN_IF_ERROR(hd_trainer_start(trainer, context, 1));
     HD_RETURN_IF_ERROR(hd_trainer_weights_hash(trainer, &out->first_weights));
-    for (int c = 0; c < trainer->chunks; c++)
-        HD_RETURN_IF_ERROR(set_weights(trainer, trainer->shapes[0].train[c].program));
+    HD_RETURN_IF_ERROR(set_weights(trainer));
     HD_RETURN_IF_ERROR(hd_trainer_validate(trainer, feed, user, &step));
     out->validation = step.loss;
     for (int i = 0; i < STEPS; i++) {
         HD_RETURN_IF_ERROR(hd_trainer_step(trainer, 1e-3, feed, user, &step));
         out->losses[i] = step.loss;
         out->norms[i] = step.grad_norm;
-        if (i == 0 && !trainer->options.shard_state && trainer->pipeline == 1)
-            HD_RETURN_IF_ERROR(
-                read_gradients(trainer, trainer->shapes[0].train[0].program, out));
+        if (i == 0 && !trainer->options.shard_state && trainer->pipeline == 1 &&
+            trainer->options.dtype == HD_DTYPE_F32)
+            HD_RETURN_IF_ERROR(read_gradients(trainer, trainer->shapes[0].train[0].program, out));
     }
     const hdi_layout *layout = trainer->plan->layout;
     for (int i = 0; i < layout->entry_count; i++)
         out->own_elements += layout->entries[i].elements;
+    out->alike = hash_alike(trainer);
     out->planned = hd_plan_arena_bytes(trainer->plan);
     out->used = hd_session_high_water(trainer->session);
     return hd_trainer_weights_hash(trainer, &out->weights);
@@ -199,20 +221,26 @@ static hd_status train(hd_comm *comm, const setting *one, const hd_mesh_options 
     return status;
 }
 
+/* A value of 8 bits passes through some twenty roundings between tokens and loss, and as many back. */
+#define BF16_BOUND (40 * 0x1p-9)
+
 /* Everything is a sum of rows and columns in another order, which rounds once more for each layer that it
  * has come through; a gradient is held against the largest of its parameter. AdamW divides by roots of
  * sums of squares: where a gradient is all rounding, steps of 1e-3 may go either way. */
-static void compare(const setting *one, const char *what, const outcome *seen, const outcome *alone)
+static void compare(const setting *one, const char *what, hd_dtype dtype, const outcome *seen,
+                    const outcome *alone)
 {
     const int64_t rows = SEQUENCES * (one->tokens + one->frames + one->text);
-    const double bound = hdt_tolerance(HD_DTYPE_F32, rows * 16);
+    const bool wide = dtype != HD_DTYPE_BF16;
+    const double bound = wide ? hdt_tolerance(HD_DTYPE_F32, rows * 16) : BF16_BOUND;
     ck_assert_msg(seen->first_weights == alone->first_weights, "%s, %s: other first values",
                   one->name, what);
     ck_assert_msg(fabs(seen->validation - alone->validation) <= bound * alone->validation,
-                  "%s, %s: validation %.17g, one rank has %.17g", one->name, what,
-                  seen->validation, alone->validation);
+                  "%s, %s: validation %.17g, one rank has %.17g", one->name, what, seen->validation,
+                  alone->validation);
     for (int i = 0; i < STEPS; i++) {
-        const double loss = alone->losses[i], norm = alone->norms[i], drift = i ? 10 * bound : bound;
+        const double loss = alone->losses[i], norm = alone->norms[i],
+                     drift = i ? 10 * bound : bound;
         ck_assert_msg(fabs(seen->losses[i] - loss) <= drift * loss,
                       "%s, %s: loss of step %d is %.17g, one rank has %.17g", one->name, what, i,
                       seen->losses[i], loss);
@@ -243,8 +271,8 @@ static void check_layout(const setting *one, const hd_mesh_options *layout,
 {
     static outcome seen;
     char what[96];
-    snprintf(what, sizeof what, "data %d x pipeline %d x tensor %d", layout->data,
-             layout->pipeline, layout->tensor);
+    snprintf(what, sizeof what, "data %d x pipeline %d x tensor %d", layout->data, layout->pipeline,
+             layout->tensor);
     const hd_status status = train(hdt_world, one, layout, *options, &seen);
     if (layout->tensor > one->heads) {
         hdt_assert_status(status, HD_ERROR_UNSUPPORTED, "key and value heads");
@@ -253,9 +281,11 @@ static void check_layout(const setting *one, const hd_mesh_options *layout,
     hdt_assert_ok(status);
     hdt_assert_ok(hd_comm_check_equal(hdt_world, seen.losses, sizeof seen.losses, "losses"));
     hdt_assert_ok(hd_comm_check_equal(hdt_world, &seen.weights, sizeof seen.weights, "weights"));
-    compare(one, what, &seen, alone);
+    compare(one, what, options->dtype, &seen, alone);
     ck_assert_uint_le(seen.used, seen.planned);
     if (layout->pipeline > 1 || layout->data > 1) return;
+    hdt_assert_ok(
+        hd_comm_check_equal(hdt_world, &seen.alike, sizeof seen.alike, "weights that all have"));
     /* What is not split is less than what a rank of several gives away. */
     ck_assert_int_lt(seen.own_elements, alone->own_elements * 9 / 10);
     ck_assert_uint_lt(seen.planned, alone->planned);
@@ -284,12 +314,33 @@ START_TEST(losses_and_gradients_are_those_of_one_rank)
 }
 END_TEST
 
+START_TEST(weights_of_16_bits_follow_one_rank)
+{
+    const setting *one = &settings[_i];
+    static outcome alone;
+    const hd_mesh_options all = {.data = 1, .pipeline = 1, .tensor = hd_comm_size(hdt_world)};
+    if (all.tensor > 3) return; /* sums of two terms, and of more */
+    const hd_trainer_options options = {.dtype = HD_DTYPE_BF16, .gradients = HD_DTYPE_BF16};
+    train_alone(one, &options, &alone);
+    check_layout(one, &all, &options, &alone);
+}
+END_TEST
+
 START_TEST(tensor_goes_with_data_and_pipeline)
 {
     const setting *one = &settings[_i];
     static outcome alone;
-    if (hd_comm_size(hdt_world) != 4) return;
+    const int ranks = hd_comm_size(hdt_world);
+    if (ranks != 4 && ranks != 8) return;
     hd_trainer_options options = {.accumulate = 2};
+    if (ranks == 8) {
+        train_alone(one, &options, &alone);
+        options.accumulate = 1;
+        options.shard_state = options.recompute = true;
+        check_layout(one, &(hd_mesh_options){.data = 2, .pipeline = 2, .tensor = 2}, &options,
+                     &alone);
+        return;
+    }
     train_alone(one, &options, &alone);
     check_layout(one, &(hd_mesh_options){.data = 1, .pipeline = 2, .tensor = 2}, &options, &alone);
     options.accumulate = 1;
@@ -314,6 +365,12 @@ START_TEST(what_cannot_be_split_is_refused_with_the_reason)
     one.tokens = ranks - 1;
     hdt_assert_status(train(hdt_world, &one, &all, none, &out), HD_ERROR_UNSUPPORTED,
                       "tokens of a sequence");
+    one = settings[2];
+    one.json =
+        "{\"model_type\": \"stdit3\", \"in_channels\": 4, \"hidden_size\": 48, \"depth\": 2, "
+        "\"num_heads\": 6, \"caption_channels\": 6, \"model_max_length\": 4}";
+    hdt_assert_status(train(hdt_world, &one, &all, none, &out), HD_ERROR_UNSUPPORTED,
+                      "does not split its layers");
 }
 END_TEST
 
@@ -321,6 +378,7 @@ int main(int argc, char **argv)
 {
     TCase *tests = tcase_create("tensor");
     tcase_add_loop_test(tests, losses_and_gradients_are_those_of_one_rank, 0, SETTINGS);
+    tcase_add_loop_test(tests, weights_of_16_bits_follow_one_rank, 0, SETTINGS);
     tcase_add_loop_test(tests, tensor_goes_with_data_and_pipeline, 0, SETTINGS);
     tcase_add_test(tests, what_cannot_be_split_is_refused_with_the_reason);
     return hdt_main_ranks(argc, argv, "tensor", tests);

@@ -63,10 +63,17 @@ static hd_status train(const char *directory, const char *family, const layout *
                        const char *weights, hd_train_result *result)
 {
     static const char *const settings[][2] = {
-        {"model.layers", "2"},      {"model.hidden", "24"},         {"model.heads", "4"},
-        {"train.tokens", "16"},     {"train.micro_batch", "2"},     {"train.batch", "8"},
-        {"optimizer.warmup", "2"},  {"train.validate_batches", "1"}, {"train.ema", "0.9"},
-        {"layout.bucket", "20000"}, {"optimizer.learning_rate", "3e-3"},
+        {"model.layers", "2"},
+        {"model.hidden", "24"},
+        {"model.heads", "4"},
+        {"train.tokens", "16"},
+        {"train.micro_batch", "2"},
+        {"train.batch", "8"},
+        {"optimizer.warmup", "2"},
+        {"train.validate_batches", "1"},
+        {"train.ema", "0.9"},
+        {"layout.bucket", "20000"},
+        {"optimizer.learning_rate", "3e-3"},
     };
     hd_config *config;
     hdt_assert_ok(hd_config_create(&config));
@@ -144,7 +151,8 @@ static void compare_checkpoints(const char *seen_path, const char *alone_path)
                       one->name);
         double largest, error = distance(seen, alone, one, &largest);
         if (strncmp(one->name, "adam_m", 6) == 0)
-            ck_assert_msg(error <= bound * largest, "%s: off by %g of %g", one->name, error, largest);
+            ck_assert_msg(error <= bound * largest, "%s: off by %g of %g", one->name, error,
+                          largest);
         else
             ck_assert_msg(error <= STOP * 6e-3, "%s: off by %g", one->name, error);
     }

@@ -50,8 +50,8 @@ static hd_status sample(sampling *it, hd_comm *comm, const hd_mesh_options *layo
                 .text_lengths = 1},
             &sampler);
     if (status == HD_OK) {
-        it->weights = hd_plan_region_bytes(hd_sampler_plan(sampler, HD_PURPOSE_DENOISE),
-                                           HD_REGION_WEIGHTS);
+        it->weights =
+            hd_plan_region_bytes(hd_sampler_plan(sampler, HD_PURPOSE_DENOISE), HD_REGION_WEIGHTS);
         status = hd_sampler_start(
             sampler, context, &(hd_sampler_weights){.path = hdi_weights_path(it->file.weights)});
     }

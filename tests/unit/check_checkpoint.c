@@ -229,10 +229,10 @@ START_TEST(columns_that_do_not_tile_a_matrix_are_refused)
     };
     const char *folder = hdt_checkpoint_folder();
     hdi_checkpoint_writer *writer;
-    const hdi_checkpoint_piece pieces[] = {
-        column_piece(0, ROWS * 2, 0, 2, hdt_weights),
-        column_piece(cases[_i].begin, cases[_i].count, cases[_i].first, cases[_i].width,
-                     hdt_weights)};
+    const hdi_checkpoint_piece pieces[] = {column_piece(0, ROWS * 2, 0, 2, hdt_weights),
+                                           column_piece(cases[_i].begin, cases[_i].count,
+                                                        cases[_i].first, cases[_i].width,
+                                                        hdt_weights)};
     hdt_assert_ok(hdi_checkpoint_writer_create(NULL, folder, 1, pieces, 2, &writer));
     hdt_assert_status(hdi_checkpoint_save(writer, 2, "{}"), HD_ERROR_FORMAT, cases[_i].fragment);
     hdi_checkpoint_writer_destroy(writer);

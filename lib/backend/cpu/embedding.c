@@ -46,8 +46,8 @@ hd_status hdi_cpu_embedding(hd_stream *stream, const hdi_embedding_args *args)
 {
     (void)stream;
     HD_RETURN_IF_ERROR(hdi_cpu_check_dtype("embedding", args->dtype));
-    HD_RETURN_IF_ERROR(check_ids("embedding", args->ids, args->rows,
-                                 args->limit ? args->limit : args->entries));
+    HD_RETURN_IF_ERROR(
+        check_ids("embedding", args->ids, args->rows, args->limit ? args->limit : args->entries));
     if (args->second_table)
         HD_RETURN_IF_ERROR(check_ids("embedding, second table", args->second_ids, args->rows,
                                      args->second_entries));

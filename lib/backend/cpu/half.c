@@ -309,8 +309,8 @@ hd_status hdi_cpu_any_cross_entropy_part(hd_stream *stream, const hdi_cross_entr
     HD_RETURN_IF_ERROR(begin(&c, stream, "cross_entropy_part", args->dtype));
     hdi_cross_entropy_args wide = *args;
     wide.dtype = HD_DTYPE_F32;
-    wide.logits = widen(&c, args->dtype, args->logits,
-                        span(args->rows, args->classes, args->logits_stride));
+    wide.logits =
+        widen(&c, args->dtype, args->logits, span(args->rows, args->classes, args->logits_stride));
     HD_RETURN_IF_ERROR(ready(&c));
     return hdi_cpu_cross_entropy_part(stream, &wide);
 }

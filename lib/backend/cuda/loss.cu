@@ -113,8 +113,7 @@ __global__ void __launch_bounds__(kWidest)
     }
 }
 
-template <typename T>
-unsigned row_threads(int64_t classes)
+template <typename T> unsigned row_threads(int64_t classes)
 {
     const int64_t wanted = hdi_round_up(hdi_ceil_div(classes, kLanes<T>), kWarp);
     return (unsigned)(wanted < kWidest ? wanted : kWidest);

@@ -120,9 +120,9 @@ static void describe(const planning *p, double seconds, hdi_text *text)
                     p->layout.data, p->stages, hd_dtype_name(is->dtype),
                     hd_model_parameters(p->model));
     if (p->layout.tensor > 1)
-        hdi_text_printf(text,
-                        "x tensor %d: what follows is for the first of the ranks that share a layer\n",
-                        p->layout.tensor);
+        hdi_text_printf(
+            text, "x tensor %d: what follows is for the first of the ranks that share a layer\n",
+            p->layout.tensor);
     if (p->layout.sequence > 1)
         hdi_text_printf(text,
                         "x sequence %d: what follows is for the first of the ranks that share a "

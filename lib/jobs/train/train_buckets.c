@@ -82,9 +82,9 @@ static hd_status try_bucket(const hdi_train_target *on, hdi_video_bucket *bucket
     for (int stage = 0; stage < sizes.pipeline && *fits; stage++) {
         hd_mesh *mesh;
         hd_trainer *trainer = NULL;
-        HD_RETURN_IF_ERROR(
-            hd_mesh_create_fake(stage * stage_ranks + line + hd_mesh_index(on->mesh, HD_AXIS_TENSOR),
-                                stage_ranks * sizes.pipeline, &sizes, &mesh));
+        HD_RETURN_IF_ERROR(hd_mesh_create_fake(stage * stage_ranks + line +
+                                                   hd_mesh_index(on->mesh, HD_AXIS_TENSOR),
+                                               stage_ranks * sizes.pipeline, &sizes, &mesh));
         hdi_train_target there = *on;
         there.mesh = mesh;
         there.remedy = false;

@@ -70,10 +70,11 @@ static hd_status take_shapes(hd_trainer *trainer)
                          "kept apart, and sums over a part of the tokens round otherwise",
                          hd_mesh_size(o->mesh, HD_AXIS_SEQUENCE));
     if (o->exact && hd_mesh_size(o->mesh, HD_AXIS_TENSOR) > 1)
-        return hdi_error(HD_ERROR_UNSUPPORTED,
-                         "reduction exact with tensor %d: a layer's result is a sum over the ranks' "
-                         "parts, which rounds otherwise than the whole (docs/adr/0007)",
-                         hd_mesh_size(o->mesh, HD_AXIS_TENSOR));
+        return hdi_error(
+            HD_ERROR_UNSUPPORTED,
+            "reduction exact with tensor %d: a layer's result is a sum over the ranks' "
+            "parts, which rounds otherwise than the whole (docs/adr/0007)",
+            hd_mesh_size(o->mesh, HD_AXIS_TENSOR));
     for (int s = 0; s < trainer->shape_count; s++) {
         hd_trainer_shape *shape = &trainer->shapes[s].is;
         *shape = given[s];

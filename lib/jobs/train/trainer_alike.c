@@ -33,8 +33,7 @@ static void sum_range(hd_program *program, int ranks, int rank, int64_t first, i
     const hd_dtype dtype = program->gradients;
     hd_tensor whole =
         hdi_flat_tensor(program, "gradients", HDI_FLAT_GRADIENTS, dtype, first, elements);
-    hd_tensor parts =
-        hdi_tensor_add(program, "alike", dtype, HD_ROLE_ACTIVATION, 1, &received);
+    hd_tensor parts = hdi_tensor_add(program, "alike", dtype, HD_ROLE_ACTIVATION, 1, &received);
     hdi_op_append(program, &hdi_op_all_to_all,
                   &(hdi_all_to_all_options){.collective = what,
                                             .send_counts = by.counts,
@@ -48,10 +47,10 @@ static void sum_range(hd_program *program, int ranks, int rank, int64_t first, i
         hdi_op_append(program, &hdi_op_tree_sum, &(hdi_tree_sum_options){ranks}, 1, &parts, 1,
                       &share);
     }
-    hdi_op_append(program, &hdi_op_all_gather,
-                  &(hdi_all_gather_options){
-                      .collective = what, .counts = by.counts, .offsets = by.offsets},
-                  0, NULL, 1, &whole);
+    hdi_op_append(
+        program, &hdi_op_all_gather,
+        &(hdi_all_gather_options){.collective = what, .counts = by.counts, .offsets = by.offsets},
+        0, NULL, 1, &whole);
 }
 
 hd_status hdi_trainer_sum_alike(hd_trainer *trainer, const hdi_layout *layout)
@@ -61,8 +60,7 @@ hd_status hdi_trainer_sum_alike(hd_trainer *trainer, const hdi_layout *layout)
     const size_t words = 4 * (size_t)ranks;
     if (ranks == 1) return HD_OK;
     trainer->alike_counts = hdi_alloc_array((size_t)layout->bucket_count * words, sizeof(int64_t));
-    if (!trainer->alike_counts)
-        return hdi_error(HD_ERROR_MEMORY, "trainer: out of host memory");
+    if (!trainer->alike_counts) return hdi_error(HD_ERROR_MEMORY, "trainer: out of host memory");
     for (int b = 0; b < layout->bucket_count; b++) {
         const hdi_bucket *bucket = &layout->buckets[b];
         int64_t first = bucket->first, elements = bucket->elements;

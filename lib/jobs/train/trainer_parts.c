@@ -72,8 +72,8 @@ static hd_status place_weights(const hd_trainer *trainer, const hdi_entry *entry
     const size_t bytes = (size_t)entry->elements * width;
     char *own = hdi_alloc(bytes);
     if (!own) return hdi_error(HD_ERROR_MEMORY, "trainer: out of host memory");
-    hd_status status = context->backend->copy_out(context->stream, own,
-                                                  hdi_trainer_weights(trainer, entry->first), bytes);
+    hd_status status = context->backend->copy_out(
+        context->stream, own, hdi_trainer_weights(trainer, entry->first), bytes);
     if (status == HD_OK) status = context->backend->synchronize(context->stream);
     for (int64_t at = 0; at < entry->elements && status == HD_OK;) {
         int64_t global, run = hdi_shard_run(entry->options, at, &global);
@@ -102,8 +102,7 @@ static hd_status hash_parameter(const hd_trainer *trainer, const hdi_global_para
     const int64_t words = hdi_ceil_div((int64_t)bytes, sizeof(int32_t));
     const int entry = hdi_layout_find(layout, parameter->name); /* parts may be on others only */
     char *whole = hdi_alloc_array((size_t)words, sizeof(int32_t));
-    hd_status status =
-        whole ? HD_OK : hdi_error(HD_ERROR_MEMORY, "trainer: out of host memory");
+    hd_status status = whole ? HD_OK : hdi_error(HD_ERROR_MEMORY, "trainer: out of host memory");
     if (status == HD_OK && entry >= 0 && hdi_trainer_speaks_for(trainer, &layout->entries[entry]))
         status = place_weights(trainer, &layout->entries[entry], whole);
     if (status == HD_OK)
