@@ -201,6 +201,11 @@ const hdi_config_row hdi_job_schema[] = {
     ENUM("run.transport", "auto", transports, "between ranks", QUIET),
     ENUM("run.device_transport", "auto", device_transports,
          "between their GPUs; staged: through host memory, where NCCL cannot", QUIET),
+    STRING("run.rates", "auto",
+           "the device that seconds are predicted for, such as h100 or rtx-4090; auto: the GPU at "
+           "hand; "
+           "none",
+           QUIET),
     BOOL("run.share_gpu", "false", "ranks may have one GPU: slow, for tests (--share-gpu)", QUIET),
     INT("run.threads", "0", "0", "4096", "threads",
         "of the CPU backend; zero: OMP_NUM_THREADS, or 1", QUIET),

@@ -237,6 +237,7 @@ static hd_status make_plan(hd_trainer *trainer)
     hd_plan_options options = {.budget = o->budget,
                                .foreign = o->foreign,
                                .transport = o->transport,
+                               .rates = o->rates,
                                .gradient_levels =
                                    o->exact ? hdi_gradient_levels(most_micro_batches(trainer)) : 1};
     HD_RETURN_IF_ERROR(hd_plan_create(&options, &trainer->plan));
