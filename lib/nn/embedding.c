@@ -28,7 +28,7 @@ hd_tensor hd_embedding(hd_program *program, hd_tensor ids, const hd_embedding_op
 {
     if (!options->name)
         return hd_program_fail(program, HD_ERROR_ARGUMENT, "embedding: name is NULL, want a name");
-    hd_shard shard = {HD_AXIS_NONE};
+    hd_shard shard = {.axis = HD_AXIS_NONE};
     int64_t first = 0, limit = 0;
     if (options->split && hdi_tensor_ranks(program) > 1) {
         const hd_shard_run own = hdi_tensor_deal(program, options->entries, options->entries);
@@ -58,5 +58,5 @@ hd_tensor hd_position_embedding(hd_program *program, hd_tensor x,
     return hd_add(program, x,
                   hd_embedding_op(program, positions,
                                   table(program, options->name, options->entries, columns,
-                                        options->std, &(hd_shard){HD_AXIS_NONE})));
+                                        options->std, &(hd_shard){.axis = HD_AXIS_NONE})));
 }

@@ -34,6 +34,16 @@ static const char *text_path(void)
     return path;
 }
 
+static const char *const families[] = {"gpt2", "llama"};
+static const char *const dtypes[] = {"f32", "bf16"};
+static const char *dtype; /* of the weights of the test that runs */
+
+static bool ignore(void *user, const char *text)
+{
+    (void)user, (void)text;
+    return true;
+}
+
 /* A new run's directory, the same on all ranks. */
 static void new_run(char out[4200])
 {
@@ -80,6 +90,7 @@ static hd_status train(const char *directory, const char *family, const layout *
     for (size_t i = 0; i < sizeof settings / sizeof settings[0]; i++)
         set(config, settings[i][0], settings[i][1]);
     set(config, "model.family", family);
+    set(config, "train.dtype", dtype);
     set(config, "model.weights", weights);
     set(config, "data.path", text_path());
     set(config, "run.directory", directory);
@@ -160,11 +171,35 @@ static void compare_checkpoints(const char *seen_path, const char *alone_path)
     hdi_checkpoint_close(alone);
 }
 
-static const char *const families[] = {"gpt2", "llama"};
+/* "transposed" files, and parts of several tensors. */
+START_TEST(weights_of_files_are_read_by_parts)
+{
+    const char *family = families[_i];
+    const layout tensor = {1, 1, hd_comm_size(hdt_world), false};
+    char alone[4200], split[4200], weights[4300];
+    hd_train_result wanted = {0}, seen = {0};
+    dtype = "f32";
+    text_path();
+    new_run(alone);
+    snprintf(weights, sizeof weights, "%s-weights", alone);
+    hdt_assert_ok(train_alone(alone, family, STOP, "", &wanted));
+    if (hd_comm_rank(hdt_world) == 0)
+        hdt_assert_ok(hd_convert_run(alone, weights, NULL, ignore, NULL));
+    hdt_assert_ok(hd_comm_barrier(hdt_world));
+    new_run(alone);
+    new_run(split);
+    hdt_assert_ok(train_alone(alone, family, 1, weights, &wanted));
+    hdt_assert_ok(train(split, family, &tensor, 1, weights, &seen));
+    const double bound = hdt_tolerance(HD_DTYPE_F32, 8 * 16 * 24) * wanted.loss;
+    ck_assert_msg(fabs(seen.loss - wanted.loss) <= bound, "%s: loss %.17g, one rank has %.17g",
+                  family, seen.loss, wanted.loss);
+}
+END_TEST
 
 START_TEST(a_checkpoint_is_that_of_one_rank_and_opens_everywhere)
 {
-    const char *family = families[_i];
+    const char *family = families[_i % 2];
+    dtype = dtypes[_i / 2];
     const int ranks = hd_comm_size(hdt_world);
     const layout tensor = {1, 1, ranks, false}, sharded = {ranks / 2, 1, 2, true},
                  piped = {1, ranks / 2, 2, false}, data = {ranks, 1, 1, true};
@@ -181,7 +216,7 @@ START_TEST(a_checkpoint_is_that_of_one_rank_and_opens_everywhere)
         if (!others[from]) continue;
         new_run(split);
         hdt_assert_ok(train(split, family, others[from], STOP, "", &seen));
-        compare_checkpoints(split, alone);
+        if (_i < 2) compare_checkpoints(split, alone);
         hdt_assert_ok(train_alone(split, family, STOP, "", &result));
         ck_assert_uint_eq(result.weights_hash, seen.weights_hash);
         for (int to = 0; to < 4; to++) {
@@ -202,6 +237,7 @@ END_TEST
 int main(int argc, char **argv)
 {
     TCase *tests = tcase_create("tensor resume");
-    tcase_add_loop_test(tests, a_checkpoint_is_that_of_one_rank_and_opens_everywhere, 0, 2);
+    tcase_add_loop_test(tests, a_checkpoint_is_that_of_one_rank_and_opens_everywhere, 0, 4);
+    tcase_add_loop_test(tests, weights_of_files_are_read_by_parts, 0, 2);
     return hdt_main_ranks(argc, argv, "tensor resume", tests);
 }

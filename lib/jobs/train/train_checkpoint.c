@@ -80,6 +80,7 @@ static hd_status add_pieces(piece_list *list, const char *kind, const hdi_traine
     for (int64_t at = 0; at < part->count; at += piece.count) {
         hdi_trainer_part run = *part;
         run.begin += at;
+        run.m += at; /* what is saved has state */
         piece.count = hdi_shard_run(options, run.begin, &piece.begin);
         if (piece.count > part->count - at) piece.count = part->count - at;
         run.count = piece.count;
