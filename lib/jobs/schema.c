@@ -230,6 +230,9 @@ const hdi_config_row hdi_job_schema[] = {
         "of sampling: a function of seed, prompt and position", QUIET),
     INT("generate.prefill", "32", "1", "65536", "tokens", "prompt tokens that one pass takes",
         QUIET),
+    ENUM("generate.dtype", "auto", sample_dtypes,
+         "of weights, caches and activations; auto: what Hugging Face files have on GPUs, else f32",
+         QUIET),
     ENUM("generate.residency", "auto", residencies,
          "weights of blocks, as in sample.residency; auto: on the host where nothing else fits",
          QUIET),
@@ -245,7 +248,7 @@ const hdi_config_row hdi_job_schema[] = {
      .flags = QUIET},
     STRING("sample.negative", "",
            "text to be guided away from, or a folder with one of each input's name; empty: a data "
-           "set's text for the empty prompt",
+           "set's text for the empty prompt, or else that of the weights (Open-Sora 1.2, 1.3)",
            QUIET),
     STRING("sample.given", "",
            "safetensors with given frames: \"latents\", and \"mask\" of one number a frame", QUIET),

@@ -89,9 +89,9 @@ static void describe_phase(const hd_sampler *sampler, hd_purpose phase, bool kno
                     hd_sampler_flops(sampler, phase, 0));
     if (phase == HD_PURPOSE_DENOISE && hd_sampler_slices(sampler) > 1)
         hdi_text_printf(text, ", blocks in %d slices", hd_sampler_slices(sampler));
-    if (plan->units[0].program->sequence_turns)
-        hdi_text_printf(text, ", heads change places in %d groups",
-                        plan->units[0].program->sequence_turns);
+    const int turns = plan->units[0].program->sequence_turns;
+    if (turns)
+        hdi_text_printf(text, ", heads change places in %d group%s", turns, turns == 1 ? "" : "s");
     hdi_text_append(text, "\n");
     for (int r = 0; r < HD_REGIONS; r++)
         if (hd_plan_region_bytes(plan, (hd_region)r))

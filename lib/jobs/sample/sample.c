@@ -73,7 +73,7 @@ static hd_status make_sampler(job *it)
     HD_RETURN_IF_ERROR(hd_backend_find(hdi_config_string(values, "run.device"), &backend));
     HD_RETURN_IF_ERROR(
         hdi_sample_settings_read(it->config, it->model, backend, *given, &it->settings));
-    HD_RETURN_IF_ERROR(hdi_sample_inputs_read(it->config, it->settings.model,
+    HD_RETURN_IF_ERROR(hdi_sample_inputs_read(it->config, it->settings.model, it->weights,
                                               it->settings.run.branches > 1, &it->inputs));
     if (*given) HD_RETURN_IF_ERROR(hdi_sample_inputs_read_given(given, &it->settings, &it->inputs));
     HD_RETURN_IF_ERROR(hdi_job_rates(it->config, backend, &it->rates));
