@@ -176,6 +176,7 @@ START_TEST(weights_of_files_are_read_by_parts)
 {
     const char *family = families[_i];
     const layout tensor = {1, 1, hd_comm_size(hdt_world), false};
+    if (tensor.tensor > 4) return;
     char alone[4200], split[4200], weights[4300];
     hd_train_result wanted = {0}, seen = {0};
     dtype = "f32";
@@ -201,6 +202,7 @@ START_TEST(a_checkpoint_is_that_of_one_rank_and_opens_everywhere)
     const char *family = families[_i % 2];
     dtype = dtypes[_i / 2];
     const int ranks = hd_comm_size(hdt_world);
+    if (ranks > 4) return; /* the models' heads */
     const layout tensor = {1, 1, ranks, false}, sharded = {ranks / 2, 1, 2, true},
                  piped = {1, ranks / 2, 2, false}, data = {ranks, 1, 1, true};
     const layout *others[] = {&tensor, ranks == 4 ? &sharded : NULL, ranks == 4 ? &piped : NULL,

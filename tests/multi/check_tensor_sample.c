@@ -70,6 +70,7 @@ START_TEST(videos_are_those_of_one_rank)
     static sampling it;
     static float alone[MOST_VALUES];
     const int ranks = hd_comm_size(hdt_world), which = _i;
+    if (ranks != 2 && ranks != 4) return; /* the golden models have two heads, or four */
     it = (sampling){.file = hdt_mmdit_open(which, NULL)};
     const int64_t *dims = it.file.dims, elements = dims[0] * dims[1] * dims[2] * dims[3];
     ck_assert_int_le(elements, MOST_VALUES);
