@@ -103,6 +103,7 @@ typedef struct hdi_model_stage {
     const hd_stage *stage;
     int64_t tokens;            /* this rank's, where sequences or layers are split over ranks */
     bool alike;                /* all ranks of a tensor axis have all rows */
+    hd_tensor places;          /* I32, of the rows that it attends, where they do not count up */
     hd_tensor position, count; /* when generating */
 } hdi_model_stage;
 
@@ -137,10 +138,12 @@ hd_tensor hdi_model_enter(hd_program *program, const hdi_model_stage *at, hd_ten
 hd_tensor hdi_model_leave(hd_program *program, const hdi_model_stage *at, hd_tensor x);
 
 /* Attention of whole sequences, whose queries and keys turn as `rope` says, without its heads, or not
- * at all; and the tokens' positions I32, or none where they simply count up. */
+ * at all; and the positions I32 of own tokens, and of the rows that are attended, or none where they
+ * simply count up. */
 hd_tensor hdi_model_attention(hd_program *program, const hdi_model_stage *at, hd_tensor qkv,
                               const hd_rope_options *rope);
 hd_tensor hdi_model_positions(hd_program *program, const hdi_model_stage *at);
+hd_tensor hdi_model_places(hd_program *program, const hdi_model_stage *at);
 hd_tensor hdi_model_final_norm(hd_program *program, const hdi_model_stage *at,
                                hdi_model_stream from, const hd_norm_options *options);
 hd_tensor hdi_model_finish(hd_program *program, const hdi_model_stage *at, hd_tensor x,

@@ -208,7 +208,7 @@ static hdi_sequence_options start(const hd_program *program, hd_tensor x, int64_
     o.rank = rank_of(program);
     o.sequences = sequences;
     o.tokens = tokens;
-    o.turns = 1;
+    o.turns = o.ring = 1;
     o.collective.axis = HD_AXIS_TENSOR;
     o.collective.what = what;
     if (info && info->rank == 2) o.collective.elements = sequences * tokens * info->dims[1];

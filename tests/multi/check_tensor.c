@@ -309,7 +309,8 @@ START_TEST(losses_and_gradients_are_those_of_one_rank)
     hd_trainer_options options = {.clip_norm = 0.1F};
     train_alone(one, &options, &alone);
     check_layout(one, &all, &options, &alone);
-    options.recompute = options.shard_state = true;
+    options.recompute = true;
+    options.shard_state = 1;
     check_layout(one, &all, &options, &alone);
 }
 END_TEST
@@ -336,7 +337,8 @@ START_TEST(tensor_goes_with_data_and_pipeline)
     if (ranks == 8) {
         train_alone(one, &options, &alone);
         options.accumulate = 1;
-        options.shard_state = options.recompute = true;
+        options.recompute = true;
+        options.shard_state = 2;
         check_layout(one, &(hd_mesh_options){.data = 2, .pipeline = 2, .tensor = 2}, &options,
                      &alone);
         return;
@@ -345,8 +347,9 @@ START_TEST(tensor_goes_with_data_and_pipeline)
     check_layout(one, &(hd_mesh_options){.data = 1, .pipeline = 2, .tensor = 2}, &options, &alone);
     options.accumulate = 1;
     check_layout(one, &(hd_mesh_options){.data = 2, .pipeline = 1, .tensor = 2}, &options, &alone);
-    options.shard_state = true;
-    check_layout(one, &(hd_mesh_options){.data = 2, .pipeline = 1, .tensor = 2}, &options, &alone);
+    for (options.shard_state = 1; options.shard_state <= 2; options.shard_state++)
+        check_layout(one, &(hd_mesh_options){.data = 2, .pipeline = 1, .tensor = 2}, &options,
+                     &alone);
 }
 END_TEST
 

@@ -65,6 +65,7 @@ hd_status hdi_trainer_sum_alike(hd_trainer *trainer, const hdi_layout *layout)
         const hdi_bucket *bucket = &layout->buckets[b];
         int64_t first = bucket->first, elements = bucket->elements;
         if (layout->state_sharded) elements = hdi_layout_shard(layout, b, layout->shard, &first);
+        first = hdi_layout_stored_gradient(layout, b, first);
         if (elements && !hdi_entry_is_part(&layout->entries[bucket->first_entry]))
             sum_range(trainer->norm, ranks, rank, first, elements,
                       trainer->alike_counts + (size_t)b * words);
