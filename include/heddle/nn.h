@@ -14,9 +14,11 @@ typedef struct hd_embedding_options {
     const char *name;
     int64_t entries, columns;
     double std; /* of the first values; zero means 0.02 */
+    bool split; /* each rank of the tensor axis has some of the entries */
 } hd_embedding_options;
 
-/* Rows of the table "<name>.weight" [entries, columns] by ids I32 [...]: [..., columns]. */
+/* Rows of the table "<name>.weight" [entries, columns] by ids I32 [...]: [..., columns]. Split, rows of
+ * others' entries are zeros: the sum over the ranks is the result. */
 HD_API hd_tensor hd_embedding(hd_program *program, hd_tensor ids,
                               const hd_embedding_options *options);
 
@@ -34,12 +36,19 @@ typedef struct hd_position_embedding_options {
 HD_API hd_tensor hd_position_embedding(hd_program *program, hd_tensor x,
                                        const hd_position_embedding_options *options);
 
-/* How a linear layer is cut over the tensor axis, once that axis may be larger than 1. */
+/* How a linear layer is cut over the tensor axis. Ranks have unequal parts where they do not divide. */
 typedef enum hd_split {
-    HD_SPLIT_NONE,
+    HD_SPLIT_NONE,    /* all on every rank */
     HD_SPLIT_COLUMNS, /* each rank makes some of the outputs */
-    HD_SPLIT_ROWS     /* each rank takes some of the inputs */
+    HD_SPLIT_ROWS /* each rank takes some of the inputs: the sum over the ranks is the result. The
+                         first rank alone has the bias */
 } hd_split;
+
+/* A run of a split layer's outputs or inputs that is dealt out in so many equal groups, the first ranks
+ * having one more: heads. Zero groups: column by column. */
+typedef struct hd_split_run {
+    int64_t columns, groups;
+} hd_split_run;
 
 /* A layer that files hold as several: q, k and v of a fused projection. */
 typedef struct hd_linear_part {
@@ -61,12 +70,15 @@ typedef struct hd_linear_options {
     const char *weight; /* name of a weight shared with another layer, instead of "<name>.weight" */
     bool transposed;    /* files hold the weight as [inputs, outputs]: GPT-2's Conv1D */
     hd_split split;
+    int split_runs; /* their columns add up to all outputs, or inputs; 0: all outputs are one run */
+    hd_split_run split_run[HD_MAX_PARTS];
     hd_tensor add; /* of the result's shape, added to it; in its place if nobody else needs it */
     int parts; /* 0: files hold one layer called `name`; else their outputs add up to `outputs` */
     hd_linear_part part[HD_MAX_PARTS];
 } hd_linear_options;
 
-/* x [..., inputs] by the weight [outputs, inputs], plus bias [outputs]: [..., outputs]. */
+/* x [..., inputs] by the weight [outputs, inputs], plus bias [outputs]: [..., outputs], of a split layer
+ * this rank's. */
 HD_API hd_tensor hd_linear(hd_program *program, hd_tensor x, const hd_linear_options *options);
 
 /* down(hd_gelu_tanh(up(x))), in fewer passes over memory where the device has them: [..., outputs of

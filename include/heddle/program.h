@@ -112,6 +112,19 @@ typedef struct hd_parameter_part {
 
 enum { HD_MAX_PARTS = 4 };
 
+/* What this rank has of a parameter that ranks share: runs of its rows or, one run, of its columns (of
+ * the product of all dims but the first), ascending. Names, values and files are those of the whole. */
+typedef struct hd_shard_run {
+    int64_t first, count;
+} hd_shard_run;
+
+typedef struct hd_shard {
+    hd_axis axis; /* of the ranks that share it; HD_AXIS_NONE: each has all of it */
+    int dim;      /* 0: rows, 1: columns */
+    int runs;
+    hd_shard_run run[HD_MAX_PARTS];
+} hd_shard;
+
 typedef struct hd_parameter_options {
     const char *name; /* within the open scopes; a leading '/' makes it absolute */
     int rank;
@@ -121,13 +134,13 @@ typedef struct hd_parameter_options {
     bool transposed; /* in files, when there are no parts */
     int parts;       /* 0: stored as one tensor called `name` */
     hd_parameter_part part[HD_MAX_PARTS];
-    bool frozen;        /* keeps its values in training: it has no gradient */
-    hd_axis split_axis; /* HD_AXIS_NONE: whole on every rank */
-    int split_dim;
+    bool frozen; /* keeps its values in training: it has no gradient */
+    hd_shard shard;
 } hd_parameter_options;
 
-/* Declare a use of a parameter. The same global name may be used several times, in one program or
- * on several pipeline stages: heddle sums the gradients of all uses. */
+/* Declare a use of a parameter: a tensor of this rank's rows and columns. The same global name may be
+ * used several times, in one program or on several pipeline stages: heddle sums the gradients of all
+ * uses. */
 HD_API hd_tensor hd_parameter(hd_program *program, const hd_parameter_options *options);
 
 /* Facts about a tensor; NULL for an invalid handle. */

@@ -47,10 +47,12 @@ typedef struct hdi_column_sum_args {
     void *workspace; /* column_sum_workspace bytes */
 } hdi_column_sum_args;
 
-/* out[r, :] = table[ids[r], :] (+ second_table[second_ids[r], :], if there is one). */
+/* out[r, :] = table[ids[r], :] (+ second_table[second_ids[r], :], if there is one). With a limit the
+ * table is a part: entries from `first` on of `limit`; rows of the others are zeros. */
 typedef struct hdi_embedding_args {
     hd_dtype dtype;
     int64_t rows, columns, entries, second_entries;
+    int64_t first, limit;
     const int32_t *ids, *second_ids;
     const void *table, *second_table;
     void *out;
@@ -74,10 +76,12 @@ typedef struct hdi_select_row_args {
 
 /* table_gradient[e, :] (+)= sum of the rows r of gradient with ids[r] == e, in the order of r.
  * Without accumulate, entries that no row names become zero. A period, at most `entries`, says that
- * ids[r] is r % period; 0: anything. */
+ * ids[r] is r % period; 0: anything. With a limit, and then without a period, the table is a part, as
+ * above: rows of other entries are passed over. */
 typedef struct hdi_embedding_gradient_args {
     hd_dtype dtype;
     int64_t rows, columns, entries, period;
+    int64_t first, limit;
     const int32_t *ids;
     const void *gradient;
     float *table_gradient;
@@ -217,10 +221,17 @@ typedef struct hdi_attention_cached_args {
 } hdi_attention_cached_args;
 
 /* loss[r] = -log softmax(logits[r])[targets[r]], 0 where targets[r] < 0. If gradient is given it
- * receives (softmax - one-hot) * (*scale), 0 for ignored rows; it may alias logits. */
+ * receives (softmax - one-hot) * (*scale), 0 for ignored rows; it may alias logits.
+ *
+ * Classes may be cut into parts: logits are then those from `first` on of `limit`, and `statistics`,
+ * [parts, rows, 3], has of each part the largest logit, the sum of exp(logit - largest) and the
+ * target's logit, 0 if that is in another part; the loss is that of all classes. */
 typedef struct hdi_cross_entropy_args {
     hd_dtype dtype;
     int64_t rows, classes, logits_stride;
+    int64_t first, limit; /* limit 0: all classes */
+    int parts;
+    float *statistics;
     const void *logits;
     const int32_t *targets;
     const float *scale; /* one element on the device; NULL: 1 */
@@ -353,6 +364,8 @@ struct hd_backend {
     hd_status (*attention_cached)(hd_stream *stream, const hdi_attention_cached_args *args);
     size_t (*attention_cached_workspace)(const hdi_attention_cached_args *args);
     hd_status (*cross_entropy)(hd_stream *stream, const hdi_cross_entropy_args *args);
+    /* statistics [rows, 3] of this part; neither loss nor gradient. */
+    hd_status (*cross_entropy_part)(hd_stream *stream, const hdi_cross_entropy_args *args);
 
     /* Diffusion transformers. */
     hd_status (*sinusoid)(hd_stream *stream, const hdi_sinusoid_args *args);

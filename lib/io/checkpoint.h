@@ -1,7 +1,9 @@
 /* Checkpoints: folders step-N that are whole or absent, readable onto any layout.
  *
  * A checkpoint holds global tensors as flat element ranges ("pieces"). Each rank writes its pieces to
- * step-N.tmp/rank-R.safetensors, as tensors named "name[begin:end/elements]"; rank 0 then writes
+ * step-N.tmp/rank-R.safetensors, as tensors named "name[begin:end/elements]", or, where ranks have
+ * columns of a matrix, "name[begin:end/elements,first+width/columns]": elements begin to end of the
+ * matrix of those columns alone. Rank 0 then writes
  * manifest.json with the sizes and sums of all files and renames the folder to step-N. Reading
  * gathers any range of a tensor from whatever pieces cover it and checks each 16 MiB block that it
  * touches against its sum. */
@@ -21,6 +23,7 @@ typedef struct hdi_checkpoint_piece {
     hd_dtype dtype;
     int64_t global_elements;
     int64_t begin, count; /* this rank's elements; over all ranks they tile the tensor once */
+    int64_t first, width, columns; /* of a matrix of `columns`; zeros: all columns */
     const void *data; /* [count], read at every save; borrowed for the writer's life; or NULL: */
     hdi_checkpoint_fetch_fn fetch;
     void *user; /* of fetch; borrowed as data is */

@@ -14,7 +14,8 @@
 typedef struct stored_piece {
     char *name; /* of the global tensor, owned */
     hd_dtype dtype;
-    int64_t global_elements, begin, count;
+    int64_t global_elements, begin, count; /* elements of the matrix of its columns alone, */
+    int64_t first, width, columns;         /* which are these; of all: one row of all elements */
     int file;
     const hdi_safetensors_tensor *tensor;
 } stored_piece;
@@ -106,17 +107,34 @@ static hd_status read_checked(hdi_checkpoint *checkpoint, int file, int64_t offs
     return HD_OK;
 }
 
-/* "name[begin:end/elements]", exactly as the writer spells it. */
+static int64_t rows_of(const stored_piece *piece)
+{
+    return piece->global_elements / piece->columns;
+}
+
+/* "name[begin:end/elements]" or "name[begin:end/elements,first+width/columns]", exactly as the writer
+ * spells it. */
 static bool parse_piece_name(const hdi_safetensors_tensor *tensor, stored_piece *out)
 {
     const char *range = strrchr(tensor->name, '[');
     int64_t end;
     int length = 0;
-    if (!range || sscanf(range, "[%" SCNd64 ":%" SCNd64 "/%" SCNd64 "]%n", &out->begin, &end,
+    if (!range || sscanf(range, "[%" SCNd64 ":%" SCNd64 "/%" SCNd64 "%n", &out->begin, &end,
                          &out->global_elements, &length) != 3)
         return false;
-    if (range[length] != '\0' || out->begin < 0 || end < out->begin || end > out->global_elements)
-        return false;
+    range += length;
+    if (strcmp(range, "]") == 0) {
+        out->width = out->columns = out->global_elements > 0 ? out->global_elements : 1;
+    } else {
+        length = 0;
+        if (sscanf(range, ",%" SCNd64 "+%" SCNd64 "/%" SCNd64 "]%n", &out->first, &out->width,
+                   &out->columns, &length) != 3 ||
+            length == 0 || range[length] != '\0' || out->first < 0 || out->width < 1 ||
+            out->width > out->columns || out->first > out->columns - out->width ||
+            out->global_elements % out->columns)
+            return false;
+    }
+    if (out->begin < 0 || end < out->begin || end > rows_of(out) * out->width) return false;
     out->count = end - out->begin;
     return tensor->rank == 1 && tensor->dims[0] == out->count;
 }
@@ -129,8 +147,8 @@ static hd_status add_pieces(hdi_checkpoint *checkpoint, int file)
         stored_piece piece = {.dtype = tensor->dtype, .file = file, .tensor = tensor};
         if (!parse_piece_name(tensor, &piece))
             return hdi_error(HD_ERROR_FORMAT,
-                             "%s: tensor \"%s\" is not named name[begin:end/elements] for what it "
-                             "holds",
+                             "%s: tensor \"%s\" is not named name[begin:end/elements] (or "
+                             "...,first+width/columns]) for what it holds",
                              hdi_safetensors_path(source), tensor->name);
         piece.name = hdi_strdup(tensor->name);
         if (!piece.name ||
@@ -171,17 +189,61 @@ static int compare_pieces(const void *left, const void *right)
     const stored_piece *a = left, *b = right;
     const int order = strcmp(a->name, b->name);
     if (order != 0) return order;
+    if (a->first != b->first) return a->first < b->first ? -1 : 1;
     if (a->begin != b->begin) return a->begin < b->begin ? -1 : 1;
     return (a->count > b->count) - (a->count < b->count);
 }
 
-static hd_status check_end(const hdi_checkpoint *checkpoint, const hdi_checkpoint_tensor *tensor,
-                           int64_t end)
+/* Where pieces of some columns end, of which `last` is the last: all rows must have been there. */
+static hd_status check_end(const hdi_checkpoint *checkpoint, const stored_piece *last)
 {
-    if (end == tensor->elements) return HD_OK;
+    const int64_t end = last->begin + last->count, wanted = rows_of(last) * last->width;
+    if (end == wanted) return HD_OK;
     return hdi_error(HD_ERROR_FORMAT,
                      "%s: tensor \"%s\": elements %" PRId64 " to %" PRId64 " are in no piece",
-                     checkpoint->folder, tensor->name, end, tensor->elements);
+                     checkpoint->folder, last->name, end, wanted);
+}
+
+/* Columns from `from` on follow those of `last`, NULL if they are the first. */
+static hd_status check_columns(const hdi_checkpoint *checkpoint, const char *name,
+                               const stored_piece *last, int64_t from, int64_t columns)
+{
+    if (last) HD_RETURN_IF_ERROR(check_end(checkpoint, last));
+    const int64_t end = last ? last->first + last->width : 0;
+    if (from == end) return HD_OK;
+    return hdi_error(HD_ERROR_FORMAT,
+                     "%s: tensor \"%s\": columns %" PRId64 " to %" PRId64 " of %" PRId64
+                     " are in %s",
+                     checkpoint->folder, name, from < end ? from : end, from < end ? end : from,
+                     columns, from < end ? "two pieces" : "no piece");
+}
+
+/* A piece of a tensor behind `last`, NULL for the first. */
+static hd_status check_piece(const hdi_checkpoint *checkpoint, const hdi_checkpoint_tensor *tensor,
+                             const stored_piece *last, const stored_piece *piece)
+{
+    const char *file = hdi_safetensors_path(checkpoint->shards[piece->file].file);
+    if (piece->dtype != tensor->dtype || piece->global_elements != tensor->elements)
+        return hdi_error(HD_ERROR_FORMAT,
+                         "%s: tensor \"%s\": is %" PRId64 " x %s here, %" PRId64 " x %s elsewhere",
+                         file, piece->name, piece->global_elements, hd_dtype_name(piece->dtype),
+                         tensor->elements, hd_dtype_name(tensor->dtype));
+    const bool same = last && last->first == piece->first;
+    if (last && (last->columns != piece->columns || (same && last->width != piece->width)))
+        return hdi_error(HD_ERROR_FORMAT,
+                         "%s: tensor \"%s\": columns %" PRId64 " + %" PRId64 " of %" PRId64
+                         " here, %" PRId64 " + %" PRId64 " of %" PRId64 " elsewhere",
+                         file, piece->name, piece->first, piece->width, piece->columns, last->first,
+                         last->width, last->columns);
+    if (!same)
+        HD_RETURN_IF_ERROR(
+            check_columns(checkpoint, piece->name, last, piece->first, piece->columns));
+    const int64_t end = same ? last->begin + last->count : 0;
+    if (piece->begin == end) return HD_OK;
+    return hdi_error(
+        HD_ERROR_FORMAT, "%s: tensor \"%s\": elements %" PRId64 " to %" PRId64 " are in %s", file,
+        piece->name, piece->begin < end ? piece->begin : end,
+        piece->begin < end ? end : piece->begin, piece->begin < end ? "two pieces" : "no piece");
 }
 
 /* Make the tensors from the sorted pieces, which must tile each of them once. */
@@ -194,33 +256,23 @@ static hd_status build_tensors(hdi_checkpoint *checkpoint)
     qsort(checkpoint->pieces, (size_t)checkpoint->piece_count, sizeof *checkpoint->pieces,
           compare_pieces);
     hdi_checkpoint_tensor *tensor = NULL;
-    int64_t end = 0;
+    const stored_piece *last = NULL; /* of the tensor */
     for (int i = 0; i < checkpoint->piece_count; i++) {
         const stored_piece *piece = &checkpoint->pieces[i];
         if (!tensor || strcmp(tensor->name, piece->name) != 0) {
-            if (tensor) HD_RETURN_IF_ERROR(check_end(checkpoint, tensor, end));
+            if (last)
+                HD_RETURN_IF_ERROR(
+                    check_columns(checkpoint, last->name, last, last->columns, last->columns));
             tensor = &checkpoint->tensors[checkpoint->count++];
             *tensor =
                 (hdi_checkpoint_tensor){piece->name, piece->dtype, piece->global_elements, i, 0};
-            end = 0;
+            last = NULL;
         }
-        const char *file = hdi_safetensors_path(checkpoint->shards[piece->file].file);
-        if (piece->dtype != tensor->dtype || piece->global_elements != tensor->elements)
-            return hdi_error(HD_ERROR_FORMAT,
-                             "%s: tensor \"%s\": is %" PRId64 " x %s here, %" PRId64
-                             " x %s elsewhere",
-                             file, piece->name, piece->global_elements, hd_dtype_name(piece->dtype),
-                             tensor->elements, hd_dtype_name(tensor->dtype));
-        if (piece->begin != end)
-            return hdi_error(HD_ERROR_FORMAT,
-                             "%s: tensor \"%s\": elements %" PRId64 " to %" PRId64 " are in %s",
-                             file, piece->name, piece->begin < end ? piece->begin : end,
-                             piece->begin < end ? end : piece->begin,
-                             piece->begin < end ? "two pieces" : "no piece");
-        end += piece->count;
+        HD_RETURN_IF_ERROR(check_piece(checkpoint, tensor, last, piece));
+        last = piece;
         tensor->pieces++;
     }
-    return check_end(checkpoint, tensor, end);
+    return check_columns(checkpoint, last->name, last, last->columns, last->columns);
 }
 
 static hd_status load(hdi_checkpoint *checkpoint)
@@ -295,6 +347,37 @@ hd_status hdi_checkpoint_verify(hdi_checkpoint *checkpoint)
     return HD_OK;
 }
 
+static int64_t smaller(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+static int64_t larger(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
+}
+
+/* What a piece has of a tensor's elements begin to end, row by row. */
+static hd_status read_piece(hdi_checkpoint *checkpoint, const stored_piece *piece, int64_t begin,
+                            int64_t end, char *out)
+{
+    const int64_t bytes = (int64_t)hd_dtype_bytes(piece->dtype), held = piece->begin + piece->count;
+    const int64_t offset =
+        hdi_safetensors_data_offset(checkpoint->shards[piece->file].file) + piece->tensor->begin;
+    int64_t row = larger(begin / piece->columns, piece->begin / piece->width);
+    for (; row * piece->columns < end && row * piece->width < held; row++) {
+        /* From a place in the piece's columns alone to one in the tensor. */
+        const int64_t shift = row * piece->columns + piece->first - row * piece->width;
+        const int64_t from = larger(begin, shift + larger(piece->begin, row * piece->width));
+        const int64_t to = smaller(end, shift + smaller(held, (row + 1) * piece->width));
+        if (from >= to) continue;
+        HD_RETURN_IF_ERROR(read_checked(checkpoint, piece->file,
+                                        offset + (from - shift - piece->begin) * bytes,
+                                        (to - from) * bytes, out + (from - begin) * bytes));
+    }
+    return HD_OK;
+}
+
 hd_status hdi_checkpoint_read(hdi_checkpoint *checkpoint, const char *name, int64_t begin,
                               int64_t count, hd_dtype dtype, void *out)
 {
@@ -309,18 +392,9 @@ hd_status hdi_checkpoint_read(hdi_checkpoint *checkpoint, const char *name, int6
                          "%s: tensor \"%s\": asked for %" PRId64 " elements at %" PRId64
                          ", it has %" PRId64,
                          checkpoint->folder, name, count, begin, tensor->elements);
-    const int64_t element_bytes = (int64_t)hd_dtype_bytes(dtype), end = begin + count;
     for (int i = tensor->first_piece; i < tensor->first_piece + tensor->pieces; i++) {
-        const stored_piece *piece = &checkpoint->pieces[i];
-        const int64_t piece_end = piece->begin + piece->count;
-        const int64_t from = begin > piece->begin ? begin : piece->begin;
-        const int64_t to = end < piece_end ? end : piece_end;
-        if (from >= to) continue;
-        const int64_t offset = hdi_safetensors_data_offset(checkpoint->shards[piece->file].file) +
-                               piece->tensor->begin + (from - piece->begin) * element_bytes;
         hd_status status =
-            read_checked(checkpoint, piece->file, offset, (to - from) * element_bytes,
-                         (char *)out + (from - begin) * element_bytes);
+            read_piece(checkpoint, &checkpoint->pieces[i], begin, begin + count, out);
         if (status != HD_OK) return hdi_error_context(status, "tensor \"%s\"", name);
     }
     return HD_OK;

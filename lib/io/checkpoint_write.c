@@ -60,14 +60,26 @@ static hd_status share(const hdi_checkpoint_writer *writer, int64_t *inout, cons
 static hd_status declare_piece(hdi_safetensors_writer *shard, const hdi_checkpoint_piece *piece)
 {
     int64_t end;
-    if (piece->begin < 0 || piece->count < 0 || !hdi_add_i64(piece->begin, piece->count, &end) ||
-        end > piece->global_elements)
+    const int64_t columns = piece->columns;
+    const bool fits = columns == 0 || (piece->first >= 0 && piece->width > 0 &&
+                                       piece->width <= columns - piece->first &&
+                                       piece->global_elements % columns == 0);
+    const int64_t held =
+        fits && columns ? piece->global_elements / columns * piece->width : piece->global_elements;
+    if (!fits || piece->begin < 0 || piece->count < 0 ||
+        !hdi_add_i64(piece->begin, piece->count, &end) || end > held)
         return hdi_error(HD_ERROR_ARGUMENT,
                          "checkpoint piece \"%s\": %" PRId64 " elements at %" PRId64
-                         " of a tensor that has %" PRId64,
-                         piece->name, piece->count, piece->begin, piece->global_elements);
-    char *name = hdi_format("%s[%" PRId64 ":%" PRId64 "/%" PRId64 "]", piece->name, piece->begin,
-                            end, piece->global_elements);
+                         " of a tensor that has %" PRId64 ", columns %" PRId64 " + %" PRId64
+                         " of %" PRId64,
+                         piece->name, piece->count, piece->begin, piece->global_elements,
+                         piece->first, piece->width, columns);
+    char *name = columns ? hdi_format("%s[%" PRId64 ":%" PRId64 "/%" PRId64 ",%" PRId64 "+%" PRId64
+                                      "/%" PRId64 "]",
+                                      piece->name, piece->begin, end, piece->global_elements,
+                                      piece->first, piece->width, columns)
+                         : hdi_format("%s[%" PRId64 ":%" PRId64 "/%" PRId64 "]", piece->name,
+                                      piece->begin, end, piece->global_elements);
     if (!name) return hdi_error(HD_ERROR_MEMORY, "no memory for a checkpoint piece");
     hd_status status = hdi_safetensors_writer_tensor(shard, name, piece->dtype, 1, &piece->count);
     hdi_free(name);

@@ -49,13 +49,16 @@ static hd_status measure_rank(const hd_trainer_options *options, const setting *
                               int data, size_t *largest)
 {
     const int sequence = hd_mesh_size(options->mesh, HD_AXIS_SEQUENCE);
+    const int tensor = hd_mesh_size(options->mesh, HD_AXIS_TENSOR);
     const hd_mesh_options sizes = {.data = tried->data,
                                    .pipeline = tried->pipeline,
                                    .sequence = sequence,
-                                   .ring = hd_mesh_ring(options->mesh)};
-    const int ranks = tried->data * tried->pipeline * sequence;
-    const int rank =
+                                   .ring = hd_mesh_ring(options->mesh),
+                                   .tensor = tensor};
+    const int ranks = tried->data * tried->pipeline * sequence * tensor;
+    const int line =
         (stage * tried->data + data) * sequence + hd_mesh_index(options->mesh, HD_AXIS_SEQUENCE);
+    const int rank = line * tensor + hd_mesh_index(options->mesh, HD_AXIS_TENSOR);
     hd_trainer_options changed = *options;
     hd_mesh *mesh;
     hd_trainer *trainer = NULL;
@@ -186,7 +189,8 @@ static void name_changes(const search *s, hdi_text *text)
     if (best->data * best->pipeline != now->data * now->pipeline)
         hdi_text_printf(text, " on %d ranks",
                         best->data * best->pipeline *
-                            hd_mesh_size(s->options->mesh, HD_AXIS_SEQUENCE));
+                            hd_mesh_size(s->options->mesh, HD_AXIS_SEQUENCE) *
+                            hd_mesh_size(s->options->mesh, HD_AXIS_TENSOR));
 }
 
 hd_status hdi_remedy_add(const hd_config *config, const hd_trainer_options *options)

@@ -190,7 +190,10 @@ const hdi_config_row hdi_job_schema[] = {
         "computed, at most as many as each rank has key and value heads; zero: as many as keep a "
         "rank's messages to about 64 MiB",
         QUIET),
-    INT("layout.tensor", "1", "1", "4096", "ranks", "tensor axis", QUIET),
+    INT("layout.tensor", "1", "1", "4096", "ranks",
+        "tensor axis: ranks that share each layer's weights, at most as many as key and value "
+        "heads",
+        QUIET),
     ENUM("layout.schedule", "auto", schedules,
          "pipeline schedule; auto: 1f1b, interleaved if chunks > 1", QUIET),
     INT("layout.chunks", "1", "1", "64", "stages", "virtual stages on each pipeline rank", QUIET),

@@ -29,20 +29,29 @@ static hd_status check_stored(source *from, const hdi_entry *entry, const char *
     if (!tensor)
         return hdi_error(HD_ERROR_FORMAT, "%s: tensor \"%s\" is missing: it holds another model",
                          folder, name);
-    if (tensor->elements != entry->elements)
+    const int64_t elements = hdi_shard_whole(entry->options);
+    if (tensor->elements != elements)
         return hdi_error(HD_ERROR_FORMAT,
                          "%s: tensor \"%s\" has %" PRId64 " elements, want %" PRId64, folder, name,
-                         tensor->elements, entry->elements);
+                         tensor->elements, elements);
     return HD_OK;
 }
 
-/* Elements of a parameter as `dtype`, which is the file's or F32. */
-static hd_status read_piece(const source *from, const hdi_entry *entry, const char *name,
-                            hd_dtype dtype, int64_t first, int64_t count, void *out)
+/* A parameter as `dtype`, which is the file's or F32. */
+typedef struct stored {
+    const source *from;
+    const hd_parameter_options *options;
+    const char *name;
+    hd_dtype dtype;
+} stored;
+
+static hd_status read_whole(void *user, int64_t first, int64_t count, void *out)
 {
-    if (from->weights)
-        return hdi_model_copy_parameter(from->weights, entry->options, dtype, first, count, out);
-    return hdi_checkpoint_read(from->checkpoint, name, first, count, dtype, out);
+    const stored *it = user;
+    if (it->from->weights)
+        return hdi_model_copy_parameter(it->from->weights, it->options, it->dtype, first, count,
+                                        out);
+    return hdi_checkpoint_read(it->from->checkpoint, it->name, first, count, it->dtype, out);
 }
 
 /* Values that need no rounding go where they belong, on the host without a copy between; others become
@@ -58,14 +67,15 @@ static hd_status read_entry(hd_session *session, source *from, const hdi_entry *
     const bool straight =
         own == HD_DTYPE_F32 ||
         (from->weights && hdi_model_is_stored_as(from->weights, entry->options, own));
+    stored as = {from, entry->options, name, straight ? own : HD_DTYPE_F32};
     for (int64_t at = 0; at < entry->elements; at += LOAD_ELEMENTS) {
         const int64_t left = entry->elements - at;
         const int64_t count = left < LOAD_ELEMENTS ? left : LOAD_ELEMENTS;
         char *host = NULL;
         if (straight)
             HD_RETURN_IF_ERROR(hdi_session_host_weights(session, entry->first + at, &host));
-        HD_RETURN_IF_ERROR(read_piece(from, entry, name, straight ? own : HD_DTYPE_F32, at, count,
-                                      host ? (void *)host : room));
+        HD_RETURN_IF_ERROR(hdi_shard_read(entry->options, at, count, hd_dtype_bytes(as.dtype),
+                                          read_whole, &as, host ? (void *)host : room));
         if (!straight)
             HD_RETURN_IF_ERROR(hdi_session_write_flat(session, entry->first + at, count, room));
         else if (!host)

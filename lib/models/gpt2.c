@@ -79,13 +79,16 @@ static hdi_model_stream block(hd_program *p, const hdi_model_stage *at, int laye
     hd_tensor x;
     hd_tensor h =
         hdi_model_norm(p, from, &(hd_norm_options){"ln_1", .epsilon = config->epsilon}, &x);
-    h = hd_linear(p, h,
+    const hd_split_run heads = {config->hidden, config->heads};
+    h = hd_linear(p, hdi_model_enter(p, at, h),
                   &(hd_linear_options){.name = "attn.c_attn",
                                        .outputs = 3 * config->hidden,
                                        .bias = true,
                                        .std = config->init_std,
                                        .transposed = true,
-                                       .split = HD_SPLIT_COLUMNS});
+                                       .split = HD_SPLIT_COLUMNS,
+                                       .split_runs = 3,
+                                       .split_run = {heads, heads, heads}});
     h = hdi_model_attention(p, at, h, NULL);
     h = hd_linear(p, h,
                   &(hd_linear_options){.name = "attn.c_proj",
@@ -93,7 +96,10 @@ static hdi_model_stream block(hd_program *p, const hdi_model_stage *at, int laye
                                        .bias = true,
                                        .std = residual_std(config),
                                        .transposed = true,
-                                       .split = HD_SPLIT_ROWS});
+                                       .split = HD_SPLIT_ROWS,
+                                       .split_runs = 1,
+                                       .split_run = {heads}});
+    h = hdi_model_leave(p, at, h);
     h = hd_residual_norm(p, x, h, &(hd_norm_options){"ln_2", .epsilon = config->epsilon}, &x);
     const hd_linear_options up = {.name = "mlp.c_fc",
                                   .outputs = config->inner,
@@ -106,10 +112,13 @@ static hdi_model_stream block(hd_program *p, const hdi_model_stage *at, int laye
                                     .bias = true,
                                     .std = residual_std(config),
                                     .transposed = true,
-                                    .split = HD_SPLIT_ROWS};
+                                    .split = HD_SPLIT_ROWS,
+                                    .split_runs = 1,
+                                    .split_run = {{.columns = config->inner}}};
+    h = hdi_model_enter(p, at, h);
     h = config->gelu_tanh ? hd_gelu_mlp(p, h, &up, &down)
                           : hd_linear(p, hd_gelu(p, hd_linear(p, h, &up)), &down);
-    from = hdi_model_hand_on(p, at, x, h);
+    from = hdi_model_hand_on(p, at, x, hdi_model_leave(p, at, h));
     hd_scope_end(p);
     return from;
 }
@@ -121,11 +130,7 @@ static hd_tensor build_gpt2(void *user, hd_program *p, const hd_stage *stage, hd
     if (!hdi_model_stage_begin(p, config, stage, x, &at)) return (hd_tensor){0};
     hd_scope_begin(p, "transformer");
     if (stage->first) {
-        x = hd_embedding(p, hdi_model_tokens(p, &at),
-                         &(hd_embedding_options){.name = "wte",
-                                                 .entries = config->vocab,
-                                                 .columns = config->hidden,
-                                                 .std = config->init_std});
+        x = hdi_model_embedding(p, &at, "wte");
         x = hd_position_embedding(
             p, x,
             &(hd_position_embedding_options){.name = "wpe",

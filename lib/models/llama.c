@@ -92,11 +92,14 @@ static hd_tensor attention(hd_program *p, const hdi_model_stage *at, hd_tensor h
     const hdi_model_config *config = at->config;
     const int64_t query = config->heads * config->head_dim,
                   key = config->kv_heads * config->head_dim;
-    h = hd_linear(p, h,
+    const hd_split_run queries = {query, config->kv_heads}, keys = {key, config->kv_heads};
+    h = hd_linear(p, hdi_model_enter(p, at, h),
                   &(hd_linear_options){.name = "self_attn.qkv_proj",
                                        .outputs = query + 2 * key,
                                        .std = config->init_std,
                                        .split = HD_SPLIT_COLUMNS,
+                                       .split_runs = 3,
+                                       .split_run = {queries, keys, keys},
                                        .parts = 3,
                                        .part = {{.name = "self_attn.q_proj", .outputs = query},
                                                 {.name = "self_attn.k_proj", .outputs = key},
@@ -109,11 +112,14 @@ static hd_tensor attention(hd_program *p, const hdi_model_stage *at, hd_tensor h
                                   .first = at->position,
                                   .places = at->places};
     h = hdi_model_attention(p, at, h, &rope);
-    return hd_linear(p, h,
-                     &(hd_linear_options){.name = "self_attn.o_proj",
-                                          .outputs = config->hidden,
-                                          .std = config->init_std,
-                                          .split = HD_SPLIT_ROWS});
+    h = hd_linear(p, h,
+                  &(hd_linear_options){.name = "self_attn.o_proj",
+                                       .outputs = config->hidden,
+                                       .std = config->init_std,
+                                       .split = HD_SPLIT_ROWS,
+                                       .split_runs = 1,
+                                       .split_run = {queries}});
+    return hdi_model_leave(p, at, h);
 }
 
 static hdi_model_stream block(hd_program *p, const hdi_model_stage *at, int layer,
@@ -128,12 +134,15 @@ static hdi_model_stream block(hd_program *p, const hdi_model_stage *at, int laye
     hd_tensor h = hdi_model_norm(p, from, &before, &x);
     h = attention(p, at, h);
     h = hd_residual_norm(p, x, h, &after, &x);
+    const hd_split_run inner = {.columns = config->inner};
     h = hd_linear(
-        p, h,
+        p, hdi_model_enter(p, at, h),
         &(hd_linear_options){.name = "mlp.gate_up_proj",
                              .outputs = 2 * config->inner,
                              .std = config->init_std,
                              .split = HD_SPLIT_COLUMNS,
+                             .split_runs = 2,
+                             .split_run = {inner, inner},
                              .parts = 2,
                              .part = {{.name = "mlp.gate_proj", .outputs = config->inner},
                                       {.name = "mlp.up_proj", .outputs = config->inner}}});
@@ -142,8 +151,10 @@ static hdi_model_stream block(hd_program *p, const hdi_model_stage *at, int laye
                   &(hd_linear_options){.name = "mlp.down_proj",
                                        .outputs = config->hidden,
                                        .std = config->init_std,
-                                       .split = HD_SPLIT_ROWS});
-    from = hdi_model_hand_on(p, at, x, h);
+                                       .split = HD_SPLIT_ROWS,
+                                       .split_runs = 1,
+                                       .split_run = {inner}});
+    from = hdi_model_hand_on(p, at, x, hdi_model_leave(p, at, h));
     hd_scope_end(p);
     return from;
 }
@@ -155,12 +166,7 @@ static hd_tensor build_llama(void *user, hd_program *p, const hd_stage *stage, h
     if (!hdi_model_stage_begin(p, config, stage, x, &at)) return (hd_tensor){0};
     at.places = hdi_model_places(p, &at);
     hd_scope_begin(p, "model");
-    if (stage->first)
-        x = hd_embedding(p, hdi_model_tokens(p, &at),
-                         &(hd_embedding_options){.name = "embed_tokens",
-                                                 .entries = config->vocab,
-                                                 .columns = config->hidden,
-                                                 .std = config->init_std});
+    if (stage->first) x = hdi_model_embedding(p, &at, "embed_tokens");
     hdi_model_stream stream = {.x = x};
     for (int i = 0; i < stage->layers; i++)
         stream = block(p, &at, stage->first_layer + i, stream);

@@ -1,6 +1,7 @@
 /* A stage of an MMDiT: what stands before, between and after its blocks. */
 #include "models/mmdit.h"
 #include "ops/sequence.h"
+#include "ops/tensor_axis.h"
 
 #include <inttypes.h>
 
@@ -53,9 +54,11 @@ static bool begin(hdi_mmdit_build *b, hd_tensor x)
         b->image *= b->grid[i];
     }
     b->text = video->text;
-    b->own = hdi_sequence_own_tokens(b->p, b->image);
+    b->own = hdi_tensor_ranks(b->p) > 1 ? hdi_tensor_own_tokens(b->p, b->image)
+                                        : hdi_sequence_own_tokens(b->p, b->image);
     b->entries = b->stage->purpose == HD_PURPOSE_CONDITION ? video->steps : b->stage->sequences;
-    if (!check_stage(b, x) || !hdi_sequence_begin(b->p, b->image, b->config->heads, true))
+    if (!check_stage(b, x) || !hdi_tensor_begin(b->p, b->image, b->config->heads) ||
+        !hdi_sequence_begin(b->p, b->image, b->config->heads, true))
         return false;
     if (hd_mesh_ring(b->p->mesh) > b->text) {
         hd_program_fail(b->p, HD_ERROR_UNSUPPORTED,
@@ -69,6 +72,20 @@ static bool begin(hdi_mmdit_build *b, hd_tensor x)
         b->joint_counts = hd_raise_counts(b->p, b->text_counts, b->image);
     }
     return true;
+}
+
+/* This rank's of the image's rows, and all ranks'. */
+static hd_tensor own_rows(hdi_mmdit_build *b, hd_tensor x, int64_t sequences)
+{
+    return hdi_sequence_own_rows(b->p, hdi_tensor_own_rows(b->p, x, sequences, b->image), sequences,
+                                 b->image);
+}
+
+static hd_tensor all_rows(hdi_mmdit_build *b, hd_tensor x)
+{
+    const int64_t sequences = b->stage->sequences;
+    return hdi_sequence_all_rows(b->p, hdi_tensor_whole_rows(b->p, x, sequences, b->image),
+                                 sequences, b->image);
 }
 
 static hd_patch_options patches(const hdi_mmdit_build *b, int64_t channels)
@@ -98,18 +115,17 @@ static hd_tensor image_rows(hdi_mmdit_build *b)
     hd_patch_options cut = patches(b, config->channels);
     hd_tensor x = hd_patchify(b->p, video_input(b, "latents", config->channels), &cut);
     const int64_t sequences = b->stage->sequences;
-    x = hdi_sequence_own_rows(b->p, x, sequences, b->image);
+    x = own_rows(b, x, sequences);
     x = hdi_mmdit_linear(b, x, "img_in.proj", config->hidden);
-    if (config->positions)
-        x = hd_add_rows(b->p, x, hdi_sequence_own_rows(b->p, hdi_mmdit_positions(b), 1, b->image));
+    if (config->positions) x = hd_add_rows(b->p, x, own_rows(b, hdi_mmdit_positions(b), 1));
     if (!config->condition_channels) return x;
     const hd_tensor bias = hdi_mmdit_vector(b, "cond_in.bias", HD_INIT_ZEROS, 2, config->hidden);
     x = hd_add_rows(b->p, x, bias);
     if (!b->stage->video.masked_frames) return x;
     cut = patches(b, config->condition_channels);
-    const hd_tensor given = hdi_sequence_own_rows(
-        b->p, hd_patchify(b->p, video_input(b, "condition", config->condition_channels), &cut),
-        sequences, b->image);
+    const hd_tensor given = own_rows(
+        b, hd_patchify(b->p, video_input(b, "condition", config->condition_channels), &cut),
+        sequences);
     hdi_mmdit_layer layer;
     hdi_mmdit_layer_of(b, "cond_in", 1, config->hidden, &layer);
     layer.options.bias = false;
@@ -184,7 +200,7 @@ static hd_tensor finish(hdi_mmdit_build *b, hdi_mmdit_rows *joined)
     layer.options.std = -1;
     const hd_tensor x =
         hd_linear(b->p, hd_modulated_norm(b->p, parts[image], &by, 1e-6), &layer.options);
-    return hdi_sequence_all_rows(b->p, x, b->stage->sequences, b->image);
+    return all_rows(b, x);
 }
 
 static hd_tensor result(hdi_mmdit_build *b, hd_tensor x)

@@ -110,6 +110,14 @@ static inline int hdi_mmdit_image(const hdi_mmdit_config *config)
     return config->text_first ? 1 : 0;
 }
 
+/* Around layers that ranks share: of own image rows and text rows, in two streams or (`joined`) in one, the
+ * rows that go into one that is split by columns; and, of the parts that one split by rows makes, those
+ * of the result. Text rows are the same on all ranks. */
+hd_tensor hdi_mmdit_enter(hdi_mmdit_build *b, bool image, hd_tensor x);
+hd_tensor hdi_mmdit_leave(hdi_mmdit_build *b, bool image, hd_tensor x);
+hd_tensor hdi_mmdit_enter_joined(hdi_mmdit_build *b, hd_tensor x);
+hd_tensor hdi_mmdit_leave_joined(hdi_mmdit_build *b, hd_tensor x);
+
 /* Whether sequences are split over ranks. The image's rows are then its `own`. */
 static inline bool hdi_mmdit_is_split(const hdi_mmdit_build *b)
 {

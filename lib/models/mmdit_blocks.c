@@ -1,6 +1,7 @@
 /* Double-stream and single-stream blocks. */
 #include "models/mmdit.h"
 #include "nn/nn.h"
+#include "ops/tensor_axis.h"
 
 static hd_modulation table_of(hd_tensor table, int64_t rows, int64_t shift, int64_t scale,
                               int64_t gate)
@@ -32,11 +33,21 @@ static void hand_on(const hdi_mmdit_build *b, hdi_mmdit_rows *rows)
     if (b->p->training) hdi_mmdit_sum(b->p, rows);
 }
 
+/* The tensor axis shares the columns between an MLP's layers. */
+static void split_mlp(const hdi_mmdit_build *b, hdi_mmdit_layer *up, hdi_mmdit_layer *down)
+{
+    up->options.split = HD_SPLIT_COLUMNS;
+    down->options.split = HD_SPLIT_ROWS;
+    down->options.split_runs = 1;
+    down->options.split_run[0].columns = b->config->inner;
+}
+
 hd_tensor hdi_mmdit_mlp(hdi_mmdit_build *b, hd_tensor x, const char *up, const char *down)
 {
     hdi_mmdit_layer first, second;
     hdi_mmdit_layer_of(b, up, b->config->hidden, b->config->inner, &first);
     hdi_mmdit_layer_of(b, down, b->config->inner, b->config->hidden, &second);
+    split_mlp(b, &first, &second);
     return hd_gelu_mlp(b->p, x, &first.options, &second.options);
 }
 
@@ -78,11 +89,28 @@ static void add_stream(hdi_mmdit_build *b, hdi_attention_slices *to, int s, hd_t
     const int64_t hidden = b->config->hidden;
     hdi_mmdit_layer layer;
     hdi_mmdit_layer_of(b, name, hidden, 3 * hidden, &layer);
+    layer.options.split = HD_SPLIT_COLUMNS;
+    layer.options.split_runs = 3;
+    for (int i = 0; i < 3; i++)
+        layer.options.split_run[i] = (hd_split_run){hidden, b->config->heads};
     if (is_sliced(b))
         to->map[s] = hdi_linear_declare(b->p, hidden, &layer.options);
     else
         h = hd_linear(b->p, h, &layer.options);
     to->stream[s].qkv = h;
+}
+
+/* What a block's attention gives to its rows, with `add` to it. */
+static hd_tensor project(hdi_mmdit_build *b, hd_tensor x, const char *name, hd_tensor add)
+{
+    const int64_t hidden = b->config->hidden;
+    hdi_mmdit_layer layer;
+    hdi_mmdit_layer_of(b, name, hidden, hidden, &layer);
+    layer.options.split = HD_SPLIT_ROWS;
+    layer.options.split_runs = 1;
+    layer.options.split_run[0] = (hd_split_run){hidden, b->config->heads};
+    layer.options.add = add;
+    return hd_linear(b->p, x, &layer.options);
 }
 
 /* The streams' rows of the result. */
@@ -97,7 +125,7 @@ static void attend(hdi_mmdit_build *b, hdi_attention_slices *from, hd_tensor *ou
         return;
     }
     from->sequences = b->stage->sequences;
-    from->heads = config->heads;
+    from->heads = hdi_tensor_deal(b->p, config->heads, config->heads).count;
     from->head_dim = config->head_dim;
     from->epsilon = 1e-6;
     from->counts = b->joint_counts;
@@ -108,7 +136,7 @@ static void attend(hdi_mmdit_build *b, hdi_attention_slices *from, hd_tensor *ou
     }
     const hd_tensor joint = hd_joint_qkv(b->p, from->sequences, from->heads, from->head_dim,
                                          from->epsilon, from->streams, from->stream);
-    const hd_attention_options options = {.heads = config->heads,
+    const hd_attention_options options = {.heads = from->heads,
                                           .head_dim = config->head_dim,
                                           .tokens = b->image + b->text,
                                           .counts = b->joint_counts};
@@ -130,6 +158,7 @@ static hd_tensor attention_and_mlp(hdi_mmdit_build *b, hdi_attention_slices *fro
     hdi_mmdit_layer_of(b, "linear1_mlp", b->config->hidden, b->config->inner, &up);
     hdi_mmdit_layer_of(b, "linear2_mlp", b->config->inner, b->config->hidden, &down);
     down.options.bias = false;
+    split_mlp(b, &up, &down);
     if (is_split)
         hdi_mmdit_sequence_begin(b, 1, from->stream, &travel);
     else
@@ -179,7 +208,8 @@ void hdi_mmdit_double_block(hdi_mmdit_build *b, int block, hdi_mmdit_rows stream
         tables[s] = hdi_mmdit_modulation(b, names->modulation, 6);
         if (b->stage->purpose == HD_PURPOSE_CONDITION) continue;
         const hd_modulation by = table_of(tables[s], tokens[s], 0, hidden, -1);
-        add_stream(b, &from, s, norm(b->p, &streams[s], &by), names->qkv);
+        add_stream(b, &from, s, hdi_mmdit_enter(b, s == image, norm(b->p, &streams[s], &by)),
+                   names->qkv);
         from.stream[s].query_norm = head_norm(b, names->query_norm);
         from.stream[s].key_norm = head_norm(b, names->key_norm);
     }
@@ -188,10 +218,12 @@ void hdi_mmdit_double_block(hdi_mmdit_build *b, int block, hdi_mmdit_rows stream
         for (int s = 0; s < 2; s++) {
             const struct stream_names *names = s == image ? &image_names : &text_names;
             const hd_modulation by = table_of(tables[s], tokens[s], 3 * hidden, 4 * hidden, -1);
-            streams[s].delta = hdi_mmdit_linear(b, attended[s], names->projection, hidden);
+            streams[s].delta = hdi_mmdit_leave(
+                b, s == image, project(b, attended[s], names->projection, (hd_tensor){0}));
             streams[s].gate = table_of(tables[s], tokens[s], -1, -1, 2 * hidden);
-            const hd_tensor h = norm(b->p, &streams[s], &by);
-            streams[s].delta = hdi_mmdit_mlp(b, h, names->up, names->down);
+            const hd_tensor h = hdi_mmdit_enter(b, s == image, norm(b->p, &streams[s], &by));
+            streams[s].delta =
+                hdi_mmdit_leave(b, s == image, hdi_mmdit_mlp(b, h, names->up, names->down));
             streams[s].gate = table_of(tables[s], tokens[s], -1, -1, 5 * hidden);
             hand_on(b, &streams[s]);
         }
@@ -206,18 +238,16 @@ void hdi_mmdit_single_block(hdi_mmdit_build *b, int block, hdi_mmdit_rows *joine
     const hd_tensor table = hdi_mmdit_modulation(b, "modulation.linear", 3);
     if (b->stage->purpose != HD_PURPOSE_CONDITION) {
         const hd_modulation by = table_of(table, tokens, 0, hidden, -1);
-        const hd_tensor h = norm(b->p, joined, &by);
+        const hd_tensor h = hdi_mmdit_enter_joined(b, norm(b->p, joined, &by));
         hdi_attention_slices from = {.streams = 1};
         add_stream(b, &from, 0, h, "linear1_qkv");
         from.stream[0].query_norm = head_norm(b, "q_norm.weight");
         from.stream[0].key_norm = head_norm(b, "k_norm.weight");
-        from.stream[0].tokens = tokens;
+        from.stream[0].tokens = hdi_tensor_ranks(b->p) > 1 ? b->image + b->text : tokens;
         from.stream[0].rope = positions(b, b->config->text_first ? b->text : 0);
         hd_tensor attended;
-        hdi_mmdit_layer last;
-        hdi_mmdit_layer_of(b, "linear2_attn", hidden, hidden, &last);
-        last.options.add = attention_and_mlp(b, &from, h, &attended);
-        joined->delta = hd_linear(b->p, attended, &last.options);
+        const hd_tensor mlp = attention_and_mlp(b, &from, h, &attended);
+        joined->delta = hdi_mmdit_leave_joined(b, project(b, attended, "linear2_attn", mlp));
         joined->gate = table_of(table, tokens, -1, -1, 2 * hidden);
         hand_on(b, joined);
     }

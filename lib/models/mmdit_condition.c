@@ -3,6 +3,7 @@
 #include "models/mmdit.h"
 
 #include "ops/ops.h"
+#include "ops/tensor_axis.h"
 
 #include <stdio.h>
 
@@ -79,7 +80,9 @@ hd_tensor hdi_mmdit_modulation(hdi_mmdit_build *b, const char *name, int64_t vec
     hdi_mmdit_layer layer;
     hdi_mmdit_layer_of(b, name, hidden, vectors * hidden, &layer);
     layer.options.std = -1; /* blocks start as the identity (adaLN-zero, arXiv 2212.09748) */
-    const hd_tensor table = hd_linear(b->p, b->vector, &layer.options);
+    layer.options.split = HD_SPLIT_COLUMNS;
+    const hd_tensor table = hdi_tensor_all_columns(b->p, hd_linear(b->p, b->vector, &layer.options),
+                                                   vectors * hidden, 1);
     return b->stage->purpose == HD_PURPOSE_CONDITION ? hd_output(b->p, table, whole) : table;
 }
 

@@ -101,7 +101,8 @@ const char *hdi_model_json_text(const json_t *value, char out[HDI_JSON_TEXT]);
 typedef struct hdi_model_stage {
     const hdi_model_config *config;
     const hd_stage *stage;
-    int64_t tokens;            /* this rank's, where sequences are split over ranks */
+    int64_t tokens;            /* this rank's, where sequences or layers are split over ranks */
+    bool alike;                /* all ranks of a tensor axis have all rows */
     hd_tensor places;          /* I32, of the rows that it attends, where they do not count up */
     hd_tensor position, count; /* when generating */
 } hdi_model_stage;
@@ -127,6 +128,14 @@ hdi_model_stream hdi_model_hand_on(hd_program *program, const hdi_model_stage *a
 bool hdi_model_stage_begin(hd_program *program, const hdi_model_config *config,
                            const hd_stage *stage, hd_tensor x, hdi_model_stage *out);
 hd_tensor hdi_model_tokens(hd_program *program, const hdi_model_stage *at);
+
+/* Rows of the tokens by their ids. */
+hd_tensor hdi_model_embedding(hd_program *program, const hdi_model_stage *at, const char *name);
+
+/* Around layers that are split: rows for one that is split by columns, and those of the result of one
+ * that is split by rows. */
+hd_tensor hdi_model_enter(hd_program *program, const hdi_model_stage *at, hd_tensor x);
+hd_tensor hdi_model_leave(hd_program *program, const hdi_model_stage *at, hd_tensor x);
 
 /* Attention of whole sequences, whose queries and keys turn as `rope` says, without its heads, or not
  * at all; and the positions I32 of own tokens, and of the rows that are attended, or none where they

@@ -1,6 +1,8 @@
 /* What stands at the ends of a stage, whatever the family. */
 #include "models/model.h"
+#include "ops/ops.h"
 #include "ops/ring.h"
+#include "ops/tensor_axis.h"
 
 #include <inttypes.h>
 
@@ -12,6 +14,9 @@ bool hdi_model_stage_begin(hd_program *program, const hdi_model_config *config,
     const int64_t one = 1;
     hdi_sequence_is_causal(program);
     out->tokens = hdi_sequence_own_tokens(program, stage->tokens);
+    out->alike = generates && hdi_tensor_ranks(program) > 1;
+    if (hdi_tensor_ranks(program) > 1 && !generates)
+        out->tokens = hdi_tensor_own_tokens(program, stage->tokens);
     const int64_t rows = stage->sequences * out->tokens;
     const int64_t longest = generates ? stage->capacity : stage->tokens;
     const hd_tensor_info *info = hd_tensor_get(program, x);
@@ -38,7 +43,8 @@ bool hdi_model_stage_begin(hd_program *program, const hdi_model_config *config,
                         "model stage: sequences split over %d ranks, but generation works on one "
                         "token at a time",
                         hd_mesh_size(program->mesh, HD_AXIS_SEQUENCE));
-    } else if (generates || hdi_sequence_begin(program, stage->tokens, config->kv_heads, false)) {
+    } else if (hdi_tensor_begin(program, generates ? 0 : stage->tokens, config->kv_heads) &&
+               (generates || hdi_sequence_begin(program, stage->tokens, config->kv_heads, false))) {
         if (generates) {
             out->position = hd_input(program, "position", HD_DTYPE_I32, 1, &one);
             out->count = hd_input(program, "count", HD_DTYPE_I32, 1, &one);
@@ -73,8 +79,10 @@ hd_tensor hdi_model_positions(hd_program *program, const hdi_model_stage *at)
 {
     const hd_stage *stage = at->stage;
     if (at->tokens == stage->tokens) return (hd_tensor){0};
-    return hdi_sequence_own_rows(program, all_positions(program, at), stage->sequences,
-                                 stage->tokens);
+    const hd_tensor all = all_positions(program, at);
+    return hdi_tensor_ranks(program) > 1
+               ? hdi_tensor_own_rows(program, all, stage->sequences, stage->tokens)
+               : hdi_sequence_own_rows(program, all, stage->sequences, stage->tokens);
 }
 
 hd_tensor hdi_model_places(hd_program *program, const hdi_model_stage *at)
@@ -82,6 +90,28 @@ hd_tensor hdi_model_places(hd_program *program, const hdi_model_stage *at)
     const hd_stage *stage = at->stage;
     if (hd_mesh_ring(program->mesh) == 1) return (hd_tensor){0};
     return hdi_ring_cut_rows(program, all_positions(program, at), stage->sequences, stage->tokens);
+}
+
+hd_tensor hdi_model_enter(hd_program *program, const hdi_model_stage *at, hd_tensor x)
+{
+    return at->alike ? x : hdi_tensor_all_rows(program, x, at->stage->sequences, at->stage->tokens);
+}
+
+hd_tensor hdi_model_leave(hd_program *program, const hdi_model_stage *at, hd_tensor x)
+{
+    return at->alike ? hdi_tensor_sum_alike(program, x)
+                     : hdi_tensor_sum_rows(program, x, at->stage->sequences, at->stage->tokens);
+}
+
+hd_tensor hdi_model_embedding(hd_program *program, const hdi_model_stage *at, const char *name)
+{
+    const hd_embedding_options options = {.name = name,
+                                          .entries = at->config->vocab,
+                                          .columns = at->config->hidden,
+                                          .std = at->config->init_std,
+                                          .split = true};
+    return hdi_model_leave(program, at,
+                           hd_embedding(program, hdi_model_tokens(program, at), &options));
 }
 
 static hd_tensor attend(hd_program *program, const hdi_model_stage *at, hd_tensor qkv,
@@ -119,6 +149,10 @@ hd_tensor hdi_model_attention(hd_program *program, const hdi_model_stage *at, hd
                               const hd_rope_options *rope)
 {
     const hdi_model_config *config = at->config;
+    if (hdi_tensor_ranks(program) > 1)
+        return attend(program, at, qkv, rope,
+                      hdi_tensor_deal(program, config->heads, config->kv_heads).count,
+                      hdi_tensor_deal(program, config->kv_heads, config->kv_heads).count);
     hdi_sequence_heads travel = {.shape = {.sequences = at->stage->sequences,
                                            .tokens = at->stage->tokens,
                                            .heads = config->heads,
@@ -174,11 +208,16 @@ hd_tensor hdi_model_final_norm(hd_program *program, const hdi_model_stage *at,
 hd_tensor hdi_model_finish(hd_program *program, const hdi_model_stage *at, hd_tensor x,
                            const char *head_weight)
 {
-    const hd_tensor logits = hd_linear(program, x,
+    const int64_t vocab = at->config->vocab;
+    const hd_tensor logits = hd_linear(program, hdi_model_enter(program, at, x),
                                        &(hd_linear_options){.weight = head_weight,
                                                             .outputs = at->config->vocab,
                                                             .std = at->config->init_std,
                                                             .split = HD_SPLIT_COLUMNS});
-    if (at->stage->purpose == HD_PURPOSE_GENERATE) return hd_output(program, logits, "logits");
-    return hd_cross_entropy(program, logits, own_ids(program, at, "targets"));
+    if (at->stage->purpose == HD_PURPOSE_GENERATE)
+        return hd_output(program, hdi_tensor_all_columns(program, logits, vocab, 1), "logits");
+    const hd_tensor targets = own_ids(program, at, "targets");
+    if (hdi_tensor_ranks(program) == 1) return hd_cross_entropy(program, logits, targets);
+    return hdi_cross_entropy_part(program, logits, targets,
+                                  hdi_tensor_deal(program, vocab, vocab).first, vocab);
 }

@@ -3,6 +3,7 @@
 
 #include "core/memory.h"
 #include "ops/ops.h"
+#include "ops/tensor_axis.h"
 
 #include <inttypes.h>
 
@@ -51,6 +52,64 @@ static hd_tensor declare(hd_program *program, const hd_linear_options *options, 
     return handle;
 }
 
+static bool is_split(const hd_program *program, const hd_linear_options *options)
+{
+    return options->split != HD_SPLIT_NONE && hdi_tensor_ranks(program) > 1;
+}
+
+/* This rank's runs of outputs or inputs; *all is how many the layer has. */
+static hd_shard shard_of(const hd_program *program, const hd_linear_options *options, int64_t *all)
+{
+    const hd_split_run whole = {.columns = options->outputs};
+    const hd_split_run *runs = options->split_runs ? options->split_run : &whole;
+    hd_shard out = {.axis = HD_AXIS_TENSOR,
+                    .dim = options->split == HD_SPLIT_ROWS,
+                    .runs = options->split_runs ? options->split_runs : 1};
+    *all = 0;
+    for (int i = 0; i < out.runs; i++) {
+        const int64_t groups = runs[i].groups ? runs[i].groups : runs[i].columns;
+        out.run[i] = hdi_tensor_deal(program, runs[i].columns, groups);
+        out.run[i].first += *all;
+        *all += runs[i].columns;
+    }
+    return out;
+}
+
+static int64_t shard_columns(const hd_shard *shard)
+{
+    int64_t columns = 0;
+    for (int i = 0; i < shard->runs; i++)
+        columns += shard->run[i].count;
+    return columns;
+}
+
+static bool check_split(hd_program *program, const char *name, const hd_linear_options *options,
+                        int64_t inputs)
+{
+    int64_t all = 0;
+    bool ok = options->split_runs >= 0 && options->split_runs <= HD_MAX_PARTS;
+    for (int i = 0; i < options->split_runs && ok; i++) {
+        const hd_split_run *run = &options->split_run[i];
+        ok = run->columns > 0 && run->groups >= 0 && !(run->groups && run->columns % run->groups);
+        all += run->columns;
+    }
+    const bool rows = options->split == HD_SPLIT_ROWS;
+    if (ok && rows && is_split(program, options)) {
+        const hd_shard shard = shard_of(program, options, &all);
+        ok = options->split_runs == 1 && shard_columns(&shard) == inputs;
+    } else if (ok && options->split_runs) {
+        ok = all == (rows ? inputs : options->outputs);
+    }
+    if (!ok)
+        hd_program_fail(
+            program, HD_ERROR_ARGUMENT,
+            "linear '%s': x has %" PRId64 " columns, %" PRId64 " outputs, in %d runs of "
+            "%" PRId64 " in all; want runs of whole groups that are all outputs, or one "
+            "that is all inputs, of which x has this rank's",
+            name, inputs, options->outputs, options->split_runs, all);
+    return ok;
+}
+
 static hd_tensor declare_weight(hd_program *program, const hd_linear_options *options,
                                 int64_t inputs)
 {
@@ -61,9 +120,10 @@ static hd_tensor declare_weight(hd_program *program, const hd_linear_options *op
         .std = options->std != 0 ? options->std : HDI_DEFAULT_STD,
         .transposed = options->transposed,
     };
-    if (options->split != HD_SPLIT_NONE) {
-        weight.split_axis = HD_AXIS_TENSOR;
-        weight.split_dim = options->split == HD_SPLIT_COLUMNS ? 0 : 1;
+    int64_t all;
+    if (is_split(program, options)) {
+        weight.shard = shard_of(program, options, &all);
+        weight.dims[weight.shard.dim] = all;
     }
     if (!options->weight) return declare(program, options, "weight", &weight);
     weight.name = options->weight;
@@ -73,7 +133,12 @@ static hd_tensor declare_weight(hd_program *program, const hd_linear_options *op
 static hd_tensor declare_bias(hd_program *program, const hd_linear_options *options)
 {
     hd_parameter_options bias = {.rank = 1, .dims = {options->outputs}, .init = HD_INIT_ZEROS};
-    if (options->split == HD_SPLIT_COLUMNS) bias.split_axis = HD_AXIS_TENSOR;
+    int64_t all;
+    if (is_split(program, options) && options->split == HD_SPLIT_COLUMNS)
+        bias.shard = shard_of(program, options, &all);
+    else if (is_split(program, options))
+        bias.shard =
+            (hd_shard){.axis = HD_AXIS_TENSOR, .runs = 1, .run = {{.count = options->outputs}}};
     return declare(program, options, "bias", &bias);
 }
 
@@ -91,16 +156,11 @@ hdi_linear_map hdi_linear_declare(hd_program *program, int64_t inputs,
                         options->parts, HD_MAX_PARTS);
         return none;
     }
-    const int ranks = hd_mesh_size(program->mesh, HD_AXIS_TENSOR);
-    if (options->split != HD_SPLIT_NONE && ranks > 1) {
-        hd_program_fail(program, HD_ERROR_UNSUPPORTED,
-                        "linear '%s': the mesh's tensor axis has %d ranks, want 1: layers are not "
-                        "split over ranks",
-                        name, ranks);
-        return none;
-    }
+    if (!check_split(program, name, options, inputs)) return none;
+    const bool leaves_bias = is_split(program, options) && options->split == HD_SPLIT_ROWS &&
+                             hd_mesh_index(program->mesh, HD_AXIS_TENSOR) > 0;
     hdi_linear_map out = {.weight = declare_weight(program, options, inputs)};
-    if (options->bias) out.bias = declare_bias(program, options);
+    if (options->bias && !leaves_bias) out.bias = declare_bias(program, options);
     return out;
 }
 
@@ -132,7 +192,8 @@ static hd_tensor sliced_mlp(hd_program *program, hd_tensor x, const hd_linear_op
 {
     const hdi_linear_map first = declare_linear(program, x, up);
     if (!first.weight.id) return first.weight;
-    const hdi_linear_map second = hdi_linear_declare(program, up->outputs, down);
+    const hdi_linear_map second =
+        hdi_linear_declare(program, hd_tensor_get(program, first.weight)->dims[0], down);
     if (!second.weight.id) return second.weight;
     return hdi_mlp_slices(program, x, &first, &second, 2 * program->slices);
 }

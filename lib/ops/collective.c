@@ -4,6 +4,7 @@
 #include "backend/backend.h"
 #include "core/error.h"
 #include "ops/ring.h"
+#include "ops/tensor_axis.h"
 
 #include <limits.h>
 
@@ -189,6 +190,7 @@ const hdi_collective *hdi_op_collective(const hd_op *op)
                 op->kind == &hdi_op_all_reduce || op->kind == &hdi_op_sequence_exchange ||
                 op->kind == &hdi_op_sequence_share || op->kind == &hdi_op_sequence_scatter ||
                 op->kind == &hdi_op_ring_shift || op->kind == &hdi_op_ring_gather ||
-                op->kind == &hdi_op_ring_scatter;
+                op->kind == &hdi_op_ring_scatter || op->kind == &hdi_op_tensor_gather ||
+                op->kind == &hdi_op_tensor_exchange;
     return ours ? op->options : NULL;
 }

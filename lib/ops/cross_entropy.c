@@ -2,12 +2,20 @@
  * their place, their gradient: the loss is the end of a program, its own gradient is 1. */
 #include "core/error.h"
 #include "ops/ops.h"
+#include "ops/tensor_axis.h"
+
+#include <string.h>
 
 typedef struct cross_entropy_options {
     bool gradient;
+    int parts;
+    int64_t first, limit; /* of the own classes, and all; 0: these are all */
 } cross_entropy_options;
 
-/* in: logits, targets, loss scale (may be absent).
+enum { STATISTICS = 3 }; /* of a row, for each part */
+
+/* in: logits, targets, loss scale (may be absent), statistics of all parts [parts * rows, 3] (if there
+ * are several).
  * out: gradient of the logits (training only); F64 [2], sum of losses and count of targets. */
 static hd_status cross_entropy_shape(hd_program *program, const hd_op *op)
 {
@@ -19,6 +27,9 @@ static hd_status cross_entropy_shape(hd_program *program, const hd_op *op)
     const int64_t one = 1, two = 2;
     if (op->in_info[2])
         HD_RETURN_IF_ERROR(hdi_check_dims(op, 2, "loss scale", HD_DTYPE_F32, 1, &one));
+    const int64_t all[] = {options->parts * logits->dims[0], STATISTICS};
+    if (op->in_info[3])
+        HD_RETURN_IF_ERROR(hdi_check_dims(op, 3, "statistics", HD_DTYPE_F32, 2, all));
     if (options->gradient) hd_op_output(program, logits->dtype, 2, logits->dims);
     hd_op_output(program, HD_DTYPE_F64, 1, &two);
     return HD_OK;
@@ -52,6 +63,10 @@ static hd_status cross_entropy_run(const hd_run *run)
                                   .rows = logits->dims[0],
                                   .classes = logits->dims[1],
                                   .logits_stride = logits->dims[1],
+                                  .first = options->first,
+                                  .limit = options->limit,
+                                  .parts = options->parts,
+                                  .statistics = hdi_updated(run->in[3]),
                                   .logits = run->in[0],
                                   .targets = run->in[1],
                                   .scale = run->in[2],
@@ -73,9 +88,45 @@ const hd_op_kind hdi_op_cross_entropy = {
     .run = cross_entropy_run,
 };
 
-hd_tensor hd_cross_entropy(hd_program *program, hd_tensor logits, hd_tensor targets)
+/* in: logits, targets. */
+static hd_status part_shape(hd_program *program, const hd_op *op)
 {
-    const cross_entropy_options options = {.gradient = program->training};
+    const int64_t any[] = {-1, -1};
+    HD_RETURN_IF_ERROR(hdi_check_dims(op, 0, "logits", HD_DTYPE_NONE, 2, any));
+    const hd_tensor_info *logits = op->in_info[0];
+    HD_RETURN_IF_ERROR(hdi_check_dims(op, 1, "targets", HD_DTYPE_I32, 1, logits->dims));
+    const int64_t dims[] = {logits->dims[0], STATISTICS};
+    hd_op_output(program, HD_DTYPE_F32, 2, dims);
+    return HD_OK;
+}
+
+static hd_status part_run(const hd_run *run)
+{
+    const cross_entropy_options *options = run->op->options;
+    const hd_tensor_info *logits = run->op->in_info[0];
+    return run->backend->cross_entropy_part(
+        run->stream, &(hdi_cross_entropy_args){.dtype = logits->dtype,
+                                               .rows = logits->dims[0],
+                                               .classes = logits->dims[1],
+                                               .logits_stride = logits->dims[1],
+                                               .first = options->first,
+                                               .limit = options->limit,
+                                               .logits = run->in[0],
+                                               .targets = run->in[1],
+                                               .statistics = run->out[0]});
+}
+
+static const hd_op_kind part_statistics = {
+    .name = "cross_entropy_part",
+    .options_bytes = sizeof(cross_entropy_options),
+    .shape = part_shape,
+    .cost = cross_entropy_cost,
+    .run = part_run,
+};
+
+static hd_tensor cross_entropy(hd_program *program, hd_tensor logits, hd_tensor targets,
+                               const cross_entropy_options *options, hd_tensor statistics)
+{
     const hd_tensor_info *info = hd_tensor_get(program, logits);
     const int64_t one = 1;
     hd_tensor scale = {0};
@@ -83,7 +134,29 @@ hd_tensor hd_cross_entropy(hd_program *program, hd_tensor logits, hd_tensor targ
         scale = hd_tensor_find(program, HDI_LOSS_SCALE);
         if (!scale.id) scale = hd_input(program, HDI_LOSS_SCALE, HD_DTYPE_F32, 1, &one);
     }
-    const hd_tensor in[] = {logits, targets, scale};
-    if (!hd_custom_op(program, &hdi_op_cross_entropy, &options, 3, in).id) return (hd_tensor){0};
-    return hd_output(program, hd_op_result(program, options.gradient ? 1 : 0), "loss");
+    const hd_tensor in[] = {logits, targets, scale, statistics};
+    if (!hd_custom_op(program, &hdi_op_cross_entropy, options, 4, in).id) return (hd_tensor){0};
+    return hd_output(program, hd_op_result(program, options->gradient ? 1 : 0), "loss");
+}
+
+hd_tensor hd_cross_entropy(hd_program *program, hd_tensor logits, hd_tensor targets)
+{
+    cross_entropy_options options;
+    memset(&options, 0, sizeof options); /* padding too: programs are compared */
+    options.gradient = program->training;
+    return cross_entropy(program, logits, targets, &options, (hd_tensor){0});
+}
+
+hd_tensor hdi_cross_entropy_part(hd_program *program, hd_tensor logits, hd_tensor targets,
+                                 int64_t first, int64_t limit)
+{
+    cross_entropy_options options;
+    memset(&options, 0, sizeof options);
+    options.gradient = program->training;
+    options.parts = hdi_tensor_ranks(program);
+    options.first = first;
+    options.limit = limit;
+    const hd_tensor in[] = {logits, targets};
+    const hd_tensor own = hd_custom_op(program, &part_statistics, &options, 2, in);
+    return cross_entropy(program, logits, targets, &options, hdi_tensor_collect(program, own));
 }

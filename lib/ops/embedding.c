@@ -28,13 +28,21 @@ static void embedding_cost(const hd_op *op, hd_cost *out)
     out->bytes = (double)op->in_info[0]->bytes + 2 * (double)op->out_info[0]->bytes;
 }
 
+/* A table's part: entries from `first` on of `limit`; zeros: all of it. */
+typedef struct part_options {
+    int64_t first, limit;
+} part_options;
+
 static hd_status embedding_run(const hd_run *run)
 {
+    const part_options *part = run->op->options;
     const hd_tensor_info *ids = run->op->in_info[0], *table = run->op->in_info[1];
     return run->backend->embedding(run->stream, &(hdi_embedding_args){.dtype = table->dtype,
                                                                       .rows = ids->elements,
                                                                       .columns = table->dims[1],
                                                                       .entries = table->dims[0],
+                                                                      .first = part->first,
+                                                                      .limit = part->limit,
                                                                       .ids = run->in[0],
                                                                       .table = run->in[1],
                                                                       .out = run->out[0]});
@@ -43,6 +51,7 @@ static hd_status embedding_run(const hd_run *run)
 /* in: ids, gradient [rows, columns]. */
 typedef struct gradient_options {
     int64_t period; /* ids are row numbers modulo this; 0: they may be any */
+    part_options part;
 } gradient_options;
 
 static size_t gradient_workspace(const hd_op *op)
@@ -63,6 +72,8 @@ static hd_status gradient_run(const hd_run *run)
                                                     .columns = out->dims[1],
                                                     .entries = out->dims[0],
                                                     .period = options->period,
+                                                    .first = options->part.first,
+                                                    .limit = options->part.limit,
                                                     .ids = run->in[0],
                                                     .gradient = run->in[1],
                                                     .table_gradient = run->out[0],
@@ -96,24 +107,34 @@ static int64_t period_of(const hd_program *program, hd_tensor ids, int64_t entri
 static void embedding_backward(hd_backward *context, const hd_op *op)
 {
     const hd_tensor in[] = {op->in[0], hd_backward_output_gradient(context, 0)};
+    const part_options *part = op->options;
     const gradient_options options = {
-        period_of(hd_backward_program(context), op->in[0], op->in_info[1]->dims[0])};
+        part->limit ? 0
+                    : period_of(hd_backward_program(context), op->in[0], op->in_info[1]->dims[0]),
+        *part};
     if (hd_backward_wants(context, 1))
         hd_backward_weight(context, 1, &table_gradient, &options, 2, in);
 }
 
 const hd_op_kind hdi_op_embedding = {
     .name = "embedding",
+    .options_bytes = sizeof(part_options),
     .shape = embedding_shape,
     .backward = embedding_backward,
     .cost = embedding_cost,
     .run = embedding_run,
 };
 
-hd_tensor hd_embedding_op(hd_program *program, hd_tensor ids, hd_tensor table)
+hd_tensor hdi_embedding_part(hd_program *program, hd_tensor ids, hd_tensor table, int64_t first,
+                             int64_t limit)
 {
     const hd_tensor in[] = {ids, table};
-    return hd_custom_op(program, &hdi_op_embedding, NULL, 2, in);
+    return hd_custom_op(program, &hdi_op_embedding, &(part_options){first, limit}, 2, in);
+}
+
+hd_tensor hd_embedding_op(hd_program *program, hd_tensor ids, hd_tensor table)
+{
+    return hdi_embedding_part(program, ids, table, 0, 0);
 }
 
 static hd_status positions_shape(hd_program *program, const hd_op *op)

@@ -90,6 +90,15 @@ void hdi_linear_weight_gradients(hd_backward *context, const hd_op *op, hd_tenso
 hd_status hdi_linear_gradient_shape(hd_program *program, const hd_op *op);
 hdi_gemm_args hdi_linear_gradient_args(const hd_run *run);
 
+/* Embedding where the table is a part: entries from `first` on of `limit`. Rows of the others are zeros. */
+hd_tensor hdi_embedding_part(hd_program *program, hd_tensor ids, hd_tensor table, int64_t first,
+                             int64_t limit);
+
+/* Cross-entropy of rows that all ranks of the tensor axis have, of logits [rows, own classes] from `first`
+ * on of `limit`: the loss of all classes, on every rank, and the gradient of the own. Collective. */
+hd_tensor hdi_cross_entropy_part(hd_program *program, hd_tensor logits, hd_tensor targets,
+                                 int64_t first, int64_t limit);
+
 /* The input, F32 [1], that multiplies the gradient of F16 logits. */
 #define HDI_LOSS_SCALE "loss_scale"
 

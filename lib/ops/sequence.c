@@ -7,8 +7,7 @@
 #include <inttypes.h>
 #include <string.h>
 
-/* Groups before those of `rank`, all turns together. */
-static int64_t first_group(int64_t groups, int ranks, int rank)
+int64_t hdi_sequence_first_group(int64_t groups, int ranks, int rank)
 {
     const int64_t more = groups % ranks;
     return rank * (groups / ranks) + (rank < more ? rank : more);
@@ -29,7 +28,8 @@ int64_t hdi_sequence_turn_heads(const hd_program *program, int64_t heads, int64_
 {
     const int ranks = hdi_sequence_sharing(program);
     const int rank = hd_mesh_index(program->mesh, HD_AXIS_SEQUENCE) % ranks;
-    const int64_t own = first_group(kv_heads, ranks, rank + 1) - first_group(kv_heads, ranks, rank);
+    const int64_t own = hdi_sequence_first_group(kv_heads, ranks, rank + 1) -
+                        hdi_sequence_first_group(kv_heads, ranks, rank);
     return (hdi_sequence_turn_first(own, turns, turn + 1) -
             hdi_sequence_turn_first(own, turns, turn)) *
            (heads / kv_heads);
@@ -70,14 +70,14 @@ int64_t hdi_sequence_rows_of(const hdi_sequence_options *o, int rank)
 
 static int64_t groups_of_turns(const hdi_sequence_options *o, int rank, int turn)
 {
-    const int64_t own =
-        first_group(o->groups, o->ranks, rank + 1) - first_group(o->groups, o->ranks, rank);
+    const int64_t own = hdi_sequence_first_group(o->groups, o->ranks, rank + 1) -
+                        hdi_sequence_first_group(o->groups, o->ranks, rank);
     return hdi_sequence_turn_first(own, o->turns, turn);
 }
 
 int64_t hdi_sequence_groups_before(const hdi_sequence_options *o, int rank)
 {
-    return first_group(o->groups, o->ranks, rank) + groups_of_turns(o, rank, o->turn);
+    return hdi_sequence_first_group(o->groups, o->ranks, rank) + groups_of_turns(o, rank, o->turn);
 }
 
 int64_t hdi_sequence_groups_of(const hdi_sequence_options *o, int rank)
@@ -166,7 +166,8 @@ static int64_t count_alike(const hdi_sequence_options *o, int rank, int64_t each
 
 static hd_status post_all_to_all(const hd_run *run, const chunks *send, const chunks *recv)
 {
-    *run->posted_on = hd_mesh_device_comm(run->mesh, HD_AXIS_SEQUENCE);
+    const hdi_sequence_options *o = run->op->options;
+    *run->posted_on = hd_mesh_device_comm(run->mesh, o->collective.axis);
     return hd_comm_all_to_all(*run->posted_on, run->in[0], send->count, send->offset, run->out[0],
                               recv->count, recv->offset, run->op->in_info[0]->dtype, run->request);
 }
@@ -269,7 +270,7 @@ static hd_status share_run(const hd_run *run)
     }
     char *own = (char *)run->out[0] + (size_t)all.offset[o->rank] * hd_dtype_bytes(x->dtype);
     HD_RETURN_IF_ERROR(run->backend->copy(run->stream, own, run->in[0], x->bytes));
-    *run->posted_on = hd_mesh_device_comm(run->mesh, HD_AXIS_SEQUENCE);
+    *run->posted_on = hd_mesh_device_comm(run->mesh, o->collective.axis);
     return hd_comm_all_gather(*run->posted_on, run->out[0], all.count, all.offset, x->dtype,
                               run->request);
 }

@@ -21,6 +21,9 @@ typedef struct hdi_sequence_options {
     bool back;
 } hdi_sequence_options;
 
+/* Groups before those of `rank`, all turns together. */
+int64_t hdi_sequence_first_group(int64_t groups, int ranks, int rank);
+
 /* How tokens are cut: by places of a ring, then by the ranks that share a place, whose number is
  * ranks / ring; rank r is at place r / (ranks / ring). A zigzag gives place p the pieces p and
  * 2 * ring - 1 - p of twice as many, so that a causal mask leaves all places the same work. */

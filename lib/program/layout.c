@@ -19,6 +19,22 @@ int hdi_layout_find(const hdi_layout *layout, const char *name)
     return -1;
 }
 
+/* Entries of which ranks have parts first, then those that all have: a bucket holds one kind, so that
+ * buckets of the second are the same on all ranks. */
+static hd_status part_alike(hdi_layout *layout)
+{
+    hdi_entry *sorted = hdi_alloc_array((size_t)layout->entry_count + 1, sizeof *sorted);
+    if (!sorted) return out_of_memory();
+    int count = 0;
+    for (int alike = 0; alike < 2; alike++)
+        for (int i = 0; i < layout->entry_count; i++)
+            if (hdi_entry_is_part(&layout->entries[i]) == !alike)
+                sorted[count++] = layout->entries[i];
+    memcpy(layout->entries, sorted, (size_t)count * sizeof *sorted);
+    hdi_free(sorted);
+    return HD_OK;
+}
+
 static const hdi_instance *find_instance(const hdi_layout *layout, int program, hd_tensor gradient)
 {
     for (int i = 0; i < layout->instance_count; i++)
@@ -53,7 +69,7 @@ static hd_status collect_entries(hdi_layout *layout, hd_program *const *programs
         layout->entries[low] = layout->entries[high];
         layout->entries[high] = swap;
     }
-    return HD_OK;
+    return part_alike(layout);
 }
 
 static hd_status collect_instances(hdi_layout *layout, hd_program *const *programs, int count)
@@ -80,8 +96,10 @@ static hd_status make_buckets(hdi_layout *layout, int64_t limit)
         hdi_entry *entry = &layout->entries[i];
         bool alone = entry->tied || entry->instances > 1;
         hdi_bucket *open = layout->bucket_count ? &layout->buckets[layout->bucket_count - 1] : NULL;
-        bool cut = !open || alone || open->tied || open->elements >= limit ||
-                   open->program != entry->program;
+        bool cut =
+            !open || alone || open->tied || open->elements >= limit ||
+            open->program != entry->program ||
+            hdi_entry_is_part(&layout->entries[open->first_entry]) != hdi_entry_is_part(entry);
         if (cut) {
             if (!HDI_GROW(layout->buckets, layout->bucket_count, layout->bucket_capacity))
                 return out_of_memory();

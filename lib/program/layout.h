@@ -12,6 +12,7 @@
 #define HDI_PROGRAM_LAYOUT_H
 
 #include "program/program.h"
+#include "program/shard.h"
 
 enum { HDI_BLOCK_ELEMENTS_LAYOUT = 4096, HDI_FLAT_ALIGNMENT = 64 };
 
@@ -24,6 +25,12 @@ typedef struct hdi_entry {
     bool tied;   /* lives on several stages: a bucket of its own */
     int instances;
 } hdi_entry;
+
+/* Whether ranks of some axis have different parts of it; else all of it. */
+static inline bool hdi_entry_is_part(const hdi_entry *entry)
+{
+    return hdi_shard_is_part(entry->options);
+}
 
 /* One gradient tensor of one program. */
 typedef struct hdi_instance {

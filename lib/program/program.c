@@ -4,6 +4,7 @@
 #include "core/checked.h"
 #include "core/error.h"
 #include "core/memory.h"
+#include "program/shard.h"
 
 #include <inttypes.h>
 #include <stdarg.h>
@@ -343,6 +344,13 @@ hd_tensor hd_parameter(hd_program *program, const hd_parameter_options *options)
             return hd_program_fail(program, HD_ERROR_ARGUMENT,
                                    "parameter '%s': dim %d is %" PRId64 ", want > 0", options->name,
                                    i, options->dims[i]);
+    int64_t dims[HD_MAX_DIMS];
+    if (!hdi_shard_dims(options, dims))
+        return hd_program_fail(
+            program, HD_ERROR_ARGUMENT,
+            "parameter '%s': a shard of dim %d in %d runs, want runs that ascend "
+            "within dim 0, or one within dim 1 of two",
+            options->name, options->shard.dim, options->shard.runs);
     hdi_use use = {0};
     if (!own_names(program, options, &use) ||
         !HDI_GROW(program->uses, program->use_count, program->use_capacity)) {
@@ -353,16 +361,17 @@ hd_tensor hd_parameter(hd_program *program, const hd_parameter_options *options)
         const hdi_use *other = &program->uses[i];
         if (strcmp(other->name, use.name) == 0 &&
             (other->options.rank != options->rank ||
-             memcmp(other->options.dims, options->dims, sizeof(int64_t) * (size_t)options->rank))) {
-            hd_tensor bad =
-                hd_program_fail(program, HD_ERROR_ARGUMENT,
-                                "parameter '%s' is declared twice with different dims", use.name);
+             memcmp(other->options.dims, options->dims, sizeof(int64_t) * (size_t)options->rank) ||
+             !hdi_shard_equal(&other->options.shard, &options->shard))) {
+            hd_tensor bad = hd_program_fail(
+                program, HD_ERROR_ARGUMENT,
+                "parameter '%s' is declared twice with different dims or shards", use.name);
             destroy_use(&use);
             return bad;
         }
     }
-    use.tensor = hdi_tensor_add(program, use.name, program->dtype, HD_ROLE_PARAMETER, options->rank,
-                                options->dims);
+    use.tensor =
+        hdi_tensor_add(program, use.name, program->dtype, HD_ROLE_PARAMETER, options->rank, dims);
     hdi_tensor *tensor = hdi_tensor_of(program, use.tensor);
     if (tensor) {
         tensor->use = program->use_count;

@@ -78,6 +78,7 @@ struct hd_program {
     bool splits_sequences; /* the model heeds the mesh's sequence axis */
     bool causal_sequences; /* tokens see those before them only, which is how rings cut them */
     bool whole_loss;       /* of all tokens, on each rank of that axis, not of the rank's */
+    bool splits_layers;    /* the model heeds the mesh's tensor axis */
     int slices;            /* at least 1; 1 where a backward follows */
     int sequence_groups;   /* of heads that change places; 0: as many as pay */
     int sequence_turns;    /* the most that it came to; 0: nothing changes places */

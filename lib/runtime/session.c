@@ -225,8 +225,15 @@ hd_status hdi_session_fill(hd_session *session, const hdi_entry *entry, int64_t 
     case HD_INIT_ROTARY: return fill_rotary(session, dtype, place, begin, count, entry->elements);
     case HD_INIT_NORMAL: break;
     }
-    return backend->fill_normal(stream, dtype, place, count, seed, hdi_random_stream(entry->name),
-                                begin, (float)entry->options->std);
+    for (int64_t done = 0; done < count;) {
+        int64_t first, run = hdi_shard_run(entry->options, begin + done, &first);
+        if (run > count - done) run = count - done;
+        HD_RETURN_IF_ERROR(backend->fill_normal(
+            stream, dtype, place + (size_t)done * hd_dtype_bytes(dtype), run, seed,
+            hdi_random_stream(entry->name), first, (float)entry->options->std));
+        done += run;
+    }
+    return HD_OK;
 }
 
 /* The entry that holds flat position `first`; -1 if none does. */

@@ -62,13 +62,18 @@ static hd_status generate_alone(const hdt_generating *with, const hd_sampling_op
     return status;
 }
 
-/* Layouts of this many ranks. */
-static int list_layouts(hd_mesh_options out[3])
+enum { MOST_LAYOUTS = 5 };
+
+/* Layouts of this many ranks; those that split layers, whose sums round otherwise, if asked for. */
+static int list_layouts(bool split, hd_mesh_options out[MOST_LAYOUTS])
 {
     int count = 0;
     const int ranks = hd_comm_size(hdt_world);
     for (int pipeline = 1; pipeline <= ranks; pipeline *= 2)
         out[count++] = (hd_mesh_options){.data = ranks / pipeline, .pipeline = pipeline};
+    for (int pipeline = 1; split && pipeline <= ranks / 2; pipeline *= 2)
+        out[count++] =
+            (hd_mesh_options){.data = ranks / 2 / pipeline, .pipeline = pipeline, .tensor = 2};
     return count;
 }
 
@@ -78,7 +83,7 @@ START_TEST(texts_are_equal_on_every_layout)
 {
     const hd_sampling_options *sampling = &ways[_i % 2];
     int32_t one[PROMPTS * TOKENS], got[PROMPTS * TOKENS];
-    hd_mesh_options layouts[3];
+    hd_mesh_options layouts[MOST_LAYOUTS];
     make_prompts();
     hdt_generating with = {
         .model = lively_model(families[_i / 2], LAYERS), .capacity = CAPACITY, .prefill = 5};
@@ -87,15 +92,15 @@ START_TEST(texts_are_equal_on_every_layout)
     for (int i = 1; i < PROMPTS * TOKENS; i++)
         distinct += one[i] != one[i - 1];
     ck_assert_int_gt(distinct, PROMPTS);
-    const int count = list_layouts(layouts);
+    const int count = list_layouts(true, layouts);
     for (int l = 0; l < count; l++) {
         for (int slots = 0; slots < 4; slots++) { /* 0: the default */
             with.mesh = layouts[l];
             with.slots = slots;
             hdt_assert_ok(generate(hdt_world, &with, sampling, got));
             ck_assert_msg(memcmp(got, one, sizeof one) == 0,
-                          "data %d x pipeline %d, %d slots: other texts", layouts[l].data,
-                          layouts[l].pipeline, slots);
+                          "data %d x pipeline %d x tensor %d, %d slots: other texts",
+                          layouts[l].data, layouts[l].pipeline, layouts[l].tensor, slots);
         }
     }
     hd_model_destroy(with.model);
@@ -128,7 +133,7 @@ START_TEST(sixteen_bits_are_those_of_every_layout_and_near_fp32)
     int32_t one[PROMPTS * TOKENS], got[PROMPTS * TOKENS];
     float wide[HDT_VOCAB], half[HDT_VOCAB];
     size_t wide_bytes, half_bytes;
-    hd_mesh_options layouts[3];
+    hd_mesh_options layouts[MOST_LAYOUTS];
     make_prompts();
     hdt_generating with = {.model = lively_model(families[_i / 2], LAYERS),
                            .capacity = CAPACITY,
@@ -145,7 +150,7 @@ START_TEST(sixteen_bits_are_those_of_every_layout_and_near_fp32)
     ck_assert_double_gt(off, 0);
     ck_assert_double_le(off, roundings * last_bit * largest);
     hdt_assert_ok(generate_alone(&with, &ways[1], one));
-    const int count = list_layouts(layouts);
+    const int count = list_layouts(false, layouts);
     for (int l = 0; l < count; l++) {
         with.mesh = layouts[l];
         hdt_assert_ok(generate(hdt_world, &with, &ways[1], got));

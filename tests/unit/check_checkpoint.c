@@ -170,6 +170,78 @@ START_TEST(pieces_that_do_not_tile_a_tensor_are_refused)
 }
 END_TEST
 
+/* Columns of a matrix of 7 rows of 5: what ranks of a tensor axis write. */
+enum { ROWS = 7, COLUMNS = 5 };
+
+static hdi_checkpoint_piece column_piece(int64_t begin, int64_t count, int64_t first, int64_t width,
+                                         const float *data)
+{
+    return (hdi_checkpoint_piece){.name = "m",
+                                  .dtype = HD_DTYPE_F32,
+                                  .global_elements = ROWS * COLUMNS,
+                                  .begin = begin,
+                                  .count = count,
+                                  .first = first,
+                                  .width = width,
+                                  .columns = COLUMNS,
+                                  .data = data};
+}
+
+START_TEST(columns_of_a_matrix_are_read_as_the_whole)
+{
+    float left[ROWS * 2], right[ROWS * 3], seen[ROWS * COLUMNS];
+    for (int r = 0; r < ROWS; r++)
+        for (int c = 0; c < COLUMNS; c++)
+            *(c < 2 ? &left[r * 2 + c] : &right[r * 3 + c - 2]) = (float)(r * COLUMNS + c);
+    const hdi_checkpoint_piece pieces[] = {column_piece(4, ROWS * 3 - 4, 2, 3, right + 4),
+                                           column_piece(0, ROWS * 2, 0, 2, left),
+                                           column_piece(0, 4, 2, 3, right)};
+    const char *folder = hdt_checkpoint_folder();
+    hdi_checkpoint_writer *writer;
+    hdi_checkpoint *checkpoint;
+    char *warning;
+    hdt_assert_ok(hdi_checkpoint_writer_create(NULL, folder, 1, pieces, 3, &writer));
+    hdt_assert_ok(hdi_checkpoint_save(writer, 1, "{}"));
+    hdi_checkpoint_writer_destroy(writer);
+    hdt_assert_ok(hdi_checkpoint_open(folder, NULL, &warning, &checkpoint));
+    for (int64_t begin = 0; begin < ROWS * COLUMNS; begin++)
+        for (int64_t count = 0; begin + count <= ROWS * COLUMNS; count++) {
+            hdt_assert_ok(hdi_checkpoint_read(checkpoint, "m", begin, count, HD_DTYPE_F32, seen));
+            for (int64_t i = 0; i < count; i++)
+                ck_assert_float_eq(seen[i], (float)(begin + i));
+        }
+    hdi_checkpoint_close(checkpoint);
+}
+END_TEST
+
+START_TEST(columns_that_do_not_tile_a_matrix_are_refused)
+{
+    static const struct {
+        int64_t begin, count, first, width;
+        const char *fragment;
+    } cases[] = {
+        {0, ROWS * 2, 3, 2, "columns 2 to 3 of 5 are in no piece"},
+        {0, ROWS * 4, 1, 4, "columns 1 to 2 of 5 are in two pieces"},
+        {0, ROWS * 2, 2, 2, "columns 4 to 5 of 5 are in no piece"},
+        {0, ROWS * 3 - 1, 2, 3, "elements 20 to 21 are in no piece"},
+        {1, ROWS * 3 - 1, 2, 3, "elements 0 to 1 are in no piece"},
+        {0, 3, 0, 3, "columns 0 + 2 of 5 here"},
+    };
+    const char *folder = hdt_checkpoint_folder();
+    hdi_checkpoint_writer *writer;
+    const hdi_checkpoint_piece pieces[] = {column_piece(0, ROWS * 2, 0, 2, hdt_weights),
+                                           column_piece(cases[_i].begin, cases[_i].count,
+                                                        cases[_i].first, cases[_i].width,
+                                                        hdt_weights)};
+    hdt_assert_ok(hdi_checkpoint_writer_create(NULL, folder, 1, pieces, 2, &writer));
+    hdt_assert_status(hdi_checkpoint_save(writer, 2, "{}"), HD_ERROR_FORMAT, cases[_i].fragment);
+    hdi_checkpoint_writer_destroy(writer);
+    const hdi_checkpoint_piece wide = column_piece(0, ROWS * 2, 4, 2, hdt_weights);
+    hdt_assert_status(hdi_checkpoint_writer_create(NULL, folder, 1, &wide, 1, &writer),
+                      HD_ERROR_ARGUMENT, "columns 4 + 2 of 5");
+}
+END_TEST
+
 START_TEST(a_state_that_is_no_object_is_refused)
 {
     static const char *const states[] = {NULL, "", "[1]", "{\"a\":1,\"a\":2}", "{} x"};
@@ -223,6 +295,8 @@ int main(void)
     tcase_add_test(whole, left_overs_are_ignored_by_readers_and_removed_by_writers);
     tcase_add_loop_test(whole, pieces_that_do_not_tile_a_tensor_are_refused, 0, 5);
     tcase_add_test(whole, a_state_that_is_no_object_is_refused);
+    tcase_add_test(whole, columns_of_a_matrix_are_read_as_the_whole);
+    tcase_add_loop_test(whole, columns_that_do_not_tile_a_matrix_are_refused, 0, 6);
     tcase_add_test(whole, a_second_save_allocates_nothing);
     tcase_add_test(whole, a_run_folder_stands_for_its_checkpoints);
     suite_add_tcase(suite, whole);

@@ -107,16 +107,20 @@ START_TEST(bad_shapes_are_refused_with_seen_and_wanted)
 }
 END_TEST
 
-START_TEST(layers_are_not_split_over_a_tensor_axis)
+START_TEST(a_split_layer_wants_this_ranks_columns)
 {
     hd_mesh *mesh;
     hd_program *program;
     hdt_assert_ok(hd_mesh_create_fake(0, 2, &(hd_mesh_options){.tensor = 2}, &mesh));
     hdt_assert_ok(hd_program_create(&(hd_program_options){.name = "p", .mesh = mesh}, &program));
     hd_linear(program, matrix(program, "x", 8),
-              &(hd_linear_options){.name = "l", .outputs = 8, .split = HD_SPLIT_ROWS});
-    hdt_assert_status(hd_program_finish(program), HD_ERROR_UNSUPPORTED,
-                      "linear 'l': the mesh's tensor axis has 2 ranks, want 1");
+              &(hd_linear_options){.name = "l",
+                                   .outputs = 8,
+                                   .split = HD_SPLIT_ROWS,
+                                   .split_runs = 1,
+                                   .split_run = {{14, 2}}});
+    hdt_assert_status(hd_program_finish(program), HD_ERROR_ARGUMENT,
+                      "linear 'l': x has 8 columns, 8 outputs, in 1 runs of 14 in all");
     hd_program_destroy(program);
     hd_mesh_destroy(mesh);
 }
@@ -128,7 +132,7 @@ int main(void)
     TCase *tests = tcase_create("ops");
     tcase_add_loop_test(tests, bad_shapes_are_refused_with_seen_and_wanted, 0,
                         (int)(sizeof refusals / sizeof refusals[0]));
-    tcase_add_test(tests, layers_are_not_split_over_a_tensor_axis);
+    tcase_add_test(tests, a_split_layer_wants_this_ranks_columns);
     suite_add_tcase(suite, tests);
     return hdt_main(suite);
 }

@@ -168,6 +168,7 @@ const hd_backend hdi_backend_cpu = {
     .attention_cached = hdi_cpu_any_attention_cached,
     .attention_cached_workspace = hdi_cpu_attention_cached_workspace,
     .cross_entropy = hdi_cpu_any_cross_entropy,
+    .cross_entropy_part = hdi_cpu_any_cross_entropy_part,
     .sinusoid = hdi_cpu_any_sinusoid,
     .modulate = hdi_cpu_any_modulate,
     .modulate_gradient = hdi_cpu_any_modulate_gradient,

@@ -25,8 +25,13 @@ static void look_up_rows(void *context, int64_t index, int lane)
     const int64_t columns = args->columns, chunk = hdi_cpu_chunk_rows(columns);
     const int64_t end = hdi_cpu_min((index + 1) * chunk, args->rows);
     for (int64_t r = index * chunk; r < end; r++) {
-        const float *entry = (const float *)args->table + args->ids[r] * columns;
+        const int64_t id = args->ids[r] - args->first;
+        const float *entry = (const float *)args->table + id * columns;
         float *out = (float *)args->out + r * columns;
+        if (id < 0 || id >= args->entries) {
+            memset(out, 0, (size_t)columns * sizeof *out);
+            continue;
+        }
         if (!args->second_table) {
             memcpy(out, entry, (size_t)columns * sizeof *out);
             continue;
@@ -41,7 +46,8 @@ hd_status hdi_cpu_embedding(hd_stream *stream, const hdi_embedding_args *args)
 {
     (void)stream;
     HD_RETURN_IF_ERROR(hdi_cpu_check_dtype("embedding", args->dtype));
-    HD_RETURN_IF_ERROR(check_ids("embedding", args->ids, args->rows, args->entries));
+    HD_RETURN_IF_ERROR(
+        check_ids("embedding", args->ids, args->rows, args->limit ? args->limit : args->entries));
     if (args->second_table)
         HD_RETURN_IF_ERROR(check_ids("embedding, second table", args->second_ids, args->rows,
                                      args->second_entries));
@@ -70,8 +76,10 @@ static void add_strip(void *context, int64_t index, int lane)
     for (int64_t e = 0; e < args->entries && !args->accumulate; e++)
         memset(table + e * args->columns, 0, (size_t)columns * sizeof *table);
     for (int64_t r = 0; r < args->rows; r++) {
+        const int64_t id = args->ids[r] - args->first;
         const float *gradient = (const float *)args->gradient + r * args->columns + first;
-        float *entry = table + args->ids[r] * args->columns;
+        float *entry = table + id * args->columns;
+        if (id < 0 || id >= args->entries) continue;
         HDI_INDEPENDENT
         for (int64_t c = 0; c < columns; c++)
             entry[c] += gradient[c];
@@ -82,7 +90,8 @@ hd_status hdi_cpu_embedding_gradient(hd_stream *stream, const hdi_embedding_grad
 {
     (void)stream;
     HD_RETURN_IF_ERROR(hdi_cpu_check_dtype("embedding gradient", args->dtype));
-    HD_RETURN_IF_ERROR(check_ids("embedding gradient", args->ids, args->rows, args->entries));
+    HD_RETURN_IF_ERROR(check_ids("embedding gradient", args->ids, args->rows,
+                                 args->limit ? args->limit : args->entries));
     hdi_embedding_gradient_args work = *args;
     hdi_cpu_parallel(hdi_ceil_div(args->columns, STRIP), add_strip, &work);
     return HD_OK;

@@ -302,6 +302,19 @@ hd_status hdi_cpu_any_cross_entropy(hd_stream *stream, const hdi_cross_entropy_a
     return HD_OK;
 }
 
+hd_status hdi_cpu_any_cross_entropy_part(hd_stream *stream, const hdi_cross_entropy_args *args)
+{
+    if (args->dtype == HD_DTYPE_F32) return hdi_cpu_cross_entropy_part(stream, args);
+    call c;
+    HD_RETURN_IF_ERROR(begin(&c, stream, "cross_entropy_part", args->dtype));
+    hdi_cross_entropy_args wide = *args;
+    wide.dtype = HD_DTYPE_F32;
+    wide.logits =
+        widen(&c, args->dtype, args->logits, span(args->rows, args->classes, args->logits_stride));
+    HD_RETURN_IF_ERROR(ready(&c));
+    return hdi_cpu_cross_entropy_part(stream, &wide);
+}
+
 hd_status hdi_cpu_any_add(hd_stream *stream, hd_dtype dtype, int64_t elements, const void *x,
                           const void *y, void *out)
 {

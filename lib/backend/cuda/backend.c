@@ -49,6 +49,7 @@ const hd_backend hdi_backend_cuda = {
     .attention_cached = hdi_cuda_attention_cached,
     .attention_cached_workspace = hdi_cuda_attention_cached_workspace,
     .cross_entropy = hdi_cuda_cross_entropy,
+    .cross_entropy_part = hdi_cuda_cross_entropy_part,
     .sinusoid = hdi_cuda_sinusoid,
     .modulate = hdi_cuda_modulate,
     .modulate_gradient = hdi_cuda_modulate_gradient,

@@ -138,6 +138,7 @@ hd_status hdi_cuda_add_blocks(hd_stream *stream, const hdi_add_blocks_args *args
 hd_status hdi_cuda_attention_cached(hd_stream *stream, const hdi_attention_cached_args *args);
 size_t hdi_cuda_attention_cached_workspace(const hdi_attention_cached_args *args);
 hd_status hdi_cuda_cross_entropy(hd_stream *stream, const hdi_cross_entropy_args *args);
+hd_status hdi_cuda_cross_entropy_part(hd_stream *stream, const hdi_cross_entropy_args *args);
 hd_status hdi_cuda_sinusoid(hd_stream *stream, const hdi_sinusoid_args *args);
 hd_status hdi_cuda_modulate(hd_stream *stream, const hdi_modulate_args *args);
 hd_status hdi_cuda_modulate_gradient(hd_stream *stream, const hdi_modulate_gradient_args *args);

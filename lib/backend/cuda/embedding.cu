@@ -32,13 +32,14 @@ __global__ void look_up_row_per_warp(hdi_embedding_args a, bool aligned, hdi_cud
     const int64_t row = (int64_t)blockIdx.x * kWarps + threadIdx.y;
     if (row >= a.rows) return;
     const int32_t id = a.ids[row], second = a.second_table ? a.second_ids[row] : 0;
-    if (threadIdx.x == 0 && (id < 0 || id >= a.entries))
-        report_fault(fault, HDI_FAULT_EMBEDDING, id, row, a.entries);
+    const int64_t limit = a.limit ? a.limit : a.entries;
+    if (threadIdx.x == 0 && (id < 0 || id >= limit))
+        report_fault(fault, HDI_FAULT_EMBEDDING, id, row, limit);
     if (threadIdx.x == 0 && a.second_table && (second < 0 || second >= a.second_entries))
         report_fault(fault, HDI_FAULT_SECOND_EMBEDDING, second, row, a.second_entries);
     for (int64_t c = threadIdx.x * L; c < a.columns; c += kWarp * L) {
         float sum[L] = {};
-        add_entry<T>(a.table, id, a.entries, a.columns, c, aligned, sum);
+        add_entry<T>(a.table, id - (int32_t)a.first, a.entries, a.columns, c, aligned, sum);
         if (a.second_table)
             add_entry<T>(a.second_table, second, a.second_entries, a.columns, c, aligned, sum);
         store_part((T *)a.out + row * a.columns + c, a.columns - c, aligned, sum);
@@ -72,16 +73,15 @@ sort_workspace lay_out(void *workspace, int64_t rows)
     return out;
 }
 
-/* Bad ids become `entries`, which sorts behind all others. */
-__global__ void make_keys(const int32_t *ids, int64_t rows, int64_t entries, sort_arrays out,
-                          hdi_cuda_fault *fault)
+/* Bad ids, and those of other parts of the table, become `entries`, which sorts behind all others. */
+__global__ void make_keys(hdi_embedding_gradient_args a, sort_arrays out, hdi_cuda_fault *fault)
 {
     const int64_t row = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (row >= rows) return;
-    const int32_t id = ids[row];
-    const bool good = id >= 0 && id < entries;
-    if (!good) report_fault(fault, HDI_FAULT_EMBEDDING_GRADIENT, id, row, entries);
-    out.keys[row] = good ? id : (int32_t)entries;
+    if (row >= a.rows) return;
+    const int64_t limit = a.limit ? a.limit : a.entries, entry = a.ids[row] - a.first;
+    if (a.ids[row] < 0 || a.ids[row] >= limit)
+        report_fault(fault, HDI_FAULT_EMBEDDING_GRADIENT, a.ids[row], row, limit);
+    out.keys[row] = (int32_t)(entry >= 0 && entry < a.entries ? entry : a.entries);
     out.rows[row] = (int32_t)row;
 }
 
@@ -270,7 +270,7 @@ hd_status sort_rows(hd_stream *stream, const hdi_embedding_gradient_args *args, 
     const sort_workspace sort = lay_out(args->workspace, args->rows);
     sort_arrays from = sort.front, to = sort.back;
     make_keys<<<block_count(args->rows, kDigits), kDigits, 0, stream->handle>>>(
-        args->ids, args->rows, args->entries, from, stream->device->fault);
+        *args, from, stream->device->fault);
     for (int shift = 0; shift < 32 && args->entries >> shift > 0; shift += 8) {
         const unsigned tiles = (unsigned)sort.tiles;
         count_digits<<<tiles, kDigits, 0, stream->handle>>>(from.keys, args->rows, shift, sort);

@@ -350,7 +350,7 @@ extern "C" hd_status hdi_cuda_tree_sum(hd_stream *stream, hd_dtype dtype, const 
 {
     if (elements <= 0 || parts <= 0) return HD_OK;
     if (parts == 1) return hdi_cuda_copy(stream, out, x, (size_t)elements * hd_dtype_bytes(dtype));
-    return with_gradient_type(dtype, "tree_sum", [&](auto tag) {
+    return with_type(dtype, "tree_sum", [&](auto tag) {
         using T = typename decltype(tag)::type;
         const T *first = (const T *)x, *second = first + stride;
         if (parts == 2)

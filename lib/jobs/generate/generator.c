@@ -33,13 +33,11 @@ static hd_status check_options(hd_generator *generator, const hd_generator_optio
                          "slots 0..%d",
                          o->build ? "given" : "NULL", o->layers, o->capacity, o->prefill, o->slots,
                          MOST_SLOTS);
-    const int tensor = hd_mesh_size(o->mesh, HD_AXIS_TENSOR);
     const int sequence = hd_mesh_size(o->mesh, HD_AXIS_SEQUENCE);
-    if (tensor > 1 || sequence > 1)
+    if (sequence > 1)
         return hdi_error(
             HD_ERROR_UNSUPPORTED,
-            "layout: tensor %d x sequence %d: generation splits over data and pipeline only",
-            tensor, sequence);
+            "layout: sequence %d: generation splits over data, pipeline and tensor only", sequence);
     if (o->prefill > o->capacity) o->prefill = o->capacity;
     generator->stages = hd_mesh_size(o->mesh, HD_AXIS_PIPELINE);
     generator->stage = hd_mesh_index(o->mesh, HD_AXIS_PIPELINE);

@@ -44,10 +44,12 @@ static hd_status measure_part(hd_generator *generator, part kind, double *flops)
 {
     const hd_generator_options *o = &generator->options;
     hdi_generator_facts *facts = &generator->facts;
+    /* Of whole layers: ranks that share one have more or less of it, and must cut alike. */
+    const hd_mesh *mesh = hd_mesh_size(o->mesh, HD_AXIS_TENSOR) > 1 ? NULL : o->mesh;
     hd_program *program;
     HD_RETURN_IF_ERROR(hd_program_create(
         &(hd_program_options){
-            .name = "census", .dtype = o->dtype, .mesh = o->mesh, .backend = o->backend},
+            .name = "census", .dtype = o->dtype, .mesh = mesh, .backend = o->backend},
         &program));
     const hd_tensor x = kind == PART_FIRST ? (hd_tensor){0} : add_x(program, facts, 1);
     const hd_stage stage = {.purpose = HD_PURPOSE_GENERATE,
@@ -121,6 +123,10 @@ hd_status hdi_generator_build(hd_generator *generator, hdi_generator_pass pass)
                             .tokens = it->tokens,
                             .capacity = o->capacity};
     const hd_tensor out = o->build(o->user, it->program, &stage, it->x);
+    const int tensor = hd_mesh_size(o->mesh, HD_AXIS_TENSOR);
+    if (tensor > 1 && !it->program->splits_layers)
+        hd_program_fail(it->program, HD_ERROR_UNSUPPORTED,
+                        "layout: tensor is %d, but this model does not split its layers", tensor);
     if (!last) {
         hdi_stage_end(it->program, out);
         it->out = out;

@@ -278,10 +278,13 @@ static hd_status check_equal(const call *it, hd_comm *world)
     return hd_comm_check_equal(world, &hash, sizeof hash, "what to generate");
 }
 
-/* Each token is on one rank, the first stage of its data line; the others add zero. */
+/* Each token is on one rank, the first stage of its data line, and of ranks that share layers on each, of
+ * which the first counts; the others add zero. */
 static hd_status gather(const call *it, hd_comm *world)
 {
     hd_request request;
+    if (hd_mesh_index(it->generator->options.mesh, HD_AXIS_TENSOR) > 0)
+        memset(it->out, 0, (size_t)(it->count * it->tokens) * sizeof *it->out);
     HD_RETURN_IF_ERROR(hd_comm_all_reduce(world, it->out, it->count * it->tokens, HD_DTYPE_I32,
                                           HD_REDUCE_SUM, &request));
     return hd_comm_wait(world, &request);

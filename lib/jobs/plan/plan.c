@@ -199,15 +199,16 @@ static void describe_batch(const hd_trainer_shape *is, hdi_text *text)
 }
 
 /* FLOPs of one micro-batch, forward and backward, over all stages and the ranks that share its
- * sequences. */
+ * sequences or layers. */
 static double micro_batch_flops(const planning *p, int shape)
 {
     double flops = 0;
-    const int sequence = hd_mesh_size(p->meshes[0], HD_AXIS_SEQUENCE);
-    for (int i = 0; i < p->trainers[0]->pipeline * sequence; i++) {
-        const int first = hd_mesh_peer(p->meshes[0], HD_AXIS_PIPELINE, i / sequence);
-        const hd_trainer *trainer =
-            p->trainers[hd_mesh_peer(p->meshes[first], HD_AXIS_SEQUENCE, i % sequence)];
+    const hd_axis shared =
+        hd_mesh_size(p->meshes[0], HD_AXIS_TENSOR) > 1 ? HD_AXIS_TENSOR : HD_AXIS_SEQUENCE;
+    const int ranks = hd_mesh_size(p->meshes[0], shared);
+    for (int i = 0; i < p->trainers[0]->pipeline * ranks; i++) {
+        const int first = hd_mesh_peer(p->meshes[0], HD_AXIS_PIPELINE, i / ranks);
+        const hd_trainer *trainer = p->trainers[hd_mesh_peer(p->meshes[first], shared, i % ranks)];
         for (int c = 0; c < trainer->chunks; c++)
             for (int phase = 0; phase < HDI_PHASES; phase++) {
                 hd_cost cost;
@@ -229,6 +230,8 @@ static void describe_sequence(const hd_mesh *mesh, const hd_program *program, si
         snprintf(groups, sizeof groups, " (heads in %d groups)", program->sequence_turns);
     out[0] = '\0';
     if (ranks > 1) snprintf(out, bytes, " x sequence %d%s%s", ranks, rings, groups);
+    const int tensor = hd_mesh_size(mesh, HD_AXIS_TENSOR);
+    if (tensor > 1) snprintf(out, bytes, " x tensor %d", tensor);
 }
 
 /* Seconds of a step by run.rates: the schedule, then the norm and the update, whose collectives wait for

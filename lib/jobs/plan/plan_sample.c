@@ -143,6 +143,10 @@ static hd_status describe(const planning *p, double seconds, hdi_text *text)
     hdi_text_printf(text, "%d ranks: data %d x pipeline %d, %s, %" PRId64 " parameters\n", p->ranks,
                     p->layout.data, p->stages, hd_dtype_name(is->dtype),
                     hd_model_parameters(p->model));
+    if (p->layout.tensor > 1)
+        hdi_text_printf(
+            text, "x tensor %d: what follows is for the first of the ranks that share a layer\n",
+            p->layout.tensor);
     if (p->layout.sequence > 1)
         hdi_text_printf(text,
                         "x sequence %d in rings of %d: what follows is for the first of the ranks "

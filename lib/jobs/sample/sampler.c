@@ -45,12 +45,6 @@ static hd_status check_options(const hd_sampler_options *o)
                              ", want lengths from 1 on, all different",
                              i, o->texts[i]);
     }
-    const int tensor = hd_mesh_size(o->mesh, HD_AXIS_TENSOR);
-    if (tensor > 1)
-        return hdi_error(HD_ERROR_UNSUPPORTED,
-                         "layout: tensor is %d: sampling splits over data, pipeline and sequence "
-                         "only",
-                         tensor);
     return HD_OK;
 }
 

@@ -89,9 +89,11 @@ static hd_status cut_layers(hd_sampler *sampler)
     hdi_balance_options balance = {.layers = layers, .stages = sampler->stages};
     double *costs = hdi_alloc_array((size_t)layers, sizeof *costs), unused;
     hd_status status = costs ? HD_OK : out_of_memory();
-    /* Of whole sequences: ranks that share one have more or less of it, and must cut alike. */
+    /* Of whole sequences and layers: ranks that share one have more or less of it, and must cut alike. */
     const hd_mesh *here = sampler->options.mesh;
-    const hd_mesh *mesh = hd_mesh_size(here, HD_AXIS_SEQUENCE) > 1 ? NULL : here;
+    const bool shares =
+        hd_mesh_size(here, HD_AXIS_SEQUENCE) > 1 || hd_mesh_size(here, HD_AXIS_TENSOR) > 1;
+    const hd_mesh *mesh = shares ? NULL : here;
     hdi_sampler_set *set = &sampler->sets[0];
     if (status == HD_OK)
         status = measure(sampler, set, mesh, 0, 0, true, false, &balance.first_cost);
@@ -230,6 +232,10 @@ static hd_status build_denoise(hd_sampler *sampler, hdi_sampler_set *set)
         hd_program_fail(set->denoise, HD_ERROR_UNSUPPORTED,
                         "layout: sequence is %d, but this model does not split its sequences",
                         sequence);
+    const int tensor = hd_mesh_size(o->mesh, HD_AXIS_TENSOR);
+    if (tensor > 1 && !set->denoise->splits_layers)
+        hd_program_fail(set->denoise, HD_ERROR_UNSUPPORTED,
+                        "layout: tensor is %d, but this model does not split its layers", tensor);
     if (!stage.last) {
         hdi_stage_end(set->denoise, out);
         set->out = out;

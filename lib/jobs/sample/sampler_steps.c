@@ -91,7 +91,9 @@ static hd_status tell(const phase *it, int video, int64_t step, const float *lat
                                     .steps = it->sampler->options.shape.steps,
                                     .latents = latents,
                                     .is_last_stage = it->last};
-    const bool speaks = hd_mesh_index(it->sampler->options.mesh, HD_AXIS_SEQUENCE) == 0;
+    const hd_mesh *mesh = it->sampler->options.mesh;
+    const bool speaks =
+        hd_mesh_index(mesh, HD_AXIS_SEQUENCE) == 0 && hd_mesh_index(mesh, HD_AXIS_TENSOR) == 0;
     return o->event && speaks ? o->event(o->user, &event) : HD_OK;
 }
 

@@ -74,16 +74,18 @@ static hd_status try_bucket(const hdi_train_target *on, hdi_video_bucket *bucket
     const hd_mesh_options sizes = {.data = hd_mesh_size(on->mesh, HD_AXIS_DATA),
                                    .pipeline = hd_mesh_size(on->mesh, HD_AXIS_PIPELINE),
                                    .sequence = hd_mesh_size(on->mesh, HD_AXIS_SEQUENCE),
-                                   .ring = hd_mesh_ring(on->mesh)};
-    const int replicas = sizes.data * sizes.sequence;
+                                   .ring = hd_mesh_ring(on->mesh),
+                                   .tensor = hd_mesh_size(on->mesh, HD_AXIS_TENSOR)};
+    const int stage_ranks = sizes.data * sizes.sequence * sizes.tensor;
+    const int line = hd_mesh_index(on->mesh, HD_AXIS_SEQUENCE) * sizes.tensor;
     const hdi_video_buckets alone = {.items = bucket, .count = 1};
     *fits = true;
     for (int stage = 0; stage < sizes.pipeline && *fits; stage++) {
         hd_mesh *mesh;
         hd_trainer *trainer = NULL;
-        HD_RETURN_IF_ERROR(
-            hd_mesh_create_fake(stage * replicas + hd_mesh_index(on->mesh, HD_AXIS_SEQUENCE),
-                                replicas * sizes.pipeline, &sizes, &mesh));
+        HD_RETURN_IF_ERROR(hd_mesh_create_fake(stage * stage_ranks + line +
+                                                   hd_mesh_index(on->mesh, HD_AXIS_TENSOR),
+                                               stage_ranks * sizes.pipeline, &sizes, &mesh));
         hdi_train_target there = *on;
         there.mesh = mesh;
         there.remedy = false;

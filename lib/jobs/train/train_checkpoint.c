@@ -42,36 +42,60 @@ static hd_status add_source(hdi_train_job *job, const hdi_trainer_part *part, co
     return HD_OK;
 }
 
-/* `data` is an address on the device or in the host's arena; NULL: the values that weights and remainders make. */
+/* Elements of a parameter that one piece holds. `data` is an address on the device or in the host's arena;
+ * NULL: the values that weights and remainders make. */
 static hd_status add_piece(piece_list *list, const char *kind, const hdi_trainer_part *part,
-                           const float *data)
+                           const float *data, hdi_checkpoint_piece piece)
 {
     const bool is_here = data && (list->job->context->backend == &hdi_backend_cpu ||
                                   hdi_session_is_host(list->job->trainer->session, data));
     hdi_train_source *source = NULL;
     if (!is_here) HD_RETURN_IF_ERROR(add_source(list->job, part, data, &source));
-    char *name = hdi_format("%s/%s", kind, part->entry->name);
-    if (!name || !HDI_GROW(list->pieces, list->count, list->capacity)) {
-        hdi_free(name);
+    piece.name = hdi_format("%s/%s", kind, part->entry->name);
+    piece.dtype = HD_DTYPE_F32;
+    piece.data = is_here ? data : NULL;
+    piece.fetch = fetch_source;
+    piece.user = source;
+    if (!piece.name || !HDI_GROW(list->pieces, list->count, list->capacity)) {
+        hdi_free((void *)(uintptr_t)piece.name);
         return out_of_memory();
     }
-    list->pieces[list->count++] = (hdi_checkpoint_piece){.name = name,
-                                                         .dtype = HD_DTYPE_F32,
-                                                         .global_elements = part->entry->elements,
-                                                         .begin = part->begin,
-                                                         .count = part->count,
-                                                         .data = is_here ? data : NULL,
-                                                         .fetch = fetch_source,
-                                                         .user = source};
+    list->pieces[list->count++] = piece;
+    return HD_OK;
+}
+
+/* A part as files have it: runs of the whole, or of some of its columns. */
+static hd_status add_pieces(piece_list *list, const char *kind, const hdi_trainer_part *part,
+                            const float *data)
+{
+    const hd_parameter_options *options = part->entry->options;
+    hdi_checkpoint_piece piece = {.global_elements = hdi_shard_whole(options)};
+    if (hdi_shard_is_part(options) && options->shard.dim == 1) {
+        piece.begin = part->begin;
+        piece.count = part->count;
+        piece.first = options->shard.run[0].first;
+        piece.width = options->shard.run[0].count;
+        piece.columns = options->dims[1];
+        return add_piece(list, kind, part, data, piece);
+    }
+    for (int64_t at = 0; at < part->count; at += piece.count) {
+        hdi_trainer_part run = *part;
+        run.begin += at;
+        run.m += at; /* what is saved has state */
+        piece.count = hdi_shard_run(options, run.begin, &piece.begin);
+        if (piece.count > part->count - at) piece.count = part->count - at;
+        run.count = piece.count;
+        HD_RETURN_IF_ERROR(add_piece(list, kind, &run, data ? data + at : NULL, piece));
+    }
     return HD_OK;
 }
 
 static hd_status add_part(void *user, const hdi_trainer_part *part)
 {
-    HD_RETURN_IF_ERROR(add_piece(user, "weights", part, part->values));
-    HD_RETURN_IF_ERROR(add_piece(user, "adam_m", part, part->m));
-    HD_RETURN_IF_ERROR(add_piece(user, "adam_v", part, part->v));
-    return part->average ? add_piece(user, "ema", part, part->average) : HD_OK;
+    HD_RETURN_IF_ERROR(add_pieces(user, "weights", part, part->values));
+    HD_RETURN_IF_ERROR(add_pieces(user, "adam_m", part, part->m));
+    HD_RETURN_IF_ERROR(add_pieces(user, "adam_v", part, part->v));
+    return part->average ? add_pieces(user, "ema", part, part->average) : HD_OK;
 }
 
 hd_status hdi_train_open_writer(hdi_train_job *job)
@@ -100,12 +124,12 @@ static char *state_text(const hdi_train_job *job)
     return hdi_format(
         "{\"format\": 1, \"step\": %" PRId64 ", \"updates\": %" PRId64 ", \"samples\": %" PRId64
         ", \"seed\": %" PRIu64 ", \"data\": {\"fingerprint\": \"%016" PRIx64 "\"}"
-        "%s, \"layout\": {\"ranks\": %d, \"data\": %d, \"pipeline\": %d, \"sequence\": %d}, "
-        "\"model\": %s}",
+        "%s, \"layout\": {\"ranks\": %d, \"data\": %d, \"pipeline\": %d, \"sequence\": %d, "
+        "\"tensor\": %d}, \"model\": %s}",
         trainer->steps, trainer->updates, job->feed->samples, job->seed, job->feed->fingerprint,
         scale, hd_mesh_ranks(job->mesh), hd_mesh_size(job->mesh, HD_AXIS_DATA),
         hd_mesh_size(job->mesh, HD_AXIS_PIPELINE), hd_mesh_size(job->mesh, HD_AXIS_SEQUENCE),
-        hd_model_config_json(job->model));
+        hd_mesh_size(job->mesh, HD_AXIS_TENSOR), hd_model_config_json(job->model));
 }
 
 hd_status hdi_train_save(hdi_train_job *job)
@@ -208,6 +232,18 @@ static hd_status copy_in(const hd_session *session, float *place, const float *v
     return context->backend->synchronize(context->stream);
 }
 
+/* A tensor of a checkpoint. */
+typedef struct named_tensor {
+    hdi_checkpoint *checkpoint;
+    const char *name;
+} named_tensor;
+
+static hd_status read_whole(void *user, int64_t first, int64_t count, void *out)
+{
+    const named_tensor *from = user;
+    return hdi_checkpoint_read(from->checkpoint, from->name, first, count, HD_DTYPE_F32, out);
+}
+
 /* Read one range of a tensor to where it lives, through a host piece of bounded size; `state` is
  * the place of a moment, NULL for the weights' values. */
 static hd_status read_range(const reader *r, const char *kind, const hdi_trainer_part *part,
@@ -216,11 +252,12 @@ static hd_status read_range(const reader *r, const char *kind, const hdi_trainer
     enum { PIECE = 1 << 20 };
     char *name = hdi_format("%s/%s", kind, part->entry->name);
     float *values = hdi_alloc_array(PIECE, sizeof *values);
+    named_tensor from = {r->checkpoint, name};
     hd_status status = name && values ? HD_OK : out_of_memory();
     for (int64_t done = 0; done < part->count && status == HD_OK; done += PIECE) {
         int64_t count = part->count - done < PIECE ? part->count - done : PIECE;
-        status = hdi_checkpoint_read(r->checkpoint, name, part->begin + done, count, HD_DTYPE_F32,
-                                     values);
+        status = hdi_shard_read(part->entry->options, part->begin + done, count, sizeof *values,
+                                read_whole, &from, values);
         if (status == HD_OK)
             status = state ? copy_in(r->trainer->session, state + done, values, count)
                            : hdi_trainer_write(r->trainer, part->entry, part->begin + done, count,
@@ -307,18 +344,26 @@ hd_status hdi_train_resume(hdi_train_job *job)
 typedef struct weights_reader {
     hdi_weights *weights;
     hd_trainer *trainer;
+    const hd_parameter_options *parameter; /* that is read now */
 } weights_reader;
+
+static hd_status read_parameter(void *user, int64_t first, int64_t count, void *out)
+{
+    const weights_reader *r = user;
+    return hdi_model_read_parameter(r->weights, r->parameter, first, count, out);
+}
 
 static hd_status read_weights(void *user, const hdi_trainer_part *part)
 {
     enum { PIECE = 1 << 20 };
-    const weights_reader *r = user;
+    weights_reader *r = user;
+    r->parameter = part->entry->options;
     float *values = hdi_alloc_array(PIECE, sizeof *values);
     hd_status status = values ? HD_OK : out_of_memory();
     for (int64_t done = 0; done < part->count && status == HD_OK; done += PIECE) {
         int64_t count = part->count - done < PIECE ? part->count - done : PIECE;
-        status = hdi_model_read_parameter(r->weights, part->entry->options, part->begin + done,
-                                          count, values);
+        status = hdi_shard_read(r->parameter, part->begin + done, count, sizeof *values,
+                                read_parameter, r, values);
         if (status == HD_OK)
             status = hdi_trainer_write(r->trainer, part->entry, part->begin + done, count, values);
     }

@@ -71,6 +71,12 @@ static hd_status take_shapes(hd_trainer *trainer)
                          "reduction exact with sequence %d: one token's share of a gradient is not "
                          "kept apart, and sums over a part of the tokens round otherwise",
                          hd_mesh_size(o->mesh, HD_AXIS_SEQUENCE));
+    if (o->exact && hd_mesh_size(o->mesh, HD_AXIS_TENSOR) > 1)
+        return hdi_error(
+            HD_ERROR_UNSUPPORTED,
+            "reduction exact with tensor %d: a layer's result is a sum over the ranks' "
+            "parts, which rounds otherwise than the whole (docs/adr/0007)",
+            hd_mesh_size(o->mesh, HD_AXIS_TENSOR));
     for (int s = 0; s < trainer->shape_count; s++) {
         hd_trainer_shape *shape = &trainer->shapes[s].is;
         *shape = given[s];
@@ -95,10 +101,16 @@ static hd_status take_shapes(hd_trainer *trainer)
 static hd_status check_gradient_residency(hd_trainer_options *o)
 {
     const int ranks = hd_mesh_size(o->mesh, HD_AXIS_REPLICA);
-    const bool possible = !o->exact && ranks == 1;
+    const int tensor = hd_mesh_size(o->mesh, HD_AXIS_TENSOR);
+    const bool possible = !o->exact && ranks == 1 && tensor == 1;
     if (o->gradient_residency == HD_RESIDENCY_AUTO && !possible)
         o->gradient_residency = HD_RESIDENCY_RESIDENT;
     if (o->gradient_residency != HD_RESIDENCY_HOST || possible) return HD_OK;
+    if (tensor > 1)
+        return hdi_error(HD_ERROR_UNSUPPORTED,
+                         "trainer: gradients on the host with tensor %d, want 1: those of what all "
+                         "ranks have are sums over that axis, made on the device",
+                         tensor);
     return hdi_error(HD_ERROR_UNSUPPORTED,
                      "trainer: gradients on the host with %s%d data and sequence ranks; want "
                      "reduction fast and one of them, with more split them over these (shard_state "
@@ -138,11 +150,6 @@ static hd_status check_options(hd_trainer *trainer, const hd_trainer_options *gi
     trainer->pipeline = hd_mesh_size(o->mesh, HD_AXIS_PIPELINE);
     trainer->stage = hd_mesh_index(o->mesh, HD_AXIS_PIPELINE);
     trainer->chunks = o->chunks;
-    if (hd_mesh_size(o->mesh, HD_AXIS_TENSOR) > 1)
-        return hdi_error(HD_ERROR_UNSUPPORTED,
-                         "layout: tensor is %d: training splits over data, pipeline and sequence "
-                         "only",
-                         hd_mesh_size(o->mesh, HD_AXIS_TENSOR));
     return HD_OK;
 }
 
@@ -403,6 +410,7 @@ void hd_trainer_destroy(hd_trainer *trainer)
     for (int i = 0; i < trainer->tie_count; i++)
         hdi_free(trainer->ties[i].send_counts);
     hdi_free(trainer->ties);
+    hdi_free(trainer->alike_counts);
     hdi_free(trainer->square_pieces);
     hdi_free(trainer->update_pieces);
     hdi_free(trainer->update_chunks);

@@ -65,6 +65,7 @@ struct hd_trainer {
     hdi_schedule *validate_schedule;
     hdi_tie *ties;
     int tie_count, tie_capacity;
+    int64_t *alike_counts; /* of exchanges on the tensor axis; owned */
     hdi_piece *square_pieces, *update_pieces;
     int square_count, square_capacity, update_count, update_capacity;
     hdi_update_chunk *update_chunks;
@@ -119,14 +120,18 @@ static inline bool hdi_trainer_gradients_on_host(const hd_trainer *trainer)
     return trainer->options.gradient_residency == HD_RESIDENCY_HOST;
 }
 
+/* trainer_alike.c: in the norm program, sums over the tensor axis. */
+hd_status hdi_trainer_sum_alike(hd_trainer *trainer, const hdi_layout *layout);
+
 /* Pipeline rank of a virtual stage. */
 static inline int hdi_trainer_rank_of(const hd_trainer *trainer, int virtual_stage)
 {
     return virtual_stage % trainer->pipeline;
 }
 
-/* The first pipeline rank that holds a parameter speaks for it: norms and checkpoints. */
-bool hdi_trainer_speaks_for(const hd_trainer *trainer, const char *name);
+/* The first pipeline rank that holds a parameter speaks for it, and of what all ranks of the tensor axis
+ * have the first: norms and checkpoints. */
+bool hdi_trainer_speaks_for(const hd_trainer *trainer, const hdi_entry *entry);
 
 /* trainer_master.c: fp32 values whatever the dtype of the weights. */
 

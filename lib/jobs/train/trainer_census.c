@@ -38,8 +38,8 @@ typedef struct part {
     hd_tensor out;
 } part;
 
-/* `mesh` NULL: of whole sequences, so that what all ranks must agree on, such as costs, is the same on
- * those that have more tokens and those that have fewer. */
+/* `mesh` NULL: of whole sequences and layers, so that what all ranks must agree on, such as costs, is the same on
+ * those that have more of them and those that have fewer. */
 static hd_status build_part(hd_trainer *trainer, const hdi_trainer_shape *shape, int layer,
                             bool first, bool last, const hd_mesh *mesh, part *out)
 {
@@ -148,7 +148,8 @@ static hd_status learn_parts(hd_trainer *trainer, part *parts)
     hdi_trainer_shape *shape = &trainer->shapes[0];
     int layers = trainer->options.layers;
     const hd_mesh *mesh = trainer->options.mesh;
-    if (hd_mesh_size(mesh, HD_AXIS_SEQUENCE) > 1) mesh = NULL;
+    if (hd_mesh_size(mesh, HD_AXIS_SEQUENCE) > 1 || hd_mesh_size(mesh, HD_AXIS_TENSOR) > 1)
+        mesh = NULL;
     HD_RETURN_IF_ERROR(learn_first(trainer, shape, mesh, &parts[0]));
     census->first_cost = part_cost(parts[0].program);
     for (int i = 0; i < layers; i++) {

@@ -1,8 +1,10 @@
 /* What of the model this rank holds: for checkpoints, exports and hashes. */
+#include "core/checked.h"
 #include "core/error.h"
 #include "core/memory.h"
 #include "jobs/train/trainer.h"
 
+#include <string.h>
 #include <xxhash.h>
 
 static hd_status visit_range(hd_trainer *trainer, const hdi_entry *entry, int64_t first,
@@ -35,7 +37,7 @@ hd_status hdi_trainer_saved_parts(hd_trainer *trainer, hdi_trainer_part_fn visit
     const hdi_layout *layout = trainer->plan->layout;
     for (int i = 0; i < layout->entry_count; i++) {
         const hdi_entry *entry = &layout->entries[i];
-        if (!hdi_trainer_speaks_for(trainer, entry->name)) continue;
+        if (!hdi_trainer_speaks_for(trainer, entry)) continue;
         int64_t first, count = hdi_layout_shard(layout, entry->bucket, layout->shard, &first);
         HD_RETURN_IF_ERROR(visit_range(trainer, entry, first, count, visit, user));
     }
@@ -62,38 +64,68 @@ hd_status hdi_trainer_loaded_parts(hd_trainer *trainer, hdi_trainer_part_fn visi
     return HD_OK;
 }
 
-/* One hash per parameter from the rank that speaks for it; the others add zero. */
-hd_status hd_trainer_weights_hash(hd_trainer *trainer, uint64_t *out)
+/* This rank's elements of a parameter at their places in the whole, which is zeros before. */
+static hd_status place_weights(const hd_trainer *trainer, const hdi_entry *entry, char *whole)
+{
+    const hd_context *context = trainer->session->context;
+    const size_t width = hd_dtype_bytes(trainer->options.dtype);
+    const size_t bytes = (size_t)entry->elements * width;
+    char *own = hdi_alloc(bytes);
+    if (!own) return hdi_error(HD_ERROR_MEMORY, "trainer: out of host memory");
+    hd_status status = context->backend->copy_out(
+        context->stream, own, hdi_trainer_weights(trainer, entry->first), bytes);
+    if (status == HD_OK) status = context->backend->synchronize(context->stream);
+    for (int64_t at = 0; at < entry->elements && status == HD_OK;) {
+        int64_t global, run = hdi_shard_run(entry->options, at, &global);
+        memcpy(whole + (size_t)global * width, own + (size_t)at * width, (size_t)run * width);
+        at += run;
+    }
+    hdi_free(own);
+    return status;
+}
+
+static hd_status sum_over(hd_comm *comm, void *inout, int64_t count, hd_dtype dtype)
+{
+    hd_request request;
+    if (hd_comm_size(comm) == 1) return HD_OK;
+    HD_RETURN_IF_ERROR(hd_comm_all_reduce(comm, inout, count, dtype, HD_REDUCE_SUM, &request));
+    return hd_comm_wait(comm, &request);
+}
+
+/* Of a parameter as one rank would have it: bits of parts and zeros join as integers do. */
+static hd_status hash_parameter(const hd_trainer *trainer, const hdi_global_parameter *parameter,
+                                int64_t *out)
 {
     const hdi_layout *layout = trainer->plan->layout;
+    const hd_mesh *mesh = trainer->options.mesh;
+    const size_t bytes = (size_t)parameter->elements * hd_dtype_bytes(trainer->options.dtype);
+    const int64_t words = hdi_ceil_div((int64_t)bytes, sizeof(int32_t));
+    const int entry = hdi_layout_find(layout, parameter->name); /* parts may be on others only */
+    char *whole = hdi_alloc_array((size_t)words, sizeof(int32_t));
+    hd_status status = whole ? HD_OK : hdi_error(HD_ERROR_MEMORY, "trainer: out of host memory");
+    if (status == HD_OK && entry >= 0 && hdi_trainer_speaks_for(trainer, &layout->entries[entry]))
+        status = place_weights(trainer, &layout->entries[entry], whole);
+    if (status == HD_OK)
+        status = sum_over(hd_mesh_comm(mesh, HD_AXIS_TENSOR), whole, words, HD_DTYPE_I32);
+    if (status == HD_OK && hd_mesh_index(mesh, HD_AXIS_TENSOR) == 0)
+        *out = (int64_t)XXH3_64bits(whole, bytes);
+    hdi_free(whole);
+    return status;
+}
+
+/* One hash per parameter from the ranks that speak for it; the others add zero. */
+hd_status hd_trainer_weights_hash(hd_trainer *trainer, uint64_t *out)
+{
     const hdi_census *census = &trainer->census;
-    const hd_context *context = trainer->session->context;
+    const hd_mesh *mesh = trainer->options.mesh;
     int64_t *sums = hdi_alloc_array((size_t)census->count, sizeof *sums);
     hd_status status = sums ? HD_OK : hdi_error(HD_ERROR_MEMORY, "trainer: out of host memory");
-    bool speaks = hd_mesh_index(trainer->options.mesh, HD_AXIS_REPLICA) == 0;
-    for (int i = 0; i < layout->entry_count && status == HD_OK; i++) {
-        const hdi_entry *entry = &layout->entries[i];
-        if (!speaks || !hdi_trainer_speaks_for(trainer, entry->name)) continue;
-        size_t bytes = (size_t)entry->elements * hd_dtype_bytes(trainer->options.dtype);
-        void *copy = hdi_alloc(bytes);
-        if (!copy) status = hdi_error(HD_ERROR_MEMORY, "trainer: out of host memory");
-        if (status == HD_OK)
-            status = context->backend->copy_out(context->stream, copy,
-                                                hdi_trainer_weights(trainer, entry->first), bytes);
-        if (status == HD_OK) status = context->backend->synchronize(context->stream);
-        if (status == HD_OK)
-            sums[hdi_census_find(census, entry->name) - census->parameters] =
-                (int64_t)XXH3_64bits(copy, bytes);
-        hdi_free(copy);
-    }
-    hd_comm *world = hd_mesh_comm(trainer->options.mesh, HD_AXIS_NONE);
-    if (hd_mesh_ranks(trainer->options.mesh) > 1) {
-        hd_request request = {0};
-        if (status == HD_OK)
-            status = hd_comm_all_reduce(world, sums, census->count, HD_DTYPE_I64, HD_REDUCE_SUM,
-                                        &request);
-        if (status == HD_OK) status = hd_comm_wait(world, &request);
-    }
+    bool speaks = hd_mesh_index(mesh, HD_AXIS_REPLICA) == 0;
+    for (int i = 0; i < census->count && speaks && status == HD_OK; i++)
+        if (hdi_trainer_rank_of(trainer, census->parameters[i].stages[0]) == trainer->stage)
+            status = hash_parameter(trainer, &census->parameters[i], &sums[i]);
+    if (status == HD_OK)
+        status = sum_over(hd_mesh_comm(mesh, HD_AXIS_NONE), sums, census->count, HD_DTYPE_I64);
     if (status == HD_OK) *out = XXH3_64bits(sums, (size_t)census->count * sizeof *sums);
     hdi_free(sums);
     return status;

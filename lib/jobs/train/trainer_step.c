@@ -38,8 +38,8 @@ static hd_status feed_inputs(hd_trainer *trainer, const hdi_pipeline_chunk *chun
     return HD_OK;
 }
 
-/* Every micro-batch's loss from the ranks that have it or a part of it, then sums in the order of the
- * micro-batches and the parts. */
+/* Every micro-batch's loss from the ranks that have it or a part of it (of a tensor axis, where all have
+ * it, the first), then sums in the order of the micro-batches and the parts. */
 static hd_status sum_losses(hd_trainer *trainer, const hdi_pipeline_chunk *chunks, int batches,
                             double *loss, double *tokens)
 {
@@ -48,7 +48,7 @@ static hd_status sum_losses(hd_trainer *trainer, const hdi_pipeline_chunk *chunk
     const int part = hd_mesh_index(mesh, HD_AXIS_SEQUENCE);
     const int total = batches * hd_mesh_size(mesh, HD_AXIS_DATA) * parts;
     memset(trainer->losses, 0, sizeof(double) * 2 * (size_t)total);
-    if (trainer->stage == trainer->pipeline - 1) {
+    if (trainer->stage == trainer->pipeline - 1 && hd_mesh_index(mesh, HD_AXIS_TENSOR) == 0) {
         const hd_program *program = chunks[trainer->chunks - 1].program;
         hd_tensor output = hd_tensor_find(program, "loss");
         if (!output.id)

@@ -1,5 +1,5 @@
 /* The end of a step: the pieces that this rank works on, and program `norm`, which completes gradients
- * that several stages share and takes the sums of squares. */
+ * that several stages or ranks of the tensor axis share and takes the sums of squares. */
 #include "core/checked.h"
 #include "core/error.h"
 #include "core/memory.h"
@@ -15,10 +15,12 @@ static hd_status out_of_memory(void)
     return hdi_error(HD_ERROR_MEMORY, "trainer: out of host memory");
 }
 
-bool hdi_trainer_speaks_for(const hd_trainer *trainer, const char *name)
+bool hdi_trainer_speaks_for(const hd_trainer *trainer, const hdi_entry *entry)
 {
-    const hdi_global_parameter *parameter = hdi_census_find(&trainer->census, name);
-    return parameter && hdi_trainer_rank_of(trainer, parameter->stages[0]) == trainer->stage;
+    const hdi_global_parameter *parameter = hdi_census_find(&trainer->census, entry->name);
+    const bool first = hd_mesh_index(trainer->options.mesh, HD_AXIS_TENSOR) == 0;
+    return parameter && hdi_trainer_rank_of(trainer, parameter->stages[0]) == trainer->stage &&
+           (first || hdi_entry_is_part(entry));
 }
 
 /* This rank's elements of a bucket: its shard, or all of it where state is not sharded. */
@@ -91,7 +93,7 @@ hd_status hdi_trainer_cut_pieces(hd_trainer *trainer, const hdi_layout *layout)
 {
     for (int i = 0; i < layout->entry_count; i++) {
         const hdi_entry *entry = &layout->entries[i];
-        if (entry->options->frozen || !hdi_trainer_speaks_for(trainer, entry->name)) continue;
+        if (entry->options->frozen || !hdi_trainer_speaks_for(trainer, entry)) continue;
         int64_t first, count = hdi_layout_shard(layout, entry->bucket, layout->shard, &first);
         hdi_piece piece = cut_piece(trainer, layout, entry, first, count);
         piece.first = hdi_layout_stored_gradient(layout, entry->bucket, piece.first);
@@ -263,6 +265,7 @@ static hd_status build_norm(hd_trainer *trainer, const hdi_layout *layout)
     }
     for (int i = 0; i < trainer->tie_count; i++)
         sum_tie(trainer, layout, &trainer->ties[i]);
+    HD_RETURN_IF_ERROR(hdi_trainer_sum_alike(trainer, layout));
     trainer->squares = hdi_tensor_add(program, "squares", HD_DTYPE_F64, HD_ROLE_OUTPUT, 1,
                                       &(int64_t){census->blocks});
     take_squares(trainer, layout);
