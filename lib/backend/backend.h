@@ -171,11 +171,35 @@ typedef struct hdi_attention_args {
     const void *q, *k, *v;
     void *out;
     float *lse; /* [batch, heads, tokens] natural log-sum-exp; NULL if not wanted */
-    /* gradient only */
+    /* gradient only; `out` and `lse` may be those of more keys than are given */
     const void *out_gradient;                   /* strides as out */
     void *q_gradient, *k_gradient, *v_gradient; /* strides as q, k, v */
     void *workspace; /* attention_workspace or attention_gradient_workspace bytes */
 } hdi_attention_args;
+
+/* Attention of the same queries to further keys joins what is in `out` and `lse`: with m = max(lse,
+ * x_lse), a = exp(lse - m) and b = exp(x_lse - m), out becomes (a * out + b * x) / (a + b) and lse m +
+ * log(a + b), which no score can make overflow. x is of tokens first .. first + count - 1 of each
+ * sequence; the others stay. Where neither has seen a key out is 0 and lse -infinity; of tokens that are not valid
+ * out is 0 and lse infinity, which leaves no probability in a gradient. */
+typedef struct hdi_merge_attention_args {
+    hd_dtype dtype; /* of x */
+    int64_t sequences, tokens, heads, head_dim, first, count;
+    bool begins;           /* nothing is in out and lse yet; all tokens are given */
+    const int32_t *counts; /* [sequences] on the device: valid first tokens. NULL: all */
+    const void *x;         /* [sequences * count, heads * head_dim] */
+    const float *x_lse;    /* [sequences, heads, count] */
+    float *out;            /* [sequences * tokens, heads * head_dim] */
+    float *lse;            /* [sequences, heads, tokens] */
+} hdi_merge_attention_args;
+
+/* out[b * stride + i] += x[b * elements + i] for i < elements, for `blocks` blocks b. */
+typedef struct hdi_add_blocks_args {
+    hd_dtype dtype; /* of x */
+    int64_t blocks, elements, stride;
+    const void *x;
+    float *out;
+} hdi_add_blocks_args;
 
 /* Attention of `tokens` new tokens of one sequence against a cache: first writes k and v of the
  * new tokens (only the first *count of them) at *position.. of the caches, then attends causally
@@ -324,6 +348,8 @@ struct hd_backend {
     hd_status (*attention_gradient)(hd_stream *stream, const hdi_attention_args *args);
     size_t (*attention_workspace)(const hdi_attention_args *args);          /* pointers ignored */
     size_t (*attention_gradient_workspace)(const hdi_attention_args *args); /* pointers ignored */
+    hd_status (*merge_attention)(hd_stream *stream, const hdi_merge_attention_args *args);
+    hd_status (*add_blocks)(hd_stream *stream, const hdi_add_blocks_args *args);
     hd_status (*attention_cached)(hd_stream *stream, const hdi_attention_cached_args *args);
     size_t (*attention_cached_workspace)(const hdi_attention_cached_args *args);
     hd_status (*cross_entropy)(hd_stream *stream, const hdi_cross_entropy_args *args);
@@ -349,9 +375,8 @@ struct hd_backend {
     hd_status (*squared_error)(hd_stream *stream, const hdi_squared_error_args *args);
     size_t (*squared_error_workspace)(int64_t rows, int64_t columns);
     hd_status (*mean_rows)(hd_stream *stream, const hdi_mean_rows_args *args);
-    /* out = counts + more. */
-    hd_status (*raise_counts)(hd_stream *stream, int64_t elements, const int32_t *counts,
-                              int64_t more, int32_t *out);
+    /* out = more + how many of `most` tokens from `first` on are among the first counts. */
+    hd_status (*raise_counts)(hd_stream *stream, const hdi_raise_counts_args *args);
 
     /* out = x + y; out may alias either. */
     hd_status (*add)(hd_stream *stream, hd_dtype dtype, int64_t elements, const void *x,

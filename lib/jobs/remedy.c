@@ -49,8 +49,10 @@ static hd_status measure_rank(const hd_trainer_options *options, const setting *
                               int data, size_t *largest)
 {
     const int sequence = hd_mesh_size(options->mesh, HD_AXIS_SEQUENCE);
-    const hd_mesh_options sizes = {
-        .data = tried->data, .pipeline = tried->pipeline, .sequence = sequence};
+    const hd_mesh_options sizes = {.data = tried->data,
+                                   .pipeline = tried->pipeline,
+                                   .sequence = sequence,
+                                   .ring = hd_mesh_ring(options->mesh)};
     const int ranks = tried->data * tried->pipeline * sequence;
     const int rank =
         (stage * tried->data + data) * sequence + hd_mesh_index(options->mesh, HD_AXIS_SEQUENCE);

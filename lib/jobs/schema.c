@@ -176,8 +176,13 @@ const hdi_config_row hdi_job_schema[] = {
         QUIET),
     INT("layout.pipeline", "1", "1", "4096", "ranks", "pipeline axis", QUIET),
     INT("layout.sequence", "1", "1", "4096", "ranks",
-        "sequence axis: ranks that share each sequence's tokens, at most as many as key and value "
-        "heads",
+        "sequence axis: ranks that share each sequence's tokens; sequence / ring, at most as many "
+        "as "
+        "key and value heads, exchange heads",
+        QUIET),
+    INT("layout.ring", "1", "1", "4096", "ranks",
+        "ranks of the sequence axis among which keys and values go round in a ring; divides "
+        "layout.sequence",
         QUIET),
     INT("layout.sequence_groups", "0", "0", "4", "groups",
         "heads change places on the sequence axis in so many groups, one under way while another "

@@ -189,11 +189,22 @@ static int move_up(hd_program *program, int index, uint32_t flags)
     return to;
 }
 
+/* What goes on to others as it has come would wait for it there: it stays, behind what hides it. */
+static bool passes_on(const hd_program *program, int index)
+{
+    const hd_op *op = &program->ops[index]->op;
+    for (int i = index - 1; i >= 0; i--)
+        if (is_made_by(&program->ops[i]->op, op))
+            return program->ops[i]->op.kind->flags & HD_OP_COMMUNICATES;
+    return false;
+}
+
 void hdi_program_post_early(hd_program *program)
 {
     for (int i = 0; i < program->op_count; i++) {
         const hdi_op *op = program->ops[i];
-        if (!(op->op.kind->flags & HD_OP_COMMUNICATES) || !is_activations(program, &op->op))
+        if (!(op->op.kind->flags & HD_OP_COMMUNICATES) || !is_activations(program, &op->op) ||
+            passes_on(program, i))
             continue;
         const int posted = move_up(program, i, HD_OP_COMMUNICATES | HD_OP_UPDATES);
         if (posted == 0) continue;

@@ -76,6 +76,7 @@ struct hd_program {
     const hd_backend *backend; /* NULL: the CPU's */
     bool training, exact, finished;
     bool splits_sequences; /* the model heeds the mesh's sequence axis */
+    bool causal_sequences; /* tokens see those before them only, which is how rings cut them */
     bool whole_loss;       /* of all tokens, on each rank of that axis, not of the rank's */
     int slices;            /* at least 1; 1 where a backward follows */
     int sequence_groups;   /* of heads that change places; 0: as many as pay */

@@ -119,8 +119,7 @@ hd_status hdi_cuda_embedding(hd_stream *stream, const hdi_embedding_args *args);
 hd_status hdi_cuda_embedding_gradient(hd_stream *stream, const hdi_embedding_gradient_args *args);
 size_t hdi_cuda_embedding_gradient_workspace(int64_t rows, int64_t entries);
 hd_status hdi_cuda_mean_rows(hd_stream *stream, const hdi_mean_rows_args *args);
-hd_status hdi_cuda_raise_counts(hd_stream *stream, int64_t elements, const int32_t *counts,
-                                int64_t more, int32_t *out);
+hd_status hdi_cuda_raise_counts(hd_stream *stream, const hdi_raise_counts_args *args);
 hd_status hdi_cuda_positions(hd_stream *stream, const hdi_positions_args *args);
 hd_status hdi_cuda_select_row(hd_stream *stream, const hdi_select_row_args *args);
 hd_status hdi_cuda_norm(hd_stream *stream, const hdi_norm_args *args);
@@ -134,6 +133,8 @@ hd_status hdi_cuda_attention(hd_stream *stream, const hdi_attention_args *args);
 hd_status hdi_cuda_attention_gradient(hd_stream *stream, const hdi_attention_args *args);
 size_t hdi_cuda_attention_workspace(const hdi_attention_args *args);
 size_t hdi_cuda_attention_gradient_workspace(const hdi_attention_args *args);
+hd_status hdi_cuda_merge_attention(hd_stream *stream, const hdi_merge_attention_args *args);
+hd_status hdi_cuda_add_blocks(hd_stream *stream, const hdi_add_blocks_args *args);
 hd_status hdi_cuda_attention_cached(hd_stream *stream, const hdi_attention_cached_args *args);
 size_t hdi_cuda_attention_cached_workspace(const hdi_attention_cached_args *args);
 hd_status hdi_cuda_cross_entropy(hd_stream *stream, const hdi_cross_entropy_args *args);

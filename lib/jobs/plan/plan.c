@@ -222,6 +222,19 @@ static double micro_batch_flops(const planning *p, int shape)
     return flops;
 }
 
+/* How ranks share sequences; nothing where they do not. */
+static void describe_sequence(const hd_mesh *mesh, const hd_program *program, size_t bytes,
+                              char *out)
+{
+    const int ranks = hd_mesh_size(mesh, HD_AXIS_SEQUENCE), ring = hd_mesh_ring(mesh);
+    char rings[32] = "", groups[32] = "";
+    if (ring > 1) snprintf(rings, sizeof rings, " in rings of %d", ring);
+    if (program->sequence_turns)
+        snprintf(groups, sizeof groups, " (heads in %d groups)", program->sequence_turns);
+    out[0] = '\0';
+    if (ranks > 1) snprintf(out, bytes, " x sequence %d%s%s", ranks, rings, groups);
+}
+
 /* Seconds of a step by run.rates: the schedule, then the norm and the update, whose collectives wait for
  * each other. */
 static hd_status describe_seconds(const hd_trainer *trainer, int shape,
@@ -246,11 +259,8 @@ static hd_status describe_shape(const planning *p, int index, hdi_text *text)
     const hd_trainer *any = p->trainers[0];
     const hdi_trainer_shape *shape = &any->shapes[index];
     const int data = hd_mesh_size(p->meshes[0], HD_AXIS_DATA);
-    char sequences[64] = "";
-    if (hd_mesh_size(p->meshes[0], HD_AXIS_SEQUENCE) > 1)
-        snprintf(sequences, sizeof sequences, " x sequence %d (heads in %d groups)",
-                 hd_mesh_size(p->meshes[0], HD_AXIS_SEQUENCE),
-                 shape->train[0].program->sequence_turns);
+    char sequences[96];
+    describe_sequence(p->meshes[0], shape->train[0].program, sizeof sequences, sequences);
     hdi_schedule_timing timing;
     double ideal;
     HD_RETURN_IF_ERROR(simulate(p, index, &timing, &ideal));
