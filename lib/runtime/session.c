@@ -77,9 +77,13 @@ static hd_status open_parts(hd_session *session)
     HD_RETURN_IF_ERROR(context->backend->reserve(context->device, plan->arena_bytes, &arena));
     session->arena = arena;
     void *host = NULL;
-    if (plan->host_arena_bytes)
-        HD_RETURN_IF_ERROR(
-            context->backend->reserve_host(context->device, plan->host_arena_bytes, &host));
+    if (plan->host_arena_bytes) {
+        const hd_status status =
+            context->backend->reserve_host(context->device, plan->host_arena_bytes, &host);
+        if (status != HD_OK)
+            return hdi_error_context(status, "session: %zu bytes of pinned host memory",
+                                     plan->host_arena_bytes);
+    }
     session->host = host;
     HD_RETURN_IF_ERROR(hdi_streaming_open(session));
     if (context->backend != &hdi_backend_cpu && hd_mesh_ranks(session->mesh) > 1)

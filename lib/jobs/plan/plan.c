@@ -105,6 +105,10 @@ static hd_status simulate(const planning *p, int shape, hdi_schedule_timing *tim
             const hd_program *program = trainer->shapes[shape].train[c].program;
             costs[c * stages + s] = hdi_program_seconds(program, HDI_PHASE_FORWARD, &rates);
             backward[c * stages + s] = hdi_program_seconds(program, HDI_PHASE_BACKWARD, &rates);
+            hdi_copies copies = {0};
+            if (trainer->plan->host_arena_bytes && status == HD_OK)
+                status = hdi_plan_copies(trainer->plan, program, &copies);
+            backward[c * stages + s] += copies.exposed_seconds;
         }
     }
     if (status == HD_OK) status = hdi_schedule_check(tables, stages);
