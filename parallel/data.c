@@ -7,37 +7,18 @@
 
 #include <stdlib.h>
 
-/* Bits of an index: the tree joins like the carries of a binary counter. */
-int hdi_gradient_level(int micro_batch)
-{
-    return __builtin_popcount((unsigned)micro_batch);
-}
-
-int hdi_gradient_folds(int micro_batch, int count)
-{
-    int depth = hdi_gradient_level(micro_batch);
-    if (micro_batch == count - 1) return depth; /* all that is left joins, from the right */
-    return __builtin_ctz((unsigned)micro_batch + 1);
-}
-
-int hdi_gradient_levels(int count)
-{
-    int most = 0;
-    for (int i = 0; i < count; i++)
-        if (hdi_gradient_level(i) > most) most = hdi_gradient_level(i);
-    return most + 1;
-}
-
 /* A run of flat gradients of one program that travels together. */
 typedef struct bucket_run {
     const hdi_bucket *bucket;
-    int64_t first; /* flat position; the bucket's, or an extra instance's */
-    int after;     /* the op that finishes it */
+    int64_t first;  /* flat position; the bucket's, or an extra instance's */
+    int64_t stored; /* of this rank's shard in the stored gradients */
+    int after;      /* the op that finishes it */
     hd_tensor staging;
 } bucket_run;
 
 typedef struct reducer {
     hd_program *program;
+    int index; /* of the program in the layout */
     const hdi_layout *layout;
     bucket_run *runs;
     int run_count, run_capacity;
@@ -54,12 +35,12 @@ static int last_writer(const hd_program *program, hd_tensor gradient)
     return -1;
 }
 
-static void collect_runs(reducer *r, int index)
+static void collect_runs(reducer *r)
 {
     const hdi_layout *layout = r->layout;
     for (int i = 0; i < layout->instance_count; i++) {
         const hdi_instance *instance = &layout->instances[i];
-        if (instance->program != index) continue;
+        if (instance->program != r->index) continue;
         const hdi_entry *entry = &layout->entries[instance->entry];
         const hdi_bucket *bucket = &layout->buckets[entry->bucket];
         int after = last_writer(r->program, instance->gradient);
@@ -74,6 +55,7 @@ static void collect_runs(reducer *r, int index)
             }
             run = &r->runs[r->run_count++];
             *run = (bucket_run){.bucket = bucket, .first = first, .after = -1};
+            run->stored = bucket->tied ? instance->stored : bucket->gradient_first;
         }
         if (after > run->after) run->after = after;
     }
@@ -105,12 +87,33 @@ static void append_fold(reducer *r, bucket_run *run)
     append(r, &hdi_op_gradient_fold, NULL, run->after, false, NULL, leaf);
 }
 
+/* The bucket as a tensor: where it is stored, or, if only shards are, a passing one that holds the
+ * program's gradients until they have travelled. */
+static hd_tensor bucket_tensor(const reducer *r, const bucket_run *run)
+{
+    const int64_t elements = run->bucket->elements;
+    if (!r->layout->gradients_sharded)
+        return hdi_flat_tensor(r->program, "gradient.bucket", HDI_FLAT_GRADIENTS,
+                               r->program->gradients, run->first, elements);
+    hd_tensor whole = hdi_tensor_add(r->program, "gradient.bucket", r->program->gradients,
+                                     HD_ROLE_ACTIVATION, 1, &elements);
+    if (whole.id) hdi_tensor_of(r->program, whole)->holds = true;
+    for (int i = 0; i < r->layout->instance_count && whole.id; i++) {
+        const hdi_instance *instance = &r->layout->instances[i];
+        const int64_t at = instance->first - run->first;
+        if (instance->program != r->index || at < 0 || at >= elements) continue;
+        hdi_tensor *gradient = hdi_tensor_of(r->program, instance->gradient);
+        gradient->within = whole;
+        gradient->within_first = at;
+    }
+    return whole;
+}
+
 static void append_exchange(reducer *r, bucket_run *run)
 {
     const hdi_bucket *bucket = run->bucket;
     int64_t own = bucket->own_counts[0], received = own * r->layout->shards;
-    hd_tensor whole = hdi_flat_tensor(r->program, "gradient.bucket", HDI_FLAT_GRADIENTS,
-                                      r->program->gradients, run->first, bucket->elements);
+    hd_tensor whole = bucket_tensor(r, run);
     run->staging = hdi_tensor_add(r->program, "gradient.staging", r->program->gradients,
                                   HD_ROLE_ACTIVATION, 1, &received);
     append(r, &hdi_op_all_to_all,
@@ -119,12 +122,30 @@ static void append_exchange(reducer *r, bucket_run *run)
                                      .send_offsets = bucket->offsets,
                                      .recv_counts = bucket->own_counts,
                                      .recv_offsets = bucket->own_offsets},
-           run->after, true, &whole, run->staging);
+           run->after, !r->layout->gradients_sharded, &whole, run->staging);
+}
+
+/* What has come of one micro-batch joins the sum that this rank keeps. */
+static void append_shard_sum(reducer *r, const bucket_run *run, int after)
+{
+    const int64_t own = run->bucket->own_counts[0];
+    if (!own) return;
+    hd_tensor shard = hdi_flat_tensor(r->program, "gradient.shard", HDI_FLAT_GRADIENTS,
+                                      r->program->gradients, run->stored, own);
+    append(r, &hdi_op_shard_sum,
+           &(hdi_shard_sum_options){.parts = r->layout->shards,
+                                    .exact = r->program->exact,
+                                    .accumulates = r->layout->accumulates},
+           after, false, &run->staging, shard);
 }
 
 /* Sum what has come, after op `after`; then send the sum to the others if they need it. */
 static void append_sum(reducer *r, const bucket_run *run, int after)
 {
+    if (r->layout->gradients_sharded) {
+        append_shard_sum(r, run, after);
+        return;
+    }
     const hdi_bucket *bucket = run->bucket;
     int64_t own = bucket->own_counts[0];
     int64_t first = run->first + bucket->offsets[r->layout->shard];
@@ -151,7 +172,7 @@ static void append_work(reducer *r)
     bool exchange = r->layout->shards > 1;
     for (int i = 0; i < r->run_count; i++) {
         bucket_run *run = &r->runs[i];
-        if (r->program->exact) append_fold(r, run);
+        if (r->program->exact && !r->layout->gradients_sharded) append_fold(r, run);
         if (!exchange) continue;
         if (i >= UNDER_WAY) append_sum(r, &r->runs[i - UNDER_WAY], run->after);
         append_exchange(r, run);
@@ -202,8 +223,9 @@ void hdi_data_reduce(hd_program *program, int index, const hdi_layout *layout)
 {
     check_gradients(program, index, layout);
     if (program->status != HD_OK || (layout->shards == 1 && !program->exact)) return;
-    reducer r = {.program = program, .layout = layout, .original_ops = program->op_count};
-    collect_runs(&r, index);
+    reducer r = {
+        .program = program, .index = index, .layout = layout, .original_ops = program->op_count};
+    collect_runs(&r);
     if (r.run_count) qsort(r.runs, (size_t)r.run_count, sizeof *r.runs, earlier_run);
     r.after_capacity = program->op_count + 4 * r.run_count;
     r.after = hdi_alloc_array((size_t)r.after_capacity, sizeof *r.after);

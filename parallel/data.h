@@ -2,22 +2,30 @@
 #ifndef HDI_PARALLEL_DATA_H
 #define HDI_PARALLEL_DATA_H
 
+#include "ops/collective.h"
 #include "program/layout.h"
 
 /* Put gradient work into a program's backward, each bucket's right after its last gradient, so that
  * it travels while the rest computes: in exact mode the bucket first joins its partial sums
  * (gradient_fold); in the last micro-batch shards go to their owners by all-to-all, are summed in
- * the fixed tree over data ranks, and, unless the optimizer state is sharded, gathered again.
+ * the fixed tree over data ranks, and, unless the optimizer state is sharded, gathered again. Where
+ * gradients are sharded, shards go to their owners in every micro-batch and are added up there.
  * `layout` must outlive the program. Sticky errors of the program apply; a parameter that the loss
  * does not depend on is one. */
 void hdi_data_reduce(hd_program *program, int index, const hdi_layout *layout);
 
-/* The gradient level that local micro-batch `micro_batch` of `count` writes, and how often it then
- * joins levels below: micro-batches meet in a binary tree over their index. */
-int hdi_gradient_level(int micro_batch);
-int hdi_gradient_folds(int micro_batch, int count);
+/* Which micro-batches of a step a data rank takes, numbered over all of them: `group` neighbours take
+ * turns, so that what they exchange is next to each other in the order of the sums; groups follow one
+ * another. With 1, or 0, each rank has a row of its own. */
+typedef struct hdi_deal {
+    int rank, group;
+} hdi_deal;
 
-/* Levels needed for `count` micro-batches. */
-int hdi_gradient_levels(int count);
+/* Global number of micro-batch `local` of the rank's `batches`. */
+static inline int64_t hdi_deal_batch(hdi_deal deal, int batches, int64_t local)
+{
+    const int group = deal.group > 1 ? deal.group : 1;
+    return ((int64_t)(deal.rank / group) * batches + local) * group + deal.rank % group;
+}
 
 #endif

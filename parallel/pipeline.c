@@ -12,7 +12,7 @@ struct hdi_pipeline {
     const hdi_pipeline_chunk *chunks;
     const hd_mesh *mesh;
     hd_comm *comm;
-    bool exact;
+    hdi_gradient_sum sum;
     hd_request *requests; /* [chunk][op][micro-batch], owned */
 };
 
@@ -24,13 +24,12 @@ static hd_request *request_of(hdi_pipeline *pipeline, int chunk, hdi_schedule_op
 }
 
 hd_status hdi_pipeline_create(const hdi_schedule *schedule, const hdi_pipeline_chunk *chunks,
-                              const hd_mesh *mesh, bool exact, hdi_pipeline **out)
+                              const hd_mesh *mesh, hdi_gradient_sum sum, hdi_pipeline **out)
 {
     *out = NULL;
     hdi_pipeline *pipeline = hdi_alloc(sizeof *pipeline);
     if (!pipeline) return hdi_error(HD_ERROR_MEMORY, "pipeline: out of host memory");
-    *pipeline =
-        (hdi_pipeline){.schedule = schedule, .chunks = chunks, .mesh = mesh, .exact = exact};
+    *pipeline = (hdi_pipeline){.schedule = schedule, .chunks = chunks, .mesh = mesh, .sum = sum};
     pipeline->comm = hd_mesh_device_comm(mesh, HD_AXIS_PIPELINE);
     size_t count = (size_t)schedule->options.chunks * HDI_SCHEDULE_OPS *
                    (size_t)schedule->options.micro_batches;
@@ -169,15 +168,15 @@ static hd_status compute(hdi_pipeline *pipeline, hd_session *session, const hdi_
 {
     HD_RETURN_IF_ERROR(wait_before(pipeline, row, trace, step));
     int batches = pipeline->schedule->options.micro_batches;
-    bool backward = row->op == HDI_BACKWARD;
+    bool backward = row->op == HDI_BACKWARD, tree = pipeline->sum == HDI_GRADIENT_TREE;
     double begin = hdi_trace_now();
     hd_session_run_options options = {
         .phase = backward ? HD_PHASE_BACKWARD : HD_PHASE_FORWARD,
         .micro_batch = row->micro_batch,
-        .accumulate = !pipeline->exact && row->micro_batch > 0,
+        .accumulate = pipeline->sum == HDI_GRADIENT_ADDED && row->micro_batch > 0,
         .last = row->micro_batch == batches - 1,
-        .level = pipeline->exact ? hdi_gradient_level(row->micro_batch) : 0,
-        .folds = pipeline->exact ? hdi_gradient_folds(row->micro_batch, batches) : 0};
+        .level = tree ? hdi_gradient_level(row->micro_batch) : 0,
+        .folds = tree ? hdi_gradient_folds(row->micro_batch, batches) : 0};
     foretell(pipeline, row, &options);
     HD_RETURN_IF_ERROR(hd_session_run(session, pipeline->chunks[row->chunk].program, &options));
     hdi_trace_record(

@@ -15,10 +15,16 @@ typedef struct hdi_pipeline_chunk {
 
 typedef struct hdi_pipeline hdi_pipeline;
 
-/* `schedule`, `chunks` [schedule chunks] and `mesh` are borrowed. `exact`: micro-batches' gradients
- * join in the fixed tree. Local. */
+/* What becomes of a micro-batch's gradients. */
+typedef enum hdi_gradient_sum {
+    HDI_GRADIENT_ADDED,  /* to those of earlier ones */
+    HDI_GRADIENT_TREE,   /* they join in the fixed tree */
+    HDI_GRADIENT_LEAVES, /* they leave for their owners, which add them up */
+} hdi_gradient_sum;
+
+/* `schedule`, `chunks` [schedule chunks] and `mesh` are borrowed. Local. */
 hd_status hdi_pipeline_create(const hdi_schedule *schedule, const hdi_pipeline_chunk *chunks,
-                              const hd_mesh *mesh, bool exact, hdi_pipeline **out);
+                              const hd_mesh *mesh, hdi_gradient_sum sum, hdi_pipeline **out);
 void hdi_pipeline_destroy(hdi_pipeline *pipeline); /* takes NULL */
 
 /* How many copies each boundary tensor needs under the schedule; set before planning. */

@@ -15,7 +15,7 @@ typedef enum hdi_config_type {
     HDI_CONFIG_FLOAT,       /* 1e-3, 2              1e-3, 2         finite */
     HDI_CONFIG_STRING,      /* "text"               text */
     HDI_CONFIG_BYTES,       /* 1024, "24GiB"        1024, 24GiB     see hdi_parse_bytes */
-    HDI_CONFIG_ENUM,        /* "name"               name */
+    HDI_CONFIG_ENUM,        /* "name", true, 2      name, true, 2   true and 2 if they are names */
     HDI_CONFIG_INT_LIST,    /* [1, 2]               1,2 or [1, 2] */
     HDI_CONFIG_STRING_LIST, /* ["a", "b"]           a,b or ["a", "b"] */
 } hdi_config_type;

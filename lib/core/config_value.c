@@ -2,6 +2,7 @@
 #include "core/config_value.h"
 
 #include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "core/memory.h"
@@ -158,8 +159,17 @@ bool hdi_config_value_from_json(const hdi_config_row *row, json_t *json, hdi_con
     case HDI_CONFIG_FLOAT:
         out->number = json_number_value(json);
         return json_is_number(json) && float_in_limits(row, out->number);
-    case HDI_CONFIG_STRING:
     case HDI_CONFIG_ENUM:
+        if (json_is_boolean(json))
+            return find_name(row, json_is_true(json) ? "true" : "false", &out->integer);
+        if (json_is_integer(json)) {
+            char digits[32];
+            snprintf(digits, sizeof digits, "%" JSON_INTEGER_FORMAT, json_integer_value(json));
+            return find_name(row, digits, &out->integer);
+        }
+        return json_is_string(json) &&
+               hdi_config_value_from_text(row, json_string_value(json), out, out_of_memory);
+    case HDI_CONFIG_STRING:
         return json_is_string(json) &&
                hdi_config_value_from_text(row, json_string_value(json), out, out_of_memory);
     case HDI_CONFIG_INT_LIST:

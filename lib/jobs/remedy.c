@@ -41,7 +41,7 @@ static int useful_savers(const hd_trainer_options *options, const setting *tried
     int savers = 0;
     if (is_gpipe(options) && tried->pipeline > 1) savers |= ONE_F_ONE_B;
     if (!options->shard_state && tried->data > 1) savers |= SHARD_STATE;
-    if (!options->recompute) savers |= RECOMPUTE;
+    if (options->activations == HD_ACTIVATIONS_KEEP && !options->recompute) savers |= RECOMPUTE;
     return savers;
 }
 
@@ -61,7 +61,12 @@ static hd_status measure_rank(const hd_trainer_options *options, const setting *
     hd_trainer *trainer = NULL;
     HD_RETURN_IF_ERROR(hd_mesh_create_fake(rank, ranks, &sizes, &mesh));
     changed.mesh = mesh;
-    changed.budget = 0;
+    changed.budget = 0; /* what is chosen by it was tried with all that saves */
+    if (changed.optimizer_residency == HD_RESIDENCY_AUTO)
+        changed.optimizer_residency = HD_RESIDENCY_HOST;
+    if (changed.gradient_residency == HD_RESIDENCY_AUTO)
+        changed.gradient_residency = HD_RESIDENCY_HOST;
+    if (changed.activations == HD_ACTIVATIONS_AUTO) changed.activations = HD_ACTIVATIONS_HOST;
     changed.sequences = tried->micro_batch;
     changed.accumulate = tried->accumulate;
     hd_trainer_shape *shapes = hdi_alloc_array((size_t)options->shape_count + 1, sizeof *shapes);
@@ -74,7 +79,7 @@ static hd_status measure_rank(const hd_trainer_options *options, const setting *
         shapes[i].accumulate *= tried->accumulate; /* of 1 as it is */
     }
     changed.shapes = shapes;
-    changed.shard_state = options->shard_state || (tried->savers & SHARD_STATE);
+    if (tried->savers & SHARD_STATE) changed.shard_state = 1;
     changed.recompute = options->recompute || (tried->savers & RECOMPUTE);
     if (tried->savers & ONE_F_ONE_B) changed.schedule = "1f1b";
     hd_status status = hd_trainer_create(&changed, &trainer);
@@ -99,7 +104,7 @@ static hd_status measure_ranks(const search *s, const setting *tried, int data_r
 /* Data ranks differ only by their shards of the state, which are almost equal. */
 static hd_status measure(const search *s, const setting *tried, size_t *bytes)
 {
-    const bool differ = s->options->shard_state || (tried->savers & SHARD_STATE);
+    const bool differ = s->options->shard_state > 0 || (tried->savers & SHARD_STATE);
     HD_RETURN_IF_ERROR(measure_ranks(s, tried, 1, bytes));
     if (!differ || *bytes > s->options->budget) return HD_OK;
     return measure_ranks(s, tried, tried->data, bytes);

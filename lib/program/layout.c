@@ -19,6 +19,15 @@ int hdi_layout_find(const hdi_layout *layout, const char *name)
     return -1;
 }
 
+static const hdi_instance *find_instance(const hdi_layout *layout, int program, hd_tensor gradient)
+{
+    for (int i = 0; i < layout->instance_count; i++)
+        if (layout->instances[i].program == program &&
+            layout->instances[i].gradient.id == gradient.id)
+            return &layout->instances[i];
+    return NULL;
+}
+
 /* Entries in the order in which the backward finishes their gradients: last use first, and a
  * parameter that is used again earlier is finished there. */
 static hd_status collect_entries(hdi_layout *layout, hd_program *const *programs, int count,
@@ -154,6 +163,32 @@ static hd_status make_shards(hdi_layout *layout)
     return HD_OK;
 }
 
+/* Sums that are sharded lie as the optimizer's state does, those of further instances after them. */
+static void store_gradients(hdi_layout *layout)
+{
+    for (int b = 0; b < layout->bucket_count; b++) {
+        hdi_bucket *bucket = &layout->buckets[b];
+        bucket->gradient_first = layout->gradients_sharded ? bucket->state_first : bucket->first;
+    }
+    if (layout->gradients_sharded) layout->gradient_elements = layout->optimizer_elements;
+    for (int i = 0; i < layout->instance_count; i++) {
+        hdi_instance *instance = &layout->instances[i];
+        const hdi_entry *entry = &layout->entries[instance->entry];
+        instance->stored = instance->first;
+        if (!layout->gradients_sharded) continue;
+        int64_t own_first, own = hdi_layout_shard(layout, entry->bucket, layout->shard, &own_first);
+        if (instance->first == entry->first) {
+            instance->stored = layout->buckets[entry->bucket].gradient_first;
+        } else {
+            instance->stored = layout->gradient_elements;
+            layout->gradient_elements += hdi_round_up(own, HDI_FLAT_ALIGNMENT);
+        }
+    }
+    /* Values pass through these bytes on their way in, on ranks that own nothing, too. */
+    if (layout->gradients_sharded && layout->gradient_elements < HDI_BLOCK_ELEMENTS_LAYOUT)
+        layout->gradient_elements = HDI_BLOCK_ELEMENTS_LAYOUT;
+}
+
 hd_status hdi_layout_create(hd_program *const *programs, int count,
                             const hdi_layout_options *options, hdi_layout **out)
 {
@@ -163,7 +198,9 @@ hd_status hdi_layout_create(hd_program *const *programs, int count,
     layout->axis = options->axis ? options->axis : HD_AXIS_DATA;
     layout->shards = options->shards > 0 ? options->shards : 1;
     layout->shard = options->shard;
-    layout->state_sharded = options->state_sharded;
+    layout->state_sharded = options->sharding >= 1;
+    layout->gradients_sharded = options->sharding >= 2 && layout->shards > 1;
+    layout->accumulates = options->accumulates;
     hd_status status = collect_entries(layout, programs, count, options);
     if (status == HD_OK) status = collect_instances(layout, programs, count);
     if (status == HD_OK)
@@ -171,6 +208,7 @@ hd_status hdi_layout_create(hd_program *const *programs, int count,
             make_buckets(layout, options->bucket_elements ? options->bucket_elements : 8 << 20);
     if (status == HD_OK) status = place_instances(layout);
     if (status == HD_OK) status = make_shards(layout);
+    if (status == HD_OK) store_gradients(layout);
     if (status != HD_OK) {
         hdi_layout_destroy(layout);
         return status;
@@ -205,11 +243,12 @@ hd_status hdi_layout_alias(hdi_layout *layout, const hd_program *like, int like_
                              "layout: programs '%s' and '%s' differ in parameter '%s'",
                              program->name, like->name, use->name);
         if (!use->gradient.id || hdi_layout_gradient(layout, index, use->gradient) >= 0) continue;
-        const int64_t first = hdi_layout_gradient(layout, like_index, other->gradient);
-        if (first < 0)
+        const hdi_instance *same = find_instance(layout, like_index, other->gradient);
+        if (!same)
             return hdi_error(HD_ERROR_ARGUMENT,
                              "layout: parameter '%s' has a gradient in program '%s' only",
                              use->name, program->name);
+        const int64_t first = same->first, stored = same->stored; /* `same` may move */
         if (!HDI_GROW(layout->instances, layout->instance_count, layout->instance_capacity))
             return out_of_memory();
         layout->instances[layout->instance_count++] =
@@ -217,6 +256,7 @@ hd_status hdi_layout_alias(hdi_layout *layout, const hd_program *like, int like_
                            .entry = hdi_layout_find(layout, use->name),
                            .gradient = use->gradient,
                            .first = first,
+                           .stored = stored,
                            .alias = true};
     }
     return HD_OK;
@@ -224,11 +264,8 @@ hd_status hdi_layout_alias(hdi_layout *layout, const hd_program *like, int like_
 
 int64_t hdi_layout_gradient(const hdi_layout *layout, int program, hd_tensor gradient)
 {
-    for (int i = 0; i < layout->instance_count; i++)
-        if (layout->instances[i].program == program &&
-            layout->instances[i].gradient.id == gradient.id)
-            return layout->instances[i].first;
-    return -1;
+    const hdi_instance *found = find_instance(layout, program, gradient);
+    return found ? found->first : -1;
 }
 
 int64_t hdi_layout_shard(const hdi_layout *layout, int bucket, int shard, int64_t *first)
@@ -236,4 +273,11 @@ int64_t hdi_layout_shard(const hdi_layout *layout, int bucket, int shard, int64_
     const hdi_bucket *b = &layout->buckets[bucket];
     *first = b->shard_first[shard];
     return b->shard_first[shard + 1] - b->shard_first[shard];
+}
+
+int64_t hdi_layout_stored_gradient(const hdi_layout *layout, int bucket, int64_t first)
+{
+    const hdi_bucket *b = &layout->buckets[bucket];
+    return b->gradient_first + first -
+           (layout->gradients_sharded ? b->shard_first[layout->shard] : b->first);
 }

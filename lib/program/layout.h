@@ -4,7 +4,10 @@
  * multiple of 64. Its gradient has the same place in the flat gradients; further gradients of it
  * (other programs' uses, or each use in exact mode) follow after all entries. Buckets are runs of
  * entries in the order in which the backward finishes them. Shards cut a bucket at multiples of
- * HDI_BLOCK_ELEMENTS within each entry, so that a block's owner never depends on the layout. */
+ * HDI_BLOCK_ELEMENTS within each entry, so that a block's owner never depends on the layout.
+ *
+ * Flat positions name elements. What is sharded is stored as this rank's shards, one after another:
+ * hdi_layout_stored_gradient says where. */
 #ifndef HDI_PROGRAM_LAYOUT_H
 #define HDI_PROGRAM_LAYOUT_H
 
@@ -27,7 +30,8 @@ typedef struct hdi_instance {
     int program, entry;
     hd_tensor gradient;
     int64_t first;
-    bool alias; /* has the bytes of another program's */
+    int64_t stored; /* of this rank's shard of its sum, or of all of it */
+    bool alias;     /* has the bytes of another program's */
 } hdi_instance;
 
 typedef struct hdi_bucket {
@@ -39,6 +43,7 @@ typedef struct hdi_bucket {
     int64_t *counts, *offsets;         /* [shards] of each shard, from the bucket's first element */
     int64_t *own_counts, *own_offsets; /* [shards] one copy of this rank's shard from each rank */
     int64_t state_first; /* this rank's optimizer state of the bucket, in flat optimizer elements */
+    int64_t gradient_first; /* and its gradients, in stored gradients */
 } hdi_bucket;
 
 typedef struct hdi_layout {
@@ -48,17 +53,19 @@ typedef struct hdi_layout {
     int instance_count, instance_capacity;
     hdi_bucket *buckets;
     int bucket_count, bucket_capacity;
-    int64_t weights_elements, gradient_elements, optimizer_elements;
+    int64_t weights_elements, gradient_elements, optimizer_elements; /* stored */
     hd_axis axis;      /* of the ranks that have the same parameters, */
     int shards, shard; /* which share the optimizer's work; this rank's place */
-    bool state_sharded;
+    bool state_sharded, gradients_sharded;
+    bool accumulates; /* steps have several micro-batches */
 } hdi_layout;
 
 typedef struct hdi_layout_options {
     int64_t bucket_elements; /* a bucket is closed at this size; zero means 8 Mi */
     hd_axis axis;            /* zero means the data axis */
     int shards, shard;
-    bool state_sharded;
+    int sharding;     /* of optimizer state: 1; of gradients, too: 2. Less where shards is 1 */
+    bool accumulates; /* steps have several micro-batches */
     bool (*is_tied)(void *user, const char *name); /* lives on other stages too; may be NULL */
     void *user;
 } hdi_layout_options;
@@ -82,5 +89,9 @@ int64_t hdi_layout_gradient(const hdi_layout *layout, int program, hd_tensor gra
 
 /* Elements [*first, *first + count) of bucket `bucket` that shard `shard` owns. */
 int64_t hdi_layout_shard(const hdi_layout *layout, int bucket, int shard, int64_t *first);
+
+/* Where in the stored gradients the sum at flat position `first` of a bucket is; of those that are
+ * sharded, this rank's only. */
+int64_t hdi_layout_stored_gradient(const hdi_layout *layout, int bucket, int64_t first);
 
 #endif

@@ -17,6 +17,12 @@ static bool is_activation(const hdi_tensor *tensor)
     return tensor->info.role == HD_ROLE_ACTIVATION;
 }
 
+/* The tensor whose bytes a tensor has. */
+static int holder(const hd_program *program, int id)
+{
+    return id && program->tensors[id]->within.id ? program->tensors[id]->within.id : id;
+}
+
 static void find_lifetimes(const hd_program *program, lifetime *lives)
 {
     for (int i = 1; i < program->tensor_count; i++)
@@ -24,12 +30,12 @@ static void find_lifetimes(const hd_program *program, lifetime *lives)
     for (int i = 0; i < program->op_count; i++) {
         const hdi_op *op = program->ops[i];
         for (int k = 0; k < op->op.outputs; k++) {
-            lifetime *life = &lives[op->op.out[k].id];
+            lifetime *life = &lives[holder(program, op->op.out[k].id)];
             if (life->first < 0) life->first = i;
             if (life->last < i) life->last = i;
         }
         for (int k = 0; k < op->op.inputs; k++) {
-            lifetime *life = &lives[op->op.in[k].id];
+            lifetime *life = &lives[holder(program, op->op.in[k].id)];
             int producer = op->op.in[k].id ? program->tensors[op->op.in[k].id]->producer : -1;
             life->last = i;
             if (producer >= 0 && program->ops[producer]->phase == HDI_PHASE_FORWARD &&
@@ -128,7 +134,9 @@ static void place_slots(hdi_unit *unit, const lifetime *lives)
         case HD_ROLE_OUTPUT: put(unit, i, HD_REGION_IO, unit->options.io_slots); break;
         case HD_ROLE_BOUNDARY: put_boundary(unit, i); break;
         case HD_ROLE_ACTIVATION:
-            if (lives[i].owner == i && lives[i].saved)
+            if (program->tensors[i]->host)
+                put(unit, i, HD_REGION_HOST_SAVED, unit->options.saved_slots);
+            else if (lives[i].owner == i && lives[i].saved)
                 put(unit, i, HD_REGION_SAVED, unit->options.saved_slots);
             break;
         case HD_ROLE_PARAMETER:
@@ -136,9 +144,10 @@ static void place_slots(hdi_unit *unit, const lifetime *lives)
         case HD_ROLE_STATE: break;
         }
     }
-    const hd_region regions[] = {HD_REGION_IO, HD_REGION_SAVED};
-    const int slots[] = {unit->options.io_slots, unit->options.saved_slots};
-    for (int r = 0; r < 2; r++) {
+    const hd_region regions[] = {HD_REGION_IO, HD_REGION_SAVED, HD_REGION_HOST_SAVED};
+    const int slots[] = {unit->options.io_slots, unit->options.saved_slots,
+                         unit->options.saved_slots};
+    for (int r = 0; r < 3; r++) {
         for (int i = 1; i < program->tensor_count; i++)
             if (unit->places[i].placed && unit->places[i].region == regions[r])
                 unit->places[i].stride = unit->bytes[regions[r]];
@@ -168,8 +177,8 @@ static hd_status place_transients(hdi_unit *unit, const lifetime *lives)
         spans && whose ? HD_OK : hdi_error(HD_ERROR_MEMORY, "plan: out of host memory");
     for (int i = 1; i < program->tensor_count && status == HD_OK; i++) {
         const lifetime *life = &lives[i];
-        if (!is_activation(program->tensors[i]) || life->owner != i || life->saved ||
-            life->first < 0)
+        if (!is_activation(program->tensors[i]) || program->tensors[i]->host || life->owner != i ||
+            life->saved || life->first < 0)
             continue;
         whose[count] = i;
         spans[count++] = (hdi_span){program->tensors[i]->info.bytes, life->first, life->last, 0};
@@ -213,6 +222,13 @@ hd_status hdi_unit_place(hdi_unit *unit)
     for (int i = 1; i < program->tensor_count && status == HD_OK; i++)
         if (is_activation(program->tensors[i]) && lives[i].owner != i && lives[i].first >= 0)
             unit->places[i] = unit->places[lives[i].owner];
+    for (int i = 1; i < program->tensor_count && status == HD_OK; i++) {
+        const hdi_tensor *tensor = program->tensors[i];
+        if (!tensor->within.id) continue;
+        unit->places[i] = unit->places[tensor->within.id];
+        unit->places[i].offset += (size_t)tensor->within_first * hd_dtype_bytes(tensor->info.dtype);
+        unit->places[i].bytes = tensor->info.bytes;
+    }
     hdi_free(lives);
     return status;
 }

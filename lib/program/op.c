@@ -108,6 +108,31 @@ hd_tensor hd_op_result(hd_program *program, int index)
     return op->out[index];
 }
 
+void hdi_program_insert(hd_program *program, int original_ops, const int *before)
+{
+    const int added = program->op_count - original_ops;
+    hdi_op **merged = hdi_alloc_array((size_t)program->op_capacity, sizeof(hdi_op *));
+    int *next = hdi_alloc_array((size_t)original_ops + 2, sizeof *next);
+    if (!merged || !next) {
+        hdi_free(merged);
+        hdi_free(next);
+        hd_program_fail(program, HD_ERROR_MEMORY, "out of host memory");
+        return;
+    }
+    for (int a = 0; a < added; a++)
+        next[before[a] + 1]++;
+    for (int i = 1; i <= original_ops + 1; i++)
+        next[i] += next[i - 1]; /* of the added, those before op i: the place of the first at i */
+    for (int i = 0; i < original_ops; i++)
+        merged[i + next[i + 1]] = program->ops[i];
+    for (int a = 0; a < added; a++)
+        merged[before[a] + next[before[a]]++] = program->ops[original_ops + a];
+    hdi_free(next);
+    hdi_free(program->ops);
+    program->ops = merged;
+    hdi_program_index(program);
+}
+
 void hdi_op_move(hd_program *program, int from, int to)
 {
     hdi_op *moved = program->ops[from];
@@ -136,7 +161,7 @@ static bool is_activations(const hd_program *program, const hd_op *op)
     for (int k = 0; k < op->inputs + op->outputs; k++) {
         const hd_tensor x = k < op->inputs ? op->in[k] : op->out[k - op->inputs];
         const hdi_tensor *tensor = hdi_tensor_of(program, x);
-        if (!tensor || tensor->flat || tensor->use >= 0) return false;
+        if (!tensor || tensor->flat || tensor->holds || tensor->use >= 0) return false;
     }
     return op->inputs > 0;
 }

@@ -49,13 +49,16 @@ static bool in_place(const hd_op *op, int id, int other)
 static hd_status check_write(const replay *r, int index, int id, size_t begin, size_t end)
 {
     const hd_op *op = &r->unit->program->ops[index]->op;
-    if (end > r->plan->arena_bytes) return broken(r, index, "writes past the arena:", id);
+    const size_t room =
+        begin < HDI_HOST_BASE ? r->plan->arena_bytes : HDI_HOST_BASE + r->plan->host_arena_bytes;
+    if (end > room) return broken(r, index, "writes past the arena:", id);
     for (int i = 0; i < r->live_count; i++) {
         int other = r->live[i];
         size_t other_begin, other_end;
         if (other == id || !hdi_unit_range(r->plan, r->unit, other, &other_begin, &other_end))
             continue;
         if (begin >= other_end || other_begin >= end) continue;
+        if (id && r->unit->program->tensors[id]->within.id == other) continue;
         bool allowed = id && in_place(op, id, other) && r->last_read[other] == index &&
                        begin == other_begin && end == other_end;
         if (!allowed) return broken(r, index, "overwrites live", other);
@@ -84,6 +87,9 @@ static hd_status replay_op(replay *r, int index)
         if (!r->unit->places[id].placed) return broken(r, index, "reads unplaced", id);
         int producer = program->tensors[id]->producer;
         if (producer >= 0 && !r->written[id]) return broken(r, index, "reads unwritten", id);
+        for (int part = 1; part < program->tensor_count; part++)
+            if (program->tensors[part]->within.id == id && !r->written[part])
+                return broken(r, index, "reads, before it is written,", part);
         /* Between the phases other micro-batches run and use the transients. */
         if (producer >= 0 && program->ops[producer]->phase != program->ops[index]->phase &&
             r->unit->places[id].region == HD_REGION_TRANSIENT)
@@ -116,9 +122,11 @@ static hd_status check_gradient_complete(const replay *r, int index)
     if (!hdi_unit_range(r->plan, r->unit, gradient, &begin, &end)) return HD_OK;
     for (int i = 0; i < index; i++) {
         const hd_op *op = &program->ops[i]->op;
-        if (op->kind->flags & HD_OP_WEIGHT_GRADIENT) continue;
+        if (op->kind->flags & (HD_OP_WEIGHT_GRADIENT | HD_OP_LOADS)) continue;
         for (int k = 0; k < op->inputs + op->outputs; k++) {
             int id = k < op->inputs ? op->in[k].id : op->out[k - op->inputs].id;
+            if (id && program->tensors[gradient]->within.id == id)
+                return broken(r, index, "adds to a gradient that has been used,", gradient);
             if (program->tensors[id] && program->tensors[id]->flat == HDI_FLAT_GRADIENTS &&
                 hdi_unit_range(r->plan, r->unit, id, &other_begin, &other_end) &&
                 begin < other_end && other_begin < end)
@@ -188,6 +196,10 @@ static hd_status verify_unit(const hd_plan *plan, const hdi_unit *unit)
         for (int i = 0; i < program->op_count; i++)
             for (int k = 0; k < program->ops[i]->op.inputs; k++)
                 r.last_read[program->ops[i]->op.in[k].id] = i;
+        for (int i = 1; i < program->tensor_count; i++) { /* who reads the whole reads the parts */
+            const int whole = program->tensors[i]->within.id;
+            if (whole && r.last_read[i] < r.last_read[whole]) r.last_read[i] = r.last_read[whole];
+        }
         for (int i = 1; i < program->tensor_count; i++) {
             hd_role role = program->tensors[i]->info.role;
             bool from_outside = program->tensors[i]->producer < 0 &&
@@ -199,7 +211,7 @@ static hd_status verify_unit(const hd_plan *plan, const hdi_unit *unit)
         status = replay_op(&r, i);
     for (int i = 0; i < program->op_count && status == HD_OK; i++) {
         uint32_t flags = program->ops[i]->op.kind->flags;
-        if (flags & HD_OP_COMMUNICATES) status = check_posted(&r, i);
+        if (hdi_op_is_posted(&program->ops[i]->op)) status = check_posted(&r, i);
         if (status == HD_OK && flags & HD_OP_WEIGHT_GRADIENT)
             status = check_gradient_complete(&r, i);
     }

@@ -87,7 +87,9 @@ hd_status hdt_train(hd_comm *comm, const hdt_training *training, hdt_trained *ou
         options.backend = hd_context_backend(context);
         options.sequences = HDT_SEQUENCES;
         options.tokens = HDT_TOKENS;
-        options.accumulate = HDT_GLOBAL_BATCHES / hd_mesh_size(mesh, HD_AXIS_DATA);
+        const int batches =
+            training->global_batches ? training->global_batches : HDT_GLOBAL_BATCHES;
+        options.accumulate = batches / hd_mesh_size(mesh, HD_AXIS_DATA);
         options.validate_batches = options.accumulate;
         options.bucket_elements = 20000;
         options.clip_norm = 1;
@@ -97,7 +99,12 @@ hd_status hdt_train(hd_comm *comm, const hdt_training *training, hdt_trained *ou
     if (status == HD_OK) status = run_steps(trainer, training->steps, out);
     if (status == HD_OK) status = hd_trainer_weights_hash(trainer, &out->hash);
     if (status == HD_OK) {
-        out->planned = hd_plan_arena_bytes(hd_trainer_plan(trainer));
+        const hd_plan *plan = hd_trainer_plan(trainer);
+        out->planned = hd_plan_arena_bytes(plan);
+        out->host_planned = hd_plan_host_bytes(plan);
+        out->weights = hd_plan_region_bytes(plan, HD_REGION_WEIGHTS);
+        out->gradients = hd_plan_region_bytes(plan, HD_REGION_GRADIENTS);
+        out->optimizer = hd_plan_region_bytes(plan, HD_REGION_OPTIMIZER);
         out->high_water = hd_session_high_water(hd_trainer_session(trainer));
     }
     hd_trainer_destroy(trainer);

@@ -18,6 +18,7 @@ hd_status hdt_feed(void *user, const char *name, int64_t global_batch, void *out
 typedef struct hdt_training {
     const char *family;
     int layers, steps;
+    int global_batches; /* zero: HDT_GLOBAL_BATCHES */
     hd_mesh_options mesh;
     hd_trainer_options options; /* what concerns model, mesh and batches is filled in */
 } hdt_training;
@@ -25,8 +26,9 @@ typedef struct hdt_training {
 typedef struct hdt_trained {
     uint64_t hash;
     double first_loss, last_loss, last_norm, validation_loss;
-    size_t planned, high_water;
-    uint64_t allocations; /* after the first step */
+    size_t planned, high_water, host_planned;
+    size_t weights, gradients, optimizer; /* planned bytes */
+    uint64_t allocations;                 /* after the first step */
 } hdt_trained;
 
 /* Train on `comm`; collective over it. */

@@ -193,7 +193,7 @@ static hdi_flow_feed_options feed_options(const hd_video_model *model,
                                                 .flow = plain,
                                                 .guidance = 6},
                                      .reads = ALL_INPUTS,
-                                     .data_rank = rank,
+                                     .deal = {.rank = rank},
                                      .validate_batches = 1,
                                      .end_step = STEPS};
     options.source.flow.text_dropout = 0.3;

@@ -28,8 +28,9 @@ START_TEST(options_tell_limits_names_and_units)
         {"train.tokens", "integer 1..16777216 tokens"},
         {"run.deadline", "number >= 0.1 seconds"},
         {"layout.reduction", "fast|exact"},
-        {"layout.shard_state", "true|false"},
         {"layout.stages", "integers with commas, each 0..4096 layers"},
+        {"layout.shard_state", "0|1|2|false|true"},
+        {"train.ema_warmup", "true|false"},
         {"memory.budget", "bytes (512MiB, 24GiB)"},
     };
     for (size_t w = 0; w < sizeof wanted / sizeof wanted[0]; w++) {

@@ -185,7 +185,7 @@ START_TEST(every_element_has_one_owner_and_a_block_is_not_cut)
                                        (hdi_layout_options){.bucket_elements = 20000,
                                                             .shards = shards,
                                                             .shard = s,
-                                                            .state_sharded = true});
+                                                            .sharding = 1});
             int *owner = malloc((size_t)layouts[0]->weights_elements * sizeof *owner);
             find_owners(layouts, shards, owner);
             int64_t state = 0;

@@ -66,6 +66,8 @@ size_t hdi_cpu_cross_attention_gradient_workspace(const hdi_cross_attention_args
 hd_status hdi_cpu_attention_cached(hd_stream *stream, const hdi_attention_cached_args *args);
 size_t hdi_cpu_attention_cached_workspace(const hdi_attention_cached_args *args);
 hd_status hdi_cpu_cross_entropy(hd_stream *stream, const hdi_cross_entropy_args *args);
+hd_status hdi_cpu_quantize(hd_stream *stream, const hdi_quantize_args *args);
+hd_status hdi_cpu_dequantize(hd_stream *stream, const hdi_quantize_args *args);
 hd_status hdi_cpu_loss_sum(hd_stream *stream, const float *loss, const int32_t *targets,
                            int64_t rows, double out[2]);
 hd_status hdi_cpu_add(hd_stream *stream, hd_dtype dtype, int64_t elements, const void *x,

@@ -15,7 +15,7 @@ enum { SLOTS = 3, VALIDATION_STEP = -1 };
 typedef struct slot {
     char *block; /* of all micro-batches, owned */
     int shape;
-    int64_t first_batch; /* global number of the first */
+    int batches;
 } slot;
 
 struct hdi_flow_feed {
@@ -55,9 +55,9 @@ static hd_status make(const hdi_flow_feed *feed, slot *into, hdi_flow_batch batc
     const hdi_flow_source *source = &feed->options.source;
     const int64_t sequences = source->buckets->items[batch.bucket].shape.sequences;
     into->shape = batch.bucket;
-    into->first_batch = (int64_t)feed->options.data_rank * batches;
+    into->batches = batches;
     for (int b = 0; b < batches; b++) {
-        batch.first_number = (into->first_batch + b) * sequences;
+        batch.first_number = hdi_deal_batch(feed->options.deal, batches, b) * sequences;
         HD_RETURN_IF_ERROR(hdi_flow_fill(source, feed->options.reads, &batch, scratch,
                                          into->block + (size_t)b * block_bytes(feed, into->shape)));
     }
@@ -229,10 +229,15 @@ hd_status hdi_flow_feed_fill(void *user, const char *name, int64_t global_batch,
     if (have != bytes)
         return hdi_error(HD_ERROR_ARGUMENT, "feed: input '%s' has %zu bytes, the model wants %zu",
                          name, have, bytes);
-    const size_t block =
-        (size_t)(global_batch - from->first_batch) * block_bytes(feed, from->shape);
+    int local = 0;
+    while (local < from->batches &&
+           hdi_deal_batch(feed->options.deal, from->batches, local) != global_batch)
+        local++;
+    if (local == from->batches)
+        return hdi_error(HD_ERROR_ARGUMENT, "feed: micro-batch %lld is another rank's",
+                         (long long)global_batch);
     memcpy(out,
-           from->block + block +
+           from->block + (size_t)local * block_bytes(feed, from->shape) +
                hdi_flow_input_offset(source, feed->options.reads, shape, (hdi_flow_input)input),
            bytes);
     return HD_OK;

@@ -6,13 +6,14 @@
 #include "jobs/train/flow.h"
 #include "jobs/train/flow_inputs.h"
 #include "jobs/train/video_buckets.h"
+#include "parallel/data.h"
 
 typedef struct hdi_flow_feed hdi_flow_feed;
 
 typedef struct hdi_flow_feed_options {
     hdi_flow_source source;
     unsigned reads;       /* bits of hdi_flow_input: what this rank's stages declare */
-    int data_rank;        /* its micro-batches follow those of the ranks before it */
+    hdi_deal deal;        /* which micro-batches are this rank's */
     int validate_batches; /* micro-batches of a validation of a bucket on each data rank */
     int64_t first_step, end_step;
 } hdi_flow_feed_options;

@@ -66,7 +66,7 @@ static hd_status start(hdi_train_feed *feed, const hd_trainer *trainer)
                        .guidance = hdi_config_float(values, "video.guidance"),
                        .given_loss = hdi_config_bool(values, "video.given_loss")},
             .reads = inputs_read(trainer),
-            .data_rank = hd_mesh_index(trainer->options.mesh, HD_AXIS_DATA),
+            .deal = hdi_trainer_deal(trainer),
             .validate_batches = trainer->options.validate_batches,
             .first_step = trainer->steps,
             .end_step = hdi_config_int(values, "train.steps")},

@@ -1,8 +1,10 @@
 /* Trainers: creation, planning and start. */
 #include "jobs/train/trainer.h"
+#include "core/checked.h"
 #include "core/error.h"
 #include "core/memory.h"
 #include "parallel/data.h"
+#include "parallel/gradients.h"
 
 #include <string.h>
 
@@ -79,14 +81,29 @@ static hd_status take_shapes(hd_trainer *trainer)
                              "want sequences, and tokens or frames, >= 1",
                              s, (long long)shape->sequences, (long long)shape->tokens,
                              (long long)shape->video.frames);
-        if (o->exact && data > 1 && (shape->accumulate & (shape->accumulate - 1)))
+        const bool rows = data > 1 && o->shard_state < 2;
+        if (o->exact && rows && (shape->accumulate & (shape->accumulate - 1)))
             return hdi_error(
                 HD_ERROR_UNSUPPORTED,
                 "reduction exact with data %d: accumulate is %d, want a power of two (the tree "
-                "over micro-batches must cut evenly between ranks)",
+                "over micro-batches must cut evenly between ranks), or shard_state 2",
                 data, shape->accumulate);
     }
     return HD_OK;
+}
+
+static hd_status check_gradient_residency(hd_trainer_options *o)
+{
+    const int ranks = hd_mesh_size(o->mesh, HD_AXIS_REPLICA);
+    const bool possible = !o->exact && ranks == 1;
+    if (o->gradient_residency == HD_RESIDENCY_AUTO && !possible)
+        o->gradient_residency = HD_RESIDENCY_RESIDENT;
+    if (o->gradient_residency != HD_RESIDENCY_HOST || possible) return HD_OK;
+    return hdi_error(HD_ERROR_UNSUPPORTED,
+                     "trainer: gradients on the host with %s%d data and sequence ranks; want "
+                     "reduction fast and one of them, with more split them over these (shard_state "
+                     "2)",
+                     o->exact ? "reduction exact and " : "", ranks);
 }
 
 static hd_status check_options(hd_trainer *trainer, const hd_trainer_options *given)
@@ -100,11 +117,23 @@ static hd_status check_options(hd_trainer *trainer, const hd_trainer_options *gi
     if (!(o->ema_decay >= 0 && o->ema_decay < 1))
         return hdi_error(HD_ERROR_ARGUMENT, "trainer: ema_decay is %g, want 0 <= decay < 1",
                          (double)o->ema_decay);
+    if (o->shard_state < 0 || o->shard_state > 2)
+        return hdi_error(HD_ERROR_ARGUMENT, "trainer: shard_state is %d, want 0 to 2",
+                         o->shard_state);
     if (o->chunks < 1) o->chunks = 1;
+    if (o->recompute && o->activations == HD_ACTIVATIONS_KEEP)
+        o->activations = HD_ACTIVATIONS_RECOMPUTE;
+    o->recompute = o->activations == HD_ACTIVATIONS_RECOMPUTE;
+    if (o->chunk_elements == 0) o->chunk_elements = 4 << 20;
+    if (o->chunk_elements < 1)
+        return hdi_error(HD_ERROR_ARGUMENT, "trainer: chunks of %lld elements, want >= 1",
+                         (long long)o->chunk_elements);
+    o->chunk_elements = hdi_round_up(o->chunk_elements, HDI_FLAT_ALIGNMENT);
     if (o->adamw.beta1 == 0) o->adamw.beta1 = 0.9F;
     if (o->adamw.beta2 == 0) o->adamw.beta2 = 0.999F;
     if (o->adamw.epsilon == 0) o->adamw.epsilon = 1e-8F;
     HD_RETURN_IF_ERROR(check_dtype(trainer));
+    HD_RETURN_IF_ERROR(check_gradient_residency(o));
     HD_RETURN_IF_ERROR(take_shapes(trainer));
     trainer->pipeline = hd_mesh_size(o->mesh, HD_AXIS_PIPELINE);
     trainer->stage = hd_mesh_index(o->mesh, HD_AXIS_PIPELINE);
@@ -140,6 +169,14 @@ static bool is_tied(void *user, const char *name)
     return parameter && parameter->stage_count > 1;
 }
 
+static int most_micro_batches(const hd_trainer *trainer)
+{
+    int most = 1;
+    for (int s = 0; s < trainer->shape_count; s++)
+        if (trainer->shapes[s].is.accumulate > most) most = trainer->shapes[s].is.accumulate;
+    return most;
+}
+
 /* Laid out for the first shape; programs of the others write the same gradients. Training programs
  * are the plan's first, shape by shape. */
 static hd_status make_layout(hd_trainer *trainer, hdi_layout **out)
@@ -158,7 +195,8 @@ static hd_status make_layout(hd_trainer *trainer, hdi_layout **out)
                                           : HD_AXIS_DATA,
                               .shards = hd_mesh_size(trainer->options.mesh, HD_AXIS_REPLICA),
                               .shard = hd_mesh_index(trainer->options.mesh, HD_AXIS_REPLICA),
-                              .state_sharded = trainer->options.shard_state,
+                              .sharding = trainer->options.shard_state,
+                              .accumulates = most_micro_batches(trainer) > 1,
                               .is_tied = is_tied,
                               .user = trainer},
         out);
@@ -200,6 +238,12 @@ static hd_status add_training(hd_trainer *trainer, const hdi_layout *layout)
         for (int c = 0; c < trainer->chunks; c++) {
             hd_program *program = shape->train[c].program;
             hdi_data_reduce(program, s * trainer->chunks + c, layout);
+            if (hdi_trainer_gradients_on_host(trainer))
+                hdi_gradients_to_host(program, s * trainer->chunks + c, layout,
+                                      &(hdi_host_gradients){.accumulates = shape->is.accumulate > 1,
+                                                            .pieces = trainer->square_pieces,
+                                                            .count = trainer->square_count,
+                                                            .blocks = trainer->census.blocks});
             HD_RETURN_IF_ERROR(hd_program_finish(program));
             hd_plan_program_options use = {
                 .group = 2 * s,
@@ -222,28 +266,32 @@ static hd_status add_validation(hd_trainer *trainer)
     return HD_OK;
 }
 
-static int most_micro_batches(const hd_trainer *trainer)
+static int levels(const hd_trainer *trainer, const hdi_layout *layout)
 {
-    int most = 1;
-    for (int s = 0; s < trainer->shape_count; s++)
-        if (trainer->shapes[s].is.accumulate > most) most = trainer->shapes[s].is.accumulate;
-    return most;
+    int leaves = 1;
+    if (!trainer->options.exact) return 1;
+    if (layout->gradients_sharded) leaves = hdi_shard_leaves(layout->shards, layout->accumulates);
+    return hdi_gradient_levels(most_micro_batches(trainer) * leaves);
 }
 
 static hd_status make_plan(hd_trainer *trainer)
 {
     const hd_trainer_options *o = &trainer->options;
-    hd_plan_options options = {.budget = o->budget,
-                               .foreign = o->foreign,
-                               .transport = o->transport,
-                               .rates = o->rates,
-                               .gradient_levels =
-                                   o->exact ? hdi_gradient_levels(most_micro_batches(trainer)) : 1};
-    HD_RETURN_IF_ERROR(hd_plan_create(&options, &trainer->plan));
     hdi_layout *layout;
     hd_status status = make_layout(trainer, &layout);
-    if (layout) hdi_plan_set_layout(trainer->plan, layout);
-    HD_RETURN_IF_ERROR(status);
+    if (status == HD_OK)
+        status = hd_plan_create(&(hd_plan_options){.budget = o->budget,
+                                                   .foreign = o->foreign,
+                                                   .transport = o->transport,
+                                                   .rates = o->rates,
+                                                   .gradient_levels = levels(trainer, layout)},
+                                &trainer->plan);
+    if (status != HD_OK) {
+        hdi_layout_destroy(layout);
+        return status;
+    }
+    hdi_plan_set_layout(trainer->plan, layout);
+    HD_RETURN_IF_ERROR(hdi_trainer_cut_pieces(trainer, layout));
     HD_RETURN_IF_ERROR(add_training(trainer, layout));
     HD_RETURN_IF_ERROR(hdi_trainer_build_update(trainer, layout));
     HD_RETURN_IF_ERROR(hd_plan_add(trainer->plan, trainer->norm, NULL));
@@ -252,9 +300,8 @@ static hd_status make_plan(hd_trainer *trainer)
     return hd_plan_finish(trainer->plan);
 }
 
-hd_status hd_trainer_create(const hd_trainer_options *options, hd_trainer **out)
+static hd_status create(const hd_trainer_options *options, hd_trainer **out)
 {
-    *out = NULL;
     hd_trainer *trainer = hdi_alloc(sizeof *trainer);
     if (!trainer) return out_of_memory();
     hd_status status = check_options(trainer, options);
@@ -269,6 +316,61 @@ hd_status hd_trainer_create(const hd_trainer_options *options, hd_trainer **out)
     }
     *out = trainer;
     return HD_OK;
+}
+
+/* From cheap to dear. Copies of optimizer state cost a part of a step's end; computing again, a third of
+ * all micro-batches; copies of activations, what the link is too slow for; those of gradients, both ways
+ * in every micro-batch, the most. */
+static const struct rung {
+    hd_activations activations;
+    hd_residency optimizer, gradients;
+} rungs[] = {
+    {HD_ACTIVATIONS_KEEP, HD_RESIDENCY_RESIDENT, HD_RESIDENCY_RESIDENT},
+    {HD_ACTIVATIONS_KEEP, HD_RESIDENCY_HOST, HD_RESIDENCY_RESIDENT},
+    {HD_ACTIVATIONS_RECOMPUTE, HD_RESIDENCY_RESIDENT, HD_RESIDENCY_RESIDENT},
+    {HD_ACTIVATIONS_RECOMPUTE, HD_RESIDENCY_HOST, HD_RESIDENCY_RESIDENT},
+    {HD_ACTIVATIONS_HOST, HD_RESIDENCY_RESIDENT, HD_RESIDENCY_RESIDENT},
+    {HD_ACTIVATIONS_HOST, HD_RESIDENCY_HOST, HD_RESIDENCY_RESIDENT},
+    {HD_ACTIVATIONS_KEEP, HD_RESIDENCY_HOST, HD_RESIDENCY_HOST},
+    {HD_ACTIVATIONS_RECOMPUTE, HD_RESIDENCY_HOST, HD_RESIDENCY_HOST},
+    {HD_ACTIVATIONS_HOST, HD_RESIDENCY_HOST, HD_RESIDENCY_HOST},
+};
+
+/* What the user has decided stays. */
+static void choose(const hd_trainer_options *wanted, const struct rung *rung,
+                   hd_trainer_options *out)
+{
+    *out = *wanted;
+    if (wanted->activations == HD_ACTIVATIONS_AUTO) out->activations = rung->activations;
+    if (wanted->optimizer_residency == HD_RESIDENCY_AUTO)
+        out->optimizer_residency = rung->optimizer;
+    if (wanted->gradient_residency == HD_RESIDENCY_AUTO) out->gradient_residency = rung->gradients;
+}
+
+static bool is_same_choice(const hd_trainer_options *a, const hd_trainer_options *b)
+{
+    return a->activations == b->activations && a->optimizer_residency == b->optimizer_residency &&
+           a->gradient_residency == b->gradient_residency;
+}
+
+/* What fits is the cheapest that does. */
+hd_status hd_trainer_create(const hd_trainer_options *options, hd_trainer **out)
+{
+    hd_status status = HD_OK;
+    *out = NULL;
+    for (size_t r = 0; r < sizeof rungs / sizeof rungs[0]; r++) {
+        hd_trainer_options tried, before;
+        bool is_new = true;
+        choose(options, &rungs[r], &tried);
+        for (size_t earlier = 0; earlier < r && is_new; earlier++) {
+            choose(options, &rungs[earlier], &before);
+            is_new = !is_same_choice(&tried, &before);
+        }
+        if (!is_new) continue;
+        status = create(&tried, out);
+        if (status != HD_ERROR_BUDGET) return status;
+    }
+    return status;
 }
 
 static void release_shape(const hd_trainer *trainer, hdi_trainer_shape *shape)
@@ -303,6 +405,7 @@ void hd_trainer_destroy(hd_trainer *trainer)
     hdi_free(trainer->ties);
     hdi_free(trainer->square_pieces);
     hdi_free(trainer->update_pieces);
+    hdi_free(trainer->update_chunks);
     hdi_schedule_destroy(trainer->validate_schedule);
     hdi_census_release(&trainer->census);
     hdi_free(trainer->losses);
@@ -343,14 +446,18 @@ hd_status hd_trainer_start(hd_trainer *trainer, hd_context *context, uint64_t se
                          "what hd_context_backend says",
                          planned->name, context->backend->name);
     HD_RETURN_IF_ERROR(hd_session_create(context, trainer->plan, o->mesh, &trainer->session));
+    const hdi_gradient_sum sum = trainer->plan->layout->gradients_sharded ? HDI_GRADIENT_LEAVES
+                                 : o->exact                               ? HDI_GRADIENT_TREE
+                                                                          : HDI_GRADIENT_ADDED;
     size_t largest = 0;
     for (int s = 0; s < trainer->shape_count; s++) {
         hdi_trainer_shape *shape = &trainer->shapes[s];
-        HD_RETURN_IF_ERROR(hdi_pipeline_create(shape->schedule, shape->train, o->mesh, o->exact,
-                                               &shape->train_run));
+        HD_RETURN_IF_ERROR(
+            hdi_pipeline_create(shape->schedule, shape->train, o->mesh, sum, &shape->train_run));
         if (trainer->validate_schedule)
             HD_RETURN_IF_ERROR(hdi_pipeline_create(trainer->validate_schedule, shape->validate,
-                                                   o->mesh, false, &shape->validate_run));
+                                                   o->mesh, HDI_GRADIENT_ADDED,
+                                                   &shape->validate_run));
         const size_t train = largest_input(shape->train, trainer->chunks);
         const size_t validate = largest_input(shape->validate, trainer->chunks);
         if (train > largest) largest = train;

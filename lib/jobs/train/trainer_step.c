@@ -6,11 +6,19 @@
 #include <math.h>
 #include <string.h>
 
+hdi_deal hdi_trainer_deal(const hd_trainer *trainer)
+{
+    const hdi_layout *layout = trainer->plan->layout;
+    const hd_mesh *mesh = trainer->options.mesh;
+    return (hdi_deal){.rank = hd_mesh_index(mesh, HD_AXIS_DATA),
+                      .group = layout->gradients_sharded ? hd_mesh_size(mesh, HD_AXIS_DATA) : 1};
+}
+
 /* Fill the inputs of every micro-batch of this rank. */
 static hd_status feed_inputs(hd_trainer *trainer, const hdi_pipeline_chunk *chunks, int batches,
                              hd_feed_fn feed, void *user)
 {
-    int64_t first = (int64_t)hd_mesh_index(trainer->options.mesh, HD_AXIS_DATA) * batches;
+    const hdi_deal deal = hdi_trainer_deal(trainer);
     for (int c = 0; c < trainer->chunks; c++) {
         const hd_program *program = chunks[c].program;
         for (int i = 1; i < program->tensor_count; i++) {
@@ -20,8 +28,8 @@ static hd_status feed_inputs(hd_trainer *trainer, const hdi_pipeline_chunk *chun
                 if (strcmp(info->name, HDI_LOSS_SCALE) == 0)
                     *(float *)trainer->staging = (float)trainer->loss_scale;
                 else
-                    HD_RETURN_IF_ERROR(
-                        feed(user, info->name, first + b, trainer->staging, info->bytes));
+                    HD_RETURN_IF_ERROR(feed(user, info->name, hdi_deal_batch(deal, batches, b),
+                                            trainer->staging, info->bytes));
                 HD_RETURN_IF_ERROR(hd_session_write(trainer->session, program, (hd_tensor){i}, b,
                                                     trainer->staging));
             }
@@ -46,10 +54,12 @@ static hd_status sum_losses(hd_trainer *trainer, const hdi_pipeline_chunk *chunk
         if (!output.id)
             return hdi_error(HD_ERROR_ARGUMENT,
                              "trainer: the last stage has no output named 'loss'");
-        const ptrdiff_t first = (ptrdiff_t)batches * hd_mesh_index(mesh, HD_AXIS_DATA);
-        for (int b = 0; b < batches && !(program->whole_loss && part > 0); b++)
-            HD_RETURN_IF_ERROR(hd_session_read(trainer->session, program, output, b,
-                                               trainer->losses + 2 * ((first + b) * parts + part)));
+        const hdi_deal deal = hdi_trainer_deal(trainer);
+        for (int b = 0; b < batches && !(program->whole_loss && part > 0); b++) {
+            const int64_t at = hdi_deal_batch(deal, batches, b) * parts + part;
+            HD_RETURN_IF_ERROR(
+                hd_session_read(trainer->session, program, output, b, trainer->losses + 2 * at));
+        }
     }
     hd_comm *world = hd_mesh_comm(mesh, HD_AXIS_NONE);
     if (hd_mesh_ranks(mesh) > 1) {
