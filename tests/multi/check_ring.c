@@ -68,7 +68,8 @@ START_TEST(loss_and_gradients_are_those_of_one_rank)
     for (int ring = 2; ring <= ranks; ring++) {
         if (ranks % ring) continue;
         const hd_mesh_options layout = {.data = 1, .pipeline = 1, .sequence = ranks, .ring = ring};
-        options.recompute = options.shard_state = ring < ranks;
+        options.recompute = ring < ranks;
+        options.shard_state = ring < ranks;
         check_layout(one, &layout, &options, &alone);
     }
 }
