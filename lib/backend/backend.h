@@ -169,9 +169,8 @@ typedef struct hdi_attention_args {
     int64_t interleave;
     const int32_t *counts; /* [batch] on the device: valid first tokens of each sequence, as queries
                               and as keys; the others' out and gradients are zero. NULL: all */
-    const int32_t
-        *kv_counts; /* [batch]: the keys' own counts, where they are not the queries' rows;
-                                 only beside `counts`. NULL: the same */
+    const int32_t *kv_counts; /* [batch]: of the keys, where they are not the queries' rows; only
+                                 beside `counts`. NULL: the same */
     const void *q, *k, *v;
     void *out;
     float *lse; /* [batch, heads, tokens] natural log-sum-exp; NULL if not wanted */
@@ -184,8 +183,8 @@ typedef struct hdi_attention_args {
 /* Attention of the same queries to further keys joins what is in `out` and `lse`: with m = max(lse,
  * x_lse), a = exp(lse - m) and b = exp(x_lse - m), out becomes (a * out + b * x) / (a + b) and lse m +
  * log(a + b), which no score can make overflow. x is of tokens first .. first + count - 1 of each
- * sequence; the others stay. Where neither has seen a key out is 0 and lse -infinity; of tokens that are not valid
- * out is 0 and lse infinity, which leaves no probability in a gradient. */
+ * sequence; the others stay. Where neither has seen a key out is 0 and lse -infinity; of tokens that
+ * are not valid out is 0 and lse infinity, which leaves no probability in a gradient. */
 typedef struct hdi_merge_attention_args {
     hd_dtype dtype; /* of x */
     int64_t sequences, tokens, heads, head_dim, first, count;

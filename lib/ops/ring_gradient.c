@@ -57,7 +57,7 @@ static size_t block_workspace(const hd_op *op)
            (op->in_info[COUNTS] ? hdi_ring_counts_bytes(o) : 0);
 }
 
-/* The sequence's from `s` on as the call has them: those of all tokens as they are, of some in `room`. */
+/* Those of the sequences from `s` on that the call has: of all tokens as they are, of some in `room`. */
 static hd_status take_lse(const hd_run *run, int64_t s, float *room, float **out)
 {
     const hdi_ring_options *o = run->op->options;

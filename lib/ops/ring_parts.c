@@ -105,6 +105,7 @@ hd_tensor hdi_ring_shift(hd_program *program, const hdi_ring_options *o, hd_tens
                          const char *what)
 {
     hdi_ring_options options = *o;
+    /* Of one head: ranks that share a place may differ in how many they have. */
     options.collective.what = what;
     options.collective.elements = o->sequences * (o->tokens + o->alike) * 2 * o->head_dim;
     return hd_custom_op(program, &hdi_op_ring_shift, &options, 1, &x);

@@ -68,7 +68,8 @@ typedef struct hdi_sequence_heads {
 /* qkv [sequences * (before + own tokens + after), (heads + 2 * kv_heads) * head_dim] to alike[turns]
  * of the rows that all have, [sequences * (before + after), this rank's heads of the turn], packed
  * alike, which do not travel; and own[turns] of the others, on their way: hdi_sequence_arrive, called
- * where they are wanted, makes [sequences * tokens of the place, the same] of each. Collective when run. */
+ * where they are wanted, makes [sequences * tokens of the place, the same] of each. Collective when
+ * run. */
 void hdi_sequence_to_heads(hd_program *program, hd_tensor qkv, const hdi_sequence_heads *from,
                            hd_tensor *own, hd_tensor *alike);
 hd_tensor hdi_sequence_arrive(hd_program *program, hd_tensor x, const hdi_sequence_heads *from,
