@@ -15,7 +15,7 @@ extern "C" {
 
 typedef enum hd_region {
     HD_REGION_WEIGHTS,
-    HD_REGION_STREAMED, /* slots for weights that stay on the host */
+    HD_REGION_STREAMED, /* slots for weights that stay on the host or are sharded */
     HD_REGION_OPTIMIZER,
     HD_REGION_STATE, /* tables, KV caches */
     HD_REGION_GRADIENTS,
@@ -86,6 +86,7 @@ HD_API const char *hd_region_name(hd_region region);
 /* What streaming takes, by the rates of the options. Zeros if all weights are resident. */
 typedef struct hd_streaming {
     int blocks, host_blocks, slots;
+    bool gathered;     /* from the ranks' shards, not from host memory */
     size_t host_bytes; /* of pinned host memory */
     size_t run_bytes;  /* copied in by a run that follows one of the same program */
     double copy_seconds, compute_seconds;

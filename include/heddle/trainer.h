@@ -52,7 +52,8 @@ typedef struct hd_trainer_options {
     int chunks;    /* virtual stages per pipeline rank; zero means 1 */
     const int *stage_layers; /* [pipeline x chunks] layers of each; NULL: balanced by cost */
     bool exact;              /* the same bits on every layout; costs gradient buffers */
-    int shard_state;         /* split over the data axis: 1: optimizer state; 2: gradients, too */
+    int shard_state;         /* split over the data axis: 1: optimizer state; 2: gradients, too; 3:
+                                weights of layers, too, which are gathered when they are used */
     int sequence_groups;     /* as hd_program_options has it */
     bool recompute;          /* each layer's activations are made again in the backward */
     size_t budget, foreign;  /* bytes of device memory; zero budget: no limit */

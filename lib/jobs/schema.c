@@ -7,7 +7,7 @@ static const char *const rates[] = {"constant", "linear", "cosine", "wsd", NULL}
 static const char *const schedules[] = {"auto", "gpipe", "1f1b", "interleaved", NULL};
 static const char *const reductions[] = {"fast", "exact", NULL};
 /* HDI_SHARDINGS levels, and other words for the first two. */
-static const char *const shardings[] = {"0", "1", "2", "false", "true", NULL};
+static const char *const shardings[] = {"0", "1", "2", "3", "false", "true", NULL};
 static const char *const recomputes[] = {"none", "layer", NULL};
 static const char *const dtypes[] = {"f32", "bf16", "f16", NULL};
 static const char *const gradient_dtypes[] = {"fp32", "bf16", NULL};
@@ -177,7 +177,10 @@ const hdi_config_row hdi_job_schema[] = {
      .help = "layers of each virtual stage; empty: balanced by cost",
      .flags = QUIET},
     ENUM("layout.shard_state", "0", shardings,
-         "split over the data axis: 1: the optimizer's state (ZeRO-1); 2: gradients, too", QUIET),
+         "split over the data axis: 1 (or true): the optimizer's state (ZeRO-1); 2: gradients, "
+         "too; 3: "
+         "weights of layers, too, gathered when they are used",
+         QUIET),
     ENUM("layout.recompute", "none", recomputes, "make activations again in the backward", QUIET),
     ENUM("layout.reduction", "fast", reductions,
          "exact: the same bits on every layout, at the price of gradient buffers", 0),
@@ -259,7 +262,8 @@ const hdi_config_row hdi_job_schema[] = {
     FLOAT("sample.image_guidance", "3", "0", "1000", NULL, "by given frames (Open-Sora 1.3, 2.0)",
           QUIET),
     BOOL("sample.oscillate", "true",
-         "guide in every other step only from the 11th on (open-sora-2; 1.3 with given frames)", QUIET),
+         "guide in every other step only from the 11th on (open-sora-2; 1.3 with given frames)",
+         QUIET),
     BOOL("sample.rounded_guidance", "true",
          "HunyuanVideo: guidance formed in bf16, as its authors do: 6 becomes 6.016", QUIET),
     ENUM("sample.dtype", "auto", sample_dtypes,

@@ -4,6 +4,7 @@
 #include "core/checked.h"
 #include "core/error.h"
 #include "core/memory.h"
+#include "program/residency.h"
 
 #include <string.h>
 
@@ -43,6 +44,7 @@ static hd_status collect_entries(hdi_layout *layout, hd_program *const *programs
                 .name = use->name,
                 .options = &use->options,
                 .program = p,
+                .block = -1,
                 .elements = hd_tensor_get(programs[p], use->tensor)->elements,
                 .tied = options->is_tied && options->is_tied(options->user, use->name),
             };
@@ -81,13 +83,16 @@ static hd_status make_buckets(hdi_layout *layout, int64_t limit)
         bool alone = entry->tied || entry->instances > 1;
         hdi_bucket *open = layout->bucket_count ? &layout->buckets[layout->bucket_count - 1] : NULL;
         bool cut = !open || alone || open->tied || open->elements >= limit ||
-                   open->program != entry->program;
+                   open->program != entry->program || open->block != entry->block;
         if (cut) {
             if (!HDI_GROW(layout->buckets, layout->bucket_count, layout->bucket_capacity))
                 return out_of_memory();
             open = &layout->buckets[layout->bucket_count++];
-            *open = (hdi_bucket){
-                .first = position, .first_entry = i, .program = entry->program, .tied = alone};
+            *open = (hdi_bucket){.first = position,
+                                 .first_entry = i,
+                                 .program = entry->program,
+                                 .block = entry->block,
+                                 .tied = alone};
         }
         entry->first = position;
         entry->bucket = layout->bucket_count - 1;
@@ -189,6 +194,18 @@ static void store_gradients(hdi_layout *layout)
         layout->gradient_elements = HDI_BLOCK_ELEMENTS_LAYOUT;
 }
 
+static void store_weights(hdi_layout *layout)
+{
+    int64_t stored = 0;
+    for (int b = 0; b < layout->bucket_count; b++) {
+        hdi_bucket *bucket = &layout->buckets[b];
+        int64_t first, own = hdi_layout_shard(layout, b, layout->shard, &first);
+        bucket->weights_first = stored;
+        stored += bucket->block < 0 ? bucket->elements : hdi_round_up(own, HDI_FLAT_ALIGNMENT);
+    }
+    layout->weights_elements = stored;
+}
+
 hd_status hdi_layout_create(hd_program *const *programs, int count,
                             const hdi_layout_options *options, hdi_layout **out)
 {
@@ -200,15 +217,19 @@ hd_status hdi_layout_create(hd_program *const *programs, int count,
     layout->shard = options->shard;
     layout->state_sharded = options->sharding >= 1;
     layout->gradients_sharded = options->sharding >= 2 && layout->shards > 1;
+    layout->weights_sharded = options->sharding >= 3 && layout->shards > 1;
     layout->accumulates = options->accumulates;
     hd_status status = collect_entries(layout, programs, count, options);
     if (status == HD_OK) status = collect_instances(layout, programs, count);
+    if (status == HD_OK && layout->weights_sharded)
+        status = hdi_residency_blocks(layout, programs, count);
     if (status == HD_OK)
         status =
             make_buckets(layout, options->bucket_elements ? options->bucket_elements : 8 << 20);
     if (status == HD_OK) status = place_instances(layout);
     if (status == HD_OK) status = make_shards(layout);
     if (status == HD_OK) store_gradients(layout);
+    if (status == HD_OK) store_weights(layout);
     if (status != HD_OK) {
         hdi_layout_destroy(layout);
         return status;
@@ -280,4 +301,10 @@ int64_t hdi_layout_stored_gradient(const hdi_layout *layout, int bucket, int64_t
     const hdi_bucket *b = &layout->buckets[bucket];
     return b->gradient_first + first -
            (layout->gradients_sharded ? b->shard_first[layout->shard] : b->first);
+}
+
+int64_t hdi_layout_stored_weights(const hdi_layout *layout, int bucket, int64_t first)
+{
+    const hdi_bucket *b = &layout->buckets[bucket];
+    return b->weights_first + first - (b->block < 0 ? b->first : b->shard_first[layout->shard]);
 }

@@ -77,6 +77,7 @@ void hd_plan_streaming(const hd_plan *plan, const hd_program *program, hd_stream
     if (!residency->host_blocks) return;
     out->slots = residency->slots;
     out->host_bytes = residency->host_bytes;
+    out->gathered = residency->gathers;
     model m = {.plan = plan,
                .link_rate = o->link_rate > 0 ? o->link_rate : 25e9,
                .compute_rate = o->compute_rate > 0 ? o->compute_rate : 100e12};

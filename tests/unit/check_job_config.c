@@ -29,7 +29,7 @@ START_TEST(options_tell_limits_names_and_units)
         {"run.deadline", "number >= 0.1 seconds"},
         {"layout.reduction", "fast|exact"},
         {"layout.stages", "integers with commas, each 0..4096 layers"},
-        {"layout.shard_state", "0|1|2|false|true"},
+        {"layout.shard_state", "0|1|2|3|false|true"},
         {"train.ema_warmup", "true|false"},
         {"memory.budget", "bytes (512MiB, 24GiB)"},
     };

@@ -101,8 +101,8 @@ static hd_status check_options(hd_trainer *trainer, const hd_trainer_options *gi
     if (!(o->ema_decay >= 0 && o->ema_decay < 1))
         return hdi_error(HD_ERROR_ARGUMENT, "trainer: ema_decay is %g, want 0 <= decay < 1",
                          (double)o->ema_decay);
-    if (o->shard_state < 0 || o->shard_state > 2)
-        return hdi_error(HD_ERROR_ARGUMENT, "trainer: shard_state is %d, want 0 to 2",
+    if (o->shard_state < 0 || o->shard_state > 3)
+        return hdi_error(HD_ERROR_ARGUMENT, "trainer: shard_state is %d, want 0 to 3",
                          o->shard_state);
     if (o->chunks < 1) o->chunks = 1;
     if (o->adamw.beta1 == 0) o->adamw.beta1 = 0.9F;

@@ -51,7 +51,12 @@ hd_status hdi_trainer_loaded_parts(hd_trainer *trainer, hdi_trainer_part_fn visi
         int64_t first = bucket->first, count = bucket->elements;
         if (layout->state_sharded)
             count = hdi_layout_shard(layout, entry->bucket, layout->shard, &first);
-        /* Before, within and after this rank's state: only the middle has m and v. */
+        /* Before, within and after this rank's state: only the middle has m and v, and weights too
+         * where they are sharded. */
+        if (bucket->block >= 0) {
+            HD_RETURN_IF_ERROR(visit_range(trainer, entry, first, count, visit, user));
+            continue;
+        }
         HD_RETURN_IF_ERROR(
             visit_range(trainer, entry, bucket->first, first - bucket->first, visit, user));
         HD_RETURN_IF_ERROR(visit_range(trainer, entry, first, count, visit, user));
@@ -62,26 +67,62 @@ hd_status hdi_trainer_loaded_parts(hd_trainer *trainer, hdi_trainer_part_fn visi
     return HD_OK;
 }
 
+/* Put the other ranks' shards of a parameter beside this rank's, on the host. Collective. */
+static hd_status gather_shards(const hd_trainer *trainer, const hdi_entry *entry, char *values)
+{
+    const hdi_layout *layout = trainer->plan->layout;
+    hd_comm *comm = hd_mesh_comm(trainer->options.mesh, layout->axis);
+    int64_t *counts = hdi_alloc_array(2 * (size_t)layout->shards, sizeof *counts);
+    if (!counts) return hdi_error(HD_ERROR_MEMORY, "trainer: out of host memory");
+    int64_t *offsets = counts + layout->shards;
+    for (int s = 0; s < layout->shards; s++) {
+        int64_t first, count = hdi_layout_shard(layout, entry->bucket, s, &first);
+        int64_t begin = first > entry->first ? first : entry->first, end = first + count;
+        if (end > entry->first + entry->elements) end = entry->first + entry->elements;
+        counts[s] = end > begin ? end - begin : 0;
+        offsets[s] = counts[s] ? begin - entry->first : 0;
+    }
+    hd_request request;
+    hd_status status =
+        hd_comm_all_gather(comm, values, counts, offsets, trainer->options.dtype, &request);
+    if (status == HD_OK) status = hd_comm_wait(comm, &request);
+    hdi_free(counts);
+    return status;
+}
+
+/* All weights of a parameter, to host memory. Collective where they are sharded. */
+static hd_status read_whole(const hd_trainer *trainer, const hdi_entry *entry, char *values)
+{
+    const hd_context *context = trainer->session->context;
+    const size_t width = hd_dtype_bytes(trainer->options.dtype);
+    int64_t first = entry->first, count = entry->elements;
+    hdi_session_clip(trainer->session, entry, &first, &count);
+    if (count)
+        HD_RETURN_IF_ERROR(context->backend->copy_out(
+            context->stream, values + (size_t)(first - entry->first) * width,
+            hdi_trainer_weights(trainer, first), (size_t)count * width));
+    HD_RETURN_IF_ERROR(context->backend->synchronize(context->stream));
+    if (trainer->plan->layout->buckets[entry->bucket].block < 0) return HD_OK;
+    return gather_shards(trainer, entry, values);
+}
+
 /* One hash per parameter from the rank that speaks for it; the others add zero. */
 hd_status hd_trainer_weights_hash(hd_trainer *trainer, uint64_t *out)
 {
     const hdi_layout *layout = trainer->plan->layout;
     const hdi_census *census = &trainer->census;
-    const hd_context *context = trainer->session->context;
     int64_t *sums = hdi_alloc_array((size_t)census->count, sizeof *sums);
     hd_status status = sums ? HD_OK : hdi_error(HD_ERROR_MEMORY, "trainer: out of host memory");
-    bool speaks = hd_mesh_index(trainer->options.mesh, HD_AXIS_REPLICA) == 0;
+    const bool first = hd_mesh_index(trainer->options.mesh, HD_AXIS_REPLICA) == 0;
     for (int i = 0; i < layout->entry_count && status == HD_OK; i++) {
         const hdi_entry *entry = &layout->entries[i];
-        if (!speaks || !hdi_trainer_speaks_for(trainer, entry->name)) continue;
+        const bool speaks = first && hdi_trainer_speaks_for(trainer, entry->name);
+        if (!speaks && layout->buckets[entry->bucket].block < 0) continue;
         size_t bytes = (size_t)entry->elements * hd_dtype_bytes(trainer->options.dtype);
-        void *copy = hdi_alloc(bytes);
+        char *copy = hdi_alloc(bytes);
         if (!copy) status = hdi_error(HD_ERROR_MEMORY, "trainer: out of host memory");
-        if (status == HD_OK)
-            status = context->backend->copy_out(context->stream, copy,
-                                                hdi_trainer_weights(trainer, entry->first), bytes);
-        if (status == HD_OK) status = context->backend->synchronize(context->stream);
-        if (status == HD_OK)
+        if (status == HD_OK) status = read_whole(trainer, entry, copy);
+        if (status == HD_OK && speaks)
             sums[hdi_census_find(census, entry->name) - census->parameters] =
                 (int64_t)XXH3_64bits(copy, bytes);
         hdi_free(copy);

@@ -122,6 +122,7 @@ static hd_status apply_update(hd_trainer *trainer, double learning_rate,
     HD_RETURN_IF_ERROR(
         hd_session_run(trainer->session, trainer->update, &(hd_session_run_options){.last = true}));
     HD_RETURN_IF_ERROR(hd_session_drain(trainer->session));
+    HD_RETURN_IF_ERROR(hdi_streaming_stale(trainer->session));
     trainer->updates++;
     return HD_OK;
 }

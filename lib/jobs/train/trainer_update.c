@@ -231,12 +231,13 @@ static void update_part(hd_trainer *trainer, const hdi_layout *layout, int index
     hd_tensor in[] = {
         gradients(program, hdi_layout_stored_gradient(layout, index, first), elements),
         trainer->scalars};
-    hd_tensor out[4] = {
-        hdi_flat_tensor(program, "weights", HDI_FLAT_WEIGHTS, dtype, first, elements),
-        hdi_flat_tensor(program, "m", HDI_FLAT_OPTIMIZER, HD_DTYPE_F32, bucket->state_first,
-                        elements),
-        hdi_flat_tensor(program, "v", HDI_FLAT_OPTIMIZER, HD_DTYPE_F32,
-                        layout->optimizer_elements + bucket->state_first, elements)};
+    hd_tensor out[4] = {hdi_flat_tensor(program, "weights", HDI_FLAT_WEIGHTS, dtype,
+                                        hdi_layout_stored_weights(layout, index, first), elements),
+                        hdi_flat_tensor(program, "m", HDI_FLAT_OPTIMIZER, HD_DTYPE_F32,
+                                        bucket->state_first, elements),
+                        hdi_flat_tensor(program, "v", HDI_FLAT_OPTIMIZER, HD_DTYPE_F32,
+                                        layout->optimizer_elements + bucket->state_first,
+                                        elements)};
     int outs = 3;
     if (dtype != HD_DTYPE_F32) out[outs++] = master(trainer, layout, bucket->state_first, elements);
     if (pieces)
@@ -260,9 +261,9 @@ static void update_bucket(hd_trainer *trainer, const hdi_layout *layout, int ind
     const hdi_bucket *bucket = &layout->buckets[index];
     hd_dtype dtype = trainer->options.dtype;
     update_part(trainer, layout, index, first_piece, pieces);
-    if (!layout->state_sharded || layout->shards == 1) return;
-    hd_tensor weights = hdi_flat_tensor(program, "weights", HDI_FLAT_WEIGHTS, dtype, bucket->first,
-                                        bucket->elements);
+    if (!layout->state_sharded || layout->shards == 1 || bucket->block >= 0) return;
+    hd_tensor weights = hdi_flat_tensor(program, "weights", HDI_FLAT_WEIGHTS, dtype,
+                                        bucket->weights_first, bucket->elements);
     hdi_op_append(
         program, &hdi_op_all_gather,
         &(hdi_all_gather_options){.collective = {layout->axis, bucket->elements, "weights"},
