@@ -49,8 +49,13 @@ static hd_status measure_rank(const hd_trainer_options *options, const setting *
                               int data, size_t *largest)
 {
     const int sequence = hd_mesh_size(options->mesh, HD_AXIS_SEQUENCE);
-    const hd_mesh_options sizes = {
-        .data = tried->data, .pipeline = tried->pipeline, .sequence = sequence};
+    const int copies = hd_mesh_size(options->mesh, HD_AXIS_COPY);
+    const int group = hd_mesh_size(options->mesh, HD_AXIS_DATA) / copies;
+    const hd_mesh_options sizes = {.data = tried->data,
+                                   .pipeline = tried->pipeline,
+                                   .sequence = sequence,
+                                   .shard_group =
+                                       copies > 1 && tried->data % group == 0 ? group : 0};
     const int ranks = tried->data * tried->pipeline * sequence;
     const int rank =
         (stage * tried->data + data) * sequence + hd_mesh_index(options->mesh, HD_AXIS_SEQUENCE);

@@ -181,6 +181,10 @@ const hdi_config_row hdi_job_schema[] = {
          "too; 3: "
          "weights of layers, too, gathered when they are used",
          QUIET),
+    INT("layout.shard_group", "0", "0", "65536", "ranks",
+        "shard_state 2 and 3: split over so many neighbours on the data axis, with a copy for each "
+        "such group; zero: over all",
+        QUIET),
     ENUM("layout.recompute", "none", recomputes, "make activations again in the backward", QUIET),
     ENUM("layout.reduction", "fast", reductions,
          "exact: the same bits on every layout, at the price of gradient buffers", 0),

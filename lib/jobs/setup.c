@@ -118,10 +118,12 @@ hd_status hdi_job_mesh_options(const hd_config *config, int ranks, hd_mesh_optio
                          " ...) or set layout.data to 0, which takes what the other axes leave",
                          data, pipeline, sequence, tensor, data * others, ranks == 1 ? "is" : "are",
                          ranks, ranks == 1 ? "" : "s", data * others, data * others);
-    *out = (hd_mesh_options){.data = (int)(ranks / others),
-                             .pipeline = (int)pipeline,
-                             .sequence = (int)sequence,
-                             .tensor = (int)tensor};
+    *out =
+        (hd_mesh_options){.data = (int)(ranks / others),
+                          .pipeline = (int)pipeline,
+                          .sequence = (int)sequence,
+                          .tensor = (int)tensor,
+                          .shard_group = (int)hdi_config_int(config->values, "layout.shard_group")};
     return HD_OK;
 }
 

@@ -137,17 +137,37 @@ static int64_t next_boundary(const hdi_layout *layout, const hdi_bucket *bucket,
     return bucket->first + bucket->elements;
 }
 
+/* Sums are element by element, so any cut does. */
+static void cut_copies(const hdi_layout *layout, hdi_bucket *bucket, int64_t own)
+{
+    const int64_t each = hdi_round_up(hdi_ceil_div(own, layout->copies), HDI_FLAT_ALIGNMENT);
+    for (int c = 0; c < layout->copies; c++) {
+        const int64_t first = each * c < own ? each * c : own;
+        bucket->copy_offsets[c] = first;
+        bucket->copy_counts[c] = own - first < each ? own - first : each;
+    }
+    for (int c = 0; c < layout->copies; c++) {
+        bucket->part_counts[c] = bucket->copy_counts[layout->copy];
+        bucket->part_offsets[c] = bucket->part_counts[c] * c;
+    }
+}
+
 static hd_status make_shards(hdi_layout *layout)
 {
     int shards = layout->shards;
     for (int b = 0; b < layout->bucket_count; b++) {
         hdi_bucket *bucket = &layout->buckets[b];
-        bucket->shard_first = hdi_alloc_array(5 * (size_t)shards + 1, sizeof *bucket->shard_first);
+        bucket->shard_first = hdi_alloc_array(5 * (size_t)shards + 4 * (size_t)layout->copies + 1,
+                                              sizeof *bucket->shard_first);
         if (!bucket->shard_first) return out_of_memory();
         bucket->counts = bucket->shard_first + shards + 1;
         bucket->offsets = bucket->counts + shards;
         bucket->own_counts = bucket->offsets + shards;
         bucket->own_offsets = bucket->own_counts + shards;
+        bucket->copy_counts = bucket->own_offsets + shards;
+        bucket->copy_offsets = bucket->copy_counts + layout->copies;
+        bucket->part_counts = bucket->copy_offsets + layout->copies;
+        bucket->part_offsets = bucket->part_counts + layout->copies;
         for (int s = 0; s <= shards; s++)
             bucket->shard_first[s] =
                 next_boundary(layout, bucket, bucket->first + bucket->elements * s / shards);
@@ -159,6 +179,7 @@ static hd_status make_shards(hdi_layout *layout)
             bucket->own_counts[s] = own;
             bucket->own_offsets[s] = own * s;
         }
+        cut_copies(layout, bucket, own);
         bucket->state_first = layout->optimizer_elements;
         layout->optimizer_elements +=
             layout->state_sharded ? hdi_round_up(hdi_layout_shard(layout, b, layout->shard, &first),
@@ -215,6 +236,8 @@ hd_status hdi_layout_create(hd_program *const *programs, int count,
     layout->axis = options->axis ? options->axis : HD_AXIS_DATA;
     layout->shards = options->shards > 0 ? options->shards : 1;
     layout->shard = options->shard;
+    layout->copies = options->copies > 0 ? options->copies : 1;
+    layout->copy = options->copy;
     layout->state_sharded = options->sharding >= 1;
     layout->gradients_sharded = options->sharding >= 2 && layout->shards > 1;
     layout->weights_sharded = options->sharding >= 3 && layout->shards > 1;

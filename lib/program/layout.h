@@ -44,6 +44,11 @@ typedef struct hdi_bucket {
     int64_t *shard_first;              /* [shards + 1] flat positions; owned, as what follows */
     int64_t *counts, *offsets;         /* [shards] of each shard, from the bucket's first element */
     int64_t *own_counts, *own_offsets; /* [shards] one copy of this rank's shard from each rank */
+    int64_t *copy_counts,
+        *copy_offsets; /* [copies] parts of this rank's shard, from its first element: each
+                                            is summed by one of the ranks that have the same shard */
+    int64_t *part_counts,
+        *part_offsets;   /* [copies] one copy of this rank's part from each of them */
     int64_t state_first; /* this rank's optimizer state of the bucket, in flat optimizer elements */
     int64_t gradient_first; /* and its gradients, in stored gradients */
     int64_t weights_first;  /* and weights, in stored weights */
@@ -60,6 +65,7 @@ typedef struct hdi_layout {
     int64_t weights_elements, gradient_elements, optimizer_elements; /* stored */
     hd_axis axis;      /* of the ranks that have the same parameters, */
     int shards, shard; /* which share the optimizer's work; this rank's place */
+    int copies, copy;  /* of the shards, on HD_AXIS_COPY; gradients are sums over them, too */
     bool state_sharded, gradients_sharded, weights_sharded;
     int block_count;  /* of sharded weights */
     bool accumulates; /* steps have several micro-batches */
@@ -69,6 +75,7 @@ typedef struct hdi_layout_options {
     int64_t bucket_elements; /* a bucket is closed at this size; zero means 8 Mi */
     hd_axis axis;            /* zero means the data axis */
     int shards, shard;
+    int copies, copy; /* zero copies mean 1; more want sharding of gradients */
     int sharding;     /* 1: of optimizer state; 2: of gradients, too; 3: of blocks' weights, too. Of
                          one shard 1 at most */
     bool accumulates; /* steps have several micro-batches */

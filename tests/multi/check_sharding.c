@@ -31,19 +31,22 @@ static hdt_trained reference(int batches, hd_trainer_options options)
     return trained;
 }
 
-static void compare(int pipeline, int accumulate, const hd_trainer_options *options)
+static void compare(int pipeline, int accumulate, int group, const hd_trainer_options *options)
 {
     const int data = hd_comm_size(hdt_world) / pipeline;
     const hdt_trained one = reference(data * accumulate, *options);
     hdt_trained got;
-    hdt_assert_ok(train_on(hdt_world, data * accumulate,
-                           &(hd_mesh_options){.data = data, .pipeline = pipeline}, options, &got));
-    ck_assert_msg(got.hash == one.hash && got.last_loss == one.last_loss &&
-                      got.last_norm == one.last_norm && got.validation_loss == one.validation_loss,
-                  "shard_state %d, data %d x pipeline %d, accumulate %d: loss %.17g norm %.17g "
-                  "validation %.17g, one rank has %.17g, %.17g, %.17g",
-                  options->shard_state, data, pipeline, accumulate, got.last_loss, got.last_norm,
-                  got.validation_loss, one.last_loss, one.last_norm, one.validation_loss);
+    hdt_assert_ok(
+        train_on(hdt_world, data * accumulate,
+                 &(hd_mesh_options){.data = data, .pipeline = pipeline, .shard_group = group},
+                 options, &got));
+    ck_assert_msg(
+        got.hash == one.hash && got.last_loss == one.last_loss && got.last_norm == one.last_norm &&
+            got.validation_loss == one.validation_loss,
+        "shard_state %d, data %d x pipeline %d, accumulate %d, groups of %d: loss %.17g norm %.17g "
+        "validation %.17g, one rank has %.17g, %.17g, %.17g",
+        options->shard_state, data, pipeline, accumulate, group, got.last_loss, got.last_norm,
+        got.validation_loss, one.last_loss, one.last_norm, one.validation_loss);
     ck_assert_uint_eq(got.high_water, got.planned);
     ck_assert_uint_eq(got.allocations, 0);
 }
@@ -51,7 +54,7 @@ static void compare(int pipeline, int accumulate, const hd_trainer_options *opti
 START_TEST(bits_are_those_of_one_rank_whatever_is_accumulated)
 {
     for (int accumulate = 1; accumulate <= 4; accumulate++)
-        compare(1, accumulate, &(hd_trainer_options){.exact = true, .shard_state = _i});
+        compare(1, accumulate, 0, &(hd_trainer_options){.exact = true, .shard_state = _i});
 }
 END_TEST
 
@@ -59,7 +62,7 @@ START_TEST(bits_are_those_of_one_rank_in_a_pipeline)
 {
     if (hd_comm_size(hdt_world) % 2) return;
     for (int accumulate = 2; accumulate <= 3; accumulate++)
-        compare(2, accumulate,
+        compare(2, accumulate, 0,
                 &(hd_trainer_options){
                     .exact = true, .shard_state = _i, .chunks = accumulate == 2 ? 2 : 1});
 }
@@ -67,12 +70,42 @@ END_TEST
 
 START_TEST(bits_are_those_of_one_rank_with_16_bits_and_recompute)
 {
-    compare(1, 2,
+    compare(1, 2, 0,
             &(hd_trainer_options){.exact = true,
                                   .shard_state = _i,
                                   .recompute = true,
                                   .dtype = HD_DTYPE_BF16,
                                   .ema_decay = 0.9F});
+}
+END_TEST
+
+START_TEST(groups_that_cannot_be_are_refused)
+{
+    const int ranks = hd_comm_size(hdt_world);
+    hdt_trained got;
+    if (ranks != 4 && ranks != 6) return;
+    const hd_mesh_options pairs = {.data = ranks, .shard_group = 2};
+    hdt_assert_status(
+        train_on(hdt_world, ranks, &pairs, &(hd_trainer_options){.shard_state = 1}, &got),
+        HD_ERROR_UNSUPPORTED, "want shard_state 2 or 3");
+    hdt_assert_status(train_on(hdt_world, 3 * ranks, &pairs,
+                               &(hd_trainer_options){.exact = true, .shard_state = 2}, &got),
+                      HD_ERROR_UNSUPPORTED, "6 micro-batches for each shard group");
+}
+END_TEST
+
+/* Of 2 with 4, 6 or 8 ranks, of 4 with 8; in a pipeline of 2 the data axis is half of that. */
+START_TEST(bits_are_those_of_one_rank_in_shard_groups)
+{
+    const int ranks = hd_comm_size(hdt_world);
+    for (int pipeline = 1; pipeline <= 2; pipeline++)
+        for (int group = 2; 2 * group * pipeline <= ranks; group *= 2)
+            if (ranks % (group * pipeline) == 0)
+                compare(pipeline, 2, group,
+                        &(hd_trainer_options){.exact = true,
+                                              .shard_state = _i,
+                                              .dtype = HD_DTYPE_BF16,
+                                              .ema_decay = 0.9F});
 }
 END_TEST
 
@@ -120,6 +153,8 @@ int main(int argc, char **argv)
     tcase_add_loop_test(tests, bits_are_those_of_one_rank_whatever_is_accumulated, FIRST, END);
     tcase_add_loop_test(tests, bits_are_those_of_one_rank_in_a_pipeline, FIRST, END);
     tcase_add_loop_test(tests, bits_are_those_of_one_rank_with_16_bits_and_recompute, FIRST, END);
+    tcase_add_loop_test(tests, bits_are_those_of_one_rank_in_shard_groups, FIRST, END);
+    tcase_add_test(tests, groups_that_cannot_be_are_refused);
     tcase_add_loop_test(tests, fast_mode_agrees_within_rounding, FIRST, END);
     tcase_add_loop_test(tests, memory_of_what_is_sharded_is_a_share, FIRST, END);
     return hdt_main_ranks(argc, argv, "sharding", tests);

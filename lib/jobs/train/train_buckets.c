@@ -73,7 +73,9 @@ static hd_status try_bucket(const hdi_train_target *on, hdi_video_bucket *bucket
 {
     const hd_mesh_options sizes = {.data = hd_mesh_size(on->mesh, HD_AXIS_DATA),
                                    .pipeline = hd_mesh_size(on->mesh, HD_AXIS_PIPELINE),
-                                   .sequence = hd_mesh_size(on->mesh, HD_AXIS_SEQUENCE)};
+                                   .sequence = hd_mesh_size(on->mesh, HD_AXIS_SEQUENCE),
+                                   .shard_group = hd_mesh_size(on->mesh, HD_AXIS_DATA) /
+                                                  hd_mesh_size(on->mesh, HD_AXIS_COPY)};
     const int replicas = sizes.data * sizes.sequence;
     const hdi_video_buckets alone = {.items = bucket, .count = 1};
     *fits = true;

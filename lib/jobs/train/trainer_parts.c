@@ -35,7 +35,7 @@ hd_status hdi_trainer_saved_parts(hd_trainer *trainer, hdi_trainer_part_fn visit
     const hdi_layout *layout = trainer->plan->layout;
     for (int i = 0; i < layout->entry_count; i++) {
         const hdi_entry *entry = &layout->entries[i];
-        if (!hdi_trainer_speaks_for(trainer, entry->name)) continue;
+        if (layout->copy > 0 || !hdi_trainer_speaks_for(trainer, entry->name)) continue;
         int64_t first, count = hdi_layout_shard(layout, entry->bucket, layout->shard, &first);
         HD_RETURN_IF_ERROR(visit_range(trainer, entry, first, count, visit, user));
     }

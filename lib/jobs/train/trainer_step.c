@@ -10,8 +10,9 @@ hdi_deal hdi_trainer_deal(const hd_trainer *trainer)
 {
     const hdi_layout *layout = trainer->plan->layout;
     const hd_mesh *mesh = trainer->options.mesh;
-    return (hdi_deal){.rank = hd_mesh_index(mesh, HD_AXIS_DATA),
-                      .group = layout->gradients_sharded ? hd_mesh_size(mesh, HD_AXIS_DATA) : 1};
+    return (hdi_deal){
+        .rank = hd_mesh_index(mesh, HD_AXIS_DATA),
+        .group = layout->gradients_sharded ? hd_mesh_size(mesh, HD_AXIS_DATA) / layout->copies : 1};
 }
 
 /* Fill the inputs of every micro-batch of this rank. */

@@ -60,7 +60,7 @@ static hd_status cut_pieces(hd_trainer *trainer, const hdi_layout *layout)
         const hdi_entry *entry = &layout->entries[i];
         if (entry->options->frozen) continue;
         int64_t first, count = hdi_layout_shard(layout, entry->bucket, layout->shard, &first);
-        if (hdi_trainer_speaks_for(trainer, entry->name)) {
+        if (layout->copy == 0 && hdi_trainer_speaks_for(trainer, entry->name)) {
             hdi_piece piece = cut_piece(trainer, layout, entry, first, count);
             piece.first = hdi_layout_stored_gradient(layout, entry->bucket, piece.first);
             HD_RETURN_IF_ERROR(add_piece(&trainer->square_pieces, &trainer->square_count,
