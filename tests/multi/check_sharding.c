@@ -3,7 +3,7 @@
  * micro-batches are dealt, and take a share of the memory. */
 #include "tests/support/hdt_train.h"
 
-enum { STEPS = 2, LAYERS = 4 };
+enum { STEPS = 2, LAYERS = 4, MOST = 6 }; /* more ranks are for groups of 4 alone */
 
 static hd_status train_on(hd_comm *comm, int batches, const hd_mesh_options *mesh,
                           const hd_trainer_options *options, hdt_trained *out)
@@ -18,14 +18,16 @@ static hd_status train_on(hd_comm *comm, int batches, const hd_mesh_options *mes
                      out);
 }
 
-/* On one rank, whole. */
+/* On rank 0 alone, whole; the others get zeros. Collective. */
 static hdt_trained reference(int batches, hd_trainer_options options)
 {
     hd_comm *self = NULL;
-    hdt_trained trained;
+    hdt_trained trained = {0};
+    hd_status status = HD_OK;
     options.shard_state = 0;
     hdt_assert_ok(hd_comm_split(hdt_world, hd_comm_rank(hdt_world), 0, &self));
-    hd_status status = train_on(self, batches, &(hd_mesh_options){0}, &options, &trained);
+    if (hd_comm_rank(hdt_world) == 0)
+        status = train_on(self, batches, &(hd_mesh_options){0}, &options, &trained);
     hd_comm_destroy(self);
     hdt_assert_ok(status);
     return trained;
@@ -40,6 +42,7 @@ static void compare(int pipeline, int accumulate, int group, const hd_trainer_op
         train_on(hdt_world, data * accumulate,
                  &(hd_mesh_options){.data = data, .pipeline = pipeline, .shard_group = group},
                  options, &got));
+    if (hd_comm_rank(hdt_world) > 0) return;
     ck_assert_msg(
         got.hash == one.hash && got.last_loss == one.last_loss && got.last_norm == one.last_norm &&
             got.validation_loss == one.validation_loss,
@@ -53,13 +56,15 @@ static void compare(int pipeline, int accumulate, int group, const hd_trainer_op
 
 START_TEST(bits_are_those_of_one_rank_whatever_is_accumulated)
 {
-    for (int accumulate = 1; accumulate <= 4; accumulate++)
+    if (hd_comm_size(hdt_world) > MOST) return;
+    for (int accumulate = 1; accumulate <= 4; accumulate += accumulate)
         compare(1, accumulate, 0, &(hd_trainer_options){.exact = true, .shard_state = _i});
 }
 END_TEST
 
 START_TEST(bits_are_those_of_one_rank_in_a_pipeline)
 {
+    if (hd_comm_size(hdt_world) > MOST) return;
     if (hd_comm_size(hdt_world) % 2) return;
     for (int accumulate = 2; accumulate <= 3; accumulate++)
         compare(2, accumulate, 0,
@@ -70,6 +75,7 @@ END_TEST
 
 START_TEST(bits_are_those_of_one_rank_with_16_bits_and_recompute)
 {
+    if (hd_comm_size(hdt_world) > MOST) return;
     compare(1, 2, 0,
             &(hd_trainer_options){.exact = true,
                                   .shard_state = _i,
@@ -111,11 +117,13 @@ END_TEST
 
 START_TEST(fast_mode_agrees_within_rounding)
 {
+    if (hd_comm_size(hdt_world) > MOST) return;
     const int ranks = hd_comm_size(hdt_world);
     const hdt_trained one = reference(2 * ranks, (hd_trainer_options){0});
     hdt_trained got;
     hdt_assert_ok(train_on(hdt_world, 2 * ranks, &(hd_mesh_options){.data = ranks},
                            &(hd_trainer_options){.shard_state = _i}, &got));
+    if (hd_comm_rank(hdt_world) > 0) return;
     ck_assert_double_eq_tol(got.first_loss, one.first_loss, 1e-12);
     /* One update of 3e-3 lies between: what rounding makes of a gradient changes it by a few 2^-24. */
     ck_assert_double_eq_tol(got.last_loss, one.last_loss, 1e-4 * one.last_loss);
@@ -127,6 +135,7 @@ END_TEST
 /* Shards differ by some blocks of 4096 elements, one at most at either end of each bucket. */
 START_TEST(memory_of_what_is_sharded_is_a_share)
 {
+    if (hd_comm_size(hdt_world) > MOST) return;
     const int ranks = hd_comm_size(hdt_world);
     const hd_mesh_options whole = {.data = ranks};
     hdt_trained one, got;

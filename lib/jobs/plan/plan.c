@@ -38,10 +38,12 @@ static hd_status collect_step(const hd_trainer *trainer, const hdi_trainer_shape
     const hdi_schedule *schedule = shape->schedule;
     for (int i = 0; i < schedule->action_count; i++) {
         const hdi_schedule_action *action = &schedule->actions[i];
-        if (action->op == HDI_BACKWARD &&
-            action->micro_batch == schedule->options.micro_batches - 1)
-            HD_RETURN_IF_ERROR(
-                hdi_calls_add(calls, shape->train[action->chunk].program, HDI_PHASE_BACKWARD));
+        const hd_program *program = shape->train[action->chunk].program;
+        const bool backward = action->op == HDI_BACKWARD;
+        HD_RETURN_IF_ERROR(hdi_calls_add_gathers(
+            calls, trainer->plan, program, backward ? HDI_PHASE_BACKWARD : HDI_PHASE_FORWARD));
+        if (backward && action->micro_batch == schedule->options.micro_batches - 1)
+            HD_RETURN_IF_ERROR(hdi_calls_add(calls, program, HDI_PHASE_BACKWARD));
     }
     HD_RETURN_IF_ERROR(hdi_calls_add(calls, trainer->norm, HDI_PHASE_FORWARD));
     return hdi_calls_add(calls, trainer->update, HDI_PHASE_FORWARD);
