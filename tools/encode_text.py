@@ -18,17 +18,14 @@ Each prompt makes one safetensors file, fp32: "text" [tokens, columns] and, wher
   open-sora-2     T5 v1.1 XXL, 512 tokens, padding and all and without a mask, as the model attends to
                   it; pooled CLIP-L of 77 tokens.
   open-sora-1.2   T5 v1.1 XXL, up to 300 tokens, masked, padding dropped; the prompt in lower case.
-                  Its null text is part of its weights: with --weights each prompt gets a file in
-                  texts/negative/ too, of as many rows of it as the prompt has.
+                  Its null text is part of its weights, where heddle finds it. 1.3 reads the same.
 """
 import argparse
-import json
 import os
 import re
 import sys
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 HUNYUAN = "hunyuanvideo-community/HunyuanVideo"
@@ -77,25 +74,10 @@ def open_sora_2(prompts, args):
         yield {"text": embed(prompt), "pooled": clip(input_ids=ids).pooler_output[0]}
 
 
-def null_text(weights, name="y_embedder.y_embedding"):
-    """The tensor of that name in a safetensors file, or in a folder of one or of shards."""
-    path = weights
-    if os.path.isdir(weights):
-        path = os.path.join(weights, "model.safetensors")
-        index = path + ".index.json"
-        if os.path.exists(index):
-            with open(index, encoding="utf-8") as file:
-                path = os.path.join(weights, json.load(file)["weight_map"][name])
-    with safe_open(path, framework="pt") as file:
-        return file.get_tensor(name)
-
-
 def open_sora_1_2(prompts, args):
-    null = null_text(args.weights) if args.weights else None
     embed = t5_embedder(args.encoder or T5["open-sora-1.2"], args, 300, masked=True)
     for prompt in prompts:
-        text = embed(" ".join(prompt.lower().split()))
-        yield {"text": text} if null is None else {"text": text, "negative": null[:len(text)]}
+        yield {"text": embed(" ".join(prompt.lower().split()))}
 
 
 MODELS = {"hunyuan-video": hunyuan, "open-sora-2": open_sora_2, "open-sora-1.2": open_sora_1_2}
@@ -135,7 +117,6 @@ def main():
     parser.add_argument("--encoder", help="folder or hub name of the text encoder; hunyuan-video: of the "
                         "pipeline")
     parser.add_argument("--pooled-encoder", help="the same of CLIP, for open-sora-2")
-    parser.add_argument("--weights", help="of open-sora-1.2, as safetensors: for its null text")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", help="float16 (hunyuan-video), bfloat16 (the others), float32")
     args = parser.parse_args()
@@ -145,11 +126,7 @@ def main():
     with torch.inference_mode():
         for number, made in enumerate(MODELS[args.model](prompts, args), 1):
             prompt = prompts[number - 1]
-            negative = made.pop("negative", None)
-            name = file_name(number, prompt)
-            save(args.folder, name, made, prompt, args.model)
-            if negative is not None:
-                save(os.path.join(args.folder, "negative"), name, {"text": negative}, "", args.model)
+            save(args.folder, file_name(number, prompt), made, prompt, args.model)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ typedef struct hd_generator_options {
     const hd_mesh *mesh;       /* borrowed; NULL: one rank; a fake one serves planning only */
     const hd_backend *backend; /* that will run it, of hd_context_backend; NULL: the CPU's */
     const int *stage_layers;   /* [pipeline] layers of each stage; NULL: balanced by cost */
+    hd_dtype dtype;   /* of weights, caches and activations: F32 (zero means it), BF16 or F16 */
     int64_t capacity; /* tokens of the longest sequence, prompt and generated ones together */
     int64_t prefill;  /* prompt tokens that one pass takes; zero means 32 */
     int slots; /* sequences in flight on each data rank, at most 256; zero: twice the stages. Fewer

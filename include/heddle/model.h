@@ -70,9 +70,12 @@ typedef struct hd_video_model {
     bool text_packed;   /* text by offsets ("text_offsets"), not by counts */
     bool towards_data;  /* its velocity is data minus noise, else noise minus data */
 
-    /* The tensor [text_tokens, text_columns] of weights files that stands for no text in classifier-
-     * free guidance and text dropout: as many of its rows as the text has. NULL: an empty text. */
+    /* The tensor [text_tokens, text_columns] of weights that stands for no text in classifier-free
+     * guidance and text dropout: as many of its rows as the text has that it stands in for. Training
+     * never changes it; without weights it begins as normal numbers of this spread. NULL: an empty
+     * text. */
     const char *null_text;
+    double null_text_std;
 } hd_video_model;
 
 /* NULL for token models. Borrowed. */

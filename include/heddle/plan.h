@@ -40,6 +40,20 @@ typedef enum hd_residency {
 
 enum { HD_STREAM_SLOTS = 8 };
 
+/* What a device does in a second. Zeros mean what the comments say. */
+typedef struct hd_rates {
+    double compute;                       /* FLOPs of matrix products; 100e12 */
+    double attention, attention_gradient; /* FLOPs; those of compute */
+    double memory;                        /* bytes that ops read and write; without end */
+    double link;                          /* bytes from host to device; 25e9 (PCIe 4.0 x16) */
+    double peer;                          /* bytes to other ranks; without end */
+} hd_rates;
+
+/* Rates that a device reaches with matrices of 16 bits, by a name that has its model in it ("NVIDIA H100
+ * 80GB HBM3", "rtx-4090"). Those of the H100 and the H200 were measured; the others' are shares of the
+ * makers' figures as large as the H100's. HD_ERROR_ARGUMENT names the known ones. Local. */
+HD_API hd_status hd_rates_find(const char *device, hd_rates *out);
+
 typedef struct hd_plan_options {
     size_t budget;       /* bytes of device memory, foreign included; zero: no limit */
     size_t foreign;      /* bytes that others will take */
@@ -51,8 +65,7 @@ typedef struct hd_plan_options {
     int stream_slots; /* blocks from the host that have room on the device, at most HD_STREAM_SLOTS;
                          zero means 2. AUTO takes fewer where nothing else fits: with one, copies
                          and computation take turns. */
-    double link_rate; /* bytes a second from host to device; zero means 25e9 (PCIe 4.0 x16) */
-    double compute_rate; /* FLOPs a second; zero means 100e12. Both are for hd_plan_streaming. */
+    hd_rates rates;   /* for hd_plan_streaming and hd_plan_seconds */
 } hd_plan_options;
 
 /* How a program takes part. Zeros mean 1 slot, group 0. */
@@ -95,6 +108,11 @@ typedef struct hd_streaming {
 
 /* For runs of `program`, which is in the finished plan, one after another. */
 HD_API void hd_plan_streaming(const hd_plan *plan, const hd_program *program, hd_streaming *out);
+
+/* Seconds that `program`, which is in the finished plan, takes by the rates of the options: its ops one
+ * after another, each as long as its FLOPs or its bytes, and what it waits for copies and for other
+ * ranks. Of a run that follows another; a training program's is a forward and a backward. */
+HD_API hd_status hd_plan_seconds(const hd_plan *plan, const hd_program *program, double *out);
 
 /* The plan as text: a table of regions, then each program with every op's tensors and addresses. */
 HD_API void hd_plan_print(const hd_plan *plan, hd_write_fn write, void *user);

@@ -32,6 +32,7 @@ typedef struct hd_sampler_options {
     int text_lengths;
     size_t budget, foreign; /* bytes of device memory; zero budget: no limit */
     size_t transport;       /* bytes of it that communicators take */
+    hd_rates rates;         /* that plans predict seconds by; zeros: of no device in particular */
     hd_residency residency; /* of weights, in both phases */
     int host_blocks;        /* as hd_plan_options has it */
     int slices; /* as hd_program_options has it, of denoising; zero: 1, or with a budget that this

@@ -58,6 +58,7 @@ typedef struct hd_trainer_options {
     bool recompute;          /* each layer's activations are made again in the backward */
     size_t budget, foreign;  /* bytes of device memory; zero budget: no limit */
     size_t transport;        /* bytes of it that communicators take */
+    hd_rates rates;          /* that plans predict seconds by; zeros: of no device in particular */
     int64_t bucket_elements; /* of a gradient bucket; zero means 8 Mi */
     hd_dtype dtype;          /* of weights and activations: F32 (zero means it), BF16 or F16 */
     hd_dtype gradients; /* F32 (zero means it), or with a dtype of BF16 and without `exact` BF16:

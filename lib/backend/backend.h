@@ -165,6 +165,9 @@ typedef struct hdi_attention_args {
     int64_t interleave;
     const int32_t *counts; /* [batch] on the device: valid first tokens of each sequence, as queries
                               and as keys; the others' out and gradients are zero. NULL: all */
+    const int32_t
+        *kv_counts; /* [batch]: the keys' own counts, where they are not the queries' rows;
+                                 only beside `counts`. NULL: the same */
     const void *q, *k, *v;
     void *out;
     float *lse; /* [batch, heads, tokens] natural log-sum-exp; NULL if not wanted */

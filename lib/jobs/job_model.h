@@ -16,4 +16,8 @@ hd_status hdi_job_model(const hd_config *config, hd_model **out);
 hd_status hdi_job_model_of(const hd_config *config, const char *path, const char *key,
                            hd_model **out);
 
+/* What Hugging Face files at `path` have: the dtype of the largest tensor if that is BF16 or F16, else
+ * F32, as for checkpoints, which hold fp32 values. Local. */
+hd_status hdi_job_stored_dtype(const char *path, hd_dtype *out);
+
 #endif

@@ -3,8 +3,10 @@
 
 #include "core/error.h"
 #include "core/file.h"
+#include "core/half.h"
 #include "core/memory.h"
 #include "io/checkpoint.h"
+#include "io/weights_index.h"
 #include "models/model.h"
 
 #include <string.h>
@@ -84,4 +86,21 @@ hd_status hdi_job_model_of(const hd_config *config, const char *path, const char
     hd_model_destroy(*out);
     *out = NULL;
     return status;
+}
+
+hd_status hdi_job_stored_dtype(const char *path, hd_dtype *out)
+{
+    *out = HD_DTYPE_F32;
+    if (hdi_checkpoint_exists(path)) return HD_OK;
+    hdi_weights *weights;
+    HD_RETURN_IF_ERROR(hdi_weights_open(path, &weights));
+    int64_t most = 0;
+    for (int i = 0; i < hdi_weights_count(weights); i++) {
+        const hdi_safetensors_tensor *tensor = hdi_weights_get(weights, i, NULL);
+        if (tensor->elements <= most) continue;
+        most = tensor->elements;
+        *out = hdi_is_half(tensor->dtype) ? tensor->dtype : HD_DTYPE_F32;
+    }
+    hdi_weights_close(weights);
+    return HD_OK;
 }

@@ -207,6 +207,11 @@ const hdi_config_row hdi_job_schema[] = {
     ENUM("run.transport", "auto", transports, "between ranks", QUIET),
     ENUM("run.device_transport", "auto", device_transports,
          "between their GPUs; staged: through host memory, where NCCL cannot", QUIET),
+    STRING("run.rates", "auto",
+           "the device that seconds are predicted for, such as h100 or rtx-4090; auto: the GPU at "
+           "hand; "
+           "none",
+           QUIET),
     BOOL("run.share_gpu", "false", "ranks may have one GPU: slow, for tests (--share-gpu)", QUIET),
     INT("run.threads", "0", "0", "4096", "threads",
         "of the CPU backend; zero: OMP_NUM_THREADS, or 1", QUIET),
@@ -231,6 +236,9 @@ const hdi_config_row hdi_job_schema[] = {
         "of sampling: a function of seed, prompt and position", QUIET),
     INT("generate.prefill", "32", "1", "65536", "tokens", "prompt tokens that one pass takes",
         QUIET),
+    ENUM("generate.dtype", "auto", sample_dtypes,
+         "of weights, caches and activations; auto: what Hugging Face files have on GPUs, else f32",
+         QUIET),
     ENUM("generate.residency", "auto", residencies,
          "weights of blocks, as in sample.residency; auto: on the host where nothing else fits",
          QUIET),
@@ -246,7 +254,7 @@ const hdi_config_row hdi_job_schema[] = {
      .flags = QUIET},
     STRING("sample.negative", "",
            "text to be guided away from, or a folder with one of each input's name; empty: a data "
-           "set's text for the empty prompt",
+           "set's text for the empty prompt, or else that of the weights (Open-Sora 1.2, 1.3)",
            QUIET),
     STRING("sample.given", "",
            "safetensors with given frames: \"latents\", and \"mask\" of one number a frame", QUIET),

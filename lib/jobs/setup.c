@@ -6,6 +6,7 @@
 #include "core/memory.h"
 #include "core/number.h"
 #include "core/text.h"
+#include "runtime/gpu.h"
 #include "runtime/session.h"
 #include "runtime/transport.h"
 
@@ -205,4 +206,20 @@ void hdi_job_log_memory(const hdi_memory_info *least, size_t planned)
     if (least->total_bytes == 0) return;
     hdi_log(HD_LOG_INFO, "memory: planned %zu bytes; in use %zu bytes of the device's %zu", planned,
             least->total_bytes - least->free_bytes, least->total_bytes);
+}
+
+hd_status hdi_job_rates(const hd_config *config, const hd_backend *backend, hd_rates *out)
+{
+    const char *device = hdi_config_string(config->values, "run.rates");
+    char name[256];
+    *out = (hd_rates){0};
+    if (strcmp(device, "none") == 0) return HD_OK;
+    if (strcmp(device, "auto") != 0) {
+        const hd_status status = hd_rates_find(device, out);
+        return status == HD_OK ? HD_OK : hdi_error(HD_ERROR_CONFIG, "run.%s", hd_last_error());
+    }
+    if (backend != hdi_gpu_backend() || !backend) return HD_OK;
+    HD_RETURN_IF_ERROR(hdi_gpu_name(0, name, sizeof name));
+    if (hd_rates_find(name, out) != HD_OK) *out = (hd_rates){0}; /* not known: not predicted */
+    return HD_OK;
 }

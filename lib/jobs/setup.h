@@ -6,6 +6,7 @@
 #include "jobs/config.h"
 
 #include <heddle/mesh.h>
+#include <heddle/plan.h>
 #include <heddle/session.h>
 
 /* The communicator of all ranks by run.transport and run.deadline; log lines are led by its rank
@@ -40,6 +41,9 @@ size_t hdi_job_transport(const hd_config *config, const hd_mesh *mesh, const hd_
  * there yet, and what libraries load later; *transport as above, or what attaching took if that is more. 0 on the CPU. Local. */
 hd_status hdi_job_foreign(const hd_config *config, const hd_mesh *mesh, const hd_context *context,
                           size_t *out, size_t *transport);
+
+/* What run.rates asks to predict seconds by: zeros where nothing is. Local. */
+hd_status hdi_job_rates(const hd_config *config, const hd_backend *backend, hd_rates *out);
 
 /* Take the device's memory into *least if less is free than there; zeros at first. Local. */
 void hdi_job_watch_memory(const hd_context *context, hdi_memory_info *least);

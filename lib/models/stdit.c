@@ -10,13 +10,15 @@
 #include "models/stdit.h"
 
 #include "core/checked.h"
+#include "ops/sequence.h"
 #include "program/program.h"
 
 #include <inttypes.h>
 
 static hd_tensor finish(hdi_stdit_build *b, const hdi_stdit_stream *from)
 {
-    const hd_tensor x = hdi_stdit_final_layer(b, from);
+    const hd_tensor x =
+        hdi_sequence_all_rows(b->p, hdi_stdit_final_layer(b, from), b->stage->sequences, b->tokens);
     const hd_patch_options options = hdi_stdit_patches(b, HD_PATCH_CHANNELS_LAST);
     if (b->stage->purpose == HD_PURPOSE_DENOISE)
         return hd_output(b->p, hd_unpatchify(b->p, x, &options), "velocity");
@@ -34,7 +36,7 @@ enum { PARTS = 4 };
 
 static void boundary(const hdi_stdit_build *b, int64_t out[PARTS])
 {
-    out[0] = b->tokens;
+    out[0] = b->own;
     out[1] = b->text_rows;
     out[2] = 6 * b->kinds;
     out[3] = b->kinds;
@@ -95,20 +97,31 @@ static bool begin(hd_program *p, const hdi_stdit_config *config, const hd_stage 
     out->width = hdi_ceil_div(video->width, config->patch[2]);
     out->places = out->height * out->width;
     out->tokens = out->frames * out->places;
+    out->own = hdi_sequence_own_tokens(p, out->tokens);
     out->given = video->masked_frames && config->condition;
     out->kinds = video->masked_frames && !config->condition ? 2 : 1;
     out->text_rows = (out->given ? 2 : 1) * video->text;
     out->entries = out->kinds * stage->sequences;
-    return check_stage(out, x);
+    return check_stage(out, x) && hdi_sequence_begin(p, out->tokens, config->heads, true);
+}
+
+/* Rows of one frame on one rank; ranks that share sequences may have parts of frames, and know each row's
+ * entry. */
+static void read_frame_entries(hdi_stdit_build *b)
+{
+    const int64_t sequences = b->stage->sequences, frames = sequences * b->frames;
+    const hd_tensor entries = hd_input(b->p, "frame_entries", HD_DTYPE_I32, 1, &frames);
+    b->frame_entries = hdi_sequence_own_entries(b->p, entries, sequences, b->frames, b->places);
+    b->frame_rows = hdi_sequence_ranks(b->p) > 1 ? 1 : b->places;
 }
 
 /* Where the stage's blocks begin: x, and what they share, made here or by others. */
 static hd_tensor enter(hdi_stdit_build *b, hd_tensor x)
 {
     const hd_stage *stage = b->stage;
-    const int64_t frames = stage->sequences * b->frames, ends = stage->sequences + 1;
+    const int64_t ends = stage->sequences + 1;
     if (b->given ? stage->layers > 0 : b->kinds == 2 && (stage->layers || stage->last))
-        b->frame_entries = hd_input(b->p, "frame_entries", HD_DTYPE_I32, 1, &frames);
+        read_frame_entries(b);
     if (stage->video.text_counts && stage->layers)
         b->text_offsets = hd_input(b->p, "text_offsets", HD_DTYPE_I32, 1, &ends);
     if (stage->purpose == HD_PURPOSE_DENOISE) {

@@ -28,17 +28,21 @@ void hdi_stdit_write(const void *config, hdi_text *out);
 void hdi_stdit_describe(const void *config, hdi_model_facts *out);
 extern const hdi_model_preset hdi_stdit_presets[];
 
+/* The caption that stands for none: of the published files a buffer, not a weight. */
+#define HDI_STDIT_NULL_TEXT "y_embedder.y_embedding"
+
 /* Pixels of a latent, in height and width. */
 enum { HDI_STDIT_COMPRESSION = 8 };
 
-/* Constants of a program, in its dtype: positions [height * width, hidden] of a frame's patches,
+/* Constants of a program, in its dtype: positions [rows, hidden] of a frame's patches,
  * the first half of the columns for x, the second for y, each sines, then cosines; zeros F32
  * [rows]; and [2 * entries, 2 * hidden], of whose columns the first half is 0, then -1 from row
  * `entries` on, and the second 0, then 1. */
 typedef struct hdi_stdit_places {
     int64_t height, width; /* in patches */
     int64_t hidden;
-    double scale; /* of the pictures' side to config.square */
+    int64_t first, rows; /* row r is at place (first + r) % (height * width) */
+    double scale;        /* of the pictures' side to config.square */
 } hdi_stdit_places;
 hd_tensor hdi_stdit_positions(hd_program *program, const hdi_stdit_places *places);
 hd_tensor hdi_stdit_zeros(hd_program *program, int64_t rows);
@@ -51,10 +55,13 @@ typedef struct hdi_stdit_build {
     const hd_stage *stage;
     int64_t frames, height, width; /* in patches */
     int64_t places, tokens;        /* of a frame, of a sequence */
+    int64_t own;                   /* tokens of a sequence that this rank has */
     int64_t kinds, entries;        /* 1 or 2, with frames given by time 0; times sequences */
     bool given;                    /* frames may be given beside the latents */
     int64_t text_rows; /* a sequence's: of its text, and where frames are given of the null text */
-    hd_tensor frame_entries, text_offsets;
+    hd_tensor frame_entries; /* whose rows frame_rows are, in this rank's */
+    int64_t frame_rows;
+    hd_tensor text_offsets;
     hd_tensor text; /* [sequences * text_rows, hidden]: all texts, packed, then all null texts */
     hd_tensor modulation; /* [entries * 6, hidden], for all blocks */
     hd_tensor time;       /* [entries, hidden], for the final layer */

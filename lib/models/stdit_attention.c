@@ -1,5 +1,6 @@
 /* What STDiT3's blocks attend to: a frame, a place or a window of places over time, and the text. */
 #include "models/stdit.h"
+#include "ops/sequence.h"
 
 static hd_tensor norm_weight(hdi_stdit_build *b, const char *name)
 {
@@ -36,22 +37,22 @@ static hd_rope_axes rope_of(const hdi_stdit_build *b, bool temporal)
 }
 
 /* Rows of a sequence lie frame by frame: within frames, or along places. */
-static hd_tensor attend(hdi_stdit_build *b, hd_tensor qkv, int64_t tokens, int64_t interleave)
+static hd_tensor attend(const hdi_stdit_build *b, hd_tensor qkv, int64_t heads, int64_t tokens,
+                        int64_t interleave)
 {
-    const hdi_stdit_config *c = b->config;
     return hd_attention(b->p, qkv,
-                        &(hd_attention_options){.heads = c->heads,
-                                                .head_dim = c->hidden / c->heads,
+                        &(hd_attention_options){.heads = heads,
+                                                .head_dim = b->config->hidden / b->config->heads,
                                                 .tokens = tokens,
                                                 .interleave = interleave});
 }
 
 /* Windows that the far sides cut are smaller: nothing is padded, so nothing has to be masked. One that
  * holds all places is the sequence as it lies. */
-static hd_tensor attend_windows(hdi_stdit_build *b, hd_tensor qkv)
+static hd_tensor attend_windows(const hdi_stdit_build *b, hd_tensor qkv, int64_t heads)
 {
     const int64_t *window = b->config->window;
-    if (window[0] >= b->height && window[1] >= b->width) return attend(b, qkv, b->tokens, 1);
+    if (window[0] >= b->height && window[1] >= b->width) return attend(b, qkv, heads, b->tokens, 1);
     const hd_window_options options = {.sequences = b->stage->sequences,
                                        .frames = b->frames,
                                        .height = b->height,
@@ -62,25 +63,54 @@ static hd_tensor attend_windows(hdi_stdit_build *b, hd_tensor qkv)
     int64_t tokens[HD_WINDOW_PARTS];
     const int count = hd_split_windows(b->p, qkv, &options, parts, tokens);
     for (int i = 0; i < count; i++)
-        parts[i] = attend(b, parts[i], tokens[i], 1);
+        parts[i] = attend(b, parts[i], heads, tokens[i], 1);
     return hd_join_windows(b->p, parts, &options);
+}
+
+/* Of whole sequences, and so many heads of them. */
+static hd_tensor attention_of(const hdi_stdit_build *b, const hd_qkv_stream *stream, int64_t heads,
+                              bool temporal)
+{
+    const hdi_stdit_config *c = b->config;
+    hd_tensor x = stream->qkv;
+    if (stream->rope.axes || c->qk_norm)
+        x = hd_joint_qkv(b->p, b->stage->sequences, heads, c->hidden / c->heads, 0, 1, stream);
+    if (!temporal) return attend(b, x, heads, b->places, 1);
+    return c->window[0] ? attend_windows(b, x, heads) : attend(b, x, heads, b->frames, b->places);
+}
+
+/* Where ranks share sequences each takes some of the heads of all tokens: norms, turns, frames, places
+ * and windows are then those of one rank. */
+static hd_tensor attend_shared(const hdi_stdit_build *b, hd_qkv_stream stream, bool temporal)
+{
+    const int64_t all = b->config->heads;
+    hdi_sequence_heads travel = {.shape = {.sequences = b->stage->sequences,
+                                           .tokens = b->tokens,
+                                           .heads = all,
+                                           .kv_heads = all,
+                                           .head_dim = b->config->hidden / all}};
+    travel.turns = hdi_sequence_turns(b->p, &travel.shape);
+    hd_tensor turn[HDI_SEQUENCE_TURNS];
+    hdi_sequence_to_heads(b->p, stream.qkv, &travel, turn, NULL);
+    for (int t = 0; t < travel.turns; t++) {
+        const int64_t heads = hdi_sequence_turn_heads(b->p, all, all, travel.turns, t);
+        stream.qkv = hdi_sequence_arrive(b->p, turn[t], &travel, t);
+        const hd_tensor made = attention_of(b, &stream, heads, temporal);
+        turn[t] = hdi_sequence_return(b->p, made, &travel, t, false);
+    }
+    return hdi_sequence_to_tokens(b->p, &travel, turn, NULL);
 }
 
 hd_tensor hdi_stdit_self_attention(hdi_stdit_build *b, hd_tensor x, bool temporal)
 {
     const hdi_stdit_config *c = b->config;
-    const hd_qkv_stream qkv = {.qkv = hdi_stdit_linear(b, x, "attn.qkv", 3 * c->hidden),
-                               .query_norm = norm_weight(b, "attn.q_norm.weight"),
-                               .key_norm = norm_weight(b, "attn.k_norm.weight"),
-                               .tokens = b->tokens,
-                               .rope = rope_of(b, temporal)};
-    x = qkv.rope.axes || c->qk_norm
-            ? hd_joint_qkv(b->p, b->stage->sequences, c->heads, c->hidden / c->heads, 0, 1, &qkv)
-            : qkv.qkv;
-    if (!temporal)
-        x = attend(b, x, b->places, 1);
-    else
-        x = c->window[0] ? attend_windows(b, x) : attend(b, x, b->frames, b->places);
+    const hd_qkv_stream stream = {.qkv = hdi_stdit_linear(b, x, "attn.qkv", 3 * c->hidden),
+                                  .query_norm = norm_weight(b, "attn.q_norm.weight"),
+                                  .key_norm = norm_weight(b, "attn.k_norm.weight"),
+                                  .tokens = b->tokens,
+                                  .rope = rope_of(b, temporal)};
+    x = hdi_sequence_ranks(b->p) > 1 ? attend_shared(b, stream, temporal)
+                                     : attention_of(b, &stream, c->heads, temporal);
     return hdi_stdit_linear(b, x, "attn.proj", c->hidden);
 }
 
@@ -90,7 +120,7 @@ static hd_tensor read_text(hdi_stdit_build *b, hd_tensor q, hd_tensor kv)
     return hd_cross_attention(b->p, q, kv, b->text_offsets,
                               &(hd_cross_attention_options){.heads = c->heads,
                                                             .head_dim = c->hidden / c->heads,
-                                                            .tokens = b->tokens,
+                                                            .tokens = b->own,
                                                             .most_keys = b->stage->video.text});
 }
 

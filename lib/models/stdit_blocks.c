@@ -9,7 +9,7 @@ hd_modulation hdi_stdit_modulation(const hdi_stdit_build *b, hd_tensor table)
 {
     return (hd_modulation){.table = table,
                            .index = b->kinds == 2 ? b->frame_entries : (hd_tensor){0},
-                           .rows_per_group = b->kinds == 2 ? b->places : b->tokens,
+                           .rows_per_group = b->kinds == 2 ? b->frame_rows : b->own,
                            .shift = -1,
                            .scale = -1,
                            .gate = -1};
@@ -79,7 +79,7 @@ hd_tensor hdi_stdit_choose(hdi_stdit_build *b, hd_tensor x, hd_tensor other)
     const int64_t hidden = b->config->hidden;
     hd_modulation select = {.table = hdi_stdit_selection(b->p, b->stage->sequences, hidden),
                             .index = b->frame_entries,
-                            .rows_per_group = b->places,
+                            .rows_per_group = b->frame_rows,
                             .shift = -1,
                             .scale = -1,
                             .gate = 0};
@@ -99,7 +99,7 @@ hd_tensor hdi_stdit_final_layer(hdi_stdit_build *b, const hdi_stdit_stream *from
     given.scale = c->hidden;
     hd_modulation by = given; /* all frames at their sequence's time */
     by.index = (hd_tensor){0};
-    by.rows_per_group = b->tokens;
+    by.rows_per_group = b->own;
     hd_tensor x, h = norm(b, from, &by, &x);
     /* Frames at time 0 are normed and modulated twice, as the model was trained: with their sequence's
      * time and then, what came out, with time 0. */

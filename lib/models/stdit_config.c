@@ -4,6 +4,7 @@
 #include "core/error.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <string.h>
 
 const hdi_model_preset hdi_stdit_presets[] = {
@@ -188,6 +189,7 @@ void hdi_stdit_describe(const void *config, hdi_model_facts *out)
         .frame_times = !from->condition,
         .text_packed = true,
         .towards_data = true,
-        .null_text = "y_embedder.y_embedding",
+        .null_text = HDI_STDIT_NULL_TEXT,
+        .null_text_std = 1 / sqrt((double)from->text_columns),
     };
 }

@@ -1,5 +1,6 @@
 /* What STDiT3 makes of its inputs before the blocks: rows of latents, of text and of times. */
 #include "models/stdit.h"
+#include "ops/sequence.h"
 #include "program/program.h"
 
 #include <math.h>
@@ -37,11 +38,10 @@ hd_tensor hdi_stdit_video(hdi_stdit_build *b, const char *name, int64_t videos)
     return hd_input(b->p, name, HD_DTYPE_F32, 5, dims);
 }
 
-/* The caption that stands for none: of the published files a buffer, not a weight. */
 static hd_tensor null_text(hdi_stdit_build *b)
 {
     const hdi_stdit_config *c = b->config;
-    return hd_parameter(b->p, &(hd_parameter_options){.name = "y_embedder.y_embedding",
+    return hd_parameter(b->p, &(hd_parameter_options){.name = HDI_STDIT_NULL_TEXT,
                                                       .rank = 2,
                                                       .dims = {c->text_tokens, c->text_columns},
                                                       .init = HD_INIT_NORMAL,
@@ -188,6 +188,8 @@ static hd_tensor add_given(hdi_stdit_build *b, hd_tensor x)
     const int64_t tokens[] = {b->tokens, b->tokens};
     hd_tensor parts[2];
     hd_split_rows(b->p, rows, b->stage->sequences, 2, tokens, parts);
+    for (int i = 0; i < 2; i++)
+        parts[i] = hdi_sequence_own_rows(b->p, parts[i], b->stage->sequences, b->tokens);
     x = embed_patches(b, parts[1], "x_embedder_cond.proj", x);
     return embed_patches(b, parts[0], "x_embedder_cond_mask.proj", x);
 }
@@ -202,15 +204,29 @@ double hdi_stdit_scale(const hdi_stdit_build *b)
     return sqrt((double)tall * (double)wide) / (double)b->config->square;
 }
 
+/* All ranks have the places of a frame, or each those of its own rows. */
+static hd_tensor positions(hdi_stdit_build *b)
+{
+    const int ranks = hdi_sequence_ranks(b->p);
+    const int rank = hd_mesh_index(b->p->mesh, HD_AXIS_SEQUENCE);
+    const hdi_stdit_places places = {.height = b->height,
+                                     .width = b->width,
+                                     .hidden = b->config->hidden,
+                                     .first = hdi_sequence_first(b->tokens, ranks, rank),
+                                     .rows = ranks > 1 ? b->own : b->places,
+                                     .scale = hdi_stdit_scale(b)};
+    return hdi_stdit_positions(b->p, &places);
+}
+
 hd_tensor hdi_stdit_latents(hdi_stdit_build *b)
 {
+    const int64_t sequences = b->stage->sequences;
     const hd_patch_options options = hdi_stdit_patches(b, HD_PATCH_CHANNELS_FIRST);
-    const hd_tensor latents = hdi_stdit_video(b, "latents", b->stage->sequences);
-    hd_tensor x =
-        embed_patches(b, hd_patchify(b->p, latents, &options), "x_embedder.proj", (hd_tensor){0});
+    hd_tensor x = hd_patchify(b->p, hdi_stdit_video(b, "latents", sequences), &options);
+    x = hdi_sequence_own_rows(b->p, x, sequences, b->tokens);
+    x = embed_patches(b, x, "x_embedder.proj", (hd_tensor){0});
     if (b->given) x = add_given(b, x);
-    const hdi_stdit_places places = {b->height, b->width, b->config->hidden, hdi_stdit_scale(b)};
-    return hd_add_rows(b->p, x, hdi_stdit_positions(b->p, &places));
+    return hd_add_rows(b->p, x, positions(b));
 }
 
 /* What one step reads, and what the condition program makes of it: `steps` times as large where it

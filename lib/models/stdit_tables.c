@@ -26,21 +26,23 @@ static void fill_positions(void *user, float *out)
     memcpy(&of, user, sizeof of);
     const double base = nearbyint(sqrt((double)(of.height * of.width)));
     const int64_t quarter = of.hidden / 4;
-    for (int64_t y = 0; y < of.height; y++) {
-        for (int64_t x = 0; x < of.width; x++, out += of.hidden) {
-            fill_axis((double)x / of.scale * base / (double)of.width, quarter, out);
-            fill_axis((double)y / of.scale * base / (double)of.height, quarter, out + 2 * quarter);
-        }
+    for (int64_t r = 0; r < of.rows; r++, out += of.hidden) {
+        const int64_t place = (of.first + r) % (of.height * of.width);
+        const double x = (double)(place % of.width), y = (double)(place / of.width);
+        fill_axis(x / of.scale * base / (double)of.width, quarter, out);
+        fill_axis(y / of.scale * base / (double)of.height, quarter, out + 2 * quarter);
     }
 }
 
 hd_tensor hdi_stdit_positions(hd_program *program, const hdi_stdit_places *places)
 {
-    char name[160];
+    char name[224];
     snprintf(name, sizeof name,
-             "positions.height%" PRId64 ".width%" PRId64 ".columns%" PRId64 ".scale%.17g",
-             places->height, places->width, places->hidden, places->scale);
-    const int64_t dims[] = {places->height * places->width, places->hidden};
+             "positions.height%" PRId64 ".width%" PRId64 ".columns%" PRId64 ".first%" PRId64
+             ".rows%" PRId64 ".scale%.17g",
+             places->height, places->width, places->hidden, places->first, places->rows,
+             places->scale);
+    const int64_t dims[] = {places->rows, places->hidden};
     return hd_cast(program,
                    hdi_table(program, name, 2, dims, fill_positions, places, sizeof *places));
 }

@@ -160,6 +160,7 @@ static hd_status gradient_run(const hd_run *run)
 
 static const hd_op_kind attention_gradient = {
     .name = "attention_gradient",
+    .flags = HD_OP_ATTENDS,
     .options_bytes = sizeof(attention_options),
     .shape = gradient_shape,
     .cost = gradient_cost,
@@ -179,6 +180,7 @@ static void attention_backward(hd_backward *context, const hd_op *op)
 
 const hd_op_kind hdi_op_attention = {
     .name = "attention",
+    .flags = HD_OP_ATTENDS,
     .options_bytes = sizeof(attention_options),
     .shape = attention_shape,
     .backward = attention_backward,
@@ -254,6 +256,7 @@ static hd_status cached_run(const hd_run *run)
 
 const hd_op_kind hdi_op_attention_cached = {
     .name = "attention_cached",
+    .flags = HD_OP_ATTENDS,
     .options_bytes = sizeof(attention_options),
     .shape = cached_shape,
     .cost = cached_cost,

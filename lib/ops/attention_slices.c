@@ -232,6 +232,7 @@ static hd_status slices_run(const hd_run *run)
 
 static const hd_op_kind attention_slices = {
     .name = "attention_slices",
+    .flags = HD_OP_ATTENDS,
     .options_bytes = sizeof(slices_options),
     .shape = slices_shape,
     .cost = slices_cost,

@@ -157,6 +157,7 @@ static hd_status gradient_run(const hd_run *run)
 
 static const hd_op_kind cross_attention_gradient = {
     .name = "cross_attention_gradient",
+    .flags = HD_OP_ATTENDS,
     .options_bytes = sizeof(cross_options),
     .shape = gradient_shape,
     .cost = gradient_cost,
@@ -180,6 +181,7 @@ static void cross_backward(hd_backward *context, const hd_op *op)
 
 static const hd_op_kind cross_attention = {
     .name = "cross_attention",
+    .flags = HD_OP_ATTENDS,
     .options_bytes = sizeof(cross_options),
     .shape = cross_shape,
     .backward = cross_backward,

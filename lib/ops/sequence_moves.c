@@ -1,6 +1,7 @@
 /* Rows and heads that change places within a rank, before or after they travel. */
 #include "core/error.h"
 #include "ops/ops.h"
+#include "ops/sequence.h"
 #include "ops/sequence_parts.h"
 
 #include <inttypes.h>
@@ -310,3 +311,48 @@ const hd_op_kind hdi_op_sequence_sum = {
     .shape = sum_shape,
     .run = sum_run,
 };
+
+/* Each element over and over. */
+typedef struct repeat_options {
+    int64_t times;
+} repeat_options;
+
+static hd_status repeat_shape(hd_program *program, const hd_op *op)
+{
+    const repeat_options *o = op->options;
+    const int64_t any = -1;
+    HD_RETURN_IF_ERROR(hdi_check_dims(op, 0, "x", HD_DTYPE_I32, 1, &any));
+    const int64_t elements = op->in_info[0]->elements * o->times;
+    hd_op_output(program, HD_DTYPE_I32, 1, &elements);
+    return HD_OK;
+}
+
+static hd_status repeat_run(const hd_run *run)
+{
+    const repeat_options *o = run->op->options;
+    const size_t element = sizeof(int32_t);
+    const hdi_copy_grid_args args = {.count = {1, 1, 1, run->op->in_info[0]->elements, o->times},
+                                     .x_stride = {0, 0, 0, element, 0},
+                                     .out_stride = {0, 0, 0, (size_t)o->times * element, element},
+                                     .block_bytes = element,
+                                     .x = run->in[0],
+                                     .out = run->out[0]};
+    return run->backend->copy_grid(run->stream, &args);
+}
+
+static const hd_op_kind repeat = {
+    .name = "sequence_repeat",
+    .options_bytes = sizeof(repeat_options),
+    .shape = repeat_shape,
+    .cost = moved_cost,
+    .run = repeat_run,
+};
+
+hd_tensor hdi_sequence_own_entries(hd_program *program, hd_tensor entries, int64_t sequences,
+                                   int64_t groups, int64_t rows_per_group)
+{
+    const repeat_options options = {rows_per_group};
+    if (hd_mesh_size(program->mesh, HD_AXIS_SEQUENCE) == 1) return entries;
+    const hd_tensor each = hd_custom_op(program, &repeat, &options, 1, &entries);
+    return hdi_sequence_own_rows(program, each, sequences, groups * rows_per_group);
+}

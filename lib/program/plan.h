@@ -67,6 +67,11 @@ hd_status hdi_unit_place(hdi_unit *unit);
 /* Which communication each op must wait for, from the bytes that they touch (waits.c). */
 hd_status hdi_unit_waits(const hd_plan *plan, int index);
 
+/* Rates with what zeros mean filled in, and the seconds of an op by them (rates.c). */
+hd_rates hdi_rates_filled(const hd_rates *given);
+double hdi_op_seconds(const hdi_op *op, const hd_rates *rates);
+double hdi_program_seconds(const hd_program *program, hdi_phase phase, const hd_rates *rates);
+
 /* Prove the plan: aliasing and ordering (verify.c). HD_ERROR_INTERNAL names the op. */
 hd_status hdi_plan_verify(const hd_plan *plan);
 

@@ -1,6 +1,7 @@
 /* The runtime's door to CUDA. */
 #include "runtime/gpu.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -28,6 +29,15 @@ hd_status hdi_gpu_uuid(int ordinal, uint8_t uuid[16])
     HD_RETURN_IF_ERROR(
         hdi_cuda_status(cudaGetDeviceProperties(&properties, ordinal), "cudaGetDeviceProperties"));
     memcpy(uuid, &properties.uuid, 16);
+    return HD_OK;
+}
+
+hd_status hdi_gpu_name(int ordinal, char *out, size_t bytes)
+{
+    struct cudaDeviceProp properties;
+    HD_RETURN_IF_ERROR(
+        hdi_cuda_status(cudaGetDeviceProperties(&properties, ordinal), "cudaGetDeviceProperties"));
+    snprintf(out, bytes, "%s", properties.name);
     return HD_OK;
 }
 
@@ -71,6 +81,12 @@ int hdi_gpu_count(void)
 hd_status hdi_gpu_uuid(int ordinal, uint8_t uuid[16])
 {
     (void)ordinal, (void)uuid;
+    return no_gpus();
+}
+
+hd_status hdi_gpu_name(int ordinal, char *out, size_t bytes)
+{
+    (void)ordinal, (void)out, (void)bytes;
     return no_gpus();
 }
 

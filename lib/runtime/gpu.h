@@ -15,6 +15,9 @@ int hdi_gpu_count(void);
 /* Which GPU an ordinal means, whatever other processes call it. */
 hd_status hdi_gpu_uuid(int ordinal, uint8_t uuid[16]);
 
+/* What its maker calls it. */
+hd_status hdi_gpu_name(int ordinal, char *out, size_t bytes);
+
 /* Transports for memory that `stream` works on. */
 hd_status hdi_gpu_nccl(int ordinal, hd_stream *stream, hdi_nccl_device **out);
 hd_status hdi_gpu_nccl_comm(hd_comm *host, hdi_nccl_device *device, bool links, hd_comm **out);

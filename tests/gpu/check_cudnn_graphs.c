@@ -112,7 +112,8 @@ static hdi_attention_args args_of(const sample *s)
                                 .causal = s->causal,
                                 .exact = s->exact,
                                 .interleave = s->interleave,
-                                .counts = s->counted ? &counts : NULL};
+                                .counts = s->counted ? &counts : NULL,
+                                .kv_counts = s->counted && s->kv_tokens ? &counts : NULL};
 }
 
 /* Both passes of samples on device _i: what is said about the shapes that cuDNN takes is right, and the

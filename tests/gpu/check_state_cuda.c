@@ -39,7 +39,7 @@ START_TEST(sums_are_those_of_the_cpu)
         hdt_pair x = hdt_pair_make(HD_DTYPE_F32, counts[c], 1, 1, c % 2);
         for (int side = 0; side < HDT_SIDES; side++) {
             out[side] = hdt_scratch(side, (size_t)blocks * sizeof(double));
-            HDT_CALL(side, sum_of_squares, hdt_at(x, side), counts[c], out[side]);
+            HDT_CALL(side, sum_of_squares, HD_DTYPE_F32, hdt_at(x, side), counts[c], out[side]);
         }
         double *got = hdt_scratch(0, (size_t)blocks * sizeof(double));
         hdt_assert_ok(
@@ -59,7 +59,8 @@ START_TEST(trees_are_bit_equal_to_the_cpu)
         hdt_gpu_reset();
         hdt_pair x = hdt_pair_make(HD_DTYPE_F32, parts * STRIDE, 1, 1, 0);
         for (int side = 0; side < HDT_SIDES; side++)
-            HDT_CALL(side, tree_sum, hdt_at(x, side), STRIDE, parts, LENGTH, hdt_at(x, side));
+            HDT_CALL(side, tree_sum, HD_DTYPE_F32, hdt_at(x, side), STRIDE, parts, LENGTH,
+                     hdt_at(x, side));
         hdt_pair_check("tree_sum", x, 1e-30, 0, 1);
     }
 }

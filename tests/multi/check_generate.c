@@ -2,10 +2,12 @@
 /* Generation: the same texts on every layout, nothing allocated, and plain words for what cannot be
  * generated. */
 #include <jansson.h>
+#include <math.h>
 #include <stdlib.h>
 
 #include "core/error.h"
 #include "core/memory.h"
+#include "jobs/generate/generator.h"
 #include "tests/support/hdt_generate.h"
 
 enum { LAYERS = 4, TOKENS = 7, PROMPTS = 5, CAPACITY = 22 };
@@ -96,6 +98,73 @@ START_TEST(texts_are_equal_on_every_layout)
                           layouts[l].pipeline, slots);
         }
     }
+    hd_model_destroy(with.model);
+}
+END_TEST
+
+/* Logits of the first prompt on one rank; *planned are the bytes of weights. */
+static void first_logits(hd_model *model, hd_dtype dtype, float *logits, size_t *planned)
+{
+    int32_t token;
+    hdt_generator it;
+    hd_comm *self = hdt_open_self();
+    hdt_assert_ok(hdt_open_generator(
+        self, &(hdt_generating){.model = model, .capacity = CAPACITY, .dtype = dtype}, &it));
+    hdt_assert_ok(hd_generator_run(it.generator, prompts, 1, 1, &ways[0], &token, NULL));
+    memcpy(logits, it.generator->logits, HDT_VOCAB * sizeof *logits);
+    *planned = hd_plan_region_bytes(hd_generator_plan(it.generator), HD_REGION_WEIGHTS);
+    hdt_close_generator(&it);
+    hd_comm_destroy(self);
+}
+
+static const hd_dtype halves[] = {HD_DTYPE_BF16, HD_DTYPE_F16};
+
+/* A layer rounds its stream and what it adds to it about ten times, each time by a half of the last
+ * bit; logits may be off by that share of the largest. */
+START_TEST(sixteen_bits_are_those_of_every_layout_and_near_fp32)
+{
+    const hd_dtype dtype = halves[_i % 2];
+    const double roundings = 10 * LAYERS + 4, last_bit = dtype == HD_DTYPE_BF16 ? 0x1p-8 : 0x1p-11;
+    int32_t one[PROMPTS * TOKENS], got[PROMPTS * TOKENS];
+    float wide[HDT_VOCAB], half[HDT_VOCAB];
+    size_t wide_bytes, half_bytes;
+    hd_mesh_options layouts[3];
+    make_prompts();
+    hdt_generating with = {.model = lively_model(families[_i / 2], LAYERS),
+                           .capacity = CAPACITY,
+                           .prefill = 5,
+                           .dtype = dtype};
+    first_logits(with.model, HD_DTYPE_F32, wide, &wide_bytes);
+    first_logits(with.model, dtype, half, &half_bytes);
+    ck_assert_uint_le(half_bytes, wide_bytes / 2 + 256);
+    double largest = 0, off = 0;
+    for (int i = 0; i < HDT_VOCAB; i++) {
+        largest = fmax(largest, fabs((double)wide[i]));
+        off = fmax(off, fabs((double)half[i] - (double)wide[i]));
+    }
+    ck_assert_double_gt(off, 0);
+    ck_assert_double_le(off, roundings * last_bit * largest);
+    hdt_assert_ok(generate_alone(&with, &ways[1], one));
+    const int count = list_layouts(layouts);
+    for (int l = 0; l < count; l++) {
+        with.mesh = layouts[l];
+        hdt_assert_ok(generate(hdt_world, &with, &ways[1], got));
+        ck_assert_mem_eq(got, one, sizeof one);
+    }
+    hd_model_destroy(with.model);
+}
+END_TEST
+
+START_TEST(a_dtype_without_logits_is_refused)
+{
+    hdt_generator it;
+    const hdt_generating with = {.model = lively_model("gpt2", LAYERS),
+                                 .capacity = CAPACITY,
+                                 .dtype = HD_DTYPE_I32,
+                                 .mesh = {.pipeline = hd_comm_size(hdt_world)}};
+    hdt_assert_status(hdt_open_generator(hdt_world, &with, &it), HD_ERROR_ARGUMENT,
+                      "generator: dtype is I32, want F32, BF16 or F16");
+    hdt_close_generator(&it);
     hd_model_destroy(with.model);
 }
 END_TEST
@@ -295,6 +364,8 @@ int main(int argc, char **argv)
 {
     TCase *texts = tcase_create("texts");
     tcase_add_loop_test(texts, texts_are_equal_on_every_layout, 0, 4);
+    tcase_add_loop_test(texts, sixteen_bits_are_those_of_every_layout_and_near_fp32, 0, 4);
+    tcase_add_test(texts, a_dtype_without_logits_is_refused);
     tcase_add_loop_test(texts, chunks_of_prompts_do_not_change_greedy_texts, 0, 2);
     tcase_add_test(texts, what_is_generated_is_a_function_of_seed_and_prompt_number);
     tcase_add_test(texts, texts_end_at_the_end_token);

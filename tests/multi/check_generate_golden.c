@@ -203,7 +203,8 @@ static bool keep_text(void *user, const char *text)
     return true;
 }
 
-static hd_status run_job(const char *path, const char *ids, const char *pipeline, hdi_text *text)
+static hd_status run_job(const char *path, const char *ids, const char *pipeline, const char *dtype,
+                         hdi_text *text)
 {
     hd_config *config;
     HD_RETURN_IF_ERROR(hd_config_create(&config));
@@ -212,6 +213,7 @@ static hd_status run_job(const char *path, const char *ids, const char *pipeline
     if (status == HD_OK) status = hd_config_set(config, "generate.tokens", "16");
     if (status == HD_OK) status = hd_config_set(config, "generate.temperature", "0");
     if (status == HD_OK) status = hd_config_set(config, "layout.pipeline", pipeline);
+    if (status == HD_OK) status = hd_config_set(config, "generate.dtype", dtype);
     if (status == HD_OK) status = hd_generate_run(config, keep_text, text);
     hd_config_destroy(config);
     return status;
@@ -242,8 +244,13 @@ START_TEST(the_job_writes_the_texts_from_checkpoints_and_hugging_face_folders)
     hdi_text texts[4] = {0};
     hd_status status = HD_OK;
     for (int i = 0; i < 4 && status == HD_OK; i++)
-        status = run_job(paths[i], ids.data, pipeline, &texts[i]);
+        status = run_job(paths[i], ids.data, pipeline, "auto", &texts[i]);
+    hdi_text rounded = {0};
+    if (status == HD_OK) status = run_job(from.folder, ids.data, pipeline, "bf16", &rounded);
     hdt_assert_ok(status);
+    if (hd_comm_rank(hdt_world) == 0) /* other tokens, perhaps, of the same prompt */
+        ck_assert_int_eq(strncmp(rounded.data, expected.data, strcspn(expected.data, ">")), 0);
+    hdi_text_free(&rounded);
     for (int i = 0; i < 4; i++) {
         if (hd_comm_rank(hdt_world) == 0)
             ck_assert_str_eq(texts[i].data, expected.data);
@@ -263,16 +270,17 @@ START_TEST(the_job_says_what_is_wrong)
     hdi_text text = {0};
     char ids[3 * 64 + 1] = "1";
     const int ranks = hd_comm_size(hdt_world);
-    hdt_assert_status(run_job("/nowhere/at/all", ids, "1", &text), HD_ERROR_IO, "/nowhere/at/all");
-    hdt_assert_status(run_job(from.folder, "999", "1", &text), HD_ERROR_ARGUMENT,
+    hdt_assert_status(run_job("/nowhere/at/all", ids, "1", "auto", &text), HD_ERROR_IO,
+                      "/nowhere/at/all");
+    hdt_assert_status(run_job(from.folder, "999", "1", "auto", &text), HD_ERROR_ARGUMENT,
                       "token 0 is 999, want 0..256");
-    hdt_assert_status(run_job(from.folder, ids, "3", &text), HD_ERROR_CONFIG,
+    hdt_assert_status(run_job(from.folder, ids, "3", "auto", &text), HD_ERROR_CONFIG,
                       ranks == 1   ? "the 1 rank;"
                       : ranks == 2 ? "the 2 ranks;"
                                    : "the 4 ranks;");
     for (int i = 1; i < 60; i++)
         strcat(ids, ",1");
-    hdt_assert_status(run_job(from.folder, ids, "1", &text), HD_ERROR_CONFIG,
+    hdt_assert_status(run_job(from.folder, ids, "1", "auto", &text), HD_ERROR_CONFIG,
                       "16 after a prompt of 60 tokens exceed the 64");
     ck_assert_ptr_null(text.data);
     close_golden(&from);
@@ -284,7 +292,7 @@ START_TEST(ranks_with_different_configurations_all_stop_and_name_the_key)
     hdi_text text = {0};
     const int rank = hd_comm_rank(hdt_world);
     golden from = open_golden("gpt2");
-    hd_status status = run_job(from.folder, rank == 1 ? "1,2" : "1,3", "1", &text);
+    hd_status status = run_job(from.folder, rank == 1 ? "1,2" : "1,3", "1", "auto", &text);
     if (hd_comm_size(hdt_world) == 1)
         hdt_assert_ok(status);
     else

@@ -32,7 +32,8 @@ static const struct {
     const char *preset, *tasks, *shift;
 } models[] = {{"hunyuan-video-tiny", "", "constant"},
               {"open-sora-2-tiny", "1,5,1,1", "open-sora-2"},
-              {"stdit3-tiny", "1,1,1,1", "open-sora-1"}};
+              {"stdit3-tiny", "1,1,1,1", "open-sora-1"},
+              {"stdit3-v13-tiny", "1,1,1,1", "open-sora-1"}};
 enum { MODELS = sizeof models / sizeof models[0] };
 
 static bool is_for(const layout *one, int ranks)

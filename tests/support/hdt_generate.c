@@ -15,6 +15,7 @@ hd_status hdt_open_generator(hd_comm *comm, const hdt_generating *with, hdt_gene
                                                     .layers = hd_model_layers(with->model),
                                                     .mesh = out->mesh,
                                                     .backend = hd_context_backend(out->context),
+                                                    .dtype = with->dtype,
                                                     .capacity = with->capacity,
                                                     .prefill = with->prefill,
                                                     .slots = with->slots,

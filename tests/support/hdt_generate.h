@@ -10,6 +10,7 @@ typedef struct hdt_generating {
     hd_model *model;
     const char *weights; /* NULL: from seed 3 */
     hd_mesh_options mesh;
+    hd_dtype dtype;
     int64_t capacity, prefill;
     int slots;
     size_t budget;

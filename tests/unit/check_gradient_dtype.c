@@ -55,7 +55,7 @@ END_TEST
 START_TEST(norms_and_updates_read_bf16_as_the_fp32_that_it_stands_for)
 {
     enum { BLOCKS = (ELEMENTS + HDI_BLOCK_ELEMENTS - 1) / HDI_BLOCK_ELEMENTS };
-    static float x[ELEMENTS], wide[ELEMENTS], m[2][ELEMENTS], v[2][ELEMENTS];
+    static float x[ELEMENTS], wide[ELEMENTS], m[2][ELEMENTS], v[2][ELEMENTS], master[2][ELEMENTS];
     static uint16_t half[ELEMENTS], weights[2][ELEMENTS];
     static int16_t remainder[2][ELEMENTS];
     double squares[2][BLOCKS];
@@ -68,11 +68,13 @@ START_TEST(norms_and_updates_read_bf16_as_the_fp32_that_it_stands_for)
     const float scalars[] = {0.01F, 0.5F, 0.1F, 0.05F, 1};
     for (int side = 0; side < 2; side++) {
         round_all(x, ELEMENTS, weights[side]);
+        widen_all(half, ELEMENTS, master[side]);
         hdt_assert_ok(cpu->adamw(
             NULL, &(hdi_adamw_args){.dtype = HD_DTYPE_BF16,
                                     .elements = ELEMENTS,
                                     .weights = weights[side],
-                                    .remainder = remainder[side],
+                                    .master = _i ? master[side] : NULL,
+                                    .remainder = _i ? NULL : remainder[side],
                                     .m = m[side],
                                     .v = v[side],
                                     .gradient_dtype = side ? HD_DTYPE_BF16 : HD_DTYPE_F32,
@@ -84,6 +86,7 @@ START_TEST(norms_and_updates_read_bf16_as_the_fp32_that_it_stands_for)
                                     .weight_decay = 0.1F}));
     }
     ck_assert_mem_eq(weights[0], weights[1], sizeof weights[0]);
+    ck_assert_mem_eq(master[0], master[1], sizeof master[0]);
     ck_assert_mem_eq(remainder[0], remainder[1], sizeof remainder[0]);
     ck_assert_mem_eq(m[0], m[1], sizeof m[0]);
     ck_assert_mem_eq(v[0], v[1], sizeof v[0]);
@@ -212,6 +215,15 @@ START_TEST(gradients_take_half_the_bytes)
                       hdi_place_round(2 * elements));
     ck_assert_uint_lt(hd_plan_arena_bytes(hd_trainer_plan(half.trainer)),
                       hd_plan_arena_bytes(hd_trainer_plan(wide.trainer)));
+    const hd_program *program = half.trainer->shapes[0].train[0].program;
+    int products = 0;
+    for (int i = 0; i < program->op_count; i++) {
+        const hd_op *op = &program->ops[i]->op;
+        if (strcmp(op->kind->name, "linear_weight_gradient") != 0) continue;
+        ck_assert_int_eq(op->out_info[0]->role, HD_ROLE_GRADIENT); /* without an fp32 copy */
+        products++;
+    }
+    ck_assert_int_gt(products, 0);
     finish(&wide);
     finish(&half);
 }
@@ -233,7 +245,8 @@ START_TEST(collectives_move_half_the_bytes)
         const hd_program *program = it.trainer->shapes[0].train[0].program;
         for (int i = 0; i < program->op_count; i++)
             if (program->ops[i]->op.kind->flags & HD_OP_COMMUNICATES)
-                moved[side] += (double)program->ops[i]->op.in_info[0]->bytes;
+                moved[side] += (double)(program->ops[i]->op.in_info[0]->bytes +
+                                        program->ops[i]->op.out_info[0]->bytes);
         finish(&it);
         hd_mesh_destroy(mesh);
     }
@@ -361,7 +374,7 @@ int main(void)
     Suite *suite = suite_create("gradient_dtype");
     TCase *tests = tcase_create("bf16");
     tcase_add_test(tests, sums_are_made_in_fp32_and_rounded_once);
-    tcase_add_test(tests, norms_and_updates_read_bf16_as_the_fp32_that_it_stands_for);
+    tcase_add_loop_test(tests, norms_and_updates_read_bf16_as_the_fp32_that_it_stands_for, 0, 2);
     tcase_add_test(tests, a_gradient_is_rounded_once_for_each_micro_batch);
     tcase_add_loop_test(tests, gradients_take_half_the_bytes, 0, 2);
     tcase_add_test(tests, collectives_move_half_the_bytes);

@@ -25,15 +25,17 @@ typedef struct planned {
     hd_plan *plan;
 } planned;
 
-static planned make(const char *json, bool training, int groups)
+static planned make(const char *json, bool training, int groups, int slices)
 {
     planned it;
     hdt_assert_ok(hd_model_create_json(json, &it.model));
     hdt_assert_ok(hd_mesh_create_fake(1, 2, &(hd_mesh_options){.sequence = 2}, &it.mesh));
-    hdt_assert_ok(hd_program_create(
-        &(hd_program_options){
-            .name = "half", .mesh = it.mesh, .training = training, .sequence_groups = groups},
-        &it.program));
+    hdt_assert_ok(hd_program_create(&(hd_program_options){.name = "half",
+                                                          .mesh = it.mesh,
+                                                          .training = training,
+                                                          .slices = slices,
+                                                          .sequence_groups = groups},
+                                    &it.program));
     const bool is_video = json == hunyuan;
     const hd_stage stage = {.purpose = training   ? HD_PURPOSE_TRAIN
                                        : is_video ? HD_PURPOSE_DENOISE
@@ -102,7 +104,7 @@ START_TEST(a_single_block_computes_under_every_exchange)
 {
     for (int groups = 1; groups <= 3; groups++)
         for (int training = 0; training < 2; training++) {
-            planned it = make(hunyuan, training, groups);
+            planned it = make(hunyuan, training, groups, 1);
             for (int phase = 0; phase <= training; phase++) {
                 int all, bare;
                 count(&it, (hdi_phase)phase, "single_blocks", &all, &bare);
@@ -115,12 +117,26 @@ START_TEST(a_single_block_computes_under_every_exchange)
 }
 END_TEST
 
+/* The whole MLP, in slices, is then computed while the first group travels, and nothing under the last. */
+START_TEST(in_slices_the_last_way_back_is_bare)
+{
+    for (int groups = 1; groups <= 3; groups++) {
+        planned it = make(hunyuan, false, groups, 2);
+        int all, bare;
+        count(&it, HDI_PHASE_FORWARD, "single_blocks", &all, &bare);
+        ck_assert_int_eq(all, 2 * 2 * groups);
+        ck_assert_int_eq(bare, 2);
+        destroy(&it);
+    }
+}
+END_TEST
+
 START_TEST(of_other_blocks_one_group_each_way_is_bare_at_most)
 {
     const char *const models[] = {gpt2, hunyuan}, *const scopes[] = {"h.", "double_blocks"};
     const int layers[] = {2, 1};
     for (int groups = 1; groups <= 3; groups++) {
-        planned it = make(models[_i], true, groups);
+        planned it = make(models[_i], true, groups, 1);
         for (int phase = 0; phase < HDI_PHASES; phase++) {
             int all, bare;
             count(&it, (hdi_phase)phase, scopes[_i], &all, &bare);
@@ -181,6 +197,7 @@ int main(void)
 {
     TCase *tests = tcase_create("overlap");
     tcase_add_test(tests, a_single_block_computes_under_every_exchange);
+    tcase_add_test(tests, in_slices_the_last_way_back_is_bare);
     tcase_add_loop_test(tests, of_other_blocks_one_group_each_way_is_bare_at_most, 0, 2);
     tcase_add_test(tests, groups_follow_from_bytes_and_heads);
     Suite *suite = suite_create("overlap");

@@ -262,18 +262,18 @@ START_TEST(the_estimate_tells_what_is_exposed)
 {
     hd_streaming streaming;
     const double block_bytes = 3 * (double)hdi_place_round(COUNT * sizeof(float));
-    hd_plan_options options = {.residency = HD_RESIDENCY_HOST, .compute_rate = 1};
+    hd_plan_options options = {.residency = HD_RESIDENCY_HOST, .rates = {.compute = 1}};
     make_plan(&options);
     hd_plan_streaming(plan, programs[0], &streaming);
     const double seconds = streaming.compute_seconds;
     ck_assert_double_gt(seconds, 0);
     drop_plan();
     for (int slow = 0; slow < 2; slow++) {
-        options.link_rate = slow ? block_bytes / seconds : BLOCKS * 4 * block_bytes / seconds;
+        options.rates.link = slow ? block_bytes / seconds : BLOCKS * 4 * block_bytes / seconds;
         make_plan(&options);
         hd_plan_streaming(plan, programs[0], &streaming);
         ck_assert_double_eq_tol(streaming.copy_seconds,
-                                (double)streaming.run_bytes / options.link_rate, 1e-9 * seconds);
+                                (double)streaming.run_bytes / options.rates.link, 1e-9 * seconds);
         if (slow) /* the link is never idle */
             ck_assert_double_eq_tol(streaming.exposed_seconds, streaming.copy_seconds - seconds,
                                     0.2 * streaming.copy_seconds);

@@ -4,6 +4,7 @@
 
 #include "core/file.h"
 #include "io/weights_index.h"
+#include "jobs/job_model.h"
 #include "tests/support/hdt_safetensors.h"
 
 /* A folder with two shards, "one" (4 bytes) and "two" (4 bytes), and this index. */
@@ -123,6 +124,30 @@ START_TEST(a_hugging_face_cache_may_link_to_its_blobs)
 }
 END_TEST
 
+START_TEST(the_largest_tensor_says_what_dtype_a_model_has)
+{
+    static const struct {
+        const char *name, *header;
+        hd_dtype dtype;
+    } files[] = {
+        {"half.safetensors",
+         "{" HDT_TENSOR("a", "\"F32\"", "[2]", "[0,8]") "," HDT_TENSOR("b", "\"BF16\"", "[8]",
+                                                                       "[8,24]") "}",
+         HD_DTYPE_BF16},
+        {"wide.safetensors",
+         "{" HDT_TENSOR("a", "\"F16\"", "[2]", "[0,4]") "," HDT_TENSOR("b", "\"F32\"", "[5]",
+                                                                       "[4,24]") "}",
+         HD_DTYPE_F32},
+    };
+    for (int i = 0; i < 2; i++) {
+        hd_dtype dtype;
+        hdt_assert_ok(
+            hdi_job_stored_dtype(hdt_text_safetensors(files[i].name, files[i].header, 24), &dtype));
+        ck_assert_int_eq(dtype, files[i].dtype);
+    }
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("weights index");
@@ -131,6 +156,7 @@ int main(void)
     tcase_add_test(index, a_folder_with_one_file_and_a_direct_path_work);
     tcase_add_loop_test(index, a_bad_index_is_refused_with_its_reason, 0, BAD_INDICES);
     tcase_add_test(index, a_hugging_face_cache_may_link_to_its_blobs);
+    tcase_add_test(index, the_largest_tensor_says_what_dtype_a_model_has);
     suite_add_tcase(suite, index);
     return hdt_main(suite);
 }

@@ -54,20 +54,28 @@ static const float *move(const void *x, int64_t elements)
     return x ? (const float *)x + elements : NULL;
 }
 
+static int64_t counted(int32_t count, int64_t most)
+{
+    return count < 0 ? 0 : hdi_cpu_min(count, most);
+}
+
 hdi_cpu_sequence hdi_cpu_attention_sequence(const hdi_attention_args *args, int64_t batch)
 {
     const int64_t between = args->interleave > 1 ? args->interleave : 1;
     const int64_t group = batch / between, lane = batch % between;
     const int64_t row = group * args->tokens * between + lane;
     const int64_t key_row = group * args->kv_tokens * between + lane;
-    hdi_cpu_sequence one = {.args = *args, .places = args->tokens, .lse_stride = args->tokens};
+    hdi_cpu_sequence one = {.args = *args,
+                            .places = args->tokens,
+                            .key_places = args->kv_tokens,
+                            .lse_stride = args->tokens};
     hdi_attention_args *own = &one.args;
     own->batch = own->interleave = 1;
-    own->counts = NULL;
-    if (args->counts) {
-        const int64_t count = args->counts[batch] > 0 ? args->counts[batch] : 0;
-        own->tokens = own->kv_tokens = hdi_cpu_min(count, args->tokens);
-    }
+    own->counts = own->kv_counts = NULL;
+    if (args->counts) own->tokens = counted(args->counts[batch], args->tokens);
+    if (args->counts)
+        own->kv_tokens =
+            args->kv_counts ? counted(args->kv_counts[batch], args->kv_tokens) : own->tokens;
     const int64_t q = row * args->q_stride, out = row * args->out_stride;
     const int64_t k = key_row * args->k_stride, v = key_row * args->v_stride;
     own->q = move(args->q, q);

@@ -27,6 +27,7 @@ static inline int64_t hdi_cpu_visible(const hdi_attention_args *args, int64_t to
 typedef struct hdi_cpu_sequence {
     hdi_attention_args args;
     int64_t places;     /* tokens that there is room for: rows from args.tokens on become zero */
+    int64_t key_places; /* the same of keys, in gradients */
     int64_t lse_stride; /* from head to head */
 } hdi_cpu_sequence;
 

@@ -88,11 +88,10 @@ bool hdi_cpu_attend_back(const hdi_cpu_sequence *one, int64_t kv_head, float *sc
             done = block_gradient(one, head, block, accumulate, scores, slopes) && done;
         zero_rows(args->q_gradient, args->q_stride, head * head_dim, head_dim, tokens, one->places);
     }
-    /* Places without a token, as keys: there are any only where queries and keys are the same rows. */
-    if (one->places > args->tokens) {
-        zero_rows(args->k_gradient, args->k_stride, column, head_dim, args->tokens, one->places);
-        zero_rows(args->v_gradient, args->v_stride, column, head_dim, args->tokens, one->places);
-    }
+    /* Places without a token, as keys; and keys that nobody sees. */
+    const int64_t seen = accumulate ? args->kv_tokens : 0;
+    zero_rows(args->k_gradient, args->k_stride, column, head_dim, seen, one->key_places);
+    zero_rows(args->v_gradient, args->v_stride, column, head_dim, seen, one->key_places);
     return done;
 }
 

@@ -30,7 +30,7 @@ static hd_status run(hd_stream *stream, const hdi_attention_args *args, bool gra
     bool done = false;
     if (args->batch <= 0 || args->tokens <= 0) return HD_OK;
     if (hdi_cuda_cudnn_takes(args, gradient, stream->device->architecture))
-        HD_RETURN_IF_ERROR(hdi_cuda_cudnn_attention(stream, args, NULL, gradient, &done));
+        HD_RETURN_IF_ERROR(hdi_cuda_cudnn_attention(stream, args, gradient, &done));
     if (done) return HD_OK;
     return gradient ? hdi_cuda_tiled_attention_gradient(stream, args)
                     : hdi_cuda_tiled_attention(stream, args);

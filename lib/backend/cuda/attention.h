@@ -24,10 +24,9 @@ bool hdi_cuda_cudnn_takes(const hdi_attention_args *args, bool gradient, int arc
 size_t hdi_cuda_cudnn_workspace(const hdi_attention_args *args, bool gradient, int architecture);
 
 /* Runs on cuDNN and sets *done; or leaves *done false if cuDNN is not there, is too old, or has no
- * engine that fits the workspace (said once in the log). key_counts as args->counts, for keys that
- * are not counted as the queries are; NULL: they are. */
-hd_status hdi_cuda_cudnn_attention(hd_stream *stream, const hdi_attention_args *args,
-                                   const int32_t *key_counts, bool gradient, bool *done);
+ * engine that fits the workspace (said once in the log). */
+hd_status hdi_cuda_cudnn_attention(hd_stream *stream, const hdi_attention_args *args, bool gradient,
+                                   bool *done);
 
 /* Cross attention to packed keys as cuDNN is given it: each sequence's keys copied to places of their
  * own in the workspace, and counted. */

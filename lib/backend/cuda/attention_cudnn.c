@@ -208,6 +208,11 @@ static bool pointers_fit(const hdi_attention_args *args, bool gradient)
                           is_aligned(args->k_gradient) && is_aligned(args->v_gradient)));
 }
 
+static const int32_t *key_counts(const hdi_attention_args *args)
+{
+    return args->kv_counts ? args->kv_counts : args->counts;
+}
+
 static void *counts_from(const int32_t *counts, int64_t first)
 {
     return counts ? (char *)(uintptr_t)(counts + first) : NULL;
@@ -215,8 +220,8 @@ static void *counts_from(const int32_t *counts, int64_t first)
 
 /* The slice's sequences from `first` and heads from `head` on. */
 static hd_status run_slice(const hdi_cuda_attentions *own, const hdi_attention_args *args,
-                           const int32_t *key_counts, const attention_plan *plan,
-                           const workspace_parts *parts, int64_t first, int64_t head)
+                           const attention_plan *plan, const workspace_parts *parts, int64_t first,
+                           int64_t head)
 {
     float scale = args->scale, minus_infinity = -INFINITY, one = 1;
     char *const workspace = args->workspace;
@@ -248,20 +253,19 @@ static hd_status run_slice(const hdi_cuda_attentions *own, const hdi_attention_a
         [HDI_CUDNN_Q_SUM] = parts->q_sum > 0 ? workspace + parts->statistics : NULL,
         [HDI_CUDNN_CENTER] = gradient ? workspace : NULL,
         [HDI_CUDNN_QUERY_COUNTS] = counts_from(args->counts, first),
-        [HDI_CUDNN_KEY_COUNTS] = counts_from(key_counts, first),
+        [HDI_CUDNN_KEY_COUNTS] = counts_from(key_counts(args), first),
     };
     return hdi_cudnn_run(own->cudnn, own->handle, &plan->plan, pointers,
                          workspace + parts->statistics + parts->q_sum);
 }
 
 /* What the engines leave in rows that no count reaches is not said. */
-static hd_status zero_uncounted(hd_stream *stream, const hdi_attention_args *args,
-                                const int32_t *key_counts, bool gradient)
+static hd_status zero_uncounted(hd_stream *stream, const hdi_attention_args *args, bool gradient)
 {
     const int64_t q = args->heads * args->head_dim, kv = args->kv_heads * args->head_dim;
     hdi_attention_args keys = *args;
     keys.tokens = args->kv_tokens;
-    keys.counts = key_counts;
+    keys.counts = key_counts(args);
     if (!gradient) return hdi_cuda_zero_uncounted(stream, args, args->out, args->out_stride, q);
     HD_RETURN_IF_ERROR(hdi_cuda_zero_uncounted(stream, args, args->q_gradient, args->q_stride, q));
     HD_RETURN_IF_ERROR(
@@ -269,13 +273,12 @@ static hd_status zero_uncounted(hd_stream *stream, const hdi_attention_args *arg
     return hdi_cuda_zero_uncounted(stream, &keys, args->v_gradient, args->v_stride, kv);
 }
 
-hd_status hdi_cuda_cudnn_attention(hd_stream *stream, const hdi_attention_args *args,
-                                   const int32_t *key_counts, bool gradient, bool *done)
+hd_status hdi_cuda_cudnn_attention(hd_stream *stream, const hdi_attention_args *args, bool gradient,
+                                   bool *done)
 {
     hdi_device *device = stream->device;
     const attention_plan *plan = NULL;
     *done = false;
-    if (!key_counts) key_counts = args->counts;
     if (!pointers_fit(args, gradient)) return HD_OK;
     HD_RETURN_IF_ERROR(open_attentions(device));
     if (!device->attentions->cudnn) return HD_OK;
@@ -285,8 +288,7 @@ hd_status hdi_cuda_cudnn_attention(hd_stream *stream, const hdi_attention_args *
     if (plan->refused) return HD_OK;
     for (int64_t first = 0; first < args->batch; first += shape.batch)
         for (int64_t head = 0; head < args->heads; head += shape.heads)
-            HD_RETURN_IF_ERROR(
-                run_slice(device->attentions, args, key_counts, plan, &parts, first, head));
+            HD_RETURN_IF_ERROR(run_slice(device->attentions, args, plan, &parts, first, head));
     *done = true;
-    return args->counts ? zero_uncounted(stream, args, key_counts, gradient) : HD_OK;
+    return args->counts ? zero_uncounted(stream, args, gradient) : HD_OK;
 }

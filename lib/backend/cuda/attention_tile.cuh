@@ -155,6 +155,7 @@ struct attention_problem {
     bool causal;
     const int32_t *position, *count; /* of a cache, else NULL */
     const int32_t *counts;           /* of tokens of each sequence, else NULL */
+    const int32_t *kv_counts;        /* beside counts: those of the keys, if they are others */
     const int32_t *offsets;          /* of the keys of each sequence, among kv_tokens; else NULL */
     int64_t most_keys;               /* of a sequence, with offsets */
     hdi_cuda_fault *fault;           /* for offsets */
@@ -204,6 +205,11 @@ __device__ inline int64_t key_offset(const attention_problem &a, int64_t sequenc
     return offset < 0 ? 0 : a.kv_tokens;
 }
 
+__device__ inline int64_t counted(int64_t count, int64_t most)
+{
+    return count < 0 ? 0 : count < most ? count : most;
+}
+
 /* Nothing, if the cache has no room. */
 __device__ inline attention_extent extent_of(const attention_problem &a, int64_t sequence)
 {
@@ -213,9 +219,9 @@ __device__ inline attention_extent extent_of(const attention_problem &a, int64_t
         return {count, count, position + count, 0, position, true};
     }
     if (a.counts) {
-        int64_t count = a.counts[sequence];
-        count = count < 0 ? 0 : count < a.tokens ? count : a.tokens;
-        return {a.tokens, count, count, a.kv_tokens, 0, a.causal};
+        const int64_t count = counted(a.counts[sequence], a.tokens);
+        const int64_t keys = a.kv_counts ? counted(a.kv_counts[sequence], a.kv_tokens) : count;
+        return {a.tokens, count, keys, a.kv_tokens, 0, a.causal};
     }
     if (a.offsets) {
         const int64_t first = key_offset(a, sequence), end = key_offset(a, sequence + 1);
@@ -261,6 +267,7 @@ inline attention_problem problem_of(const hdi_attention_args *args)
     problem.head_dim = args->head_dim;
     problem.interleave = args->interleave > 1 ? args->interleave : 1;
     problem.counts = args->counts;
+    problem.kv_counts = args->kv_counts;
     problem.q_stride = args->q_stride;
     problem.k_stride = args->k_stride;
     problem.v_stride = args->v_stride;

@@ -133,6 +133,7 @@ hd_status attend_padded(hd_stream *stream, const hdi_cross_attention_args *args,
     char *const rows = counts + 2 * parts.counts, *const back = rows + parts.rows;
     int32_t *const key_counts = (int32_t *)(counts + parts.counts);
     padded.counts = (const int32_t *)counts;
+    padded.kv_counts = key_counts;
     padded.k = rows;
     padded.v = rows + values;
     padded.k_gradient = back;
@@ -145,7 +146,7 @@ hd_status attend_padded(hd_stream *stream, const hdi_cross_attention_args *args,
         pad_keys<T><<<blocks, kCopyThreads, 0, stream->handle>>>(problem, parts, (T *)rows,
                                                                  (int32_t *)counts, key_counts);
         HD_RETURN_IF_ERROR(launched("cross attention: keys to their places"));
-        HD_RETURN_IF_ERROR(hdi_cuda_cudnn_attention(stream, &padded, key_counts, gradient, done));
+        HD_RETURN_IF_ERROR(hdi_cuda_cudnn_attention(stream, &padded, gradient, done));
         if (!*done || !gradient) return HD_OK;
         unpad_keys<T><<<blocks, kCopyThreads, 0, stream->handle>>>(problem, parts, (const T *)back);
         return launched("cross attention: gradients of keys");

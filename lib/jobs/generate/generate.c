@@ -1,4 +1,5 @@
 /* The generation job: weights and prompts in, texts out. */
+#include "backend/backend.h"
 #include "core/error.h"
 #include "core/log.h"
 #include "core/memory.h"
@@ -19,6 +20,7 @@ typedef struct job {
     hd_model *model;
     hdi_prompts prompts;
     int64_t tokens;
+    hd_dtype dtype;
     hd_generator *generator;
     int32_t *out; /* [prompts * tokens] */
 } job;
@@ -26,6 +28,15 @@ typedef struct job {
 static hd_status out_of_memory(void)
 {
     return hdi_error(HD_ERROR_MEMORY, "generate: out of host memory");
+}
+
+static hd_status choose_dtype(job *it, const hd_backend *backend)
+{
+    const hd_dtype names[] = {HD_DTYPE_F32, HD_DTYPE_F32, HD_DTYPE_BF16, HD_DTYPE_F16};
+    const int chosen = hdi_config_enum(it->config->values, "generate.dtype");
+    it->dtype = names[chosen];
+    const bool is_given = chosen != 0 || backend == &hdi_backend_cpu;
+    return is_given ? HD_OK : hdi_job_stored_dtype(it->path, &it->dtype);
 }
 
 static hd_status make_generator(job *it)
@@ -44,12 +55,14 @@ static hd_status make_generator(job *it)
     const int busy = 2 * hd_mesh_size(it->mesh, HD_AXIS_PIPELINE);
     const hd_backend *backend;
     HD_RETURN_IF_ERROR(hd_backend_find(hdi_config_string(values, "run.device"), &backend));
+    HD_RETURN_IF_ERROR(choose_dtype(it, backend));
     return hd_generator_create(
         &(hd_generator_options){.build = hd_model_build,
                                 .user = it->model,
                                 .layers = hd_model_layers(it->model),
                                 .mesh = it->mesh,
                                 .backend = backend,
+                                .dtype = it->dtype,
                                 .capacity = it->prompts.longest + it->tokens,
                                 .prefill = hdi_config_int(values, "generate.prefill"),
                                 .slots = share < busy ? share : busy,
@@ -137,6 +150,8 @@ static hd_status run_job(job *it, hd_write_fn write, void *user)
     HD_RETURN_IF_ERROR(hdi_job_open_mesh(it->config, it->world, &it->mesh));
     HD_RETURN_IF_ERROR(hdi_job_open_device(it->config, it->world, it->mesh, &it->context));
     HD_RETURN_IF_ERROR(hd_comm_agree(it->world, prepare(it)));
+    HD_RETURN_IF_ERROR(hd_comm_check_equal(it->world, &it->dtype, sizeof it->dtype,
+                                           "the dtype of generation (generate.dtype)"));
     HD_RETURN_IF_ERROR(hd_generator_start(it->generator, it->context, 0));
     HD_RETURN_IF_ERROR(hd_generator_load(it->generator, it->path));
     const hd_sampling_options sampling = {

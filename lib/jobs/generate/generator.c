@@ -2,6 +2,7 @@
 #include "jobs/generate/generator.h"
 
 #include "core/error.h"
+#include "core/half.h"
 #include "core/memory.h"
 #include "jobs/stages.h"
 
@@ -20,6 +21,10 @@ static hd_status check_options(hd_generator *generator, const hd_generator_optio
     hd_generator_options *o = &generator->options;
     *o = *given;
     if (o->prefill == 0) o->prefill = DEFAULT_PREFILL;
+    if (!o->dtype) o->dtype = HD_DTYPE_F32;
+    if (o->dtype != HD_DTYPE_F32 && !hdi_is_half(o->dtype))
+        return hdi_error(HD_ERROR_ARGUMENT, "generator: dtype is %s, want F32, BF16 or F16",
+                         hd_dtype_name(o->dtype));
     if (!o->build || o->layers < 1 || o->capacity < 1 || o->prefill < 1 || o->slots < 0 ||
         o->slots > MOST_SLOTS)
         return hdi_error(HD_ERROR_ARGUMENT,
@@ -112,6 +117,7 @@ void hd_generator_destroy(hd_generator *generator)
         hd_program_destroy(generator->programs[pass].program);
     hdi_free(generator->slots);
     hdi_free(generator->logits);
+    hdi_free(generator->rounded);
     hdi_free(generator->heap);
     hdi_free(generator->ids);
     hdi_free(generator);
@@ -157,9 +163,11 @@ static hd_status make_room(hd_generator *generator)
     const size_t vocab = (size_t)generator->facts.vocab;
     generator->slots = hdi_alloc_array((size_t)generator->slot_count, sizeof *generator->slots);
     generator->logits = hdi_alloc_array(vocab, sizeof *generator->logits);
+    generator->rounded = hdi_alloc_array(vocab, sizeof *generator->rounded);
     generator->heap = hdi_alloc_array(vocab, sizeof *generator->heap);
     generator->ids = hdi_alloc_array((size_t)generator->options.prefill, sizeof *generator->ids);
-    if (!generator->slots || !generator->logits || !generator->heap || !generator->ids)
+    if (!generator->slots || !generator->logits || !generator->rounded || !generator->heap ||
+        !generator->ids)
         return out_of_memory();
     return HD_OK;
 }

@@ -52,6 +52,7 @@ struct hd_generator {
     hd_session *session;
     hdi_generator_slot *slots; /* [slot_count] */
     float *logits;             /* [vocab], on the last stage: of the last sampled token */
+    uint16_t *rounded;         /* [vocab], the same as 16 bits, where the model has those */
     int32_t *heap;             /* [vocab], for sampling */
     int32_t *ids;              /* [prefill] */
 };

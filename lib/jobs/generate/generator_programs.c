@@ -29,12 +29,13 @@ static hd_status learn_x(hdi_generator_facts *facts, const hd_program *program, 
     return HD_OK;
 }
 
-static hd_status learn_vocab(hdi_generator_facts *facts, const hd_program *program)
+static hd_status learn_vocab(hdi_generator_facts *facts, const hd_program *program, hd_dtype dtype)
 {
     const hd_tensor_info *logits = hd_tensor_get(program, hd_tensor_find(program, "logits"));
-    if (!logits || logits->dtype != HD_DTYPE_F32 || logits->elements < 1)
+    if (!logits || logits->dtype != dtype || logits->elements < 1)
         return hdi_error(HD_ERROR_ARGUMENT,
-                         "generator: the last stage has no output named 'logits' of dtype F32");
+                         "generator: the last stage has no output named 'logits' of dtype %s",
+                         hd_dtype_name(dtype));
     facts->vocab = logits->elements;
     return HD_OK;
 }
@@ -45,7 +46,9 @@ static hd_status measure_part(hd_generator *generator, part kind, double *flops)
     hdi_generator_facts *facts = &generator->facts;
     hd_program *program;
     HD_RETURN_IF_ERROR(hd_program_create(
-        &(hd_program_options){.name = "census", .mesh = o->mesh, .backend = o->backend}, &program));
+        &(hd_program_options){
+            .name = "census", .dtype = o->dtype, .mesh = o->mesh, .backend = o->backend},
+        &program));
     const hd_tensor x = kind == PART_FIRST ? (hd_tensor){0} : add_x(program, facts, 1);
     const hd_stage stage = {.purpose = HD_PURPOSE_GENERATE,
                             .first_layer = kind == PART_LAST ? o->layers : 0,
@@ -58,7 +61,7 @@ static hd_status measure_part(hd_generator *generator, part kind, double *flops)
     const hd_tensor out = o->build(o->user, program, &stage, x);
     hd_status status = hd_program_finish(program);
     if (status == HD_OK && kind == PART_FIRST) status = learn_x(facts, program, out);
-    if (status == HD_OK && kind == PART_LAST) status = learn_vocab(facts, program);
+    if (status == HD_OK && kind == PART_LAST) status = learn_vocab(facts, program, o->dtype);
     if (status == HD_OK) {
         hd_cost cost;
         hdi_program_cost(program, HDI_PHASE_FORWARD, &cost);
@@ -104,6 +107,7 @@ hd_status hdi_generator_build(hd_generator *generator, hdi_generator_pass pass)
     it->tokens = pass == HDI_PASS_PREFILL ? o->prefill : 1;
     HD_RETURN_IF_ERROR(hd_program_create(
         &(hd_program_options){.name = pass == HDI_PASS_PREFILL ? "prefill" : "decode",
+                              .dtype = o->dtype,
                               .mesh = o->mesh,
                               .backend = o->backend},
         &it->program));

@@ -9,6 +9,7 @@
 
 #include "core/clock.h"
 #include "core/error.h"
+#include "core/half.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -113,6 +114,20 @@ static hd_status write_scalar(call *it, const hdi_generator_program *program, hd
     return hd_session_write(it->generator->session, program->program, tensor, index, &narrow);
 }
 
+static hd_status read_logits(hd_generator *generator, const hdi_generator_program *program,
+                             int index)
+{
+    const hd_dtype dtype = generator->options.dtype;
+    if (dtype == HD_DTYPE_F32)
+        return hd_session_read(generator->session, program->program, program->logits, index,
+                               generator->logits);
+    HD_RETURN_IF_ERROR(hd_session_read(generator->session, program->program, program->logits, index,
+                                       generator->rounded));
+    for (int64_t i = 0; i < generator->facts.vocab; i++)
+        generator->logits[i] = hdi_half_to_float(dtype, generator->rounded[i]);
+    return HD_OK;
+}
+
 static hd_status compute(call *it, const hdi_generator_program *program, int index, const turn *now)
 {
     hd_generator *generator = it->generator;
@@ -124,8 +139,7 @@ static hd_status compute(call *it, const hdi_generator_program *program, int ind
     HD_RETURN_IF_ERROR(hd_session_run(generator->session, program->program,
                                       &(hd_session_run_options){.micro_batch = index}));
     if (now->samples && program->logits.id)
-        HD_RETURN_IF_ERROR(hd_session_read(generator->session, program->program, program->logits,
-                                           index, generator->logits));
+        HD_RETURN_IF_ERROR(read_logits(generator, program, index));
     it->busy += hdi_clock_seconds() - begin;
     return HD_OK;
 }

@@ -94,6 +94,7 @@ static hd_status plan_ranks(planning *p)
 static hd_status simulate(const planning *p, int shape, hdi_schedule_timing *timing, double *ideal)
 {
     const hd_trainer *any = p->trainers[0];
+    const hd_rates rates = hdi_rates_filled(&any->options.rates);
     int stages = any->pipeline, chunks = any->chunks;
     hdi_schedule **tables = hdi_alloc_array((size_t)stages, sizeof(hdi_schedule *));
     double *costs = hdi_alloc_array(2 * (size_t)(stages * chunks), sizeof(double));
@@ -103,12 +104,9 @@ static hd_status simulate(const planning *p, int shape, hdi_schedule_timing *tim
         const hd_trainer *trainer = p->trainers[hd_mesh_peer(p->meshes[0], HD_AXIS_PIPELINE, s)];
         tables[s] = trainer->shapes[shape].schedule;
         for (int c = 0; c < chunks; c++) {
-            hd_cost cost;
             const hd_program *program = trainer->shapes[shape].train[c].program;
-            hdi_program_cost(program, HDI_PHASE_FORWARD, &cost);
-            costs[c * stages + s] = cost.flops;
-            hdi_program_cost(program, HDI_PHASE_BACKWARD, &cost);
-            backward[c * stages + s] = cost.flops;
+            costs[c * stages + s] = hdi_program_seconds(program, HDI_PHASE_FORWARD, &rates);
+            backward[c * stages + s] = hdi_program_seconds(program, HDI_PHASE_BACKWARD, &rates);
         }
     }
     if (status == HD_OK) status = hdi_schedule_check(tables, stages);
@@ -173,6 +171,25 @@ static double micro_batch_flops(const planning *p, int shape)
     return flops;
 }
 
+/* Seconds of a step by run.rates: the schedule, then the norm and the update, whose collectives wait for
+ * each other. */
+static hd_status describe_seconds(const hd_trainer *trainer, int shape,
+                                  const hdi_schedule_timing *timing, hdi_text *text)
+{
+    double norm, update;
+    HD_RETURN_IF_ERROR(hd_plan_seconds(trainer->plan, trainer->norm, &norm));
+    HD_RETURN_IF_ERROR(hd_plan_seconds(trainer->plan, trainer->update, &update));
+    const hd_trainer_shape *is = &trainer->shapes[shape].is;
+    const double seconds = timing->makespan + norm + update;
+    hdi_text_printf(text, "predicted %.4g s a step, of which %.3g s for the update", seconds,
+                    norm + update);
+    if (is->video.frames < 1)
+        hdi_text_printf(text, "; %.4g tokens/s on each data rank",
+                        (double)(is->sequences * is->tokens * is->accumulate) / seconds);
+    hdi_text_append(text, "\n");
+    return HD_OK;
+}
+
 static hd_status describe_shape(const planning *p, int index, hdi_text *text)
 {
     const hd_trainer *any = p->trainers[0];
@@ -204,6 +221,7 @@ static hd_status describe_shape(const planning *p, int index, hdi_text *text)
     hdi_text_printf(text,
                     "bubble %.1f %% of the step; collectives of all ranks match, no deadlock\n",
                     100 * (1 - ideal / timing.makespan));
+    if (any->options.rates.compute > 0) return describe_seconds(any, index, &timing, text);
     return HD_OK;
 }
 

@@ -6,6 +6,7 @@
 #include "core/text.h"
 #include "jobs/job_model.h"
 #include "jobs/sample/sample.h"
+#include "jobs/sample/sampler.h"
 #include "jobs/setup.h"
 #include "program/plan.h"
 
@@ -18,6 +19,7 @@ typedef struct planning {
     int64_t tokens; /* of a text */
     int ranks, stages;
     hd_mesh_options layout;
+    hd_rates rates;
     hd_mesh **meshes;      /* [stages] of data line 0 */
     hd_sampler **samplers; /* [stages] */
 } planning;
@@ -49,6 +51,7 @@ static hd_status plan_stage(planning *p, const hd_backend *backend, int stage)
             .budget = (size_t)hdi_config_bytes(p->config->values, "memory.budget"),
             .foreign = (size_t)hdi_config_bytes(p->config->values, "memory.foreign"),
             .transport = hdi_job_transport(p->config, p->meshes[stage], backend),
+            .rates = p->rates,
             .residency = (hd_residency)hdi_config_enum(p->config->values, "sample.residency"),
             .slices = (int)hdi_config_int(p->config->values, "sample.slices"),
             .sequence_groups = (int)hdi_config_int(p->config->values, "layout.sequence_groups")},
@@ -67,6 +70,7 @@ static hd_status plan_stages(planning *p)
         p->config, p->model, backend, *hdi_config_string(values, "sample.given"), &p->settings));
     p->tokens = hdi_config_int(values, "sample.text_tokens");
     if (p->tokens == 0) p->tokens = p->settings.model->text_tokens;
+    HD_RETURN_IF_ERROR(hdi_job_rates(p->config, backend, &p->rates));
     p->stages = p->layout.pipeline;
     p->meshes = hdi_alloc_array((size_t)p->stages, sizeof(hd_mesh *));
     p->samplers = hdi_alloc_array((size_t)p->stages, sizeof(hd_sampler *));
@@ -76,7 +80,7 @@ static hd_status plan_stages(planning *p)
     return HD_OK;
 }
 
-static void describe_phase(const hd_sampler *sampler, hd_purpose phase, hdi_text *text)
+static void describe_phase(const hd_sampler *sampler, hd_purpose phase, bool known, hdi_text *text)
 {
     const hd_plan *plan = hd_sampler_plan(sampler, phase);
     if (!plan) return;
@@ -85,9 +89,9 @@ static void describe_phase(const hd_sampler *sampler, hd_purpose phase, hdi_text
                     hd_sampler_flops(sampler, phase, 0));
     if (phase == HD_PURPOSE_DENOISE && hd_sampler_slices(sampler) > 1)
         hdi_text_printf(text, ", blocks in %d slices", hd_sampler_slices(sampler));
-    if (plan->units[0].program->sequence_turns)
-        hdi_text_printf(text, ", heads change places in %d groups",
-                        plan->units[0].program->sequence_turns);
+    const int turns = plan->units[0].program->sequence_turns;
+    if (turns)
+        hdi_text_printf(text, ", heads change places in %d group%s", turns, turns == 1 ? "" : "s");
     hdi_text_append(text, "\n");
     for (int r = 0; r < HD_REGIONS; r++)
         if (hd_plan_region_bytes(plan, (hd_region)r))
@@ -103,13 +107,33 @@ static void describe_phase(const hd_sampler *sampler, hd_purpose phase, hdi_text
         "in %zu bytes\n",
         streaming.host_blocks, streaming.blocks, streaming.host_bytes, streaming.run_bytes);
     hdi_text_printf(text,
-                    "         at 25 GB/s and 100 TFLOP/s: %.3g s of copies beside %.3g s of "
+                    "         %s%.3g s of copies beside %.3g s of "
                     "computing, %.3g s exposed\n",
-                    streaming.copy_seconds, streaming.compute_seconds, streaming.exposed_seconds);
+                    known ? "" : "at 25 GB/s and 100 TFLOP/s: ", streaming.copy_seconds,
+                    streaming.compute_seconds, streaming.exposed_seconds);
 }
 
-static void describe(const planning *p, double seconds, hdi_text *text)
+/* Seconds by run.rates: of a step of one video, and of the longest stage, which is all that videos in
+ * flight wait for. */
+static hd_status describe_seconds(const planning *p, hdi_text *text)
 {
+    double pass = 0, longest = 0;
+    for (int s = 0; s < p->stages; s++) {
+        double seconds;
+        HD_RETURN_IF_ERROR(hdi_sampler_seconds(p->samplers[s], &seconds));
+        pass += seconds;
+        if (longest < seconds) longest = seconds;
+    }
+    const int branches = p->settings.run.branches;
+    hdi_text_printf(text, "predicted %.4g s a step of one video", pass * branches);
+    if (p->stages > 1) hdi_text_printf(text, ", %.4g s with all stages busy", longest * branches);
+    hdi_text_append(text, "\n");
+    return HD_OK;
+}
+
+static hd_status describe(const planning *p, double seconds, hdi_text *text)
+{
+    const bool known = p->rates.compute > 0;
     const hdi_sample_settings *is = &p->settings;
     double pass = 0, conditions = 0;
     for (int s = 0; s < p->stages; s++) {
@@ -136,15 +160,17 @@ static void describe(const planning *p, double seconds, hdi_text *text)
                     pass * is->run.branches,
                     (pass * (double)is->shape.steps + conditions) * is->run.branches,
                     conditions * is->run.branches);
+    if (known) HD_RETURN_IF_ERROR(describe_seconds(p, text));
     hdi_text_append(text, "stage\n");
     for (int s = 0; s < p->stages; s++) {
         int first, count;
         hd_sampler_layers(p->samplers[s], &first, &count);
         hdi_text_printf(text, "%5d  layers %d, from layer %d\n", s, count, first);
-        describe_phase(p->samplers[s], HD_PURPOSE_CONDITION, text);
-        describe_phase(p->samplers[s], HD_PURPOSE_DENOISE, text);
+        describe_phase(p->samplers[s], HD_PURPOSE_CONDITION, known, text);
+        describe_phase(p->samplers[s], HD_PURPOSE_DENOISE, known, text);
     }
     hdi_text_printf(text, "planned in %.3f s\n", seconds);
+    return HD_OK;
 }
 
 hd_status hd_sample_plan_run(const hd_config *config, int ranks, bool print, hd_write_fn write,
@@ -156,7 +182,7 @@ hd_status hd_sample_plan_run(const hd_config *config, int ranks, bool print, hd_
     planning p = {.config = config, .ranks = ranks};
     hdi_text text = {0};
     hd_status status = plan_stages(&p);
-    if (status == HD_OK) describe(&p, hdi_clock_seconds() - begin, &text);
+    if (status == HD_OK) status = describe(&p, hdi_clock_seconds() - begin, &text);
     if (status == HD_OK && text.failed) status = out_of_memory();
     if (status == HD_OK && write) write(user, text.data);
     for (int s = 0; s < p.stages && print && status == HD_OK && write; s++)

@@ -1,6 +1,7 @@
 /* The sampling job: text embeddings and weights in, latents (and pictures, of pixel-space models)
  * out. */
 #include "jobs/sample/sample.h"
+#include "jobs/sample/sample_report.h"
 
 #include "core/clock.h"
 #include "core/error.h"
@@ -45,7 +46,8 @@ typedef struct job {
     double begin;                    /* of the steps */
     int64_t steps_done, steps_to_do; /* of this line of ranks, for rank 0's progress */
     size_t planned;                  /* bytes of the larger phase */
-    hdi_memory_info memory;          /* with the least that was free at the end of a step */
+    hd_rates rates;
+    hdi_memory_info memory; /* with the least that was free at the end of a step */
 } job;
 
 static hd_status out_of_memory(void)
@@ -71,9 +73,10 @@ static hd_status make_sampler(job *it)
     HD_RETURN_IF_ERROR(hd_backend_find(hdi_config_string(values, "run.device"), &backend));
     HD_RETURN_IF_ERROR(
         hdi_sample_settings_read(it->config, it->model, backend, *given, &it->settings));
-    HD_RETURN_IF_ERROR(hdi_sample_inputs_read(it->config, it->settings.model,
+    HD_RETURN_IF_ERROR(hdi_sample_inputs_read(it->config, it->settings.model, it->weights,
                                               it->settings.run.branches > 1, &it->inputs));
     if (*given) HD_RETURN_IF_ERROR(hdi_sample_inputs_read_given(given, &it->settings, &it->inputs));
+    HD_RETURN_IF_ERROR(hdi_job_rates(it->config, backend, &it->rates));
     size_t foreign, transport;
     HD_RETURN_IF_ERROR(hdi_job_foreign(it->config, it->mesh, it->context, &foreign, &transport));
     return hd_sampler_create(
@@ -91,6 +94,7 @@ static hd_status make_sampler(job *it)
             .budget = (size_t)hdi_config_bytes(values, "memory.budget"),
             .foreign = foreign,
             .transport = transport,
+            .rates = it->rates,
             .residency = (hd_residency)hdi_config_enum(values, "sample.residency"),
             .slices = (int)hdi_config_int(values, "sample.slices"),
             .sequence_groups = (int)hdi_config_int(values, "layout.sequence_groups")},
@@ -368,44 +372,6 @@ static hd_status open_metrics(job *it)
     return hd_comm_agree(it->world, status);
 }
 
-/* For how much of the time each rank computed. */
-static hd_status report_speed(const job *it, const hd_sampler_result *result, hd_sample_result *out)
-{
-    const int ranks = hd_comm_size(it->world), rank = hd_comm_rank(it->world);
-    double *busy = hdi_alloc_array((size_t)ranks, sizeof *busy);
-    HD_RETURN_IF_ERROR(hd_comm_agree(it->world, busy ? HD_OK : out_of_memory()));
-    busy[rank] = result->seconds > 0 ? 100 * result->busy_seconds / result->seconds : 0;
-    hd_request request;
-    hd_status status =
-        hd_comm_all_reduce(it->world, busy, ranks, HD_DTYPE_F64, HD_REDUCE_SUM, &request);
-    if (status == HD_OK) status = hd_comm_wait(it->world, &request);
-    hdi_text text = {0};
-    for (int r = 0; r < ranks; r++) {
-        hdi_text_printf(&text, "%s%.0f", r ? ", " : "", busy[r]);
-        out->utilisation += busy[r] / 100 / ranks;
-    }
-    if (status == HD_OK && rank == 0) {
-        if (hd_sampler_slices(it->sampler) > 1)
-            hdi_log(HD_LOG_INFO, "memory: blocks in %d slices", hd_sampler_slices(it->sampler));
-        hdi_log(HD_LOG_INFO,
-                "%d videos: conditions %.2f s, weights %.2f s, steps %.2f s; ranks computed for %s "
-                "%% of the steps' time",
-                it->count, result->condition_seconds, result->load_seconds, result->seconds,
-                text.data ? text.data : "");
-        const hdi_metric fields[] = {
-            hdi_metric_int("videos", it->count),
-            hdi_metric_float("condition_seconds", result->condition_seconds),
-            hdi_metric_float("load_seconds", result->load_seconds),
-            hdi_metric_float("step_seconds", result->seconds),
-            hdi_metric_float("utilisation", out->utilisation),
-            hdi_metric_string("busy_percent", text.data ? text.data : "")};
-        status = hdi_metrics_append(it->metrics, fields, sizeof fields / sizeof fields[0]);
-    }
-    hdi_text_free(&text);
-    hdi_free(busy);
-    return status;
-}
-
 static hd_status draw(const job *it)
 {
     char **paths = hdi_alloc_array((size_t)it->count, sizeof *paths);
@@ -455,7 +421,8 @@ static hd_status run_sampler(job *it, hd_sample_result *out)
     out->videos = it->count;
     out->steps = left;
     out->seconds = result.seconds;
-    return report_speed(it, &result, out);
+    const hdi_sample_speed speed = {it->sampler, it->world, it->metrics, it->count, it->rates};
+    return hdi_sample_report_speed(&speed, &result, out);
 }
 
 static hd_status run_job(job *it, hd_sample_result *out)

@@ -36,13 +36,15 @@ typedef struct hdi_sample_inputs {
     int negatives;    /* 0; 1: for all inputs; count: one for each */
     int64_t *lengths; /* owned, the different lengths of texts */
     int length_count;
+    float *null_text;         /* owned, the weights' negative text, which texts have as theirs */
     float *given, *condition; /* owned, as hd_sampler_video has them; NULL: none */
     bool *given_frames;       /* owned */
 } hdi_sample_inputs;
 
-/* Read sample.inputs and sample.negative, for a model. */
+/* Read sample.inputs and sample.negative, for a model; without a negative text, that of the weights at
+ * this path, which may be NULL. */
 hd_status hdi_sample_inputs_read(const hd_config *config, const hd_video_model *model,
-                                 bool wants_negative, hdi_sample_inputs *out);
+                                 const char *weights, bool wants_negative, hdi_sample_inputs *out);
 
 /* Read sample.given: latents of the settings' size and which frames of them are given. */
 hd_status hdi_sample_inputs_read_given(const char *path, const hdi_sample_settings *settings,

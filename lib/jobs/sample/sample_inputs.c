@@ -6,6 +6,7 @@
 #include "core/memory.h"
 #include "io/safetensors.h"
 #include "io/video_dataset.h"
+#include "jobs/null_text.h"
 
 #include <inttypes.h>
 #include <string.h>
@@ -147,7 +148,7 @@ static hd_status check_dataset(const char *path, const hdi_video_dataset_info *i
                      model->pooled_columns);
 }
 
-/* All texts of a data set but the empty one, or that one alone. */
+/* All texts of a data set but the empty one, or that one alone, if there is one. */
 static hd_status read_dataset(const char *path, const hd_video_model *model, bool empty_one,
                               hdi_sample_inputs *inout)
 {
@@ -161,11 +162,6 @@ static hd_status read_dataset(const char *path, const hd_video_model *model, boo
         char *name = empty_one ? NULL : file_name(hdi_video_dataset_text(dataset, t)->name, t);
         status = read_class(dataset, t, &info, name, inout);
     }
-    if (status == HD_OK && empty_one && info.null_text < 0)
-        status = hdi_error(HD_ERROR_CONFIG,
-                           "sample.negative: %s has no text for the empty prompt; give one, or "
-                           "set sample.guidance to 1",
-                           path);
     hdi_video_dataset_close(dataset);
     return status;
 }
@@ -198,18 +194,51 @@ static hd_status read_folder(const char *path, const hd_video_model *model,
     return status;
 }
 
+/* The weights' text for none, for each input as many of its rows as that has. */
+static hd_status take_null_text(const hd_video_model *model, const char *weights,
+                                hdi_sample_inputs *inout)
+{
+    if (!weights) return HD_OK;
+    HD_RETURN_IF_ERROR(hdi_null_text_read(model, weights, 0, &inout->null_text));
+    for (int i = 0; i < inout->count && inout->null_text; i++) {
+        const hd_sampler_text text = {.text = inout->null_text, .tokens = inout->texts[i].tokens};
+        if (text.tokens > model->text_tokens)
+            return hdi_error(HD_ERROR_CONFIG,
+                             "sample.inputs: \"%s\" has %" PRId64
+                             " text tokens, want at most the model's %" PRId64,
+                             inout->names[i], text.tokens, model->text_tokens);
+        HD_RETURN_IF_ERROR(add_text(inout, NULL, &text));
+    }
+    return HD_OK;
+}
+
+/* Where none is given: the data set's that the inputs are of, or that of the weights. */
+static hd_status find_negative(const char *first, const hd_video_model *model, const char *weights,
+                               hdi_sample_inputs *out)
+{
+    if (is_dataset(first)) HD_RETURN_IF_ERROR(read_dataset(first, model, true, out));
+    if (out->negatives == 0) HD_RETURN_IF_ERROR(take_null_text(model, weights, out));
+    if (out->negatives > 0) return HD_OK;
+    return hdi_error(HD_ERROR_CONFIG,
+                     "sample.negative: empty, but this model is guided by a negative text; give "
+                     "the embedding of one (of the empty prompt), or set sample.guidance to 1");
+}
+
 static hd_status read_negative(const hd_config *config, const char *first,
-                               const hd_video_model *model, hdi_sample_inputs *out)
+                               const hd_video_model *model, const char *weights,
+                               hdi_sample_inputs *out)
 {
     const char *path = hdi_config_string(config->values, "sample.negative");
-    if (!*path && is_dataset(first)) return read_dataset(first, model, true, out);
-    if (!*path)
-        return hdi_error(HD_ERROR_CONFIG,
-                         "sample.negative: empty, but this model is guided by a negative text; "
-                         "give the embedding of one (of the empty prompt), or set "
-                         "sample.guidance to 1");
+    if (!*path) return find_negative(first, model, weights, out);
     if (!hdi_is_directory(path)) return read_file(path, model, NULL, out);
-    if (is_dataset(path)) return read_dataset(path, model, true, out);
+    if (is_dataset(path)) {
+        HD_RETURN_IF_ERROR(read_dataset(path, model, true, out));
+        if (out->negatives > 0) return HD_OK;
+        return hdi_error(HD_ERROR_CONFIG,
+                         "sample.negative: %s has no text for the empty prompt; give one, or "
+                         "set sample.guidance to 1",
+                         path);
+    }
     const int count = out->count;
     for (int i = 0; i < count; i++) {
         char *file = hdi_format("%s/%s.safetensors", path, out->names[i]);
@@ -235,7 +264,7 @@ static hd_status list_lengths(hdi_sample_inputs *out)
 }
 
 hd_status hdi_sample_inputs_read(const hd_config *config, const hd_video_model *model,
-                                 bool wants_negative, hdi_sample_inputs *out)
+                                 const char *weights, bool wants_negative, hdi_sample_inputs *out)
 {
     int count;
     const char *const *paths = hdi_config_string_list(config->values, "sample.inputs", &count);
@@ -251,7 +280,7 @@ hd_status hdi_sample_inputs_read(const hd_config *config, const hd_video_model *
         return hdi_error(HD_ERROR_CONFIG,
                          "sample.inputs: no texts, want safetensors files with tensors \"text\" "
                          "and \"pooled\", a folder of them, or a data set with texts");
-    if (wants_negative) HD_RETURN_IF_ERROR(read_negative(config, paths[0], model, out));
+    if (wants_negative) HD_RETURN_IF_ERROR(read_negative(config, paths[0], model, weights, out));
     return list_lengths(out);
 }
 
@@ -312,12 +341,13 @@ hd_status hdi_sample_inputs_read_given(const char *path, const hdi_sample_settin
 void hdi_sample_inputs_free(hdi_sample_inputs *inputs)
 {
     for (int t = 0; t < inputs->count + inputs->negatives && inputs->texts; t++)
-        free_text(&inputs->texts[t]);
+        if (inputs->texts[t].text != inputs->null_text) free_text(&inputs->texts[t]);
     for (int i = 0; i < inputs->count; i++)
         hdi_free(inputs->names[i]);
     hdi_free(inputs->texts);
     hdi_free(inputs->names);
     hdi_free(inputs->lengths);
+    hdi_free(inputs->null_text);
     hdi_free(inputs->given);
     hdi_free(inputs->condition);
     hdi_free(inputs->given_frames);

@@ -95,6 +95,10 @@ typedef struct hdi_sampler_call {
     hd_sampler_result result;
 } hdi_sampler_call;
 
+/* Seconds of one pass through this rank's stage with the first length of texts, by the options' rates
+ * (sampler_plan.c). */
+hd_status hdi_sampler_seconds(const hd_sampler *sampler, double *out);
+
 /* The set for texts of that length; NULL if none was planned. */
 hdi_sampler_set *hdi_sampler_set_of(const hd_sampler *sampler, int64_t tokens);
 

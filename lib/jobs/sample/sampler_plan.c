@@ -15,6 +15,7 @@ static hd_status plan_phase(const hd_sampler *sampler, hd_purpose phase, hd_plan
     HD_RETURN_IF_ERROR(hd_plan_create(&(hd_plan_options){.budget = o->budget,
                                                          .foreign = o->foreign,
                                                          .transport = o->transport,
+                                                         .rates = o->rates,
                                                          .residency = o->residency,
                                                          .host_blocks = o->host_blocks},
                                       out));
@@ -94,4 +95,9 @@ hd_status hdi_sampler_plan(hd_sampler *sampler)
                              "sampler, denoising in %d slices (a budget of %zu bytes would do; a "
                              "smaller video, bf16 or more pipeline stages need less)",
                              sampler->slices, least);
+}
+
+hd_status hdi_sampler_seconds(const hd_sampler *sampler, double *out)
+{
+    return hd_plan_seconds(sampler->denoise, sampler->sets[0].denoise, out);
 }

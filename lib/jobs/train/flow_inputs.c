@@ -186,6 +186,16 @@ static hd_status put_video(const filling *f, const hdi_flow_draw *draw, int64_t 
     return HD_OK;
 }
 
+/* Tokens of a sequence's text: of the model's own null text as many as of the text it stands in for, or
+ * where there is none the most. */
+static int64_t count_tokens(const filling *f, const hdi_video_text *found, int64_t text)
+{
+    if (found) return found->tokens;
+    if (!f->source->null_text) return 0;
+    const hdi_video_text *dropped = hdi_video_dataset_text(f->source->dataset, text);
+    return dropped ? dropped->tokens : f->shape->video.text;
+}
+
 /* The text of a sequence; without one there are no valid rows, and zeros. */
 static hd_status put_text(filling *f, const hdi_flow_draw *draw, int64_t text, int64_t null_text,
                           int64_t sequence)
@@ -195,7 +205,7 @@ static hd_status put_text(filling *f, const hdi_flow_draw *draw, int64_t text, i
     const int64_t words = draw->drops_text || text < 0 ? null_text : text;
     const int64_t pooled = draw->drops_pooled || text < 0 ? null_text : text;
     const hdi_video_text *found = hdi_video_dataset_text(source->dataset, words);
-    const int64_t tokens = found ? found->tokens : 0;
+    const int64_t tokens = count_tokens(f, found, text);
     const int64_t row = model->text_packed ? f->text_rows : sequence * f->shape->video.text;
     float *out = f->in[HDI_FLOW_TEXTS];
     put_integer(f, HDI_FLOW_TEXT_COUNTS, sequence, tokens);
@@ -203,7 +213,10 @@ static hd_status put_text(filling *f, const hdi_flow_draw *draw, int64_t text, i
     for (int64_t r = 0; r < tokens; r++)
         put_integer(f, HDI_FLOW_TEXT_PLACES, row + r, r);
     f->text_rows += tokens;
-    if (out && tokens)
+    if (out && tokens && !found)
+        memcpy(out + row * model->text_columns, source->null_text,
+               (size_t)(tokens * model->text_columns) * sizeof *out);
+    else if (out && tokens)
         HD_RETURN_IF_ERROR(
             hdi_video_dataset_read_text(source->dataset, words, out + row * model->text_columns));
     out = part(f, HDI_FLOW_POOLED, sequence);

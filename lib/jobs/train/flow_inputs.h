@@ -29,6 +29,7 @@ typedef struct hdi_flow_source {
     const hdi_video_dataset *dataset;
     const hdi_video_buckets *buckets;
     const hd_video_model *model;
+    const float *null_text; /* the model's own, where the data set has none; NULL: no rows */
     hdi_flow_options flow;
     double guidance; /* of models with embedded guidance */
     bool

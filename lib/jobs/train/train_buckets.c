@@ -152,7 +152,8 @@ hd_status hdi_train_buckets(const hdi_train_target *on, const hdi_video_dataset 
         .model = hd_model_video(on->model),
         .dataset = dataset,
         .validation_fraction = hdi_config_float(values, "data.validation_fraction"),
-        .drops_text = hdi_config_float(values, "video.text_dropout") > 0};
+        .drops_text = hdi_config_float(values, "video.text_dropout") > 0,
+        .own_null_text = hd_model_video(on->model)->null_text != NULL};
     int count;
     const int64_t *ratios = hdi_config_int_list(values, "video.task_ratios", &count);
     for (int i = 1; i < count; i++)

@@ -1,4 +1,5 @@
 /* From a configuration to a trainer. */
+#include "jobs/setup.h"
 #include "jobs/train/train.h"
 
 #include "core/error.h"
@@ -133,6 +134,7 @@ hd_status hdi_train_create(const hdi_train_target *on, const hdi_video_buckets *
     options.backend = on->backend;
     options.foreign = on->foreign;
     options.transport = on->transport;
+    HD_RETURN_IF_ERROR(hdi_job_rates(on->config, on->backend, &options.rates));
     hd_status status = listed_stages(
         on->config, hd_mesh_size(on->mesh, HD_AXIS_PIPELINE) * options.chunks, &stages);
     if (buckets && status == HD_OK) {

@@ -4,6 +4,7 @@
 #include "core/error.h"
 #include "core/log.h"
 #include "core/memory.h"
+#include "jobs/null_text.h"
 #include "jobs/train/flow_feed.h"
 
 #include <math.h>
@@ -14,6 +15,7 @@ typedef struct video_feed {
     const hd_video_model *model; /* borrowed */
     hdi_video_dataset *dataset;  /* owned */
     hdi_video_buckets buckets;   /* owned */
+    float *null_text;            /* owned; NULL: the data set's, or none */
     hdi_flow_feed *inputs;       /* owned */
     int data_ranks;
     int validated; /* next bucket that may have samples for it */
@@ -59,6 +61,7 @@ static hd_status start(hdi_train_feed *feed, const hd_trainer *trainer)
             .source = {.dataset = it->dataset,
                        .buckets = &it->buckets,
                        .model = it->model,
+                       .null_text = it->null_text,
                        .flow = flow_options(values, it->model),
                        .guidance = hdi_config_float(values, "video.guidance"),
                        .given_loss = hdi_config_bool(values, "video.given_loss")},
@@ -109,6 +112,7 @@ static void destroy(hdi_train_feed *feed)
     video_feed *it = (video_feed *)feed;
     hdi_flow_feed_destroy(it->inputs);
     hdi_video_buckets_release(&it->buckets);
+    hdi_free(it->null_text);
     hdi_video_dataset_close(it->dataset);
     hdi_free(it);
 }
@@ -122,7 +126,11 @@ static hd_status open_data(video_feed *it)
     HD_RETURN_IF_ERROR(hdi_video_dataset_open(path, &it->dataset));
     hdi_video_dataset_get_info(it->dataset, &info);
     it->feed.fingerprint = info.fingerprint;
-    if (info.null_text < 0 && it->model->text_columns &&
+    if (info.null_text < 0)
+        HD_RETURN_IF_ERROR(hdi_null_text_read(
+            it->model, hdi_config_string(it->config->values, "model.weights"),
+            (uint64_t)hdi_config_int(it->config->values, "train.seed"), &it->null_text));
+    if (info.null_text < 0 && !it->null_text && it->model->text_columns &&
         hdi_config_float(it->config->values, "video.text_dropout") > 0)
         hdi_log(HD_LOG_WARN, "%s: it has no null text; where the text is dropped there is none",
                 path);

@@ -264,6 +264,7 @@ static hd_status make_plan(hd_trainer *trainer)
         status = hd_plan_create(&(hd_plan_options){.budget = o->budget,
                                                    .foreign = o->foreign,
                                                    .transport = o->transport,
+                                                   .rates = o->rates,
                                                    .gradient_levels = levels(trainer, layout)},
                                 &trainer->plan);
     if (status != HD_OK) {

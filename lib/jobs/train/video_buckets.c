@@ -154,10 +154,10 @@ static bool is_even(const hdi_video_buckets_options *options, const hdi_video_bu
         int64_t text = hdi_video_dataset_sample(options->dataset, bucket->samples[i])->text;
         if (text < 0) text = null_text;
         const hdi_video_text *found = hdi_video_dataset_text(options->dataset, text);
-        if (!found || found->tokens != most) return false;
+        if (found ? found->tokens != most : !options->own_null_text) return false;
     }
     const hdi_video_text *null = hdi_video_dataset_text(options->dataset, null_text);
-    return !options->drops_text || (null && null->tokens == most);
+    return !options->drops_text || (null ? null->tokens == most : options->own_null_text);
 }
 
 static void set_text(const hdi_video_buckets_options *options, hdi_video_bucket *bucket)

@@ -27,6 +27,7 @@ typedef struct hdi_video_buckets_options {
     const hdi_video_dataset *dataset; /* NULL: only `sizes`, without samples */
     double validation_fraction;       /* of each bucket of several samples, at least one */
     bool drops_text;                  /* the null text takes part */
+    bool own_null_text; /* the model has one, as long as each text, where the data set has none */
     bool masked_frames;
     const char *const *sizes; /* "33x32x56" each: latent frames, height, width to use; none: all */
     int size_count;

@@ -1,0 +1,149 @@
+/* How long programs take, by the rates of a device: a model of three queues, computation, copies of
+ * weights and communication, that wait for each other where the plan says so. */
+#include "core/error.h"
+#include "core/memory.h"
+#include "program/plan.h"
+
+typedef struct model {
+    const hd_plan *plan;
+    const hdi_unit *unit;
+    bool trains; /* a run is a forward and the backward that follows it */
+    hd_rates rates;
+    double computed, copied, sent; /* when each queue is through */
+    double worked;                 /* seconds of computation alone */
+    double *ended;                 /* [ops] of those that communicate; NULL: without them */
+    double arrived[HD_STREAM_SLOTS];
+    int held[HD_STREAM_SLOTS];
+    int turn;
+    size_t bytes;
+} model;
+
+static const hdi_stream_run *streamed(const model *m, hdi_phase phase)
+{
+    return &m->unit->streamed[phase];
+}
+
+static hdi_phase phase_after(const model *m, hdi_phase phase)
+{
+    return m->trains && phase == HDI_PHASE_FORWARD ? HDI_PHASE_BACKWARD : HDI_PHASE_FORWARD;
+}
+
+/* From the host, or from the ranks that have shards. */
+static double fetch_seconds(const model *m, size_t bytes)
+{
+    if (!m->plan->residency.gathers) return (double)bytes / m->rates.link;
+    return m->rates.peer > 0 ? (double)bytes / m->rates.peer : 0;
+}
+
+static void copy_in(model *m, hdi_phase phase, int use)
+{
+    const hdi_stream_run *run = streamed(m, phase), *next = streamed(m, phase_after(m, phase));
+    const int ahead = use - run->use_count, common = ahead < 0 ? 0 : hdi_stream_common(run, next);
+    const int slot = (m->turn + use - common) % m->plan->residency.slots;
+    if (ahead >= 0 && !next->use_count) return;
+    const int block = ahead < 0 ? run->uses[use].block : next->uses[ahead % next->use_count].block;
+    if (m->held[slot] == block) return;
+    const size_t bytes = m->plan->residency.blocks[block].bytes;
+    if (m->copied < m->computed) m->copied = m->computed;
+    m->copied += fetch_seconds(m, bytes);
+    m->arrived[slot] = m->copied;
+    m->held[slot] = block;
+    m->bytes += bytes;
+}
+
+static void compute(model *m, int index)
+{
+    const hdi_unit *unit = m->unit;
+    const hdi_op *op = unit->program->ops[index];
+    const double seconds = hdi_op_seconds(op, &m->rates);
+    for (int w = unit->wait_begin[index]; m->ended && w < unit->wait_begin[index + 1]; w++)
+        if (m->computed < m->ended[unit->waits[w]]) m->computed = m->ended[unit->waits[w]];
+    if (op->op.kind->flags & HD_OP_COMMUNICATES) {
+        if (!m->ended) return;
+        if (m->sent < m->computed) m->sent = m->computed;
+        m->sent += seconds;
+        m->ended[index] = m->sent;
+    } else {
+        m->computed += seconds;
+        m->worked += seconds;
+    }
+}
+
+static void run_phase(model *m, hdi_phase phase)
+{
+    const hd_program *program = m->unit->program;
+    const hdi_stream_run *run = streamed(m, phase);
+    const int slots = m->plan->residency.slots;
+    const bool streams = m->plan->residency.host_blocks > 0;
+    int next = 0, use = 0;
+    for (int i = 0; i <= program->op_count; i++) {
+        for (; streams && next < run->use_count + slots && run->fetches[next] <= i; next++)
+            copy_in(m, phase, next);
+        if (i == program->op_count) break;
+        if (streams && use < run->use_count && run->uses[use].first == i) {
+            const double arrived = m->arrived[(m->turn + use++) % slots];
+            if (m->computed < arrived) m->computed = arrived;
+        }
+        if (program->ops[i]->phase == phase) compute(m, i);
+    }
+    if (!streams) return;
+    const int common = hdi_stream_common(run, streamed(m, phase_after(m, phase)));
+    m->turn = (m->turn + run->use_count - common) % slots;
+}
+
+static void run(model *m)
+{
+    run_phase(m, HDI_PHASE_FORWARD);
+    if (m->trains) run_phase(m, HDI_PHASE_BACKWARD);
+}
+
+static void begin(model *m, const hd_plan *plan, const hd_program *program)
+{
+    *m = (model){.plan = plan, .rates = hdi_rates_filled(&plan->options.rates)};
+    for (int s = 0; s < HD_STREAM_SLOTS; s++)
+        m->held[s] = -1;
+    for (int u = 0; u < plan->unit_count; u++)
+        if (plan->units[u].program == program) m->unit = &plan->units[u];
+}
+
+void hd_plan_streaming(const hd_plan *plan, const hd_program *program, hd_streaming *out)
+{
+    const hdi_residency *residency = &plan->residency;
+    *out = (hd_streaming){.blocks = residency->block_count, .host_blocks = residency->host_blocks};
+    if (!residency->host_blocks) return;
+    out->slots = residency->slots;
+    out->host_bytes = residency->host_bytes;
+    out->gathered = residency->gathers;
+    model m;
+    begin(&m, plan, program);
+    if (!m.unit || !m.unit->streamed[HDI_PHASE_FORWARD].use_count) return;
+    m.trains = m.unit->streamed[HDI_PHASE_BACKWARD].use_count > 0;
+    run(&m);
+    const double first = m.computed;
+    m.bytes = 0;
+    m.worked = 0;
+    run(&m);
+    out->run_bytes = m.bytes;
+    out->copy_seconds = fetch_seconds(&m, m.bytes);
+    out->compute_seconds = m.worked;
+    out->exposed_seconds = m.computed - first - m.worked;
+    if (out->exposed_seconds < 1e-9 * out->compute_seconds) out->exposed_seconds = 0; /* rounding */
+}
+
+hd_status hd_plan_seconds(const hd_plan *plan, const hd_program *program, double *out)
+{
+    model m;
+    *out = 0;
+    begin(&m, plan, program);
+    if (!plan->finished || !m.unit)
+        return hdi_error(HD_ERROR_ARGUMENT, "plan: seconds of a program that it does not hold");
+    m.trains = program->training;
+    m.ended = hdi_alloc_array((size_t)program->op_count + 1, sizeof(double));
+    if (!m.ended) return hdi_error(HD_ERROR_MEMORY, "plan: out of host memory");
+    run(&m);
+    const double first = m.computed;
+    run(&m);
+    *out = m.computed - first;
+    hdi_free(m.ended);
+    return HD_OK;
+}

@@ -1,0 +1,140 @@
+/* What collectives of GPU memory reach between the ranks that mpirun starts, as nccl-tests would print it:
+ * bytes of the largest buffer over the time (algorithm bandwidth), and what that asks of each link (bus
+ * bandwidth). Usage: mpirun -np RANKS speed_collectives [MIB...] */
+#include <cuda_runtime_api.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "backend/cuda/cuda.h"
+#include "comm/comm.h"
+#include "core/clock.h"
+#include "runtime/session.h"
+#include "tests/support/hdt_video_speed.h"
+
+enum { RUNS = 10, MOST_RANKS = 64 };
+
+typedef struct bench {
+    hd_comm *comm;
+    int ranks, rank;
+    float *data, *other;
+    int64_t count; /* of the whole buffer, a multiple of the ranks */
+    int64_t counts[MOST_RANKS], offsets[MOST_RANKS];
+} bench;
+
+static hd_status finish(const bench *it, hd_status posted, hd_request *request)
+{
+    return posted == HD_OK ? hdi_comm_order(it->comm, request) : posted;
+}
+
+static hd_status all_reduce(bench *it)
+{
+    hd_request request;
+    return finish(
+        it,
+        hd_comm_all_reduce(it->comm, it->data, it->count, HD_DTYPE_F32, HD_REDUCE_SUM, &request),
+        &request);
+}
+
+static hd_status all_gather(bench *it)
+{
+    hd_request request;
+    return finish(
+        it, hd_comm_all_gather(it->comm, it->data, it->counts, it->offsets, HD_DTYPE_F32, &request),
+        &request);
+}
+
+static hd_status all_to_all(bench *it)
+{
+    hd_request request;
+    return finish(it,
+                  hd_comm_all_to_all(it->comm, it->data, it->counts, it->offsets, it->other,
+                                     it->counts, it->offsets, HD_DTYPE_F32, &request),
+                  &request);
+}
+
+static hd_status broadcast(bench *it)
+{
+    hd_request request;
+    return finish(
+        it, hd_comm_broadcast(it->comm, it->data, (size_t)it->count * sizeof(float), 0, &request),
+        &request);
+}
+
+static hd_status send_and_receive(bench *it)
+{
+    const size_t bytes = (size_t)it->count * sizeof(float);
+    const int next = (it->rank + 1) % it->ranks, last = (it->rank + it->ranks - 1) % it->ranks;
+    hd_request in = {0}, out = {0};
+    hd_status status = hd_comm_recv(it->comm, it->other, bytes, last, 0, &in);
+    if (status == HD_OK) status = hd_comm_send(it->comm, it->data, bytes, next, 0, &out);
+    if (status == HD_OK) status = hdi_comm_order(it->comm, &in);
+    return status == HD_OK ? hdi_comm_order(it->comm, &out) : status;
+}
+
+static double measure(bench *it, hd_status (*run)(bench *))
+{
+    double begin = 0;
+    for (int i = 0; i < 3 + RUNS; i++) {
+        if (i == 3) {
+            hdt_must(hdi_comm_settle(it->comm));
+            hdt_must(hd_comm_barrier(it->comm));
+            begin = hdi_clock_seconds();
+        }
+        hdt_must(run(it));
+    }
+    hdt_must(hdi_comm_settle(it->comm));
+    return (hdi_clock_seconds() - begin) / RUNS;
+}
+
+int main(int argc, char **argv)
+{
+    static const int64_t sizes[] = {1, 16, 256};
+    hd_comm *world;
+    hdt_must(hd_comm_create_world(NULL, &world));
+    bench it = {.ranks = hd_comm_size(world), .rank = hd_comm_rank(world)};
+    const double n = it.ranks;
+    const struct {
+        const char *name;
+        hd_status (*run)(bench *);
+        double factor; /* bus bandwidth / algorithm bandwidth */
+    } ops[] = {{"all-reduce", all_reduce, 2 * (n - 1) / n},
+               {"all-gather", all_gather, (n - 1) / n},
+               {"all-to-all", all_to_all, (n - 1) / n},
+               {"broadcast", broadcast, 1},
+               {"send and receive", send_and_receive, 1}};
+    hd_mesh *mesh;
+    hd_context *context;
+    hdt_must(hd_mesh_create(world, &(hd_mesh_options){.pipeline = it.ranks}, &mesh));
+    hdt_must(hd_context_create_ranked(
+        world, &(hd_context_options){.device = "cuda", .share_gpu = getenv("SHARE_GPU") != NULL},
+        &context));
+    hdt_must(hd_mesh_attach(mesh, context, HD_DEVICE_TRANSPORT_AUTO));
+    it.comm = hd_mesh_device_comm(mesh, HD_AXIS_PIPELINE);
+    if (it.rank == 0) printf("%-18s %6s %8s %12s %12s\n", "", "ranks", "MiB", "GB/s", "bus GB/s");
+    for (int s = 0; s < (argc > 1 ? argc - 1 : 3); s++) {
+        const int64_t mib = argc > 1 ? strtoll(argv[s + 1], NULL, 10) : sizes[s];
+        const int64_t each = (mib << 20) / (int64_t)sizeof(float) / it.ranks;
+        it.count = each * it.ranks;
+        const size_t bytes = (size_t)it.count * sizeof(float);
+        for (int r = 0; r < it.ranks; r++) {
+            it.counts[r] = each;
+            it.offsets[r] = r * each;
+        }
+        hdt_must(hdi_cuda_status(cudaMalloc((void **)&it.data, bytes), "cudaMalloc"));
+        hdt_must(hdi_cuda_status(cudaMalloc((void **)&it.other, bytes), "cudaMalloc"));
+        hdt_must(hdi_cuda_status(cudaMemset(it.data, 0, bytes), "cudaMemset"));
+        for (size_t o = 0; o < sizeof ops / sizeof ops[0]; o++) {
+            const double rate = (double)bytes / measure(&it, ops[o].run) / 1e9;
+            if (it.rank == 0)
+                printf("%-18s %6d %8" PRId64 " %12.1f %12.1f\n", ops[o].name, it.ranks, mib, rate,
+                       rate * ops[o].factor);
+        }
+        (void)cudaFree(it.data);
+        (void)cudaFree(it.other);
+    }
+    hd_context_destroy(context);
+    hd_mesh_destroy(mesh);
+    hd_comm_destroy(world);
+    return EXIT_SUCCESS;
+}
