@@ -181,11 +181,10 @@ START_TEST(every_element_has_one_owner_and_a_block_is_not_cut)
             int shards = shard_counts[k];
             hdi_layout *layouts[33];
             for (int s = 0; s < shards; s++)
-                layouts[s] = layout_of(&p, 1,
-                                       (hdi_layout_options){.bucket_elements = 20000,
-                                                            .shards = shards,
-                                                            .shard = s,
-                                                            .sharding = 1});
+                layouts[s] = layout_of(
+                    &p, 1,
+                    (hdi_layout_options){
+                        .bucket_elements = 20000, .shards = shards, .shard = s, .sharding = 1});
             int *owner = malloc((size_t)layouts[0]->weights_elements * sizeof *owner);
             find_owners(layouts, shards, owner);
             int64_t state = 0;

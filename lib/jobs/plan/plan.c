@@ -225,6 +225,25 @@ static hd_status describe_shape(const planning *p, int index, hdi_text *text)
     return HD_OK;
 }
 
+/* What is split over ranks, and what a forward and backward therefore gather. */
+static void describe_sharding(const hd_trainer *any, hdi_text *text)
+{
+    const hdi_layout *layout = any->plan->layout;
+    static const char *const what[] = {"", "optimizer state", "optimizer state and gradients",
+                                       "optimizer state, gradients and weights of layers"};
+    const int level = layout->state_sharded + layout->gradients_sharded + layout->weights_sharded;
+    if (layout->shards == 1 || !level) return;
+    hdi_text_printf(text, "%s in %d shards", what[level], layout->shards);
+    if (layout->copies > 1) hdi_text_printf(text, ", %d copies of each", layout->copies);
+    if (layout->weights_sharded) {
+        hd_streaming passing;
+        hd_plan_streaming(any->plan, any->shapes[0].train[0].program, &passing);
+        hdi_text_printf(text, "; %d layers pass through %d slots, %zu bytes a micro-batch",
+                        passing.blocks, passing.slots, passing.run_bytes);
+    }
+    hdi_text_append(text, "\n");
+}
+
 static hd_status describe(const planning *p, double seconds, hdi_text *text)
 {
     const hd_trainer *any = p->trainers[0];
@@ -234,6 +253,7 @@ static hd_status describe(const planning *p, double seconds, hdi_text *text)
         hdi_text_printf(text, "weights %s, gradients %s, master %s\n",
                         hd_dtype_name(any->options.dtype), hd_dtype_name(any->options.gradients),
                         any->options.master == HD_MASTER_REMAINDER ? "remainder" : "F32");
+    describe_sharding(any, text);
     hdi_text_append(text, "stage\n");
     for (int s = 0; s < any->pipeline; s++)
         describe_stage(p, s, text);
