@@ -342,18 +342,30 @@ static hd_status find(const hd_session *session, const hd_program *program, hd_t
     return HD_OK;
 }
 
-/* A sharded parameter is whole only while a program needs it. */
-static hd_status check_whole(const hd_session *session, int unit, hd_tensor tensor)
+static bool is_sharded(const hd_session *session, int unit, hd_tensor tensor)
 {
     const hd_plan *plan = session->plan;
-    if (!plan->residency.gathers ||
-        plan->units[unit].places[tensor.id].region != HD_REGION_STREAMED)
-        return HD_OK;
-    return hdi_error(HD_ERROR_UNSUPPORTED,
-                     "session: parameter '%s' is sharded over %d ranks: not to be read or written "
-                     "as a whole",
-                     plan->units[unit].program->tensors[tensor.id]->info.name,
-                     plan->layout->shards);
+    return plan->residency.gathers &&
+           plan->units[unit].places[tensor.id].region == HD_REGION_STREAMED;
+}
+
+/* Of a parameter that is sharded, this rank's part. */
+static hd_status write_shard(hd_session *session, const hd_program *program, hd_tensor tensor,
+                             const char *host)
+{
+    const hd_context *context = session->context;
+    const hd_tensor_info *info = &program->tensors[tensor.id]->info;
+    const hdi_layout *layout = session->plan->layout;
+    const hdi_entry *entry = &layout->entries[hdi_layout_find(layout, info->name)];
+    const size_t width = hd_dtype_bytes(info->dtype);
+    int64_t first = entry->first, count = entry->elements;
+    hdi_session_clip(session, entry, &first, &count);
+    HD_RETURN_IF_ERROR(hdi_streaming_stale(session));
+    if (!count) return HD_OK;
+    HD_RETURN_IF_ERROR(context->backend->copy_in(
+        context->stream, hdi_session_weights_at(session, first),
+        host + (size_t)(first - entry->first) * width, (size_t)count * width));
+    return hdi_session_synchronize(session);
 }
 
 /* The entry of a parameter that stays on the host; -1 for all other tensors. */
@@ -369,7 +381,7 @@ hd_status hd_session_write(hd_session *session, const hd_program *program, hd_te
 {
     int unit;
     HD_RETURN_IF_ERROR(find(session, program, tensor, micro_batch, &unit));
-    HD_RETURN_IF_ERROR(check_whole(session, unit, tensor));
+    if (is_sharded(session, unit, tensor)) return write_shard(session, program, tensor, host);
     const int entry = host_entry(session, unit, tensor);
     if (entry >= 0) {
         HD_RETURN_IF_ERROR(hdi_streaming_forget(session, entry));
@@ -388,7 +400,11 @@ hd_status hd_session_read(hd_session *session, const hd_program *program, hd_ten
 {
     int unit;
     HD_RETURN_IF_ERROR(find(session, program, tensor, micro_batch, &unit));
-    HD_RETURN_IF_ERROR(check_whole(session, unit, tensor));
+    if (is_sharded(session, unit, tensor))
+        return hdi_error(
+            HD_ERROR_UNSUPPORTED,
+            "session: parameter '%s' is sharded over %d ranks, no rank can read all of it",
+            program->tensors[tensor.id]->info.name, session->plan->layout->shards);
     const int entry = host_entry(session, unit, tensor);
     if (entry >= 0) {
         memcpy(host, hdi_streaming_weights(session, entry),
