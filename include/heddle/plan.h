@@ -60,7 +60,7 @@ typedef struct hd_plan_options {
     size_t transport;    /* bytes that communicators will take; foreign, too, but shown apart */
     int gradient_levels; /* buffers of partial gradient sums; zero means 1 */
 
-    hd_residency residency; /* but for RESIDENT: of plans whose programs are forwards alone */
+    hd_residency residency; /* but for RESIDENT: of plans whose programs write no weights */
     int host_blocks;        /* HOST: so many, or all if there are fewer; zero: all */
     int stream_slots; /* blocks from the host that have room on the device, at most HD_STREAM_SLOTS;
                          zero means 2. AUTO takes fewer where nothing else fits: with one, copies
