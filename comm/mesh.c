@@ -8,7 +8,7 @@
 #include "core/memory.h"
 
 struct hd_mesh {
-    int rank, ranks;
+    int rank, ranks, ring;
     int sizes[HD_AXES], indices[HD_AXES];
     int strides[HD_AXES];    /* how far apart in rank neighbours on the axis are */
     hd_comm *world;          /* borrowed; NULL on a fake mesh */
@@ -87,6 +87,10 @@ static hd_status place(hd_mesh *mesh, int rank, int ranks, const hd_mesh_options
                          "layout data %d x pipeline %d x sequence %d x tensor %d = %lld, ranks %d",
                          sizes[HD_AXIS_DATA], sizes[HD_AXIS_PIPELINE], sizes[HD_AXIS_SEQUENCE],
                          sizes[HD_AXIS_TENSOR], (long long)product, ranks);
+    mesh->ring = options->ring == 0 ? 1 : options->ring;
+    if (mesh->ring < 1 || sizes[HD_AXIS_SEQUENCE] % mesh->ring)
+        return hdi_error(HD_ERROR_CONFIG, "layout: ring is %d, want a divisor of sequence %d",
+                         mesh->ring, sizes[HD_AXIS_SEQUENCE]);
     mesh->rank = rank;
     mesh->ranks = ranks;
     int stride = 1;
@@ -125,6 +129,8 @@ static hd_status fill_mesh(hd_mesh *mesh, hd_comm *comm, const hd_mesh_options *
     int sizes[HD_AXES];
     axis_sizes(options, sizes);
     HD_RETURN_IF_ERROR(hd_comm_check_equal(comm, sizes, sizeof sizes, "the layout"));
+    HD_RETURN_IF_ERROR(
+        hd_comm_check_equal(comm, &options->ring, sizeof options->ring, "the layout's ring"));
     HD_RETURN_IF_ERROR(place(mesh, hd_comm_rank(comm), hd_comm_size(comm), options));
     mesh->world = comm;
     for (int axis = HD_AXIS_TENSOR; axis < HD_AXES; axis++) {
@@ -191,6 +197,11 @@ int hd_mesh_size(const hd_mesh *mesh, hd_axis axis)
 int hd_mesh_index(const hd_mesh *mesh, hd_axis axis)
 {
     return mesh && is_axis(axis) ? mesh->indices[axis] : 0;
+}
+
+int hd_mesh_ring(const hd_mesh *mesh)
+{
+    return mesh ? mesh->ring : 1;
 }
 
 int hd_mesh_rank(const hd_mesh *mesh)

@@ -73,7 +73,7 @@ int main()
     const hd_context_options device = {"auto", 0, 1, true}; // ranks may share a GPU
     hd_trainer_options options = {};
     check(hd_comm_create_world(nullptr, &world));
-    const hd_mesh_options axes = {1, 1, 1, hd_comm_size(world)}; // the last is the pipeline
+    const hd_mesh_options axes = {1, 1, 1, hd_comm_size(world), 1}; // the fourth is the pipeline
     check(hd_mesh_create(world, &axes, &mesh));
     check(hd_context_create_ranked(world, &device, &context));
     check(hd_mesh_attach(mesh, context, HD_DEVICE_TRANSPORT_AUTO));

@@ -262,6 +262,7 @@ hd_status hdi_nccl_settle(hd_comm *comm)
     for (int64_t turn = 0; device->failed == HD_OK && !is_over(device, &status); turn++) {
         HD_RETURN_IF_ERROR(status);
         HD_RETURN_IF_ERROR(watch(device));
+        hdi_comm_progress(comm->rider);
         hdi_comm_back_off(turn, 200);
     }
     return device->failed == HD_OK ? HD_OK : stopped(device);

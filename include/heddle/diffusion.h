@@ -87,9 +87,9 @@ typedef struct hd_rope_axes {
     hd_rope_pairing
         pairing; /* halves: the axes' angles one after another, column i with i + head_dim / 2 */
 
-    /* Only tokens first .. first + count - 1 of a sequence turn, the one at `first` as token 0:
-     * images in a joined stream. count 0: all. */
-    int64_t first, count;
+    /* Only tokens first .. first + count - 1 of a sequence turn, the one at `first` as token `start`:
+     * images in a joined stream, and parts of them. count 0: all. */
+    int64_t first, count, start;
 } hd_rope_axes;
 
 /* One stream of queries, keys and values. */

@@ -26,6 +26,7 @@ typedef struct hd_mesh hd_mesh;
 typedef struct hd_mesh_options {
     int tensor, sequence, data, pipeline; /* sizes; zero means 1 */
     int shard_group; /* data ranks of a shard group, at least 2; zero means all of them */
+    int ring;        /* rings of so many ranks within `sequence`, which it divides; zero means 1 */
 } hd_mesh_options;
 
 /* Cut `comm` into one communicator per axis. Collective over `comm`, which is borrowed and must
@@ -40,6 +41,10 @@ HD_API void hd_mesh_destroy(hd_mesh *mesh); /* takes NULL */
 /* Size of an axis, and this rank's place on it; 1 and 0 for a NULL mesh. Local. */
 HD_API int hd_mesh_size(const hd_mesh *mesh, hd_axis axis);
 HD_API int hd_mesh_index(const hd_mesh *mesh, hd_axis axis);
+
+/* Ranks of a ring on the sequence axis; rank i of the axis is at place i / (sequence / ring) of its own.
+ * 1 for a NULL mesh. Local. */
+HD_API int hd_mesh_ring(const hd_mesh *mesh);
 
 /* World rank, and world rank of the peer that differs only in being at `index` on `axis`. Local. */
 HD_API int hd_mesh_rank(const hd_mesh *mesh);

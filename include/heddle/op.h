@@ -48,6 +48,7 @@ typedef struct hd_run {
     bool last;           /* which is the last of them */
     hd_request *request; /* communication ops leave what they posted here, */
     hd_comm **posted_on; /* and on which communicator */
+    int slot;            /* of the backend's copies, for HD_OP_LOADS and HD_OP_STORES */
 } hd_run;
 
 enum {
@@ -55,7 +56,9 @@ enum {
     HD_OP_COMMUNICATES = 2,    /* posts on a communicator; completes when the request does */
     HD_OP_UPDATES = 4,         /* out[0] is in[0], updated in place (state, weights) */
     HD_OP_ROUNDS = 8,  /* a weight gradient that writes and adds to any dtype of gradients; of
-                                  others fp32 is asked, and heddle rounds */
+                           others fp32 is asked, and heddle rounds */
+    HD_OP_LOADS = 16,  /* copies from host memory beside the computation; and */
+    HD_OP_STORES = 32, /* to it: both complete when somebody waits */
     HD_OP_ATTENDS = 64 /* its FLOPs go at the rate of attention, not of matrix products */
 };
 

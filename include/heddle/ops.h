@@ -48,6 +48,7 @@ typedef struct hd_rope_options {
     int64_t positions; /* length of the table; zero means `tokens` */
     double theta;      /* zero means 10000 */
     hd_tensor first;   /* I32 [1], position of the first row; invalid: 0 */
+    hd_tensor places; /* I32 [rows]: the rows' positions, where they do not count up from `first` */
 } hd_rope_options;
 
 /* Rotary position embedding of the first heads * head_dim columns of x [rows, columns]; further

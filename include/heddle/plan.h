@@ -25,7 +25,14 @@ typedef enum hd_region {
     HD_REGION_TRANSIENT, /* activations, workspaces and staging that die within a program */
     HD_REGION_FOREIGN,   /* declared for others: device context, library workspaces */
     HD_REGION_TRANSPORT, /* declared for communicators of device memory */
-    HD_REGIONS
+    HD_REGIONS,
+
+    /* Pinned host memory of the rank. */
+    HD_REGION_HOST_WEIGHTS = HD_REGIONS, /* of blocks; one copy may serve several ranks */
+    HD_REGION_HOST_OPTIMIZER,
+    HD_REGION_HOST_GRADIENTS,
+    HD_REGION_HOST_SAVED, /* activations, per micro-batch in flight */
+    HD_ALL_REGIONS
 } hd_region;
 
 typedef struct hd_plan hd_plan;
@@ -94,6 +101,9 @@ HD_API void hd_plan_destroy(hd_plan *plan); /* takes NULL; programs stay */
 HD_API size_t hd_plan_region_bytes(const hd_plan *plan, hd_region region);
 HD_API size_t hd_plan_arena_bytes(const hd_plan *plan);
 HD_API size_t hd_plan_total_bytes(const hd_plan *plan);
+
+/* Bytes of pinned host memory, all regions of it. */
+HD_API size_t hd_plan_host_bytes(const hd_plan *plan);
 HD_API const char *hd_region_name(hd_region region);
 
 /* What streaming takes, by the rates of the options. Zeros if all weights are resident. */

@@ -37,6 +37,16 @@ typedef struct hd_trainer_shape {
     int accumulate;       /* micro-batches a step on each data rank; zero means 1 */
 } hd_trainer_shape;
 
+/* What blocks (hd_residency) keep between forward and backward. All but INT8 give the same bits. */
+typedef enum hd_activations {
+    HD_ACTIVATIONS_KEEP,      /* what the backward reads */
+    HD_ACTIVATIONS_RECOMPUTE, /* what enters them; the rest is made again, a third more computation */
+    HD_ACTIVATIONS_HOST,      /* copied to pinned host memory and back beside the computation */
+    HD_ACTIVATIONS_INT8, /* 8 bits an element and a scale for 128: each is off by up to 1/254 of the
+                                 largest of its 128 */
+    HD_ACTIVATIONS_AUTO  /* the first of keep, recompute and host that fits the budget */
+} hd_activations;
+
 typedef struct hd_trainer_options {
     hd_build_fn build; /* called several times, for whole stages and for single layers */
     void *user;        /* borrowed */
@@ -55,7 +65,17 @@ typedef struct hd_trainer_options {
     int shard_state;         /* split over the data axis: 1: optimizer state; 2: gradients, too; 3:
                                 weights of layers, too, which are gathered when they are used */
     int sequence_groups;     /* as hd_program_options has it */
-    bool recompute;          /* each layer's activations are made again in the backward */
+    hd_activations activations;
+    bool recompute; /* short for HD_ACTIVATIONS_RECOMPUTE, where `activations` is KEEP */
+    hd_residency optimizer_residency; /* of moments, masters and the average: on the device (zero);
+                                         in pinned host memory, from where they pass through the
+                                         device while it updates; AUTO: there if nothing else fits
+                                         the budget. The same bits. */
+    hd_residency
+        gradient_residency;  /* of gradients' sums: HOST: a bucket goes there when the backward
+                                         has made it, and comes in to be added to; AUTO: if nothing
+                                         else fits. One data and sequence rank, not `exact` */
+    int64_t chunk_elements;  /* that pass at a time; zero means 4 Mi */
     size_t budget, foreign;  /* bytes of device memory; zero budget: no limit */
     size_t transport;        /* bytes of it that communicators take */
     hd_rates rates;          /* that plans predict seconds by; zeros: of no device in particular */

@@ -171,11 +171,35 @@ typedef struct hdi_attention_args {
     const void *q, *k, *v;
     void *out;
     float *lse; /* [batch, heads, tokens] natural log-sum-exp; NULL if not wanted */
-    /* gradient only */
+    /* gradient only; `out` and `lse` may be those of more keys than are given */
     const void *out_gradient;                   /* strides as out */
     void *q_gradient, *k_gradient, *v_gradient; /* strides as q, k, v */
     void *workspace; /* attention_workspace or attention_gradient_workspace bytes */
 } hdi_attention_args;
+
+/* Attention of the same queries to further keys joins what is in `out` and `lse`: with m = max(lse,
+ * x_lse), a = exp(lse - m) and b = exp(x_lse - m), out becomes (a * out + b * x) / (a + b) and lse m +
+ * log(a + b), which no score can make overflow. x is of tokens first .. first + count - 1 of each
+ * sequence; the others stay. Where neither has seen a key out is 0 and lse -infinity; of tokens that are not valid
+ * out is 0 and lse infinity, which leaves no probability in a gradient. */
+typedef struct hdi_merge_attention_args {
+    hd_dtype dtype; /* of x */
+    int64_t sequences, tokens, heads, head_dim, first, count;
+    bool begins;           /* nothing is in out and lse yet; all tokens are given */
+    const int32_t *counts; /* [sequences] on the device: valid first tokens. NULL: all */
+    const void *x;         /* [sequences * count, heads * head_dim] */
+    const float *x_lse;    /* [sequences, heads, count] */
+    float *out;            /* [sequences * tokens, heads * head_dim] */
+    float *lse;            /* [sequences, heads, tokens] */
+} hdi_merge_attention_args;
+
+/* out[b * stride + i] += x[b * elements + i] for i < elements, for `blocks` blocks b. */
+typedef struct hdi_add_blocks_args {
+    hd_dtype dtype; /* of x */
+    int64_t blocks, elements, stride;
+    const void *x;
+    float *out;
+} hdi_add_blocks_args;
 
 /* Attention of `tokens` new tokens of one sequence against a cache: first writes k and v of the
  * new tokens (only the first *count of them) at *position.. of the caches, then attends causally
@@ -240,6 +264,20 @@ typedef struct hdi_average_args {
     float *average;
 } hdi_average_args;
 
+enum { HDI_QUANTIZE_ELEMENTS = 128 };
+
+/* Eight bits for an activation: of each run of 128 elements (the last may be short) a scale, its largest
+ * magnitude / 127, and codes, the elements in scales, rounded to the nearest, ties to even. What comes
+ * back is off by at most half a scale: 1/254 of the run's largest magnitude, and by the rounding of
+ * `dtype`. Runs with nothing from 2^-119 on become zeros; a run that is not finite, NaN. */
+typedef struct hdi_quantize_args {
+    hd_dtype dtype;
+    int64_t elements;
+    void *x; /* quantize reads it, dequantize writes it */
+    int8_t *codes;
+    float *scales; /* [elements / 128, rounded up] */
+} hdi_quantize_args;
+
 /* Elements in a block of sum_of_squares: shards and norms are cut at multiples of it. */
 enum { HDI_BLOCK_ELEMENTS = 4096 };
 
@@ -247,7 +285,9 @@ typedef struct hdi_memory_info {
     size_t free_bytes, total_bytes;
 } hdi_memory_info;
 
-enum { HDI_FETCH_SLOTS = 8 };
+/* Copies beside the compute stream are told apart by slots: of weights that stream, and of the copies that
+ * programs make, which take turns. What waits for a slot waits for all earlier copies of its kind. */
+enum { HDI_STREAM_FETCHES = 8, HDI_OP_FETCHES = 56, HDI_FETCH_SLOTS = 64, HDI_STORE_SLOTS = 64 };
 
 struct hd_backend {
     const char *name; /* "cpu" or "cuda" */
@@ -265,19 +305,24 @@ struct hd_backend {
     void (*unregister_host)(hdi_device *device, void *memory, size_t bytes);
     hd_stream *(*stream)(hdi_device *device); /* the compute stream, borrowed */
 
-    /* Queued on `stream`; host memory is borrowed until synchronize. */
+    /* Queued on `stream`; host memory is borrowed until synchronize. What reserve_host made may be
+     * given to `copy` and to kernels too, slowly. */
     hd_status (*copy_in)(hd_stream *stream, void *device_memory, const void *host, size_t bytes);
     hd_status (*copy_out)(hd_stream *stream, void *host, const void *device_memory, size_t bytes);
     hd_status (*copy)(hd_stream *stream, void *out, const void *x, size_t bytes);
     hd_status (*zero)(hd_stream *stream, void *out, size_t bytes);
     hd_status (*synchronize)(hd_stream *stream);
 
-    /* Copies from pinned host memory beside `stream`, one after another. fetch begins when all that was
-     * queued on `stream` before it is done; what is queued after await begins when the last fetch of
-     * that slot (of HDI_FETCH_SLOTS) is done. release of the arena waits for them. */
+    /* Copies from and to pinned host memory beside `stream`, those of one direction one after another.
+     * They begin when all that was queued on `stream` before them is done; what is queued after await
+     * begins when the last fetch of that slot (of HDI_FETCH_SLOTS) is done, after await_store the last
+     * store of that slot (of HDI_STORE_SLOTS). release of the arena waits for them. */
     hd_status (*fetch)(hd_stream *stream, int slot, void *device_memory, const void *host,
                        size_t bytes);
     hd_status (*await)(hd_stream *stream, int slot);
+    hd_status (*store)(hd_stream *stream, int slot, void *host, const void *device_memory,
+                       size_t bytes);
+    hd_status (*await_store)(hd_stream *stream, int slot);
 
     /* Computation, queued on `stream`. */
     hd_status (*gemm)(hd_stream *stream, const hdi_gemm_args *args);
@@ -303,6 +348,8 @@ struct hd_backend {
     hd_status (*attention_gradient)(hd_stream *stream, const hdi_attention_args *args);
     size_t (*attention_workspace)(const hdi_attention_args *args);          /* pointers ignored */
     size_t (*attention_gradient_workspace)(const hdi_attention_args *args); /* pointers ignored */
+    hd_status (*merge_attention)(hd_stream *stream, const hdi_merge_attention_args *args);
+    hd_status (*add_blocks)(hd_stream *stream, const hdi_add_blocks_args *args);
     hd_status (*attention_cached)(hd_stream *stream, const hdi_attention_cached_args *args);
     size_t (*attention_cached_workspace)(const hdi_attention_cached_args *args);
     hd_status (*cross_entropy)(hd_stream *stream, const hdi_cross_entropy_args *args);
@@ -328,9 +375,8 @@ struct hd_backend {
     hd_status (*squared_error)(hd_stream *stream, const hdi_squared_error_args *args);
     size_t (*squared_error_workspace)(int64_t rows, int64_t columns);
     hd_status (*mean_rows)(hd_stream *stream, const hdi_mean_rows_args *args);
-    /* out = counts + more. */
-    hd_status (*raise_counts)(hd_stream *stream, int64_t elements, const int32_t *counts,
-                              int64_t more, int32_t *out);
+    /* out = more + how many of `most` tokens from `first` on are among the first counts. */
+    hd_status (*raise_counts)(hd_stream *stream, const hdi_raise_counts_args *args);
 
     /* out = x + y; out may alias either. */
     hd_status (*add)(hd_stream *stream, hd_dtype dtype, int64_t elements, const void *x,
@@ -338,6 +384,8 @@ struct hd_backend {
     /* out = x converted. */
     hd_status (*convert)(hd_stream *stream, hd_dtype from, const void *x, hd_dtype to, void *out,
                          int64_t elements);
+    hd_status (*quantize)(hd_stream *stream, const hdi_quantize_args *args);
+    hd_status (*dequantize)(hd_stream *stream, const hdi_quantize_args *args);
     /* out[0] = sum of losses in a fixed order, out[1] = count of targets >= 0. */
     hd_status (*loss_sum)(hd_stream *stream, const float *loss, const int32_t *targets,
                           int64_t rows, double out[2]);

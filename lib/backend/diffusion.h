@@ -105,7 +105,8 @@ typedef struct hdi_rope_axes {
     int axes; /* 0: none */
     bool halves;
     int64_t dims[3], length[3], stride[3];
-    int64_t first, count; /* rows of a sequence that turn: first is at r = 0; count 0: all */
+    int64_t first, count; /* rows of a sequence that turn: first is at r = start; count 0: all */
+    int64_t start;
     const float *table;
 } hdi_rope_axes;
 
@@ -172,6 +173,14 @@ typedef struct hdi_mean_rows_args {
     const float *x;
     float *out;
 } hdi_mean_rows_args;
+
+/* out[i] = more + min(max(counts[i] - first, 0), most): of tokens behind `more` others, those that are
+ * valid if the first counts[i] of a longer run are and these are `most` of it from `first` on. */
+typedef struct hdi_raise_counts_args {
+    int64_t elements, first, most, more;
+    const int32_t *counts;
+    int32_t *out;
+} hdi_raise_counts_args;
 
 /* loss[0] = sum of weight[r] * (prediction - target)^2, loss[1] = sum of weight[r] * columns, fp64 in
  * a fixed order; gradient (may be NULL) = 2 * weight[r] * (prediction - target) * (*scale). */

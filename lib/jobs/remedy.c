@@ -41,7 +41,7 @@ static int useful_savers(const hd_trainer_options *options, const setting *tried
     int savers = 0;
     if (is_gpipe(options) && tried->pipeline > 1) savers |= ONE_F_ONE_B;
     if (!options->shard_state && tried->data > 1) savers |= SHARD_STATE;
-    if (!options->recompute) savers |= RECOMPUTE;
+    if (options->activations == HD_ACTIVATIONS_KEEP && !options->recompute) savers |= RECOMPUTE;
     return savers;
 }
 
@@ -55,7 +55,8 @@ static hd_status measure_rank(const hd_trainer_options *options, const setting *
                                    .pipeline = tried->pipeline,
                                    .sequence = sequence,
                                    .shard_group =
-                                       copies > 1 && tried->data % group == 0 ? group : 0};
+                                       copies > 1 && tried->data % group == 0 ? group : 0,
+                                   .ring = hd_mesh_ring(options->mesh)};
     const int ranks = tried->data * tried->pipeline * sequence;
     const int rank =
         (stage * tried->data + data) * sequence + hd_mesh_index(options->mesh, HD_AXIS_SEQUENCE);
@@ -64,7 +65,12 @@ static hd_status measure_rank(const hd_trainer_options *options, const setting *
     hd_trainer *trainer = NULL;
     HD_RETURN_IF_ERROR(hd_mesh_create_fake(rank, ranks, &sizes, &mesh));
     changed.mesh = mesh;
-    changed.budget = 0;
+    changed.budget = 0; /* what is chosen by it was tried with all that saves */
+    if (changed.optimizer_residency == HD_RESIDENCY_AUTO)
+        changed.optimizer_residency = HD_RESIDENCY_HOST;
+    if (changed.gradient_residency == HD_RESIDENCY_AUTO)
+        changed.gradient_residency = HD_RESIDENCY_HOST;
+    if (changed.activations == HD_ACTIVATIONS_AUTO) changed.activations = HD_ACTIVATIONS_HOST;
     changed.sequences = tried->micro_batch;
     changed.accumulate = tried->accumulate;
     hd_trainer_shape *shapes = hdi_alloc_array((size_t)options->shape_count + 1, sizeof *shapes);

@@ -19,6 +19,10 @@ static const char *const times[] = {"logit-normal", "uniform", NULL};
 static const char *const time_shifts[] = {"constant", "open-sora-2", "open-sora-1", NULL};
 static const char *const schedulers[] = {"auto", "flow", "open-sora-2", "open-sora-1.2", NULL};
 static const char *const sample_dtypes[] = {"auto", "f32", "bf16", "f16", NULL};
+static const char *const activations[] = {"keep", "recompute", "host",
+                                          "int8", "auto",      NULL}; /* as hd_activations */
+static const char *const state_residencies[] = {"device", "host", "auto",
+                                                NULL};                       /* as hd_residency */
 static const char *const residencies[] = {"resident", "host", "auto", NULL}; /* as hd_residency */
 static const char *const resumes[] = {"auto", "never", "require", NULL};
 
@@ -96,6 +100,18 @@ const hdi_config_row hdi_job_schema[] = {
           "decay of an average of the weights beside them, saved with them; zero: none", 0),
     BOOL("train.ema_warmup", "false", "decay no more than (1 + t) / (10 + t) at update t", 0),
     INT("train.seed", "1", "0", NULL, NULL, "of initial weights and of the data's order", 0),
+    ENUM(
+        "train.activations", "keep", activations,
+        "of blocks, between forward and backward; recompute: made again, a third more computation; "
+        "host: in pinned host memory; int8: 8 bits each and a scale for 128 of them, off by up to "
+        "1/254 of the largest of these; auto: the first of keep, recompute and host that fits "
+        "memory.budget",
+        0),
+    ENUM("train.gradient_residency", "device", state_residencies,
+         "of gradients' sums; host: a bucket goes there when the backward has made it; auto: if "
+         "nothing "
+         "else fits memory.budget",
+         QUIET),
     FLOAT("train.clip", "1", "0", NULL, NULL, "global gradient norm; zero: no clipping", 0),
     INT("train.validate_every", "0", "0", NULL, "steps", "zero: at the end only", QUIET),
     INT("train.validate_batches", "4", "0", "65536", "micro-batches",
@@ -149,6 +165,10 @@ const hdi_config_row hdi_job_schema[] = {
          "what 16-bit weights are rounded from; remainder: half the bytes, the same bits (bf16); "
          "auto: remainder for bf16, else fp32",
          0),
+    ENUM("optimizer.residency", "device", state_residencies,
+         "moments, masters and train.ema: on the device; on the host, passing through the device "
+         "while it updates; auto: on the host where nothing else fits memory.budget",
+         QUIET),
     ENUM("optimizer.decay", "matrices", decays, "which parameters decay: those of two dims, or all",
          0),
 
@@ -156,8 +176,13 @@ const hdi_config_row hdi_job_schema[] = {
         QUIET),
     INT("layout.pipeline", "1", "1", "4096", "ranks", "pipeline axis", QUIET),
     INT("layout.sequence", "1", "1", "4096", "ranks",
-        "sequence axis: ranks that share each sequence's tokens, at most as many as key and value "
-        "heads",
+        "sequence axis: ranks that share each sequence's tokens; sequence / ring, at most as many "
+        "as "
+        "key and value heads, exchange heads",
+        QUIET),
+    INT("layout.ring", "1", "1", "4096", "ranks",
+        "ranks of the sequence axis among which keys and values go round in a ring; divides "
+        "layout.sequence",
         QUIET),
     INT("layout.sequence_groups", "0", "0", "4", "groups",
         "heads change places on the sequence axis in so many groups, one under way while another "
@@ -185,7 +210,8 @@ const hdi_config_row hdi_job_schema[] = {
         "shard_state 2 and 3: split over so many neighbours on the data axis, with a copy for each "
         "such group; zero: over all",
         QUIET),
-    ENUM("layout.recompute", "none", recomputes, "make activations again in the backward", QUIET),
+    ENUM("layout.recompute", "none", recomputes, "layer: the same as train.activations=recompute",
+         QUIET),
     ENUM("layout.reduction", "fast", reductions,
          "exact: the same bits on every layout, at the price of gradient buffers", 0),
     BYTES("layout.bucket", "32MiB", "gradients that travel together", QUIET),

@@ -101,6 +101,7 @@ hd_status hdi_job_mesh_options(const hd_config *config, int ranks, hd_mesh_optio
     const int64_t pipeline = hdi_config_int(config->values, "layout.pipeline");
     const int64_t sequence = hdi_config_int(config->values, "layout.sequence");
     const int64_t tensor = hdi_config_int(config->values, "layout.tensor");
+    const int64_t ring = hdi_config_int(config->values, "layout.ring");
     const int64_t others = pipeline * sequence * tensor; /* below 2^36 by the schema's limits */
     if (data == 0 && ranks % others)
         return hdi_error(HD_ERROR_CONFIG,
@@ -123,8 +124,9 @@ hd_status hdi_job_mesh_options(const hd_config *config, int ranks, hd_mesh_optio
         (hd_mesh_options){.data = (int)(ranks / others),
                           .pipeline = (int)pipeline,
                           .sequence = (int)sequence,
-                          .tensor = (int)tensor,
-                          .shard_group = (int)hdi_config_int(config->values, "layout.shard_group")};
+                          .ring = (int)ring,
+                          .shard_group = (int)hdi_config_int(config->values, "layout.shard_group"),
+                          .tensor = (int)tensor};
     return HD_OK;
 }
 

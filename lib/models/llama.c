@@ -106,7 +106,8 @@ static hd_tensor attention(hd_program *p, const hdi_model_stage *at, hd_tensor h
                                   .tokens = at->stage->tokens,
                                   .positions = config->max_tokens,
                                   .theta = config->theta,
-                                  .first = at->position};
+                                  .first = at->position,
+                                  .places = at->places};
     h = hdi_model_attention(p, at, h, &rope);
     return hd_linear(p, h,
                      &(hd_linear_options){.name = "self_attn.o_proj",
@@ -152,6 +153,7 @@ static hd_tensor build_llama(void *user, hd_program *p, const hd_stage *stage, h
     const hdi_model_config *config = user;
     hdi_model_stage at;
     if (!hdi_model_stage_begin(p, config, stage, x, &at)) return (hd_tensor){0};
+    at.places = hdi_model_places(p, &at);
     hd_scope_begin(p, "model");
     if (stage->first)
         x = hd_embedding(p, hdi_model_tokens(p, &at),

@@ -57,6 +57,13 @@ static bool begin(hdi_mmdit_build *b, hd_tensor x)
     b->entries = b->stage->purpose == HD_PURPOSE_CONDITION ? video->steps : b->stage->sequences;
     if (!check_stage(b, x) || !hdi_sequence_begin(b->p, b->image, b->config->heads, true))
         return false;
+    if (hd_mesh_ring(b->p->mesh) > b->text) {
+        hd_program_fail(b->p, HD_ERROR_UNSUPPORTED,
+                        "layout: ring is %d, want at most %" PRId64
+                        ", the text's tokens, of which every place of the ring attends some",
+                        hd_mesh_ring(b->p->mesh), b->text);
+        return false;
+    }
     if (video->text_counts && !b->config->text_first) {
         b->text_counts = hd_input(b->p, "text_counts", HD_DTYPE_I32, 1, &b->stage->sequences);
         b->joint_counts = hd_raise_counts(b->p, b->text_counts, b->image);

@@ -2,18 +2,22 @@
  * of the heads, of the image's rows by exchanges, a group of heads at a time. Norms and rotations then
  * see whole sequences. */
 #include "models/mmdit.h"
+#include "ops/ring.h"
 
-/* The streams as attention has them: of whole sequences, apart. */
+/* The streams as attention has them: apart, and of whole sequences, or, in a ring, of what its place has
+ * of them. */
 static void part_streams(const hdi_mmdit_build *b, const hd_qkv_stream *streams,
                          hdi_mmdit_travel *out)
 {
     const int image = hdi_mmdit_image(b->config);
     const hd_qkv_stream *text = out->count == 2 ? &streams[1 - image] : streams;
     out->stream[image] = out->count == 2 ? streams[image] : *streams;
-    out->stream[image].tokens = b->image;
-    out->stream[image].rope.first = 0;
-    out->stream[1 - image] = (hd_qkv_stream){
-        .query_norm = text->query_norm, .key_norm = text->key_norm, .tokens = b->text};
+    hd_qkv_stream *own = &out->stream[image];
+    own->tokens = own->rope.count = hdi_ring_cut(b->p, b->image, &own->rope.start);
+    own->rope.first = 0;
+    out->stream[1 - image] = (hd_qkv_stream){.query_norm = text->query_norm,
+                                             .key_norm = text->key_norm,
+                                             .tokens = hdi_ring_alike(b->p, b->text)};
 }
 
 void hdi_mmdit_sequence_begin(hdi_mmdit_build *b, int count, const hd_qkv_stream *streams,
@@ -42,6 +46,24 @@ void hdi_mmdit_sequence_begin(hdi_mmdit_build *b, int count, const hd_qkv_stream
     hdi_sequence_to_heads(b->p, streams[1 - image].qkv, &out->text, NULL, out->heads[1 - image]);
 }
 
+static hd_tensor attend_joint(hdi_mmdit_build *b, hd_tensor joint, int64_t heads)
+{
+    if (hd_mesh_ring(b->p->mesh) > 1)
+        return hdi_ring_attention(b->p, joint,
+                                  &(hdi_ring_shape){.sequences = b->stage->sequences,
+                                                    .heads = heads,
+                                                    .kv_heads = heads,
+                                                    .head_dim = b->config->head_dim,
+                                                    .tokens = b->image,
+                                                    .alike = b->text,
+                                                    .counts = b->text_counts});
+    return hd_attention(b->p, joint,
+                        &(hd_attention_options){.heads = heads,
+                                                .head_dim = b->config->head_dim,
+                                                .tokens = b->image + b->text,
+                                                .counts = b->joint_counts});
+}
+
 void hdi_mmdit_sequence_attend(hdi_mmdit_build *b, hdi_mmdit_travel *travel)
 {
     const hdi_mmdit_config *config = b->config;
@@ -54,15 +76,11 @@ void hdi_mmdit_sequence_attend(hdi_mmdit_build *b, hdi_mmdit_travel *travel)
         hd_tensor *const at[] = {&travel->heads[0][t], &travel->heads[1][t]};
         hd_tensor parts[2];
         own[image].qkv = hdi_sequence_arrive(b->p, *at[image], &travel->image, t);
-        own[1 - image].qkv = *at[1 - image];
+        own[1 - image].qkv = hdi_ring_take(b->p, *at[1 - image], sequences, b->text);
         const hd_tensor joint =
             hd_joint_qkv(b->p, sequences, heads, config->head_dim, 1e-6, 2, own);
-        const hd_tensor x = hd_attention(b->p, joint,
-                                         &(hd_attention_options){.heads = heads,
-                                                                 .head_dim = config->head_dim,
-                                                                 .tokens = tokens[0] + tokens[1],
-                                                                 .counts = b->joint_counts});
-        hd_split_rows(b->p, x, sequences, 2, tokens, parts);
+        hd_split_rows(b->p, attend_joint(b, joint, heads), sequences, 2, tokens, parts);
+        parts[1 - image] = hdi_ring_gather(b->p, parts[1 - image], sequences, b->text);
         *at[image] = hdi_sequence_return(b->p, parts[image], &travel->image, t, false);
         *at[1 - image] = hdi_sequence_return(b->p, parts[1 - image], text, t, true);
     }

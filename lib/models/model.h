@@ -102,6 +102,7 @@ typedef struct hdi_model_stage {
     const hdi_model_config *config;
     const hd_stage *stage;
     int64_t tokens;            /* this rank's, where sequences are split over ranks */
+    hd_tensor places;          /* I32, of the rows that it attends, where they do not count up */
     hd_tensor position, count; /* when generating */
 } hdi_model_stage;
 
@@ -128,10 +129,12 @@ bool hdi_model_stage_begin(hd_program *program, const hdi_model_config *config,
 hd_tensor hdi_model_tokens(hd_program *program, const hdi_model_stage *at);
 
 /* Attention of whole sequences, whose queries and keys turn as `rope` says, without its heads, or not
- * at all; and the tokens' positions I32, or none where they simply count up. */
+ * at all; and the positions I32 of own tokens, and of the rows that are attended, or none where they
+ * simply count up. */
 hd_tensor hdi_model_attention(hd_program *program, const hdi_model_stage *at, hd_tensor qkv,
                               const hd_rope_options *rope);
 hd_tensor hdi_model_positions(hd_program *program, const hdi_model_stage *at);
+hd_tensor hdi_model_places(hd_program *program, const hdi_model_stage *at);
 hd_tensor hdi_model_final_norm(hd_program *program, const hdi_model_stage *at,
                                hdi_model_stream from, const hd_norm_options *options);
 hd_tensor hdi_model_finish(hd_program *program, const hdi_model_stage *at, hd_tensor x,

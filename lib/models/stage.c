@@ -1,6 +1,6 @@
 /* What stands at the ends of a stage, whatever the family. */
 #include "models/model.h"
-#include "ops/sequence.h"
+#include "ops/ring.h"
 
 #include <inttypes.h>
 
@@ -10,6 +10,7 @@ bool hdi_model_stage_begin(hd_program *program, const hdi_model_config *config,
     *out = (hdi_model_stage){.config = config, .stage = stage};
     const bool generates = stage->purpose == HD_PURPOSE_GENERATE;
     const int64_t one = 1;
+    hdi_sequence_is_causal(program);
     out->tokens = hdi_sequence_own_tokens(program, stage->tokens);
     const int64_t rows = stage->sequences * out->tokens;
     const int64_t longest = generates ? stage->capacity : stage->tokens;
@@ -61,15 +62,26 @@ hd_tensor hdi_model_tokens(hd_program *program, const hdi_model_stage *at)
     return own_ids(program, at, "tokens");
 }
 
+static hd_tensor all_positions(hd_program *program, const hdi_model_stage *at)
+{
+    const hd_stage *stage = at->stage;
+    return hd_positions(program, (hd_tensor){0}, stage->sequences * stage->tokens, stage->tokens,
+                        at->config->max_tokens);
+}
+
 hd_tensor hdi_model_positions(hd_program *program, const hdi_model_stage *at)
 {
     const hd_stage *stage = at->stage;
     if (at->tokens == stage->tokens) return (hd_tensor){0};
-    return hdi_sequence_own_rows(program,
-                                 hd_positions(program, (hd_tensor){0},
-                                              stage->sequences * stage->tokens, stage->tokens,
-                                              at->config->max_tokens),
-                                 stage->sequences, stage->tokens);
+    return hdi_sequence_own_rows(program, all_positions(program, at), stage->sequences,
+                                 stage->tokens);
+}
+
+hd_tensor hdi_model_places(hd_program *program, const hdi_model_stage *at)
+{
+    const hd_stage *stage = at->stage;
+    if (hd_mesh_ring(program->mesh) == 1) return (hd_tensor){0};
+    return hdi_ring_cut_rows(program, all_positions(program, at), stage->sequences, stage->tokens);
 }
 
 static hd_tensor attend(hd_program *program, const hdi_model_stage *at, hd_tensor qkv,
@@ -91,6 +103,14 @@ static hd_tensor attend(hd_program *program, const hdi_model_stage *at, hd_tenso
         turned.heads = heads + kv_heads;
         qkv = hd_rope(program, qkv, &turned);
     }
+    if (hd_mesh_ring(program->mesh) > 1)
+        return hdi_ring_attention(program, qkv,
+                                  &(hdi_ring_shape){.sequences = at->stage->sequences,
+                                                    .heads = heads,
+                                                    .kv_heads = kv_heads,
+                                                    .head_dim = config->head_dim,
+                                                    .tokens = at->stage->tokens,
+                                                    .causal = true});
     return at->stage->purpose == HD_PURPOSE_GENERATE ? hd_attention_cached(program, qkv, &options)
                                                      : hd_attention(program, qkv, &options);
 }

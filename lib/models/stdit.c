@@ -102,7 +102,14 @@ static bool begin(hd_program *p, const hdi_stdit_config *config, const hd_stage 
     out->kinds = video->masked_frames && !config->condition ? 2 : 1;
     out->text_rows = (out->given ? 2 : 1) * video->text;
     out->entries = out->kinds * stage->sequences;
-    return check_stage(out, x) && hdi_sequence_begin(p, out->tokens, config->heads, true);
+    if (!check_stage(out, x) || !hdi_sequence_begin(p, out->tokens, config->heads, true))
+        return false;
+    if (hd_mesh_ring(p->mesh) > 1)
+        hd_program_fail(p, HD_ERROR_UNSUPPORTED,
+                        "layout: ring is %d, want 1: this model attends within frames, places and "
+                        "windows, of which each rank must have all tokens",
+                        hd_mesh_ring(p->mesh));
+    return hd_mesh_ring(p->mesh) == 1;
 }
 
 /* Rows of one frame on one rank; ranks that share sequences may have parts of frames, and know each row's

@@ -3,7 +3,7 @@
 
 #include "backend/backend.h"
 #include "core/error.h"
-#include "ops/sequence.h"
+#include "ops/ring.h"
 
 #include <limits.h>
 
@@ -187,6 +187,8 @@ const hdi_collective *hdi_op_collective(const hd_op *op)
 {
     bool ours = op->kind == &hdi_op_all_to_all || op->kind == &hdi_op_all_gather ||
                 op->kind == &hdi_op_all_reduce || op->kind == &hdi_op_sequence_exchange ||
-                op->kind == &hdi_op_sequence_share || op->kind == &hdi_op_sequence_scatter;
+                op->kind == &hdi_op_sequence_share || op->kind == &hdi_op_sequence_scatter ||
+                op->kind == &hdi_op_ring_shift || op->kind == &hdi_op_ring_gather ||
+                op->kind == &hdi_op_ring_scatter;
     return ours ? op->options : NULL;
 }

@@ -68,8 +68,12 @@ static hd_status raise_shape(hd_program *program, const hd_op *op)
 static hd_status raise_run(const hd_run *run)
 {
     const raise_options *options = run->op->options;
-    return run->backend->raise_counts(run->stream, run->op->in_info[0]->dims[0], run->in[0],
-                                      options->more, run->out[0]);
+    return run->backend->raise_counts(
+        run->stream, &(hdi_raise_counts_args){.elements = run->op->in_info[0]->dims[0],
+                                              .most = INT32_MAX,
+                                              .more = options->more,
+                                              .counts = run->in[0],
+                                              .out = run->out[0]});
 }
 
 static const hd_op_kind raise_counts = {

@@ -239,6 +239,7 @@ static hdi_rope_axes axes_of(const hd_rope_axes *rope)
     out.halves = rope->pairing == HD_ROPE_HALVES;
     out.first = rope->first;
     out.count = rope->count;
+    out.start = rope->start;
     for (int a = 0; a < rope->axes; a++) {
         out.dims[a] = rope->dims[a];
         out.length[a] = rope->length[a];

@@ -122,7 +122,7 @@ hd_tensor hd_rope(hd_program *program, hd_tensor x, const hd_rope_options *optio
              facts.theta, facts.head_dim, facts.positions);
     const int64_t dims[] = {facts.positions, facts.head_dim / 2, 2};
     const hd_tensor table = hdi_table(program, name, 3, dims, fill_table, &facts, sizeof facts);
-    hd_tensor positions = {0};
+    hd_tensor positions = options->places;
     if (options->first.id)
         positions =
             hd_positions(program, options->first, hdi_rows(info), options->tokens, facts.positions);

@@ -7,11 +7,6 @@
 #include <inttypes.h>
 #include <string.h>
 
-int64_t hdi_sequence_first(int64_t tokens, int ranks, int rank)
-{
-    return rank * tokens / ranks;
-}
-
 /* Groups before those of `rank`, all turns together. */
 static int64_t first_group(int64_t groups, int ranks, int rank)
 {
@@ -29,18 +24,11 @@ int hdi_sequence_ranks(const hd_program *program)
     return hd_mesh_size(program->mesh, HD_AXIS_SEQUENCE);
 }
 
-int64_t hdi_sequence_own_tokens(const hd_program *program, int64_t tokens)
-{
-    const int ranks = hdi_sequence_ranks(program),
-              rank = hd_mesh_index(program->mesh, HD_AXIS_SEQUENCE);
-    return hdi_sequence_first(tokens, ranks, rank + 1) - hdi_sequence_first(tokens, ranks, rank);
-}
-
 int64_t hdi_sequence_turn_heads(const hd_program *program, int64_t heads, int64_t kv_heads,
                                 int turns, int turn)
 {
-    const int ranks = hdi_sequence_ranks(program),
-              rank = hd_mesh_index(program->mesh, HD_AXIS_SEQUENCE);
+    const int ranks = hdi_sequence_sharing(program);
+    const int rank = hd_mesh_index(program->mesh, HD_AXIS_SEQUENCE) % ranks;
     const int64_t own = first_group(kv_heads, ranks, rank + 1) - first_group(kv_heads, ranks, rank);
     return (hdi_sequence_turn_first(own, turns, turn + 1) -
             hdi_sequence_turn_first(own, turns, turn)) *
@@ -49,22 +37,35 @@ int64_t hdi_sequence_turn_heads(const hd_program *program, int64_t heads, int64_
 
 bool hdi_sequence_begin(hd_program *program, int64_t tokens, int64_t kv_heads, bool whole_loss)
 {
-    const int ranks = hdi_sequence_ranks(program);
+    const int ranks = hdi_sequence_ranks(program), ring = hd_mesh_ring(program->mesh);
+    const int64_t most = hdi_sequence_cut_of(program).zigzag ? tokens / 2 : tokens;
     program->splits_sequences = true;
     program->whole_loss = whole_loss;
-    if (ranks <= tokens && ranks <= kv_heads && ranks <= HDI_SEQUENCE_RANKS) return true;
+    if (ranks <= most && ranks / ring <= kv_heads && ranks <= HDI_SEQUENCE_RANKS) return true;
     hd_program_fail(program, HD_ERROR_UNSUPPORTED,
-                    "layout: sequence is %d, want at most %" PRId64 " (key and value heads, which "
-                    "ranks do not share), %" PRId64 " (tokens of a sequence) and %d; take more "
-                    "data or pipeline ranks",
-                    ranks, kv_heads, tokens, (int)HDI_SEQUENCE_RANKS);
+                    "layout: sequence is %d with rings of %d, want at most %" PRId64
+                    " (key and value heads, which ranks do not share) times the ring, %" PRId64
+                    " (tokens of a sequence%s) and %d; take a larger ring, or more data or "
+                    "pipeline ranks",
+                    ranks, ring, kv_heads, most, most < tokens ? ", two for each rank" : "",
+                    (int)HDI_SEQUENCE_RANKS);
     return false;
+}
+
+void hdi_sequence_is_causal(hd_program *program)
+{
+    program->causal_sequences = true;
+}
+
+hdi_sequence_cut hdi_sequence_options_cut(const hdi_sequence_options *o)
+{
+    return (hdi_sequence_cut){.ranks = o->ranks, .ring = o->ring, .zigzag = o->zigzag};
 }
 
 int64_t hdi_sequence_rows_of(const hdi_sequence_options *o, int rank)
 {
-    return o->sequences * (hdi_sequence_first(o->tokens, o->ranks, rank + 1) -
-                           hdi_sequence_first(o->tokens, o->ranks, rank));
+    const hdi_sequence_cut cut = hdi_sequence_options_cut(o);
+    return o->sequences * hdi_sequence_tokens_of(&cut, o->tokens, rank);
 }
 
 static int64_t groups_of_turns(const hdi_sequence_options *o, int rank, int turn)
@@ -128,7 +129,7 @@ static void sent_cost(const hd_op *op, hd_cost *out)
     out->bytes = (double)op->out_info[0]->bytes;
 }
 
-/* One run of elements for each rank. */
+/* One run of elements for each rank of the axis. */
 typedef struct chunks {
     int64_t count[HDI_SEQUENCE_RANKS], offset[HDI_SEQUENCE_RANKS];
 } chunks;
@@ -138,10 +139,12 @@ static void fill_chunks(const hdi_sequence_options *o, chunks *out,
                         int64_t each)
 {
     int64_t offset = 0;
+    memset(out, 0, sizeof *out);
     for (int r = 0; r < o->ranks; r++) {
-        out->count[r] = count(o, r, each);
-        out->offset[r] = offset;
-        offset += out->count[r];
+        const int at = o->base + r;
+        out->count[at] = count(o, r, each);
+        out->offset[at] = offset;
+        offset += out->count[at];
     }
 }
 
@@ -230,7 +233,8 @@ const hd_op_kind hdi_op_sequence_scatter = {
     .run = scatter_run,
 };
 
-/* Every rank's own to all ranks, chunk by chunk: columns of rows that all have, or rows. */
+/* Every rank's own to all ranks, or those of its place, chunk by chunk: columns of rows that all have,
+ * or rows. */
 static bool shares_rows(const hdi_sequence_options *o)
 {
     return o->groups == 0;
@@ -257,6 +261,12 @@ static hd_status share_run(const hd_run *run)
         fill_chunks(o, &all, count_rows, x->dims[1]);
     else
         fill_chunks(o, &all, count_groups, o->sequences * hdi_sequence_group_columns(o));
+    if (o->ranks < hd_mesh_size(run->mesh, HD_AXIS_SEQUENCE)) {
+        chunks same;
+        fill_chunks(o, &same, count_alike, x->elements);
+        memset(same.offset, 0, sizeof same.offset);
+        return post_all_to_all(run, &same, &all);
+    }
     char *own = (char *)run->out[0] + (size_t)all.offset[o->rank] * hd_dtype_bytes(x->dtype);
     HD_RETURN_IF_ERROR(run->backend->copy(run->stream, own, run->in[0], x->bytes));
     *run->posted_on = hd_mesh_device_comm(run->mesh, HD_AXIS_SEQUENCE);

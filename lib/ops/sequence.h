@@ -1,8 +1,9 @@
 /* Tokens of each sequence split over the ranks of the mesh's sequence axis, by unequal counts and
- * without padding: rank r of S has tokens r * n / S up to (r + 1) * n / S of each. For attention
- * one exchange of all queries, keys and values gives each rank some of the heads of all tokens, and
- * one the results back (Ulysses, arXiv 2309.14509). Rows that all ranks have alike, such as text, go
- * without: each rank takes its heads of them, and what comes out is gathered. */
+ * without padding. The axis is cut into the places of a ring (ops/ring.h), each place's tokens over
+ * the ranks that share it. For attention one exchange among those of all queries, keys and values
+ * gives each rank some of the heads of all tokens of its place, and one the results back (Ulysses,
+ * arXiv 2309.14509). Rows that all ranks have alike, such as text, go without: each rank takes its
+ * heads of them, and what comes out is gathered. */
 #ifndef HDI_OPS_SEQUENCE_H
 #define HDI_OPS_SEQUENCE_H
 
@@ -10,7 +11,7 @@
 
 enum { HDI_SEQUENCE_RANKS = 128 }; /* at most */
 
-/* The first of `tokens` tokens that `rank` of `ranks` has; of `ranks` the end. */
+/* The first of `tokens` tokens that `rank` of `ranks` has, one run each; of `ranks` the end. */
 int64_t hdi_sequence_first(int64_t tokens, int ranks, int rank);
 
 int hdi_sequence_ranks(const hd_program *program);
@@ -18,8 +19,11 @@ int hdi_sequence_ranks(const hd_program *program);
 /* This program's part of `tokens`. */
 int64_t hdi_sequence_own_tokens(const hd_program *program, int64_t tokens);
 
+/* Tokens see only those before them: to be said first of all. A ring then cuts sequences in a zigzag. */
+void hdi_sequence_is_causal(hd_program *program);
+
 /* A model says that it splits its sequences, of so many tokens and heads at least: false where there
- * are more ranks than either, which is an error of the program. `whole_loss`: its loss is that of
+ * are more ranks than they allow, which is an error of the program. `whole_loss`: its loss is that of
  * all tokens on each rank, not of this rank's. */
 bool hdi_sequence_begin(hd_program *program, int64_t tokens, int64_t kv_heads, bool whole_loss);
 
@@ -64,7 +68,7 @@ typedef struct hdi_sequence_heads {
 /* qkv [sequences * (before + own tokens + after), (heads + 2 * kv_heads) * head_dim] to alike[turns]
  * of the rows that all have, [sequences * (before + after), this rank's heads of the turn], packed
  * alike, which do not travel; and own[turns] of the others, on their way: hdi_sequence_arrive, called
- * where they are wanted, makes [sequences * tokens, the same] of each. Collective when run. */
+ * where they are wanted, makes [sequences * tokens of the place, the same] of each. Collective when run. */
 void hdi_sequence_to_heads(hd_program *program, hd_tensor qkv, const hdi_sequence_heads *from,
                            hd_tensor *own, hd_tensor *alike);
 hd_tensor hdi_sequence_arrive(hd_program *program, hd_tensor x, const hdi_sequence_heads *from,

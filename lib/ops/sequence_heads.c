@@ -10,7 +10,10 @@ static hdi_sequence_options start(const hd_program *program, int64_t sequences, 
 {
     hdi_sequence_options o;
     memset(&o, 0, sizeof o);
-    o.ranks = hdi_sequence_ranks(program);
+    const hdi_sequence_cut cut = hdi_sequence_cut_of(program);
+    o.ranks = cut.ranks;
+    o.ring = cut.ring;
+    o.zigzag = cut.zigzag;
     o.rank = hd_mesh_index(program->mesh, HD_AXIS_SEQUENCE);
     o.sequences = sequences;
     o.tokens = tokens;
@@ -46,14 +49,15 @@ hd_tensor hdi_sequence_all_rows(hd_program *program, hd_tensor x, int64_t sequen
 
 int hdi_sequence_turns(hd_program *program, const hdi_sequence_shape *shape)
 {
-    const int64_t ranks = hdi_sequence_ranks(program), most = shape->kv_heads / ranks;
+    const int64_t ranks = hdi_sequence_sharing(program), most = shape->kv_heads / ranks;
     int64_t turns = program->sequence_groups;
     if (ranks == 1) return 1;
     if (turns == 0) {
         const double columns =
             (double)((shape->heads + 2 * shape->kv_heads) * shape->head_dim) / (double)ranks;
-        const double sent = (double)(shape->sequences * shape->tokens) / (double)ranks * columns *
-                            (double)(ranks - 1) * (double)hd_dtype_bytes(program->dtype);
+        const double tokens = (double)shape->tokens / hdi_sequence_ranks(program);
+        const double sent = (double)shape->sequences * tokens * columns * (double)(ranks - 1) *
+                            (double)hd_dtype_bytes(program->dtype);
         turns = 1 + (int64_t)(sent / HDI_SEQUENCE_MESSAGE);
     }
     if (turns > HDI_SEQUENCE_TURNS) turns = HDI_SEQUENCE_TURNS;
@@ -62,14 +66,22 @@ int hdi_sequence_turns(hd_program *program, const hdi_sequence_shape *shape)
     return (int)turns;
 }
 
-/* Options of all turns. */
+/* Options of all turns, among the ranks that share a place, whose tokens are the sequence that they
+ * cut. What travels is counted over the whole axis, places with more and with fewer tokens alike. */
 static hdi_sequence_options deal_heads(const hd_program *program, const hdi_sequence_heads *from,
                                        int parts)
 {
     const hdi_sequence_shape *shape = &from->shape;
     const int64_t queries = shape->heads / shape->kv_heads * shape->head_dim;
     const int64_t unit[HDI_SEQUENCE_PARTS] = {queries, shape->head_dim, shape->head_dim};
-    hdi_sequence_options o = start(program, shape->sequences, shape->tokens);
+    hdi_sequence_options o = start(program, shape->sequences, 0);
+    o.tokens = shape->tokens > 0 ? hdi_sequence_place_tokens(program, shape->tokens) : 0;
+    o.ranks = hdi_sequence_sharing(program);
+    o.base = hdi_sequence_place(program) * o.ranks;
+    o.rank -= o.base;
+    o.ring = 1;
+    o.zigzag = false;
+    o.collective.elements = shape->sequences * shape->tokens;
     o.groups = shape->kv_heads;
     o.parts = parts;
     memcpy(o.unit, unit, (size_t)parts * sizeof *unit);
@@ -85,10 +97,11 @@ static hdi_sequence_options one_turn(hdi_sequence_options o, int turn, bool alik
     if (alike) {
         o.sequences *= o.before + o.after;
         o.tokens = 1;
+        o.collective.elements = o.sequences;
     }
     o.before = o.after = 0;
     o.turn = turn;
-    o.collective.elements = o.sequences * o.tokens * hdi_sequence_turn_columns(&o);
+    o.collective.elements *= hdi_sequence_turn_columns(&o);
     o.collective.what = o.parts == 1 ? "attention results" : "queries, keys and values";
     return o;
 }
@@ -97,8 +110,9 @@ void hdi_sequence_to_heads(hd_program *program, hd_tensor qkv, const hdi_sequenc
                            hd_tensor *own, hd_tensor *alike)
 {
     const bool has_own = from->shape.tokens > 0, has_alike = from->before + from->after > 0;
-    if (hdi_sequence_ranks(program) == 1) {
-        own[0] = qkv;
+    const bool travels = hdi_sequence_sharing(program) > 1;
+    if (!travels && has_own != has_alike) {
+        *(has_own ? own : alike) = qkv;
         return;
     }
     const hdi_sequence_options all = deal_heads(program, from, HDI_SEQUENCE_PARTS);
@@ -107,7 +121,7 @@ void hdi_sequence_to_heads(hd_program *program, hd_tensor qkv, const hdi_sequenc
         if (has_own) own[t] = made ? hd_op_result(program, t) : (hd_tensor){0};
         if (has_alike) alike[t] = made ? hd_op_result(program, from_own + t) : (hd_tensor){0};
     }
-    for (int t = 0; has_own && t < all.turns; t++) {
+    for (int t = 0; travels && has_own && t < all.turns; t++) {
         const hdi_sequence_options turn = one_turn(all, t, false);
         own[t] = hd_custom_op(program, &hdi_op_sequence_exchange, &turn, 1, &own[t]);
     }
@@ -116,7 +130,7 @@ void hdi_sequence_to_heads(hd_program *program, hd_tensor qkv, const hdi_sequenc
 hd_tensor hdi_sequence_arrive(hd_program *program, hd_tensor x, const hdi_sequence_heads *from,
                               int turn)
 {
-    if (hdi_sequence_ranks(program) == 1) return x;
+    if (hdi_sequence_sharing(program) == 1) return x;
     const hdi_sequence_options o =
         one_turn(deal_heads(program, from, HDI_SEQUENCE_PARTS), turn, false);
     return rearrange_rows(program, x, o, true);
@@ -125,7 +139,7 @@ hd_tensor hdi_sequence_arrive(hd_program *program, hd_tensor x, const hdi_sequen
 hd_tensor hdi_sequence_return(hd_program *program, hd_tensor x, const hdi_sequence_heads *from,
                               int turn, bool alike)
 {
-    if (hdi_sequence_ranks(program) == 1) return x;
+    if (hdi_sequence_sharing(program) == 1) return x;
     hdi_sequence_options o = one_turn(deal_heads(program, from, 1), turn, alike);
     if (alike) return hd_custom_op(program, &hdi_op_sequence_share, &o, 1, &x);
     x = rearrange_rows(program, x, o, false);
@@ -136,7 +150,8 @@ hd_tensor hdi_sequence_return(hd_program *program, hd_tensor x, const hdi_sequen
 hd_tensor hdi_sequence_to_tokens(hd_program *program, const hdi_sequence_heads *from,
                                  const hd_tensor *own, const hd_tensor *alike)
 {
-    if (hdi_sequence_ranks(program) == 1) return own[0];
+    const bool has_own = from->shape.tokens > 0, has_alike = from->before + from->after > 0;
+    if (hdi_sequence_sharing(program) == 1 && has_own != has_alike) return *(has_own ? own : alike);
     hdi_sequence_options o = deal_heads(program, from, 1);
     hd_tensor in[2 * HDI_SEQUENCE_TURNS];
     int inputs = 0;

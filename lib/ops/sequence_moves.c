@@ -212,6 +212,26 @@ const hd_op_kind hdi_op_sequence_join = {
     .run = move_run,
 };
 
+hd_status hdi_sequence_copy_rows(const hd_run *run, int64_t columns, int rank, int64_t first,
+                                 bool back)
+{
+    const hdi_sequence_options *o = run->op->options;
+    const hdi_sequence_cut cut = hdi_sequence_options_cut(o);
+    hdi_token_run runs[HDI_SEQUENCE_RUNS];
+    hdi_sequence_runs(&cut, o->tokens, rank, runs);
+    const int64_t width = (runs[0].count + runs[1].count) * columns;
+    for (int i = 0; i < HDI_SEQUENCE_RUNS; i++) {
+        const rectangle part = {.rows = o->sequences,
+                                .columns = runs[i].count * columns,
+                                .x_width = o->tokens * columns,
+                                .out_width = width,
+                                .x_first = runs[i].first * columns,
+                                .out_first = first + (i ? runs[0].count * columns : 0)};
+        if (runs[i].count) HD_RETURN_IF_ERROR(copy(run, &part, 0, back));
+    }
+    return HD_OK;
+}
+
 /* Rows of all sequences to one chunk for each rank's tokens. */
 static hd_status rows_shape(hd_program *program, const hd_op *op)
 {
@@ -224,16 +244,10 @@ static hd_status rows_run(const hd_run *run)
 {
     const hdi_sequence_options *o = run->op->options;
     const int64_t columns = run->op->in_info[0]->dims[1];
+    int64_t first = 0;
     for (int r = 0; r < o->ranks; r++) {
-        const int64_t before = hdi_sequence_first(o->tokens, o->ranks, r) * columns;
-        const int64_t width = hdi_sequence_rows_of(o, r) / o->sequences * columns;
-        const rectangle part = {.rows = o->sequences,
-                                .columns = width,
-                                .x_width = o->tokens * columns,
-                                .out_width = width,
-                                .x_first = before,
-                                .out_first = before * o->sequences};
-        HD_RETURN_IF_ERROR(copy(run, &part, 0, o->back));
+        HD_RETURN_IF_ERROR(hdi_sequence_copy_rows(run, columns, r, first, o->back));
+        first += hdi_sequence_rows_of(o, r) * columns;
     }
     return HD_OK;
 }
@@ -265,14 +279,14 @@ static hd_status own_rows_run(const hd_run *run)
 {
     const hdi_sequence_options *o = run->op->options;
     const int64_t columns = run->op->in_info[0]->elements / (o->sequences * o->tokens);
-    const int64_t width = hdi_sequence_rows_of(o, o->rank) / o->sequences * columns;
-    const int64_t before = hdi_sequence_first(o->tokens, o->ranks, o->rank) * columns;
-    const rectangle part = {.rows = o->sequences,
-                            .columns = width,
-                            .x_width = o->back ? width : o->tokens * columns,
-                            .out_width = width,
-                            .x_first = o->back ? before * o->sequences : before};
-    return copy(run, &part, 0, false);
+    if (!o->back) return hdi_sequence_copy_rows(run, columns, o->rank, 0, false);
+    int64_t before = 0;
+    for (int r = 0; r < o->rank; r++)
+        before += hdi_sequence_rows_of(o, r) * columns;
+    const char *x = run->in[0];
+    return run->backend->copy(run->stream, run->out[0],
+                              x + (size_t)before * hd_dtype_bytes(run->op->in_info[0]->dtype),
+                              run->op->out_info[0]->bytes);
 }
 
 const hd_op_kind hdi_op_sequence_own_rows = {

@@ -8,7 +8,9 @@ enum { HDI_SEQUENCE_PARTS = 3 };
 
 typedef struct hdi_sequence_options {
     hdi_collective collective;
-    int ranks, rank;
+    int ranks, rank, base; /* that take part: rank 0 is rank `base` of the axis */
+    int ring;              /* as in hdi_sequence_cut */
+    bool zigzag;
     int64_t sequences, tokens; /* rows of all ranks; of rows that all ranks have: sequences, 1 */
     int64_t groups;            /* dealt out over ranks */
     int64_t unit[HDI_SEQUENCE_PARTS]; /* columns of each part in a group: queries, keys, values */
@@ -19,6 +21,33 @@ typedef struct hdi_sequence_options {
     bool back;
 } hdi_sequence_options;
 
+/* How tokens are cut: by places of a ring, then by the ranks that share a place, whose number is
+ * ranks / ring; rank r is at place r / (ranks / ring). A zigzag gives place p the pieces p and
+ * 2 * ring - 1 - p of twice as many, so that a causal mask leaves all places the same work. */
+typedef struct hdi_sequence_cut {
+    int ranks, ring;
+    bool zigzag;
+} hdi_sequence_cut;
+
+typedef struct hdi_token_run {
+    int64_t first, count;
+} hdi_token_run;
+
+enum { HDI_SEQUENCE_RUNS = 2 };
+
+/* What `rank` has of `tokens`, in its order; runs may be empty. And their sum. */
+void hdi_sequence_runs(const hdi_sequence_cut *cut, int64_t tokens, int rank,
+                       hdi_token_run out[HDI_SEQUENCE_RUNS]);
+int64_t hdi_sequence_tokens_of(const hdi_sequence_cut *cut, int64_t tokens, int rank);
+
+/* The cut over all ranks of a program's axis, and over the places of its ring, whose `rank` is the
+ * place; the number of ranks that share a place, and this program's place. */
+hdi_sequence_cut hdi_sequence_cut_of(const hd_program *program);
+hdi_sequence_cut hdi_sequence_places(const hd_program *program);
+int hdi_sequence_sharing(const hd_program *program);
+int hdi_sequence_place(const hd_program *program);
+int64_t hdi_sequence_place_tokens(const hd_program *program, int64_t tokens);
+
 /* Of a rank's `groups` those before `turn` of `turns`. */
 int64_t hdi_sequence_turn_first(int64_t groups, int turns, int turn);
 
@@ -27,12 +56,17 @@ int64_t hdi_sequence_turn_first(int64_t groups, int turns, int turn);
 int64_t hdi_sequence_groups_before(const hdi_sequence_options *o, int rank);
 int64_t hdi_sequence_groups_of(const hdi_sequence_options *o, int rank);
 int64_t hdi_sequence_rows_of(const hdi_sequence_options *o, int rank);
+hdi_sequence_cut hdi_sequence_options_cut(const hdi_sequence_options *o);
 int64_t hdi_sequence_group_columns(const hdi_sequence_options *o);
 int64_t hdi_sequence_turn_columns(const hdi_sequence_options *o);
 
 /* Shape rules: the input's dims, any where -1; an output of its dtype. */
 hd_status hdi_sequence_check(const hd_op *op, int64_t rows, int64_t columns);
 hd_status hdi_sequence_declare(hd_program *program, const hd_op *op, int64_t rows, int64_t columns);
+
+/* The tokens of `rank` out of rows of all tokens, to (back: from) element `first` on. */
+hd_status hdi_sequence_copy_rows(const hd_run *run, int64_t columns, int rank, int64_t first,
+                                 bool back);
 
 /* Gradients of ops that only move elements are moved back by the same op. */
 void hdi_sequence_move_back(hd_backward *context, const hd_op *op);

@@ -16,10 +16,12 @@ static hd_status run_squares(const hd_run *run)
     const char *gradients = run->in[0];
     const hd_dtype dtype = run->op->in_info[0]->dtype;
     double *out = run->out[0];
-    HD_RETURN_IF_ERROR(run->backend->zero(run->stream, out, run->op->out_info[0]->bytes));
+    if (!o->adds)
+        HD_RETURN_IF_ERROR(run->backend->zero(run->stream, out, run->op->out_info[0]->bytes));
     for (int i = 0; i < o->count; i++)
         HD_RETURN_IF_ERROR(run->backend->sum_of_squares(
-            run->stream, dtype, gradients + (size_t)o->pieces[i].first * hd_dtype_bytes(dtype),
+            run->stream, dtype,
+            gradients + (size_t)(o->pieces[i].first - o->first) * hd_dtype_bytes(dtype),
             o->pieces[i].elements, out + o->pieces[i].block));
     return HD_OK;
 }
@@ -61,6 +63,14 @@ const hd_op_kind hdi_op_squares = {.name = "squares",
                                    .shape = squares_shape,
                                    .run = run_squares};
 
+static hd_status run_collect(const hd_run *run)
+{
+    return run->backend->copy(run->stream, run->out[0], run->in[0], run->op->out_info[0]->bytes);
+}
+
+const hd_op_kind hdi_op_collect_squares = {
+    .name = "collect_squares", .shape = squares_shape, .run = run_collect};
+
 const hd_op_kind hdi_op_adamw = {.name = "adamw",
                                  .options_bytes = sizeof(hdi_adamw_options),
                                  .flags = HD_OP_UPDATES,
@@ -70,8 +80,9 @@ const hd_op_kind hdi_op_adamw = {.name = "adamw",
 static hd_status run_average(const hd_run *run)
 {
     const bool joins = run->op->inputs == 3;
+    const hdi_average_options *o = run->op->options;
     return run->backend->average(run->stream,
-                                 &(hdi_average_args){.elements = run->op->out_info[0]->elements,
+                                 &(hdi_average_args){.elements = o->elements,
                                                      .values = joins ? NULL : run->in[1],
                                                      .weights = joins ? run->in[1] : NULL,
                                                      .remainder = joins ? run->in[2] : NULL,
@@ -79,5 +90,8 @@ static hd_status run_average(const hd_run *run)
                                                      .average = run->out[0]});
 }
 
-const hd_op_kind hdi_op_average = {
-    .name = "average", .flags = HD_OP_UPDATES, .shape = squares_shape, .run = run_average};
+const hd_op_kind hdi_op_average = {.name = "average",
+                                   .options_bytes = sizeof(hdi_average_options),
+                                   .flags = HD_OP_UPDATES,
+                                   .shape = squares_shape,
+                                   .run = run_average};

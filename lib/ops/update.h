@@ -10,15 +10,22 @@ typedef struct hdi_piece {
                                 a block boundary of the parameter */
     int64_t state_first;     /* of the flat optimizer state */
     int64_t block;           /* global index of its first block */
+    int bucket;
     float weight_decay;
 } hdi_piece;
 
-/* in[0]: all flat gradients. out[0]: F64 [blocks of all parameters], 0 where other ranks work. */
+/* in[0]: flat gradients from position `first` on. out[0]: F64 [blocks of all parameters], 0 where other
+ * ranks work; with `adds`, what is not of the pieces stays. */
 typedef struct hdi_squares_options {
     const hdi_piece *pieces; /* borrowed */
     int count;
+    int64_t first;
+    bool adds;
 } hdi_squares_options;
 extern const hd_op_kind hdi_op_squares;
+
+/* in[0]: sums that several ops have added to; out[0]: a copy. */
+extern const hd_op_kind hdi_op_collect_squares;
 
 /* in: gradients, scalars; out: weights, m, v (ranges of flat storage) and, for 16-bit weights, their
  * fp32 master or, I16, remainders, which lie as m does. Positions of the pieces count
@@ -33,6 +40,9 @@ extern const hd_op_kind hdi_op_adamw;
 
 /* in: F32 [1] share, then fp32 values, or BF16 weights and their I16 remainders; out: F32 average of
  * them, moved towards them by the share. */
+typedef struct hdi_average_options {
+    int64_t elements; /* the first of each */
+} hdi_average_options;
 extern const hd_op_kind hdi_op_average;
 
 #endif

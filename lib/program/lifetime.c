@@ -134,7 +134,9 @@ static void place_slots(hdi_unit *unit, const lifetime *lives)
         case HD_ROLE_OUTPUT: put(unit, i, HD_REGION_IO, unit->options.io_slots); break;
         case HD_ROLE_BOUNDARY: put_boundary(unit, i); break;
         case HD_ROLE_ACTIVATION:
-            if (lives[i].owner == i && lives[i].saved)
+            if (program->tensors[i]->host)
+                put(unit, i, HD_REGION_HOST_SAVED, unit->options.saved_slots);
+            else if (lives[i].owner == i && lives[i].saved)
                 put(unit, i, HD_REGION_SAVED, unit->options.saved_slots);
             break;
         case HD_ROLE_PARAMETER:
@@ -142,9 +144,10 @@ static void place_slots(hdi_unit *unit, const lifetime *lives)
         case HD_ROLE_STATE: break;
         }
     }
-    const hd_region regions[] = {HD_REGION_IO, HD_REGION_SAVED};
-    const int slots[] = {unit->options.io_slots, unit->options.saved_slots};
-    for (int r = 0; r < 2; r++) {
+    const hd_region regions[] = {HD_REGION_IO, HD_REGION_SAVED, HD_REGION_HOST_SAVED};
+    const int slots[] = {unit->options.io_slots, unit->options.saved_slots,
+                         unit->options.saved_slots};
+    for (int r = 0; r < 3; r++) {
         for (int i = 1; i < program->tensor_count; i++)
             if (unit->places[i].placed && unit->places[i].region == regions[r])
                 unit->places[i].stride = unit->bytes[regions[r]];
@@ -174,8 +177,8 @@ static hd_status place_transients(hdi_unit *unit, const lifetime *lives)
         spans && whose ? HD_OK : hdi_error(HD_ERROR_MEMORY, "plan: out of host memory");
     for (int i = 1; i < program->tensor_count && status == HD_OK; i++) {
         const lifetime *life = &lives[i];
-        if (!is_activation(program->tensors[i]) || life->owner != i || life->saved ||
-            life->first < 0)
+        if (!is_activation(program->tensors[i]) || program->tensors[i]->host || life->owner != i ||
+            life->saved || life->first < 0)
             continue;
         whose[count] = i;
         spans[count++] = (hdi_span){program->tensors[i]->info.bytes, life->first, life->last, 0};

@@ -108,6 +108,31 @@ hd_tensor hd_op_result(hd_program *program, int index)
     return op->out[index];
 }
 
+void hdi_program_insert(hd_program *program, int original_ops, const int *before)
+{
+    const int added = program->op_count - original_ops;
+    hdi_op **merged = hdi_alloc_array((size_t)program->op_capacity, sizeof(hdi_op *));
+    int *next = hdi_alloc_array((size_t)original_ops + 2, sizeof *next);
+    if (!merged || !next) {
+        hdi_free(merged);
+        hdi_free(next);
+        hd_program_fail(program, HD_ERROR_MEMORY, "out of host memory");
+        return;
+    }
+    for (int a = 0; a < added; a++)
+        next[before[a] + 1]++;
+    for (int i = 1; i <= original_ops + 1; i++)
+        next[i] += next[i - 1]; /* of the added, those before op i: the place of the first at i */
+    for (int i = 0; i < original_ops; i++)
+        merged[i + next[i + 1]] = program->ops[i];
+    for (int a = 0; a < added; a++)
+        merged[before[a] + next[before[a]]++] = program->ops[original_ops + a];
+    hdi_free(next);
+    hdi_free(program->ops);
+    program->ops = merged;
+    hdi_program_index(program);
+}
+
 void hdi_op_move(hd_program *program, int from, int to)
 {
     hdi_op *moved = program->ops[from];
@@ -164,11 +189,22 @@ static int move_up(hd_program *program, int index, uint32_t flags)
     return to;
 }
 
+/* What goes on to others as it has come would wait for it there: it stays, behind what hides it. */
+static bool passes_on(const hd_program *program, int index)
+{
+    const hd_op *op = &program->ops[index]->op;
+    for (int i = index - 1; i >= 0; i--)
+        if (is_made_by(&program->ops[i]->op, op))
+            return program->ops[i]->op.kind->flags & HD_OP_COMMUNICATES;
+    return false;
+}
+
 void hdi_program_post_early(hd_program *program)
 {
     for (int i = 0; i < program->op_count; i++) {
         const hdi_op *op = program->ops[i];
-        if (!(op->op.kind->flags & HD_OP_COMMUNICATES) || !is_activations(program, &op->op))
+        if (!(op->op.kind->flags & HD_OP_COMMUNICATES) || !is_activations(program, &op->op) ||
+            passes_on(program, i))
             continue;
         const int posted = move_up(program, i, HD_OP_COMMUNICATES | HD_OP_UPDATES);
         if (posted == 0) continue;

@@ -10,7 +10,7 @@
 
 const char *hd_region_name(hd_region region)
 {
-    static const char *const names[HD_REGIONS] = {
+    static const char *const names[HD_ALL_REGIONS] = {
         [HD_REGION_WEIGHTS] = "weights",
         [HD_REGION_STREAMED] = "streamed weights",
         [HD_REGION_OPTIMIZER] = "optimizer state",
@@ -22,6 +22,10 @@ const char *hd_region_name(hd_region region)
         [HD_REGION_TRANSIENT] = "transients",
         [HD_REGION_FOREIGN] = "foreign",
         [HD_REGION_TRANSPORT] = "transport, about",
+        [HD_REGION_HOST_WEIGHTS] = "host: weights",
+        [HD_REGION_HOST_OPTIMIZER] = "host: optimizer",
+        [HD_REGION_HOST_GRADIENTS] = "host: gradients",
+        [HD_REGION_HOST_SAVED] = "host: activations",
     };
     return names[region];
 }
@@ -210,6 +214,17 @@ static hd_status place_parameters(hd_plan *plan)
     return HD_OK;
 }
 
+static hd_region flat_region(const hdi_tensor *tensor)
+{
+    switch (tensor->flat) {
+    case HDI_FLAT_GRADIENTS: return tensor->host ? HD_REGION_HOST_GRADIENTS : HD_REGION_GRADIENTS;
+    case HDI_FLAT_OPTIMIZER: return tensor->host ? HD_REGION_HOST_OPTIMIZER : HD_REGION_OPTIMIZER;
+    case HDI_FLAT_WEIGHTS:
+    case HDI_FLAT_NONE: break;
+    }
+    return HD_REGION_WEIGHTS;
+}
+
 /* Gradients, states and ranges of flat storage: places in the regions that all programs share. */
 static hd_status place_shared(hd_plan *plan, int index)
 {
@@ -218,10 +233,7 @@ static hd_status place_shared(hd_plan *plan, int index)
     for (int i = 1; i < program->tensor_count; i++) {
         const hdi_tensor *tensor = program->tensors[i];
         if (tensor->flat != HDI_FLAT_NONE) {
-            const hd_region regions[] = {[HDI_FLAT_WEIGHTS] = HD_REGION_WEIGHTS,
-                                         [HDI_FLAT_GRADIENTS] = HD_REGION_GRADIENTS,
-                                         [HDI_FLAT_OPTIMIZER] = HD_REGION_OPTIMIZER};
-            put_flat(unit, i, regions[tensor->flat], tensor->flat_first);
+            put_flat(unit, i, flat_region(tensor), tensor->flat_first);
         } else if (tensor->info.role == HD_ROLE_GRADIENT && !tensor->within.id) {
             int64_t first = hdi_layout_gradient(plan->layout, index, (hd_tensor){i});
             if (first < 0)
@@ -236,10 +248,10 @@ static hd_status place_shared(hd_plan *plan, int index)
     return HD_OK;
 }
 
-static bool has_gradients(const hd_program *program)
+static bool has_gradients(const hdi_unit *unit)
 {
-    for (int i = 1; i < program->tensor_count; i++)
-        if (program->tensors[i]->info.role == HD_ROLE_GRADIENT) return true;
+    for (int i = 1; i < unit->program->tensor_count; i++)
+        if (unit->places[i].placed && unit->places[i].region == HD_REGION_GRADIENTS) return true;
     return false;
 }
 
@@ -251,7 +263,7 @@ static size_t lay_out_group(hd_plan *plan, int group, size_t begin, size_t bytes
     bool gradients = false;
     for (int i = 0; i < plan->unit_count; i++)
         if (plan->units[i].options.group == group)
-            gradients = gradients || has_gradients(plan->units[i].program);
+            gradients = gradients || has_gradients(&plan->units[i]);
     if (gradients) {
         bytes[HD_REGION_GRADIENTS] =
             plan->gradient_level_bytes * (size_t)plan->options.gradient_levels;
@@ -426,11 +438,14 @@ hd_status hd_plan_finish(hd_plan *plan)
         for (int t = 1; t < plan->units[i].program->tensor_count; t++) {
             const hdi_place_of *place = &plan->units[i].places[t];
             size_t end = place->offset + place->bytes;
-            if (place->placed && place->region == HD_REGION_OPTIMIZER &&
-                plan->bytes[HD_REGION_OPTIMIZER] < end)
-                plan->bytes[HD_REGION_OPTIMIZER] = end;
+            const bool state = place->region == HD_REGION_OPTIMIZER ||
+                               place->region == HD_REGION_HOST_OPTIMIZER ||
+                               place->region == HD_REGION_HOST_GRADIENTS;
+            if (place->placed && state && plan->bytes[place->region] < end)
+                plan->bytes[place->region] = end;
         }
     lay_out_arena(plan);
+    hdi_plan_lay_out_host(plan);
     for (int i = 0; i < plan->unit_count; i++) {
         HD_RETURN_IF_ERROR(hdi_unit_waits(plan, i));
         HD_RETURN_IF_ERROR(hdi_unit_uses(plan, i));

@@ -8,6 +8,10 @@
 
 #include <heddle/plan.h>
 
+/* Addresses from here on are in the host's arena: one space for both, so that order and aliasing are
+ * decided alike. */
+#define HDI_HOST_BASE ((size_t)1 << 60)
+
 /* Where a tensor lives: base of its region (of its program for scratch) + offset +
  * (micro-batch % slots) * stride. */
 typedef struct hdi_place_of {
@@ -28,9 +32,10 @@ typedef struct hdi_unit {
     int *waits;              /* ops whose communication must be over before the op runs */
     int wait_count, wait_capacity;
     hdi_stream_run streamed[HDI_PHASES];
-    size_t bytes[HD_REGIONS]; /* of this program's part of IO, SAVED, BOUNDARY, TRANSIENT */
-    size_t base[HD_REGIONS];  /* arena offset of each region as this program sees it */
-    size_t peak_bytes;        /* live transients at the worst op; says how tight placement is */
+    size_t bytes[HD_ALL_REGIONS]; /* of this program's part of IO, SAVED, BOUNDARY, TRANSIENT */
+    size_t base[HD_ALL_REGIONS];  /* arena offset of each region as this program sees it; of host
+                                     regions, HDI_HOST_BASE and the offset in the host's arena */
+    size_t peak_bytes;            /* live transients at the worst op; says how tight placement is */
     int peak_op;
 } hdi_unit;
 
@@ -48,9 +53,9 @@ struct hd_plan {
     hdi_residency residency;
     hdi_state *states;
     int state_count, state_capacity;
-    size_t bytes[HD_REGIONS]; /* persistent ones, and scratch of the largest group */
+    size_t bytes[HD_ALL_REGIONS]; /* persistent ones, and scratch of the largest group */
     size_t gradient_level_bytes;
-    size_t arena_bytes;
+    size_t arena_bytes, host_arena_bytes; /* the host's without weights, which are streamed */
     bool finished;
 };
 
@@ -60,6 +65,9 @@ void hdi_plan_set_layout(hd_plan *plan, hdi_layout *layout);
 /* Arena offset of a tensor for a micro-batch; `level` is the gradient level of a leaf. */
 size_t hdi_plan_address(const hd_plan *plan, int unit, hd_tensor tensor, int micro_batch,
                         int level);
+
+/* Regions of the host's arena (host_arena.c), once all that lies there has a place. */
+void hdi_plan_lay_out_host(hd_plan *plan);
 
 /* Places of one unit's activations, inputs and outputs (lib/program/lifetime.c). */
 hd_status hdi_unit_place(hdi_unit *unit);
@@ -71,6 +79,14 @@ hd_status hdi_unit_waits(const hd_plan *plan, int index);
 hd_rates hdi_rates_filled(const hd_rates *given);
 double hdi_op_seconds(const hdi_op *op, const hd_rates *rates);
 double hdi_program_seconds(const hd_program *program, hdi_phase phase, const hd_rates *rates);
+
+/* What the copies of ops take in a run of a program, by the rates of the options. */
+typedef struct hdi_copies {
+    size_t in_bytes, out_bytes;
+    double compute_seconds,
+        exposed_seconds; /* exposed: in which computation waits, for other ranks too */
+} hdi_copies;
+hd_status hdi_plan_copies(const hd_plan *plan, const hd_program *program, hdi_copies *out);
 
 /* Prove the plan: aliasing and ordering (verify.c). HD_ERROR_INTERNAL names the op. */
 hd_status hdi_plan_verify(const hd_plan *plan);

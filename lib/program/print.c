@@ -20,8 +20,10 @@ static void write_tensor(const hd_program *program, const hdi_unit *unit, hd_ten
     used += snprintf(text + used, sizeof text - (size_t)used, "]");
     if (unit && unit->places[handle.id].placed) {
         const hdi_place_of *place = &unit->places[handle.id];
-        snprintf(text + used, sizeof text - (size_t)used, "@%zu",
-                 unit->base[place->region] + place->offset);
+        const size_t at = unit->base[place->region] + place->offset;
+        const bool host = at >= HDI_HOST_BASE;
+        snprintf(text + used, sizeof text - (size_t)used, "@%s%zu", host ? "host " : "",
+                 host ? at - HDI_HOST_BASE : at);
     }
     *more = write(user, text);
 }
@@ -52,6 +54,12 @@ static bool write_uses(const hd_plan *plan, const hdi_unit *unit, hd_write_fn wr
     return more;
 }
 
+static const char *beside(uint32_t flags)
+{
+    if (flags & HD_OP_COMMUNICATES) return " (comm stream)";
+    return flags & (HD_OP_LOADS | HD_OP_STORES) ? " (copy stream)" : "";
+}
+
 static void write_program(const hd_program *program, const hd_plan *plan, const hdi_unit *unit,
                           hd_write_fn write, void *user)
 {
@@ -66,8 +74,7 @@ static void write_program(const hd_program *program, const hd_plan *plan, const 
         hd_cost cost;
         hdi_op_cost(op, &cost);
         snprintf(text, sizeof text, "%5d %c %s%s:", i, op->phase == HDI_PHASE_FORWARD ? 'F' : 'B',
-                 hdi_op_label(program, op, label, sizeof label),
-                 op->op.kind->flags & HD_OP_COMMUNICATES ? " (comm stream)" : "");
+                 hdi_op_label(program, op, label, sizeof label), beside(op->op.kind->flags));
         more = write(user, text);
         for (int k = 0; k < op->op.inputs; k++)
             write_tensor(program, unit, op->op.in[k], &more, write, user);
@@ -93,7 +100,7 @@ void hd_plan_print(const hd_plan *plan, hd_write_fn write, void *user)
 {
     char text[256];
     bool more = true;
-    for (int r = 0; r < HD_REGIONS && more; r++) {
+    for (int r = 0; r < HD_ALL_REGIONS && more; r++) {
         snprintf(text, sizeof text, "%-18s %16zu bytes\n", hd_region_name((hd_region)r),
                  plan->bytes[r]);
         more = write(user, text);

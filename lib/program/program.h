@@ -32,6 +32,7 @@ typedef struct hdi_tensor {
     hdi_flat flat; /* with flat_first: a range of flat storage */
     int64_t flat_first;
     bool level_zero; /* GRADIENT: the joined sum, not the micro-batch's leaf */
+    bool host;       /* lives in pinned host memory: only loads read it, only stores write it */
 
     hd_tensor within; /* GRADIENT: lies in this activation, from its element within_first on */
     int64_t within_first;
@@ -50,6 +51,7 @@ typedef struct hdi_op {
     int scope;
     bool recomputed;   /* a forward op that runs again in the backward */
     bool last_only;    /* runs for the last micro-batch of a step only */
+    bool adds_only;    /* runs where gradients are added to those of earlier micro-batches only */
     bool first_writer; /* weight gradient: no earlier op of the program writes this gradient */
 } hdi_op;
 
@@ -74,6 +76,7 @@ struct hd_program {
     const hd_backend *backend; /* NULL: the CPU's */
     bool training, exact, finished;
     bool splits_sequences; /* the model heeds the mesh's sequence axis */
+    bool causal_sequences; /* tokens see those before them only, which is how rings cut them */
     bool whole_loss;       /* of all tokens, on each rank of that axis, not of the rank's */
     int slices;            /* at least 1; 1 where a backward follows */
     int sequence_groups;   /* of heads that change places; 0: as many as pay */
@@ -124,8 +127,18 @@ hd_tensor hdi_cache(hd_program *program, const char *name, hd_dtype dtype, int r
 hdi_op *hdi_op_append(hd_program *program, const hd_op_kind *kind, const void *options, int inputs,
                       const hd_tensor *in, int outputs, const hd_tensor *out);
 
+/* Does the op go on after its run, until somebody waits for it? */
+static inline bool hdi_op_is_posted(const hd_op *op)
+{
+    return op->kind->flags & (HD_OP_COMMUNICATES | HD_OP_LOADS | HD_OP_STORES);
+}
+
 /* Move the op at `from` so that it stands at index `to`; the ops between shift by one. */
 void hdi_op_move(hd_program *program, int from, int to);
+
+/* Put the ops from `original_ops` on, which were appended, before the original ones that `before`
+ * names, [appended op]; those of one place in the order in which they came. Sticky errors apply. */
+void hdi_program_insert(hd_program *program, int original_ops, const int *before);
 
 /* Remove ops marked recomputed whose outputs nobody reads. Keeps the order. */
 void hdi_program_remove_dead(hd_program *program);

@@ -69,6 +69,7 @@ double hdi_op_seconds(const hdi_op *op, const hd_rates *rates)
     hdi_op_cost(op, &cost);
     if (op->op.kind->flags & HD_OP_COMMUNICATES)
         return rates->peer > 0 ? cost.bytes / rates->peer : 0;
+    if (op->op.kind->flags & (HD_OP_LOADS | HD_OP_STORES)) return cost.bytes / rates->link;
     double rate = rates->compute;
     if (op->op.kind->flags & HD_OP_ATTENDS)
         rate = op->phase == HDI_PHASE_BACKWARD && !op->recomputed ? rates->attention_gradient
@@ -82,8 +83,7 @@ double hdi_program_seconds(const hd_program *program, hdi_phase phase, const hd_
 {
     double seconds = 0;
     for (int i = 0; i < program->op_count; i++)
-        if (program->ops[i]->phase == phase &&
-            !(program->ops[i]->op.kind->flags & HD_OP_COMMUNICATES))
+        if (program->ops[i]->phase == phase && !hdi_op_is_posted(&program->ops[i]->op))
             seconds += hdi_op_seconds(program->ops[i], rates);
     return seconds;
 }

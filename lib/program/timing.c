@@ -1,5 +1,5 @@
-/* How long programs take, by the rates of a device: a model of three queues, computation, copies of
- * weights and communication, that wait for each other where the plan says so. */
+/* How long programs take, by the rates of a device: a model of four queues, computation, copies from and
+ * to the host, and communication, that wait for each other where the plan says so. */
 #include "core/error.h"
 #include "core/memory.h"
 #include "program/plan.h"
@@ -9,13 +9,14 @@ typedef struct model {
     const hdi_unit *unit;
     bool trains; /* a run is a forward and the backward that follows it */
     hd_rates rates;
-    double computed, copied, sent; /* when each queue is through */
-    double worked;                 /* seconds of computation alone */
-    double *ended;                 /* [ops] of those that communicate; NULL: without them */
+    double computed, copied, stored, sent; /* when each queue is through */
+    double worked;                         /* seconds of computation alone */
+    double *ended;                         /* [ops] of those that are posted; NULL: without them */
     double arrived[HD_STREAM_SLOTS];
     int held[HD_STREAM_SLOTS];
     int turn;
-    size_t bytes;
+    size_t bytes;                /* of streamed weights */
+    size_t loaded, stored_bytes; /* by ops */
 } model;
 
 static const hdi_stream_run *streamed(const model *m, hdi_phase phase)
@@ -58,11 +59,18 @@ static void compute(model *m, int index)
     const double seconds = hdi_op_seconds(op, &m->rates);
     for (int w = unit->wait_begin[index]; m->ended && w < unit->wait_begin[index + 1]; w++)
         if (m->computed < m->ended[unit->waits[w]]) m->computed = m->ended[unit->waits[w]];
-    if (op->op.kind->flags & HD_OP_COMMUNICATES) {
+    if (hdi_op_is_posted(&op->op)) {
         if (!m->ended) return;
-        if (m->sent < m->computed) m->sent = m->computed;
-        m->sent += seconds;
-        m->ended[index] = m->sent;
+        const bool loads = op->op.kind->flags & HD_OP_LOADS;
+        const bool stores = op->op.kind->flags & HD_OP_STORES;
+        double *queue = loads ? &m->copied : stores ? &m->stored : &m->sent;
+        if (*queue < m->computed) *queue = m->computed;
+        *queue += seconds;
+        m->ended[index] = *queue;
+        hd_cost cost;
+        hdi_op_cost(op, &cost);
+        if (loads) m->loaded += (size_t)cost.bytes;
+        if (stores) m->stored_bytes += (size_t)cost.bytes;
     } else {
         m->computed += seconds;
         m->worked += seconds;
@@ -85,6 +93,13 @@ static void run_phase(model *m, hdi_phase phase)
             if (m->computed < arrived) m->computed = arrived;
         }
         if (program->ops[i]->phase == phase) compute(m, i);
+    }
+    for (int i = 0; m->ended && i < program->op_count;
+         i++) { /* other programs use the transients */
+        const hd_op *op = &program->ops[i]->op;
+        const bool copies = op->kind->flags & (HD_OP_LOADS | HD_OP_STORES);
+        if (program->ops[i]->phase == phase && copies && m->computed < m->ended[i])
+            m->computed = m->ended[i];
     }
     if (!streams) return;
     const int common = hdi_stream_common(run, streamed(m, phase_after(m, phase)));
@@ -130,20 +145,42 @@ void hd_plan_streaming(const hd_plan *plan, const hd_program *program, hd_stream
     if (out->exposed_seconds < 1e-9 * out->compute_seconds) out->exposed_seconds = 0; /* rounding */
 }
 
+/* The second of two runs of a program, with all that is posted. */
+static hd_status run_again(model *m, const hd_plan *plan, const hd_program *program, double *out)
+{
+    begin(m, plan, program);
+    if (!plan->finished || !m->unit)
+        return hdi_error(HD_ERROR_ARGUMENT, "plan: seconds of a program that it does not hold");
+    m->trains = program->training;
+    m->ended = hdi_alloc_array((size_t)program->op_count + 1, sizeof(double));
+    if (!m->ended) return hdi_error(HD_ERROR_MEMORY, "plan: out of host memory");
+    run(m);
+    const double first = m->computed;
+    m->worked = 0;
+    m->loaded = m->stored_bytes = 0;
+    run(m);
+    *out = m->computed - first;
+    hdi_free(m->ended);
+    return HD_OK;
+}
+
+hd_status hdi_plan_copies(const hd_plan *plan, const hd_program *program, hdi_copies *out)
+{
+    model m;
+    double seconds = 0;
+    *out = (hdi_copies){0};
+    HD_RETURN_IF_ERROR(run_again(&m, plan, program, &seconds));
+    *out = (hdi_copies){.in_bytes = m.loaded,
+                        .out_bytes = m.stored_bytes,
+                        .compute_seconds = m.worked,
+                        .exposed_seconds = seconds - m.worked};
+    if (out->exposed_seconds < 1e-9 * seconds) out->exposed_seconds = 0; /* rounding */
+    return HD_OK;
+}
+
 hd_status hd_plan_seconds(const hd_plan *plan, const hd_program *program, double *out)
 {
     model m;
     *out = 0;
-    begin(&m, plan, program);
-    if (!plan->finished || !m.unit)
-        return hdi_error(HD_ERROR_ARGUMENT, "plan: seconds of a program that it does not hold");
-    m.trains = program->training;
-    m.ended = hdi_alloc_array((size_t)program->op_count + 1, sizeof(double));
-    if (!m.ended) return hdi_error(HD_ERROR_MEMORY, "plan: out of host memory");
-    run(&m);
-    const double first = m.computed;
-    run(&m);
-    *out = m.computed - first;
-    hdi_free(m.ended);
-    return HD_OK;
+    return run_again(&m, plan, program, out);
 }

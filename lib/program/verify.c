@@ -49,13 +49,16 @@ static bool in_place(const hd_op *op, int id, int other)
 static hd_status check_write(const replay *r, int index, int id, size_t begin, size_t end)
 {
     const hd_op *op = &r->unit->program->ops[index]->op;
-    if (end > r->plan->arena_bytes) return broken(r, index, "writes past the arena:", id);
+    const size_t room =
+        begin < HDI_HOST_BASE ? r->plan->arena_bytes : HDI_HOST_BASE + r->plan->host_arena_bytes;
+    if (end > room) return broken(r, index, "writes past the arena:", id);
     for (int i = 0; i < r->live_count; i++) {
         int other = r->live[i];
         size_t other_begin, other_end;
         if (other == id || !hdi_unit_range(r->plan, r->unit, other, &other_begin, &other_end))
             continue;
         if (begin >= other_end || other_begin >= end) continue;
+        if (id && r->unit->program->tensors[id]->within.id == other) continue;
         bool allowed = id && in_place(op, id, other) && r->last_read[other] == index &&
                        begin == other_begin && end == other_end;
         if (!allowed) return broken(r, index, "overwrites live", other);
@@ -119,7 +122,7 @@ static hd_status check_gradient_complete(const replay *r, int index)
     if (!hdi_unit_range(r->plan, r->unit, gradient, &begin, &end)) return HD_OK;
     for (int i = 0; i < index; i++) {
         const hd_op *op = &program->ops[i]->op;
-        if (op->kind->flags & HD_OP_WEIGHT_GRADIENT) continue;
+        if (op->kind->flags & (HD_OP_WEIGHT_GRADIENT | HD_OP_LOADS)) continue;
         for (int k = 0; k < op->inputs + op->outputs; k++) {
             int id = k < op->inputs ? op->in[k].id : op->out[k - op->inputs].id;
             if (id && program->tensors[gradient]->within.id == id)
@@ -208,7 +211,7 @@ static hd_status verify_unit(const hd_plan *plan, const hdi_unit *unit)
         status = replay_op(&r, i);
     for (int i = 0; i < program->op_count && status == HD_OK; i++) {
         uint32_t flags = program->ops[i]->op.kind->flags;
-        if (flags & HD_OP_COMMUNICATES) status = check_posted(&r, i);
+        if (hdi_op_is_posted(&program->ops[i]->op)) status = check_posted(&r, i);
         if (status == HD_OK && flags & HD_OP_WEIGHT_GRADIENT)
             status = check_gradient_complete(&r, i);
     }

@@ -188,9 +188,47 @@ static hd_status verify_entries(const hdi_layout *layout)
     return HD_OK;
 }
 
+/* Activations have a part of their region for each program of a group. */
+static bool inside_host(const hd_plan *plan, const hdi_unit *unit, const extent *range)
+{
+    const size_t begin = unit->base[range->region];
+    const size_t bytes = range->region == HD_REGION_HOST_SAVED ? unit->bytes[range->region]
+                                                               : plan->bytes[range->region];
+    return range->begin >= begin && range->end <= begin + bytes;
+}
+
+/* What is on the host is inside its region, in every slot; regions there do not share bytes. */
+static hd_status verify_host(const hd_plan *plan)
+{
+    size_t end = HDI_HOST_BASE;
+    for (int r = HD_REGION_HOST_OPTIMIZER; r < HD_ALL_REGIONS; r++) {
+        if (plan->units[0].base[r] < end) /* the first unit begins where the region does */
+            return hdi_error(HD_ERROR_INTERNAL, "verifier: '%s' begins inside the region before it",
+                             hd_region_name((hd_region)r));
+        end = plan->units[0].base[r] + plan->bytes[r];
+    }
+    if (end > HDI_HOST_BASE + plan->host_arena_bytes)
+        return hdi_error(HD_ERROR_INTERNAL, "verifier: the host's regions leave its arena");
+    for (int u = 0; u < plan->unit_count; u++) {
+        const hdi_unit *unit = &plan->units[u];
+        for (int id = 1; id < unit->program->tensor_count; id++) {
+            extent range;
+            const bool host = unit->program->tensors[id]->host;
+            if (!whole_range(plan, unit, id, &range)) continue;
+            if (host != (range.region >= HD_REGIONS) || (host && !inside_host(plan, unit, &range)))
+                return hdi_error(HD_ERROR_INTERNAL,
+                                 "verifier: program '%s', tensor %d '%s' leaves its region, %s",
+                                 unit->program->name, id, unit->program->tensors[id]->info.name,
+                                 hd_region_name(range.region));
+        }
+    }
+    return HD_OK;
+}
+
 hd_status hdi_plan_verify_regions(const hd_plan *plan)
 {
     HD_RETURN_IF_ERROR(verify_entries(plan->layout));
+    HD_RETURN_IF_ERROR(verify_host(plan));
     for (int i = 1; i < plan->state_count; i++)
         if (plan->states[i - 1].offset + plan->states[i - 1].bytes > plan->states[i].offset)
             return hdi_error(HD_ERROR_INTERNAL, "verifier: states '%s' and '%s' share bytes",

@@ -1,5 +1,5 @@
-/* Order between computation and communication: an op waits for every posted operation that touches
- * the bytes it touches, unless both only read. */
+/* Order between computation and what runs beside it, communication and copies: an op waits for every
+ * posted operation that touches the bytes it touches, unless both only read. */
 #include "core/error.h"
 #include "core/memory.h"
 #include "program/plan.h"
@@ -62,7 +62,7 @@ hd_status hdi_unit_waits(const hd_plan *plan, int index)
             unit->waits[unit->wait_count++] = pending[k];
         }
         pending_count = kept;
-        if (program->ops[i]->op.kind->flags & HD_OP_COMMUNICATES) pending[pending_count++] = i;
+        if (hdi_op_is_posted(&program->ops[i]->op)) pending[pending_count++] = i;
     }
     unit->wait_begin[program->op_count] = unit->wait_count;
     hdi_free(pending);

@@ -126,9 +126,13 @@ hd_status hd_mesh_attach(hd_mesh *mesh, hd_context *context, hd_device_transport
         }
         return status;
     }
-    /* A rank that waits on the host must still move on what its peers wait for on the device. */
-    for (int axis = HD_AXIS_NONE; axis < HD_AXES; axis++)
-        hd_mesh_comm(mesh, (hd_axis)axis)->rider = it->comms[axis];
+    /* A rank that waits on the host must still move on what its peers wait for on the device, and one
+     * that waits on the device what they wait for on the host. */
+    for (int axis = HD_AXIS_NONE; axis < HD_AXES; axis++) {
+        hd_comm *host = hd_mesh_comm(mesh, (hd_axis)axis);
+        host->rider = it->comms[axis];
+        if (it->comms[axis] && it->comms[axis] != host) it->comms[axis]->rider = host;
+    }
     hdi_mesh_device device = {.detach = detach, .user = it};
     for (int axis = HD_AXIS_NONE; axis < HD_AXES; axis++)
         device.comms[axis] = it->comms[axis];

@@ -3,9 +3,33 @@
 #include "core/error.h"
 #include "runtime/session.h"
 
+static bool is_load(const hd_session *session, int unit, int op)
+{
+    return session->plan->units[unit].program->ops[op]->op.kind->flags & HD_OP_LOADS;
+}
+
+/* Slots take turns: a copy whose slot has been taken by a later one is waited for with that one. */
+static int take_slot(hd_session *session, uint32_t flags)
+{
+    if (flags & HD_OP_STORES) return session->stores = (session->stores + 1) % HDI_STORE_SLOTS;
+    session->loads = (session->loads + 1) % HDI_OP_FETCHES;
+    return HDI_STREAM_FETCHES + session->loads;
+}
+
+static hd_status wait_for_copy(hd_session *session, int unit, int op)
+{
+    const hd_context *context = session->context;
+    hdi_posted *posted = &session->posted[unit][op];
+    const int slot = posted->copy - 1;
+    posted->copy = 0;
+    return is_load(session, unit, op) ? context->backend->await(context->stream, slot)
+                                      : context->backend->await_store(context->stream, slot);
+}
+
 static hd_status wait_for(hd_session *session, int unit, int op)
 {
     hdi_posted *posted = &session->posted[unit][op];
+    if (posted->copy) return wait_for_copy(session, unit, op);
     if (!posted->comm) return HD_OK;
     hd_status status = hdi_comm_order(posted->comm, &posted->request);
     posted->comm = NULL;
@@ -23,7 +47,7 @@ static size_t locate(hd_session *session, int index, hd_tensor tensor, int strea
     const hdi_place_of *place = &session->plan->units[index].places[tensor.id];
     const int copy = place->region == HD_REGION_STREAMED ? streamed : options->micro_batch;
     const size_t at = hdi_plan_address(session->plan, index, tensor, copy, options->level);
-    hdi_session_touch(session, at, place->bytes);
+    if (at < HDI_HOST_BASE) hdi_session_touch(session, at, place->bytes);
     return at;
 }
 
@@ -48,16 +72,21 @@ static hd_status run_op(hd_session *session, int index, int op_index, int stream
                   .posted_on = &posted->comm};
     for (int k = 0; k < op->op.inputs; k++) {
         if (!op->op.in[k].id) continue;
-        run.in[k] = session->arena + locate(session, index, op->op.in[k], streamed, options);
+        run.in[k] =
+            hdi_session_at(session, locate(session, index, op->op.in[k], streamed, options));
     }
     for (int k = 0; k < op->op.outputs; k++)
-        run.out[k] = session->arena + locate(session, index, op->op.out[k], streamed, options);
+        run.out[k] =
+            hdi_session_at(session, locate(session, index, op->op.out[k], streamed, options));
     if (unit->workspace_bytes[op_index]) {
         size_t at = unit->base[HD_REGION_TRANSIENT] + unit->workspaces[op_index];
         hdi_session_touch(session, at, unit->workspace_bytes[op_index]);
         run.workspace = session->arena + at;
     }
+    const uint32_t flags = op->op.kind->flags;
+    if (flags & (HD_OP_LOADS | HD_OP_STORES)) run.slot = take_slot(session, flags);
     hd_status status = op->op.kind->run(&run);
+    if (flags & (HD_OP_LOADS | HD_OP_STORES)) posted->copy = 1 + run.slot;
     if (status == HD_OK && posted->comm)
         hdi_comm_set_label(posted->comm, &posted->request,
                            &(hdi_comm_label){.program = unit->program->name,
@@ -74,7 +103,7 @@ static hd_status end_transient_communication(hd_session *session, int index)
 {
     const hdi_unit *unit = &session->plan->units[index];
     for (int i = 0; i < unit->program->op_count; i++) {
-        if (!session->posted[index][i].comm) continue;
+        if (!session->posted[index][i].comm && !session->posted[index][i].copy) continue;
         const hd_op *op = &unit->program->ops[i]->op;
         bool transient = false;
         for (int k = 0; k < op->inputs; k++)
@@ -117,7 +146,9 @@ hd_status hd_session_run(hd_session *session, const hd_program *program,
         walk.next = &session->plan->units[next].streamed[phase_of(options->next_phase)];
     for (int i = 0; i < program->op_count; i++) {
         const hdi_op *op = program->ops[i];
-        if (op->phase != phase || (op->last_only && !options->last)) continue;
+        if (op->phase != phase || (op->last_only && !options->last) ||
+            (op->adds_only && !options->accumulate))
+            continue;
         for (int w = unit->wait_begin[i]; w < unit->wait_begin[i + 1]; w++)
             HD_RETURN_IF_ERROR(wait_for(session, index, unit->waits[w]));
         HD_RETURN_IF_ERROR(hdi_streaming_before(session, &walk, i));
@@ -149,7 +180,7 @@ hd_status hdi_session_warm_up(hd_session *session)
         const hd_program *program = session->plan->units[u].program;
         for (int i = 0; i < program->op_count; i++) {
             const uint32_t flags = program->ops[i]->op.kind->flags;
-            if (flags & HD_OP_COMMUNICATES) continue;
+            if (hdi_op_is_posted(&program->ops[i]->op)) continue;
             HD_RETURN_IF_ERROR(run_op(session, u, i, 0, &writes));
             if (flags & HD_OP_WEIGHT_GRADIENT) HD_RETURN_IF_ERROR(run_op(session, u, i, 0, &adds));
         }

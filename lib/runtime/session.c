@@ -20,7 +20,14 @@ int hdi_session_unit(const hd_session *session, const hd_program *program)
 
 void *hdi_session_address(const hd_session *session, int unit, hd_tensor tensor, int micro_batch)
 {
-    return session->arena + hdi_plan_address(session->plan, unit, tensor, micro_batch, 0);
+    return hdi_session_at(session, hdi_plan_address(session->plan, unit, tensor, micro_batch, 0));
+}
+
+bool hdi_session_is_host(const hd_session *session, const void *memory)
+{
+    const char *at = memory;
+    return session->host && at >= session->host &&
+           at < session->host + session->plan->host_arena_bytes;
 }
 
 static hd_status make_tables(hd_session *session)
@@ -69,6 +76,11 @@ static hd_status open_parts(hd_session *session)
     void *arena = NULL;
     HD_RETURN_IF_ERROR(context->backend->reserve(context->device, plan->arena_bytes, &arena));
     session->arena = arena;
+    void *host = NULL;
+    if (plan->host_arena_bytes)
+        HD_RETURN_IF_ERROR(
+            context->backend->reserve_host(context->device, plan->host_arena_bytes, &host));
+    session->host = host;
     HD_RETURN_IF_ERROR(hdi_streaming_open(session));
     if (context->backend != &hdi_backend_cpu && hd_mesh_ranks(session->mesh) > 1)
         HD_RETURN_IF_ERROR(hdi_session_warm_up(session));
@@ -122,6 +134,9 @@ void hd_session_destroy(hd_session *session)
     if (session->arena)
         session->context->backend->release(session->context->device, session->arena,
                                            session->plan->arena_bytes);
+    if (session->host)
+        session->context->backend->release_host(session->context->device, session->host,
+                                                session->plan->host_arena_bytes);
     hdi_streaming_close(session);
     for (int i = 0; i < session->plan->unit_count && session->posted; i++)
         hdi_free(session->posted[i]);

@@ -22,6 +22,7 @@ struct hd_context {
 typedef struct hdi_posted {
     hd_request request;
     hd_comm *comm; /* NULL: nothing posted */
+    int copy;      /* of a load or store under way: 1 + its slot; 0: none */
 } hdi_posted;
 
 struct hd_session {
@@ -29,6 +30,8 @@ struct hd_session {
     const hd_plan *plan;
     const hd_mesh *mesh;
     char *arena;         /* owned, on the device */
+    char *host;          /* owned, pinned: the host's arena; NULL without any */
+    int loads, stores;   /* the last slots that copies of ops took */
     hdi_posted **posted; /* [unit][op] communication that nobody has waited for yet */
     size_t high_water;
     hdi_streaming streaming;
@@ -49,6 +52,16 @@ static inline void hdi_session_touch(hd_session *session, size_t begin, size_t b
 {
     if (begin + bytes > session->high_water) session->high_water = begin + bytes;
 }
+
+/* What an address of the plan is. */
+static inline char *hdi_session_at(const hd_session *session, size_t address)
+{
+    return address < HDI_HOST_BASE ? session->arena + address
+                                   : session->host + (address - HDI_HOST_BASE);
+}
+
+/* Is it host memory of the session's arena there? */
+bool hdi_session_is_host(const hd_session *session, const void *memory);
 
 /* Index of a program in the session's plan; -1 if it is not there. */
 int hdi_session_unit(const hd_session *session, const hd_program *program);

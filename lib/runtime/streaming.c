@@ -6,7 +6,7 @@
 
 #include <limits.h>
 
-_Static_assert((int)HD_STREAM_SLOTS == (int)HDI_FETCH_SLOTS, "a fetch for each slot");
+_Static_assert((int)HD_STREAM_SLOTS == (int)HDI_STREAM_FETCHES, "a fetch for each slot");
 
 /* The one place that takes memory for weights on the host. */
 static hd_status reserve_host(hd_session *session)

@@ -72,6 +72,57 @@ START_TEST(memory_goes_when_copies_are_over)
 }
 END_TEST
 
+/* Round and round: out to the host and in again while the next is made, as optimizer state passes. A
+ * store must not begin before what it copies, nor a slot be filled before it has gone. */
+START_TEST(stores_wait_for_writers_and_writers_for_stores)
+{
+    int32_t *source[USES], *kept[USES];
+    void *arena = NULL;
+    hdt_assert_ok(hdi_cuda_reserve(device, SLOTS * bytes, &arena));
+    for (int u = 0; u < USES; u++) {
+        source[u] = reserve_host();
+        kept[u] = reserve_host();
+        for (int i = 0; i < ELEMENTS; i++)
+            source[u][i] = i * USES + u;
+    }
+    for (int u = 0; u < USES; u++) {
+        char *slot = (char *)arena + (size_t)(u % SLOTS) * bytes;
+        if (u >= SLOTS) hdt_assert_ok(hdi_cuda_await_store(stream, u % SLOTS));
+        hdt_assert_ok(hdi_cuda_fetch(stream, u, slot, source[u], bytes));
+        hdt_assert_ok(hdi_cuda_await(stream, u));
+        hdt_assert_ok(hdi_cuda_store(stream, u % SLOTS, kept[u], slot, bytes));
+    }
+    for (int s = 0; s < SLOTS; s++)
+        hdt_assert_ok(hdi_cuda_await_store(stream, s));
+    hdt_assert_ok(hdi_cuda_synchronize(stream));
+    for (int u = 0; u < USES; u++)
+        ck_assert_msg(memcmp(kept[u], source[u], bytes) == 0, "use %d: other bits", u);
+    for (int u = 0; u < USES; u++) {
+        hdi_cuda_release_host(device, source[u], bytes);
+        hdi_cuda_release_host(device, kept[u], bytes);
+    }
+    hdi_cuda_release(device, arena, SLOTS * bytes);
+}
+END_TEST
+
+/* Plain copies take pinned host memory on either side. */
+START_TEST(copy_takes_pinned_memory)
+{
+    int32_t *source = reserve_host(), *kept = reserve_host();
+    void *arena = NULL;
+    hdt_assert_ok(hdi_cuda_reserve(device, bytes, &arena));
+    for (int i = 0; i < ELEMENTS; i++)
+        source[i] = i;
+    hdt_assert_ok(hdi_cuda_copy(stream, arena, source, bytes));
+    hdt_assert_ok(hdi_cuda_copy(stream, kept, arena, bytes));
+    hdt_assert_ok(hdi_cuda_synchronize(stream));
+    ck_assert_mem_eq(kept, source, bytes);
+    hdi_cuda_release_host(device, source, bytes);
+    hdi_cuda_release_host(device, kept, bytes);
+    hdi_cuda_release(device, arena, bytes);
+}
+END_TEST
+
 int main(void)
 {
     setenv("CK_FORK", "no", 1); /* a CUDA context does not survive a fork */
@@ -81,6 +132,8 @@ int main(void)
     tcase_add_checked_fixture(cases, begin, end);
     tcase_set_timeout(cases, 300);
     tcase_add_test(cases, copies_wait_for_readers_and_readers_for_copies);
+    tcase_add_test(cases, stores_wait_for_writers_and_writers_for_stores);
+    tcase_add_test(cases, copy_takes_pinned_memory);
     tcase_add_test(cases, memory_goes_when_copies_are_over);
     suite_add_tcase(suite, cases);
     return hdt_main(suite);

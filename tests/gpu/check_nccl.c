@@ -138,6 +138,34 @@ START_TEST(sums_of_fractions_repeat_bit_for_bit)
 }
 END_TEST
 
+/* Rank 0 sends on the device what rank 1 waits for only when it has rank 1's long message, which MPI moves
+ * inside its calls. */
+START_TEST(waits_on_the_device_move_messages_of_the_host)
+{
+    enum { LONG = 16 << 20, SHORT = 4096 };
+    const int rank = hd_comm_rank(hdt_world);
+    hd_comm *host = hd_mesh_comm(mesh, HD_AXIS_PIPELINE);
+    void *message = calloc(1, LONG), *data = device_reserve(SHORT);
+    hd_request across = {0}, there = {0};
+    hd_status status = HD_OK;
+    it.comm->deadline_seconds = host->deadline_seconds = 20;
+    if (hd_comm_size(hdt_world) > 1 && rank == 1) {
+        status = hd_comm_send(host, message, LONG, 0, 0, &across);
+        if (status == HD_OK) status = hd_comm_recv(it.comm, data, SHORT, 0, 0, &there);
+        if (status == HD_OK) status = hd_comm_wait(it.comm, &there);
+        if (status == HD_OK) status = hd_comm_wait(host, &across);
+    } else if (hd_comm_size(hdt_world) > 1 && rank == 0) {
+        status = hd_comm_recv(host, message, LONG, 1, 0, &across);
+        if (status == HD_OK) status = hd_comm_wait(host, &across);
+        if (status == HD_OK) status = hd_comm_send(it.comm, data, SHORT, 1, 0, &there);
+        if (status == HD_OK) status = hd_comm_wait(it.comm, &there);
+    }
+    device_release(data);
+    free(message);
+    hdt_assert_ok(status);
+}
+END_TEST
+
 START_TEST(sends_beyond_the_neighbours_are_refused)
 {
     if (hd_comm_size(hdt_world) < 4 || it.comm->transport->order == NULL) return;
@@ -210,6 +238,7 @@ static TCase *transport_case(const char *name, SFun open)
     tcase_add_checked_fixture(tests, open, close_mesh);
     tcase_add_loop_test(tests, collectives_are_exact, 0, 8);
     tcase_add_loop_test(tests, neighbours_exchange_many_messages_at_once, 0, 8);
+    tcase_add_test(tests, waits_on_the_device_move_messages_of_the_host);
     tcase_add_test(tests, sends_beyond_the_neighbours_are_refused);
     return tests;
 }

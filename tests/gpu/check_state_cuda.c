@@ -327,6 +327,33 @@ START_TEST(a_device_that_is_not_there_is_refused)
 }
 END_TEST
 
+/* Codes and scales are the CPU's bits, and so is what comes back. */
+START_TEST(int8_is_bit_equal_to_the_cpu)
+{
+    const hd_dtype dtype = hdt_dtypes[_i];
+    for (int c = 0; c < COUNTS; c++) {
+        const int64_t scales = hdi_ceil_div(counts[c], HDI_QUANTIZE_ELEMENTS);
+        int8_t *codes[HDT_SIDES];
+        hdt_gpu_reset();
+        hdt_pair x = hdt_pair_make(dtype, counts[c], 1, 3, 0),
+                 scale = hdt_pair_zero(HD_DTYPE_F32, scales);
+        for (int side = 0; side < HDT_SIDES; side++) {
+            codes[side] = hdt_scratch(side, (size_t)counts[c]);
+            const hdi_quantize_args args = {hdt_side_dtype(dtype, side), counts[c], hdt_at(x, side),
+                                            codes[side], hdt_at(scale, side)};
+            HDT_CALL(side, quantize, &args);
+            HDT_CALL(side, dequantize, &args);
+        }
+        int8_t *got = hdt_scratch(0, (size_t)counts[c]);
+        hdt_assert_ok(hdt_sides[1]->copy_out(hdt_streams[1], got, codes[1], (size_t)counts[c]));
+        hdt_assert_ok(hdt_sides[1]->synchronize(hdt_streams[1]));
+        ck_assert_mem_eq(got, codes[0], (size_t)counts[c]);
+        hdt_pair_check("scales", scale, 0, 0, 0);
+        hdt_pair_check("dequantize", x, 3, 1, 1);
+    }
+}
+END_TEST
+
 int main(void)
 {
     setenv("CK_FORK", "no", 1); /* a CUDA context does not survive a fork */
@@ -335,6 +362,7 @@ int main(void)
     TCase *cases = tcase_create("state");
     tcase_set_timeout(cases, 300);
     tcase_add_loop_test(cases, add_and_convert_round_once, 0, 9);
+    tcase_add_loop_test(cases, int8_is_bit_equal_to_the_cpu, 0, 3);
     tcase_add_test(cases, sums_are_those_of_the_cpu);
     tcase_add_test(cases, trees_are_bit_equal_to_the_cpu);
     tcase_add_loop_test(cases, adamw_steps_as_the_cpu, 0, 3);

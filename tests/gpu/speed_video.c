@@ -151,6 +151,7 @@ static void measure_joint_qkv(bool halves)
                              {1024, 32, 1},
                              0,
                              0,
+                             0,
                              hdt_numbers(HD_DTYPE_F32, 25 * 16 + 64 * 56)},
                     .out = sixteen(count + 256 * 3 * WIDTH)},
         .partial_rows = PARTS,

@@ -69,8 +69,8 @@ static hd_status sample(sampling *it, hd_comm *comm, const hd_mesh_options *layo
     return status;
 }
 
-/* Of as many sequence ranks as there may be heads for, and of pipelines of two. */
-static void compare_videos(sampling *it, int heads, double bound)
+/* Of as many sequence ranks as there may be heads for, of pipelines of two, and in rings. */
+static void compare_videos(sampling *it, int heads, bool rings, double bound)
 {
     const int ranks = hd_comm_size(hdt_world);
     static float alone[sizeof it->seen / sizeof *it->seen],
@@ -89,11 +89,16 @@ static void compare_videos(sampling *it, int heads, double bound)
     hd_comm_destroy(self);
     hdt_assert_ok(status);
     memcpy(alone, it->seen, it->bytes);
-    const hd_mesh_options layouts[] = {{.sequence = 2, .pipeline = ranks / 2}, {.sequence = ranks}};
-    double error[] = {0, 0};
+    const hd_mesh_options layouts[] = {{.sequence = 2, .pipeline = ranks / 2},
+                                       {.sequence = ranks},
+                                       {.sequence = ranks, .ring = ranks},
+                                       {.sequence = ranks, .ring = 2}};
+    enum { LAYOUTS = sizeof layouts / sizeof *layouts };
+    double error[LAYOUTS] = {0};
     bool differs = false; /* where heads change places in two groups */
-    for (int l = 0; l < 2 && status == HD_OK; l++) {
-        if (layouts[l].sequence > heads) continue;
+    for (int l = 0; l < LAYOUTS && status == HD_OK; l++) {
+        const int ring = layouts[l].ring ? layouts[l].ring : 1;
+        if (layouts[l].sequence / ring > heads || (ring > 1 && !rings)) continue;
         const bool hears = hd_comm_rank(hdt_world) == ranks - layouts[l].sequence;
         memset(it->seen, 0, it->bytes);
         status = sample(it, hdt_world, &layouts[l], 1, 1);
@@ -107,9 +112,9 @@ static void compare_videos(sampling *it, int heads, double bound)
     }
     hdt_assert_ok(status);
     ck_assert(!differs);
-    for (int l = 0; l < 2; l++)
-        ck_assert_msg(error[l] <= bound, "sequence %d: latents are off by %g, want %g",
-                      layouts[l].sequence, error[l], bound);
+    for (int l = 0; l < LAYOUTS; l++)
+        ck_assert_msg(error[l] <= bound, "sequence %d, ring %d: latents are off by %g, want %g",
+                      layouts[l].sequence, layouts[l].ring, error[l], bound);
 }
 
 /* The golden models have two heads, or four. */
@@ -122,7 +127,7 @@ START_TEST(videos_are_those_of_one_rank)
                     .weights = hdi_weights_path(file.weights),
                     .dims = file.dims,
                     .tokens = file.valid};
-    compare_videos(&it, models[_i] == HDT_HUNYUAN ? 2 : 4, file.tolerance);
+    compare_videos(&it, models[_i] == HDT_HUNYUAN ? 2 : 4, true, file.tolerance);
     hdt_mmdit_close(&file);
 }
 END_TEST
@@ -137,7 +142,7 @@ START_TEST(videos_of_spatial_and_temporal_blocks_too)
                     .dims = dims,
                     .tokens = HDT_STDIT_TEXT,
                     .masked = true};
-    compare_videos(&it, _i ? 2 : 4, 5e-5);
+    compare_videos(&it, _i ? 2 : 4, false, 5e-5);
     hdt_stdit_close(&file);
 }
 END_TEST

@@ -13,14 +13,19 @@ static void *take(int64_t count, size_t bytes)
     return memory;
 }
 
+void hdt_narrow(hd_dtype dtype, float *values, int64_t count)
+{
+    uint16_t *halves = (uint16_t *)(void *)values; /* front to back */
+    for (int64_t i = 0; i < count && hdi_is_half(dtype); i++) {
+        const uint16_t half = hdi_half_from_float(dtype, values[i]);
+        memcpy(&halves[i], &half, sizeof half);
+    }
+}
+
 static void write(const hdt_planned *p, hd_tensor tensor, float *values)
 {
     const hd_tensor_info *info = hd_tensor_get(p->program, tensor);
-    uint16_t *halves = (uint16_t *)(void *)values; /* narrowed in place, front to back */
-    for (int64_t i = 0; i < info->elements && hdi_is_half(info->dtype); i++) {
-        const uint16_t half = hdi_half_from_float(info->dtype, values[i]);
-        memcpy(&halves[i], &half, sizeof half);
-    }
+    hdt_narrow(info->dtype, values, info->elements);
     hdt_assert_ok(hd_session_write(p->session, p->program, tensor, 0, values));
 }
 

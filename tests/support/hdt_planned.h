@@ -23,6 +23,9 @@ hdt_planned hdt_planned_start(hd_context *context, hd_model *model, const hd_sta
                               hd_dtype dtype, const char *loss_op, const hdi_weights *weights);
 void hdt_planned_stop(hdt_planned *p);
 
+/* Numbers as the dtype has them, in place: 16 bits side by side at the front. */
+void hdt_narrow(hd_dtype dtype, float *values, int64_t count);
+
 /* Copy the inputs of a program in the interpreter, by their names. */
 void hdt_planned_feed(const hdt_planned *p, const hd_program *from, const hdt_machine *machine);
 

@@ -157,12 +157,11 @@ static hd_status add(hd_stream *stream, hd_dtype dtype, int64_t elements, const 
     return HD_OK;
 }
 
-static hd_status raise_counts(hd_stream *stream, int64_t elements, const int32_t *counts,
-                              int64_t more, int32_t *out)
+static hd_status raise_counts(hd_stream *stream, const hdi_raise_counts_args *args)
 {
     (void)stream;
-    for (int64_t i = 0; i < elements; i++)
-        out[i] = counts[i] + (int32_t)more;
+    for (int64_t i = 0; i < args->elements; i++)
+        args->out[i] = args->counts[i] + (int32_t)args->more;
     return HD_OK;
 }
 

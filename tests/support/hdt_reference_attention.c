@@ -77,6 +77,7 @@ static void rotate(const hdi_rope_axes *rope, int64_t token, int64_t head_dim, d
     int64_t pair = 0;
     token -= rope->first;
     if (rope->count && (token < 0 || token >= rope->count)) return;
+    token += rope->start;
     for (int a = 0; a < rope->axes; a++) {
         const int64_t position = token / rope->stride[a] % rope->length[a];
         const int64_t pairs = rope->dims[a] / 2;

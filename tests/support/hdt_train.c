@@ -101,6 +101,7 @@ hd_status hdt_train(hd_comm *comm, const hdt_training *training, hdt_trained *ou
     if (status == HD_OK) {
         const hd_plan *plan = hd_trainer_plan(trainer);
         out->planned = hd_plan_arena_bytes(plan);
+        out->host_planned = hd_plan_host_bytes(plan);
         out->weights = hd_plan_region_bytes(plan, HD_REGION_WEIGHTS);
         out->gradients = hd_plan_region_bytes(plan, HD_REGION_GRADIENTS);
         out->optimizer = hd_plan_region_bytes(plan, HD_REGION_OPTIMIZER);

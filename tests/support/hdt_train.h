@@ -26,7 +26,7 @@ typedef struct hdt_training {
 typedef struct hdt_trained {
     uint64_t hash;
     double first_loss, last_loss, last_norm, validation_loss;
-    size_t planned, high_water;
+    size_t planned, high_water, host_planned;
     size_t weights, gradients, optimizer; /* planned bytes */
     uint64_t allocations;                 /* after the first step */
 } hdt_trained;

@@ -16,7 +16,7 @@ enum {
     MORE = 4
 };
 
-/* 13 tokens on axes of 2 x 3 x 2 places, the last one beyond them: it starts anew. */
+/* 13 tokens on axes of 2 x 3 x 2 places, from the fourth on: those beyond them start anew. */
 static hd_rope_axes axes(hd_rope_pairing pairing)
 {
     return (hd_rope_axes){.axes = 3,
@@ -25,7 +25,8 @@ static hd_rope_axes axes(hd_rope_pairing pairing)
                           .stride = {6, 2, 1},
                           .scale = {0, 0.75, 1},
                           .theta = 256,
-                          .pairing = pairing};
+                          .pairing = pairing,
+                          .start = 3};
 }
 
 /* What becomes of one head of queries or keys. */
@@ -40,7 +41,8 @@ static void want_head(const float *x, const float *weight, const hd_rope_axes *r
     int64_t pair = 0;
     for (int a = 0; a < rope->axes; a++) {
         const double scale = rope->scale[a] != 0 ? rope->scale[a] : 1;
-        const double place = scale * (double)(token / rope->stride[a] % rope->length[a]);
+        const double place =
+            scale * (double)((token + rope->start) / rope->stride[a] % rope->length[a]);
         for (int64_t i = 0; i < rope->dims[a] / 2; i++, pair++) {
             const double angle = place * pow(rope->theta, -2.0 * (double)i / (double)rope->dims[a]);
             const bool halves = rope->pairing == HD_ROPE_HALVES;

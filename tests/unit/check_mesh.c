@@ -137,9 +137,26 @@ START_TEST(sizes_that_do_not_multiply_to_the_ranks_are_refused)
                       HD_ERROR_CONFIG, "tensor is -1");
     const int huge = 1 << 30;
     const hd_mesh_options overflow = {
-        .tensor = huge, .sequence = huge, .data = huge, .pipeline = huge};
+        .tensor = huge, .sequence = huge, .data = huge, .pipeline = huge, .ring = 1};
     hdt_assert_status(hd_mesh_create_fake(0, 4, &overflow, &mesh), HD_ERROR_CONFIG, "overflow");
     hdt_assert_status(hd_mesh_create_fake(6, 6, &six, &mesh), HD_ERROR_ARGUMENT, "rank is 6");
+}
+END_TEST
+
+START_TEST(a_ring_divides_the_sequence_axis)
+{
+    hd_mesh *mesh;
+    hd_mesh_options options = {.sequence = 6, .data = 2, .ring = 3};
+    hdt_assert_ok(hd_mesh_create_fake(7, 12, &options, &mesh));
+    ck_assert_int_eq(hd_mesh_ring(mesh), 3);
+    ck_assert_int_eq(hd_mesh_size(mesh, HD_AXIS_SEQUENCE), 6);
+    hd_mesh_destroy(mesh);
+    options.ring = 4;
+    hdt_assert_status(hd_mesh_create_fake(0, 12, &options, &mesh), HD_ERROR_CONFIG,
+                      "ring is 4, want a divisor of sequence 6");
+    options.ring = -1;
+    hdt_assert_status(hd_mesh_create_fake(0, 12, &options, &mesh), HD_ERROR_CONFIG, "ring is -1");
+    ck_assert_int_eq(hd_mesh_ring(NULL), 1);
 }
 END_TEST
 
@@ -179,6 +196,7 @@ int main(void)
     tcase_add_test(tests, sizes_of_zero_mean_one);
     tcase_add_test(tests, no_mesh_is_one_rank);
     tcase_add_test(tests, sizes_that_do_not_multiply_to_the_ranks_are_refused);
+    tcase_add_test(tests, a_ring_divides_the_sequence_axis);
     tcase_add_test(tests, axes_have_names);
     tcase_add_test(tests, a_mesh_of_one_rank_has_communicators);
     suite_add_tcase(suite, tests);

@@ -103,6 +103,13 @@ static hd_status await(hd_stream *stream, int slot)
     return HD_OK;
 }
 
+static hd_status store(hd_stream *stream, int slot, void *host, const void *device_memory,
+                       size_t bytes)
+{
+    (void)slot;
+    return copy(stream, host, device_memory, bytes);
+}
+
 static hd_status zero(hd_stream *stream, void *out, size_t bytes)
 {
     (void)stream;
@@ -135,6 +142,8 @@ const hd_backend hdi_backend_cpu = {
     .synchronize = synchronize,
     .fetch = fetch,
     .await = await,
+    .store = store,
+    .await_store = await,
     .gemm = hdi_cpu_any_gemm,
     .column_sum = hdi_cpu_any_column_sum,
     .column_sum_workspace = hdi_cpu_column_sum_workspace,
@@ -154,6 +163,8 @@ const hd_backend hdi_backend_cpu = {
     .attention_workspace = hdi_cpu_attention_workspace,
     .attention_gradient = hdi_cpu_any_attention_gradient,
     .attention_gradient_workspace = hdi_cpu_attention_gradient_workspace,
+    .merge_attention = hdi_cpu_merge_attention,
+    .add_blocks = hdi_cpu_add_blocks,
     .attention_cached = hdi_cpu_any_attention_cached,
     .attention_cached_workspace = hdi_cpu_attention_cached_workspace,
     .cross_entropy = hdi_cpu_any_cross_entropy,
@@ -180,6 +191,8 @@ const hd_backend hdi_backend_cpu = {
     .cross_attention_gradient_workspace = hdi_cpu_cross_attention_gradient_workspace,
     .add = hdi_cpu_any_add,
     .convert = hdi_cpu_any_convert,
+    .quantize = hdi_cpu_quantize,
+    .dequantize = hdi_cpu_dequantize,
     .loss_sum = hdi_cpu_loss_sum,
     .sum_of_squares = hdi_cpu_sum_of_squares,
     .tree_sum = hdi_cpu_tree_sum,

@@ -17,11 +17,12 @@ hd_status hdi_cpu_mean_rows(hd_stream *stream, const hdi_mean_rows_args *args)
     return HD_OK;
 }
 
-hd_status hdi_cpu_raise_counts(hd_stream *stream, int64_t elements, const int32_t *counts,
-                               int64_t more, int32_t *out)
+hd_status hdi_cpu_raise_counts(hd_stream *stream, const hdi_raise_counts_args *args)
 {
     (void)stream;
-    for (int64_t i = 0; i < elements; i++)
-        out[i] = (int32_t)(counts[i] + more);
+    for (int64_t i = 0; i < args->elements; i++) {
+        const int64_t behind = args->counts[i] - args->first;
+        args->out[i] = (int32_t)(args->more + (behind < 0 ? 0 : hdi_cpu_min(behind, args->most)));
+    }
     return HD_OK;
 }

@@ -66,6 +66,8 @@ size_t hdi_cpu_cross_attention_gradient_workspace(const hdi_cross_attention_args
 hd_status hdi_cpu_attention_cached(hd_stream *stream, const hdi_attention_cached_args *args);
 size_t hdi_cpu_attention_cached_workspace(const hdi_attention_cached_args *args);
 hd_status hdi_cpu_cross_entropy(hd_stream *stream, const hdi_cross_entropy_args *args);
+hd_status hdi_cpu_quantize(hd_stream *stream, const hdi_quantize_args *args);
+hd_status hdi_cpu_dequantize(hd_stream *stream, const hdi_quantize_args *args);
 hd_status hdi_cpu_loss_sum(hd_stream *stream, const float *loss, const int32_t *targets,
                            int64_t rows, double out[2]);
 hd_status hdi_cpu_add(hd_stream *stream, hd_dtype dtype, int64_t elements, const void *x,
@@ -108,6 +110,8 @@ hd_status hdi_cpu_any_joint_qkv_gradient(hd_stream *stream,
 hd_status hdi_cpu_any_cross_attention(hd_stream *stream, const hdi_cross_attention_args *args);
 hd_status hdi_cpu_any_cross_attention_gradient(hd_stream *stream,
                                                const hdi_cross_attention_args *args);
+hd_status hdi_cpu_merge_attention(hd_stream *stream, const hdi_merge_attention_args *args);
+hd_status hdi_cpu_add_blocks(hd_stream *stream, const hdi_add_blocks_args *args);
 hd_status hdi_cpu_any_attention_cached(hd_stream *stream, const hdi_attention_cached_args *args);
 hd_status hdi_cpu_any_cross_entropy(hd_stream *stream, const hdi_cross_entropy_args *args);
 hd_status hdi_cpu_any_add(hd_stream *stream, hd_dtype dtype, int64_t elements, const void *x,
@@ -125,8 +129,7 @@ hd_status hdi_cpu_modulation_gradient(hd_stream *stream, const hdi_modulation_gr
 hd_status hdi_cpu_add_rows(hd_stream *stream, const hdi_add_rows_args *args);
 hd_status hdi_cpu_add_rows_gradient(hd_stream *stream, const hdi_add_rows_gradient_args *args);
 hd_status hdi_cpu_mean_rows(hd_stream *stream, const hdi_mean_rows_args *args);
-hd_status hdi_cpu_raise_counts(hd_stream *stream, int64_t elements, const int32_t *counts,
-                               int64_t more, int32_t *out);
+hd_status hdi_cpu_raise_counts(hd_stream *stream, const hdi_raise_counts_args *args);
 hd_status hdi_cpu_patchify(hd_stream *stream, const hdi_patch_args *args);
 hd_status hdi_cpu_unpatchify(hd_stream *stream, const hdi_patch_args *args);
 hd_status hdi_cpu_squared_error(hd_stream *stream, const hdi_squared_error_args *args);

@@ -34,6 +34,7 @@ static void angles_of(const hdi_rope_axes *rope, int64_t token, const float *ang
     const float *table = rope->table;
     token -= rope->first;
     if (rope->count && (token < 0 || token >= rope->count)) return;
+    token += rope->start;
     for (int a = 0; a < rope->axes; a++) {
         angles[a] = table + token / rope->stride[a] % rope->length[a] * rope->dims[a];
         table += rope->length[a] * rope->dims[a];

@@ -19,10 +19,12 @@ __global__ void mean_of_rows(hdi_mean_rows_args a)
     a.out[index] = (float)(count > 0 ? sum / (double)count : 0);
 }
 
-__global__ void add_to_counts(int64_t elements, const int32_t *counts, int64_t more, int32_t *out)
+__global__ void add_to_counts(hdi_raise_counts_args a)
 {
     const int64_t i = (int64_t)blockIdx.x * kThreads + threadIdx.x;
-    if (i < elements) out[i] = (int32_t)(counts[i] + more);
+    if (i >= a.elements) return;
+    const int64_t behind = a.counts[i] - a.first;
+    a.out[i] = (int32_t)(a.more + (behind < 0 ? 0 : behind < a.most ? behind : a.most));
 }
 
 } // namespace
@@ -35,11 +37,9 @@ extern "C" hd_status hdi_cuda_mean_rows(hd_stream *stream, const hdi_mean_rows_a
     return launched("mean_rows");
 }
 
-extern "C" hd_status hdi_cuda_raise_counts(hd_stream *stream, int64_t elements,
-                                           const int32_t *counts, int64_t more, int32_t *out)
+extern "C" hd_status hdi_cuda_raise_counts(hd_stream *stream, const hdi_raise_counts_args *args)
 {
-    if (elements <= 0) return HD_OK;
-    add_to_counts<<<block_count(elements, kThreads), kThreads, 0, stream->handle>>>(
-        elements, counts, more, out);
+    if (args->elements <= 0) return HD_OK;
+    add_to_counts<<<block_count(args->elements, kThreads), kThreads, 0, stream->handle>>>(*args);
     return launched("raise_counts");
 }

@@ -50,12 +50,12 @@ struct hdi_device {
     int ordinal;
     int architecture; /* 10 * major + minor, 90 for an H100 */
     int processors;
-    bool virtual_memory;    /* the arena is mapped in pieces, not one cudaMalloc */
-    void *blas;             /* cublasLtHandle_t */
-    void *blas_workspace;   /* for GEMMs of `stream` */
-    cudaEvent_t begin, end; /* time candidates */
-    cudaStream_t fetches;   /* copies beside `stream` */
-    cudaEvent_t queued, fetched[HDI_FETCH_SLOTS];
+    bool virtual_memory;          /* the arena is mapped in pieces, not one cudaMalloc */
+    void *blas;                   /* cublasLtHandle_t */
+    void *blas_workspace;         /* for GEMMs of `stream` */
+    cudaEvent_t begin, end;       /* time candidates */
+    cudaStream_t fetches, stores; /* copies beside `stream`, in and out */
+    cudaEvent_t queued, fetched[HDI_FETCH_SLOTS], stored[HDI_STORE_SLOTS];
     hdi_cuda_fault *fault;
     hdi_cuda_gemms *gemms; /* these two are made when first needed */
     hdi_cuda_attentions *attentions;
@@ -107,6 +107,9 @@ void hdi_cuda_close_fetches(hdi_device *device);
 hd_status hdi_cuda_fetch(hd_stream *stream, int slot, void *device_memory, const void *host,
                          size_t bytes);
 hd_status hdi_cuda_await(hd_stream *stream, int slot);
+hd_status hdi_cuda_store(hd_stream *stream, int slot, void *host, const void *device_memory,
+                         size_t bytes);
+hd_status hdi_cuda_await_store(hd_stream *stream, int slot);
 
 hd_status hdi_cuda_gemm(hd_stream *stream, const hdi_gemm_args *args);
 hd_status hdi_cuda_gemm_gelu(hd_stream *stream, const hdi_gemm_args *args);
@@ -116,8 +119,7 @@ hd_status hdi_cuda_embedding(hd_stream *stream, const hdi_embedding_args *args);
 hd_status hdi_cuda_embedding_gradient(hd_stream *stream, const hdi_embedding_gradient_args *args);
 size_t hdi_cuda_embedding_gradient_workspace(int64_t rows, int64_t entries);
 hd_status hdi_cuda_mean_rows(hd_stream *stream, const hdi_mean_rows_args *args);
-hd_status hdi_cuda_raise_counts(hd_stream *stream, int64_t elements, const int32_t *counts,
-                                int64_t more, int32_t *out);
+hd_status hdi_cuda_raise_counts(hd_stream *stream, const hdi_raise_counts_args *args);
 hd_status hdi_cuda_positions(hd_stream *stream, const hdi_positions_args *args);
 hd_status hdi_cuda_select_row(hd_stream *stream, const hdi_select_row_args *args);
 hd_status hdi_cuda_norm(hd_stream *stream, const hdi_norm_args *args);
@@ -131,6 +133,8 @@ hd_status hdi_cuda_attention(hd_stream *stream, const hdi_attention_args *args);
 hd_status hdi_cuda_attention_gradient(hd_stream *stream, const hdi_attention_args *args);
 size_t hdi_cuda_attention_workspace(const hdi_attention_args *args);
 size_t hdi_cuda_attention_gradient_workspace(const hdi_attention_args *args);
+hd_status hdi_cuda_merge_attention(hd_stream *stream, const hdi_merge_attention_args *args);
+hd_status hdi_cuda_add_blocks(hd_stream *stream, const hdi_add_blocks_args *args);
 hd_status hdi_cuda_attention_cached(hd_stream *stream, const hdi_attention_cached_args *args);
 size_t hdi_cuda_attention_cached_workspace(const hdi_attention_cached_args *args);
 hd_status hdi_cuda_cross_entropy(hd_stream *stream, const hdi_cross_entropy_args *args);
@@ -158,6 +162,8 @@ hd_status hdi_cuda_add(hd_stream *stream, hd_dtype dtype, int64_t elements, cons
                        const void *y, void *out);
 hd_status hdi_cuda_convert(hd_stream *stream, hd_dtype from, const void *x, hd_dtype to, void *out,
                            int64_t elements);
+hd_status hdi_cuda_quantize(hd_stream *stream, const hdi_quantize_args *args);
+hd_status hdi_cuda_dequantize(hd_stream *stream, const hdi_quantize_args *args);
 hd_status hdi_cuda_loss_sum(hd_stream *stream, const float *loss, const int32_t *targets,
                             int64_t rows, double out[2]);
 hd_status hdi_cuda_sum_of_squares(hd_stream *stream, hd_dtype dtype, const void *x,

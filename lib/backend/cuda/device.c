@@ -220,7 +220,7 @@ hd_status hdi_cuda_copy_out(hd_stream *stream, void *host, const void *device_me
 
 hd_status hdi_cuda_copy(hd_stream *stream, void *out, const void *x, size_t bytes)
 {
-    return queue_copy(stream, out, x, bytes, cudaMemcpyDeviceToDevice);
+    return queue_copy(stream, out, x, bytes, cudaMemcpyDefault); /* pinned host memory, too */
 }
 
 hd_status hdi_cuda_zero(hd_stream *stream, void *out, size_t bytes)

@@ -38,6 +38,7 @@ __device__ inline float2 angle_of(const hdi_rope_axes &rope, int64_t token, int6
     const float2 *table = (const float2 *)rope.table;
     token -= rope.first;
     if (rope.count && (token < 0 || token >= rope.count)) return make_float2(1.0f, 0.0f);
+    token += rope.start;
     for (int axis = 0; axis < rope.axes; axis++) {
         const int64_t pairs = rope.dims[axis] / 2;
         const uint32_t place =

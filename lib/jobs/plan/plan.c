@@ -122,7 +122,50 @@ static hd_status simulate(const planning *p, int shape, hdi_schedule_timing *tim
     return status;
 }
 
-static void describe_stage(const planning *p, int stage, hdi_text *text)
+/* What the planner, or the user, has chosen; nothing where all is as by default. */
+static void describe_places(const hd_trainer *trainer, hdi_text *text)
+{
+    static const char *const names[] = {[HD_ACTIVATIONS_KEEP] = "keep",
+                                        [HD_ACTIVATIONS_RECOMPUTE] = "recompute",
+                                        [HD_ACTIVATIONS_HOST] = "host",
+                                        [HD_ACTIVATIONS_INT8] = "int8"};
+    const hd_trainer_options *o = &trainer->options;
+    if (o->activations != HD_ACTIVATIONS_KEEP)
+        hdi_text_printf(text, "       train.activations=%s\n", names[o->activations]);
+    if (hdi_trainer_on_host(trainer)) hdi_text_append(text, "       optimizer.residency=host\n");
+    if (hdi_trainer_gradients_on_host(trainer))
+        hdi_text_append(text, "       train.gradient_residency=host\n");
+}
+
+/* What passes between the host and the device in a step of shape 0, and for how long computation waits. */
+static hd_status describe_copies(const hd_trainer *trainer, hdi_text *text)
+{
+    const hdi_trainer_shape *shape = &trainer->shapes[0];
+    hdi_copies all = {0}, one;
+    if (!trainer->plan->host_arena_bytes) return HD_OK;
+    for (int i = 0; i < trainer->chunks + 2; i++) {
+        const bool trains = i < trainer->chunks;
+        const hd_program *program = trains                 ? shape->train[i].program
+                                    : i == trainer->chunks ? trainer->norm
+                                                           : trainer->update;
+        const int runs = trains ? shape->is.accumulate : 1;
+        HD_RETURN_IF_ERROR(hdi_plan_copies(trainer->plan, program, &one));
+        all.in_bytes += one.in_bytes * (size_t)runs;
+        all.out_bytes += one.out_bytes * (size_t)runs;
+        all.compute_seconds += one.compute_seconds * runs;
+        all.exposed_seconds += one.exposed_seconds * runs;
+    }
+    const hd_rates rates = hdi_rates_filled(&trainer->options.rates);
+    hdi_text_printf(
+        text,
+        "       copies of a step: %zu bytes in, %zu out; %.3g s exposed beside %.3g s of "
+        "computation, by %.3g bytes/s each way and %.3g FLOP/s\n",
+        all.in_bytes, all.out_bytes, all.exposed_seconds, all.compute_seconds, rates.link,
+        rates.compute);
+    return HD_OK;
+}
+
+static hd_status describe_stage(const planning *p, int stage, hdi_text *text)
 {
     const hd_trainer *trainer = p->trainers[hd_mesh_peer(p->meshes[0], HD_AXIS_PIPELINE, stage)];
     const hd_plan *plan = trainer->plan;
@@ -131,11 +174,17 @@ static void describe_stage(const planning *p, int stage, hdi_text *text)
         hdi_text_printf(text, "%s%d", c ? "+" : " ",
                         trainer->census.stage_layers[c * trainer->pipeline + stage]);
     hdi_text_append(text, "\n");
+    describe_places(trainer, text);
     for (int r = 0; r < HD_REGIONS; r++)
         if (plan->bytes[r])
             hdi_text_printf(text, "       %-18s %16zu bytes\n", hd_region_name((hd_region)r),
                             plan->bytes[r]);
     hdi_text_printf(text, "       %-18s %16zu bytes\n", "total", hd_plan_total_bytes(plan));
+    for (int r = HD_REGIONS; r < HD_ALL_REGIONS; r++)
+        if (plan->bytes[r])
+            hdi_text_printf(text, "       %-18s %16zu bytes\n", hd_region_name((hd_region)r),
+                            plan->bytes[r]);
+    return describe_copies(trainer, text);
 }
 
 /* "2 x 256 tokens", or "2 videos of 33 x 32 x 56 and 256 text tokens". */
@@ -171,6 +220,19 @@ static double micro_batch_flops(const planning *p, int shape)
     return flops;
 }
 
+/* How ranks share sequences; nothing where they do not. */
+static void describe_sequence(const hd_mesh *mesh, const hd_program *program, size_t bytes,
+                              char *out)
+{
+    const int ranks = hd_mesh_size(mesh, HD_AXIS_SEQUENCE), ring = hd_mesh_ring(mesh);
+    char rings[32] = "", groups[32] = "";
+    if (ring > 1) snprintf(rings, sizeof rings, " in rings of %d", ring);
+    if (program->sequence_turns)
+        snprintf(groups, sizeof groups, " (heads in %d groups)", program->sequence_turns);
+    out[0] = '\0';
+    if (ranks > 1) snprintf(out, bytes, " x sequence %d%s%s", ranks, rings, groups);
+}
+
 /* Seconds of a step by run.rates: the schedule, then the norm and the update, whose collectives wait for
  * each other. */
 static hd_status describe_seconds(const hd_trainer *trainer, int shape,
@@ -195,11 +257,8 @@ static hd_status describe_shape(const planning *p, int index, hdi_text *text)
     const hd_trainer *any = p->trainers[0];
     const hdi_trainer_shape *shape = &any->shapes[index];
     const int data = hd_mesh_size(p->meshes[0], HD_AXIS_DATA);
-    char sequences[64] = "";
-    if (hd_mesh_size(p->meshes[0], HD_AXIS_SEQUENCE) > 1)
-        snprintf(sequences, sizeof sequences, " x sequence %d (heads in %d groups)",
-                 hd_mesh_size(p->meshes[0], HD_AXIS_SEQUENCE),
-                 shape->train[0].program->sequence_turns);
+    char sequences[96];
+    describe_sequence(p->meshes[0], shape->train[0].program, sizeof sequences, sequences);
     hdi_schedule_timing timing;
     double ideal;
     HD_RETURN_IF_ERROR(simulate(p, index, &timing, &ideal));
@@ -256,7 +315,7 @@ static hd_status describe(const planning *p, double seconds, hdi_text *text)
     describe_sharding(any, text);
     hdi_text_append(text, "stage\n");
     for (int s = 0; s < any->pipeline; s++)
-        describe_stage(p, s, text);
+        HD_RETURN_IF_ERROR(describe_stage(p, s, text));
     hdi_text_printf(text, "planned in %.3f s\n", seconds);
     return HD_OK;
 }

@@ -145,9 +145,9 @@ static hd_status describe(const planning *p, double seconds, hdi_text *text)
                     hd_model_parameters(p->model));
     if (p->layout.sequence > 1)
         hdi_text_printf(text,
-                        "x sequence %d: what follows is for the first of the ranks that share a "
-                        "video\n",
-                        p->layout.sequence);
+                        "x sequence %d in rings of %d: what follows is for the first of the ranks "
+                        "that share a video\n",
+                        p->layout.sequence, p->layout.ring);
     hdi_text_printf(text,
                     "%" PRId64 " frames of %" PRId64 " x %" PRId64 " pixels: latents %" PRId64
                     " x %" PRId64 " x %" PRId64 " x %" PRId64 ", %" PRId64 " text tokens\n",

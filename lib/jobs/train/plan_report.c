@@ -19,11 +19,12 @@ static hd_status out_of_memory(void)
 static void write_regions(const hd_plan *plan, hdi_text *text)
 {
     hdi_text_append(text, "  \"regions\": {");
-    for (int r = 0; r < HD_REGIONS; r++)
+    for (int r = 0; r < HD_ALL_REGIONS; r++)
         hdi_text_printf(text, "%s\"%s\": %zu", r ? ", " : "", hd_region_name((hd_region)r),
                         plan->bytes[r]);
-    hdi_text_printf(text, "},\n  \"arena_bytes\": %zu,\n  \"total_bytes\": %zu,\n",
-                    plan->arena_bytes, hd_plan_total_bytes(plan));
+    hdi_text_printf(
+        text, "},\n  \"arena_bytes\": %zu,\n  \"total_bytes\": %zu,\n  \"host_bytes\": %zu,\n",
+        plan->arena_bytes, hd_plan_total_bytes(plan), hd_plan_host_bytes(plan));
 }
 
 static void write_programs(const hd_plan *plan, hdi_text *text)

@@ -75,7 +75,8 @@ static hd_status try_bucket(const hdi_train_target *on, hdi_video_bucket *bucket
                                    .pipeline = hd_mesh_size(on->mesh, HD_AXIS_PIPELINE),
                                    .sequence = hd_mesh_size(on->mesh, HD_AXIS_SEQUENCE),
                                    .shard_group = hd_mesh_size(on->mesh, HD_AXIS_DATA) /
-                                                  hd_mesh_size(on->mesh, HD_AXIS_COPY)};
+                                                  hd_mesh_size(on->mesh, HD_AXIS_COPY),
+                                   .ring = hd_mesh_ring(on->mesh)};
     const int replicas = sizes.data * sizes.sequence;
     const hdi_video_buckets alone = {.items = bucket, .count = 1};
     *fits = true;

@@ -42,11 +42,12 @@ static hd_status add_source(hdi_train_job *job, const hdi_trainer_part *part, co
     return HD_OK;
 }
 
-/* `data` is a device address; NULL: the values that weights and remainders make. */
+/* `data` is an address on the device or in the host's arena; NULL: the values that weights and remainders make. */
 static hd_status add_piece(piece_list *list, const char *kind, const hdi_trainer_part *part,
                            const float *data)
 {
-    const bool is_here = data && list->job->context->backend == &hdi_backend_cpu;
+    const bool is_here = data && (list->job->context->backend == &hdi_backend_cpu ||
+                                  hdi_session_is_host(list->job->trainer->session, data));
     hdi_train_source *source = NULL;
     if (!is_here) HD_RETURN_IF_ERROR(add_source(list->job, part, data, &source));
     char *name = hdi_format("%s/%s", kind, part->entry->name);
@@ -194,9 +195,14 @@ typedef struct reader {
     bool lacks_average; /* wanted, but not in the checkpoint */
 } reader;
 
-static hd_status copy_in(const hd_context *context, float *place, const float *values,
+static hd_status copy_in(const hd_session *session, float *place, const float *values,
                          int64_t count)
 {
+    const hd_context *context = session->context;
+    if (hdi_session_is_host(session, place)) {
+        memcpy(place, values, (size_t)count * sizeof *values);
+        return HD_OK;
+    }
     HD_RETURN_IF_ERROR(
         context->backend->copy_in(context->stream, place, values, (size_t)count * sizeof *values));
     return context->backend->synchronize(context->stream);
@@ -216,7 +222,7 @@ static hd_status read_range(const reader *r, const char *kind, const hdi_trainer
         status = hdi_checkpoint_read(r->checkpoint, name, part->begin + done, count, HD_DTYPE_F32,
                                      values);
         if (status == HD_OK)
-            status = state ? copy_in(r->trainer->session->context, state + done, values, count)
+            status = state ? copy_in(r->trainer->session, state + done, values, count)
                            : hdi_trainer_write(r->trainer, part->entry, part->begin + done, count,
                                                values);
     }

@@ -67,6 +67,12 @@ static hd_status train_options(const hd_config *config, hd_model *model, const h
         return hdi_error(HD_ERROR_CONFIG,
                          "optimizer.master: seen remainder with train.dtype %s, want bf16",
                          hdi_config_string(values, "train.dtype"));
+    const hd_activations activations = (hd_activations)hdi_config_enum(values, "train.activations");
+    const bool recompute = hdi_config_enum(values, "layout.recompute") == HDI_RECOMPUTE_LAYER;
+    if (recompute && activations != HD_ACTIVATIONS_KEEP && activations != HD_ACTIVATIONS_RECOMPUTE)
+        return hdi_error(HD_ERROR_CONFIG,
+                         "layout.recompute: seen layer with train.activations %s, want none",
+                         hdi_config_string(values, "train.activations"));
     HD_RETURN_IF_ERROR(check_gradients(values));
     const hd_dtype gradients = hdi_config_enum(values, "train.gradients") == HDI_JOB_GRADIENTS_BF16
                                    ? HD_DTYPE_BF16
@@ -85,14 +91,17 @@ static hd_status train_options(const hd_config *config, hd_model *model, const h
         .chunks = (int)hdi_config_int(values, "layout.chunks"),
         .exact = hdi_config_enum(values, "layout.reduction") == HDI_REDUCTION_EXACT,
         .shard_state = hdi_config_enum(values, "layout.shard_state") % HDI_SHARDINGS,
+        .activations = activations,
+        .recompute = recompute,
         .sequence_groups = (int)hdi_config_int(values, "layout.sequence_groups"),
-        .recompute = hdi_config_enum(values, "layout.recompute") == HDI_RECOMPUTE_LAYER,
         .budget = (size_t)hdi_config_bytes(values, "memory.budget"),
         .bucket_elements =
             hdi_config_bytes(values, "layout.bucket") / (int64_t)hd_dtype_bytes(gradients),
         .dtype = dtypes[dtype],
         .gradients = gradients,
         .master = masters[master],
+        .gradient_residency = (hd_residency)hdi_config_enum(values, "train.gradient_residency"),
+        .optimizer_residency = (hd_residency)hdi_config_enum(values, "optimizer.residency"),
         .adamw = {.beta1 = (float)hdi_config_float(values, "optimizer.beta1"),
                   .beta2 = (float)hdi_config_float(values, "optimizer.beta2"),
                   .epsilon = (float)hdi_config_float(values, "optimizer.epsilon"),

@@ -1,8 +1,10 @@
 /* Trainers: creation, planning and start. */
 #include "jobs/train/trainer.h"
+#include "core/checked.h"
 #include "core/error.h"
 #include "core/memory.h"
 #include "parallel/data.h"
+#include "parallel/gradients.h"
 
 #include <string.h>
 
@@ -93,6 +95,20 @@ static hd_status take_shapes(hd_trainer *trainer)
     return HD_OK;
 }
 
+static hd_status check_gradient_residency(hd_trainer_options *o)
+{
+    const int ranks = hd_mesh_size(o->mesh, HD_AXIS_REPLICA);
+    const bool possible = !o->exact && ranks == 1;
+    if (o->gradient_residency == HD_RESIDENCY_AUTO && !possible)
+        o->gradient_residency = HD_RESIDENCY_RESIDENT;
+    if (o->gradient_residency != HD_RESIDENCY_HOST || possible) return HD_OK;
+    return hdi_error(HD_ERROR_UNSUPPORTED,
+                     "trainer: gradients on the host with %s%d data and sequence ranks; want "
+                     "reduction fast and one of them, with more split them over these (shard_state "
+                     "2)",
+                     o->exact ? "reduction exact and " : "", ranks);
+}
+
 static hd_status check_options(hd_trainer *trainer, const hd_trainer_options *given)
 {
     hd_trainer_options *o = &trainer->options;
@@ -114,10 +130,19 @@ static hd_status check_options(hd_trainer *trainer, const hd_trainer_options *gi
             "shard_state 2 or 3",
             hd_mesh_size(o->mesh, HD_AXIS_COPY), o->shard_state);
     if (o->chunks < 1) o->chunks = 1;
+    if (o->recompute && o->activations == HD_ACTIVATIONS_KEEP)
+        o->activations = HD_ACTIVATIONS_RECOMPUTE;
+    o->recompute = o->activations == HD_ACTIVATIONS_RECOMPUTE;
+    if (o->chunk_elements == 0) o->chunk_elements = 4 << 20;
+    if (o->chunk_elements < 1)
+        return hdi_error(HD_ERROR_ARGUMENT, "trainer: chunks of %lld elements, want >= 1",
+                         (long long)o->chunk_elements);
+    o->chunk_elements = hdi_round_up(o->chunk_elements, HDI_FLAT_ALIGNMENT);
     if (o->adamw.beta1 == 0) o->adamw.beta1 = 0.9F;
     if (o->adamw.beta2 == 0) o->adamw.beta2 = 0.999F;
     if (o->adamw.epsilon == 0) o->adamw.epsilon = 1e-8F;
     HD_RETURN_IF_ERROR(check_dtype(trainer));
+    HD_RETURN_IF_ERROR(check_gradient_residency(o));
     HD_RETURN_IF_ERROR(take_shapes(trainer));
     trainer->pipeline = hd_mesh_size(o->mesh, HD_AXIS_PIPELINE);
     trainer->stage = hd_mesh_index(o->mesh, HD_AXIS_PIPELINE);
@@ -225,6 +250,12 @@ static hd_status add_training(hd_trainer *trainer, const hdi_layout *layout)
         for (int c = 0; c < trainer->chunks; c++) {
             hd_program *program = shape->train[c].program;
             hdi_data_reduce(program, s * trainer->chunks + c, layout);
+            if (hdi_trainer_gradients_on_host(trainer))
+                hdi_gradients_to_host(program, s * trainer->chunks + c, layout,
+                                      &(hdi_host_gradients){.accumulates = shape->is.accumulate > 1,
+                                                            .pieces = trainer->square_pieces,
+                                                            .count = trainer->square_count,
+                                                            .blocks = trainer->census.blocks});
             HD_RETURN_IF_ERROR(hd_program_finish(program));
             hd_plan_program_options use = {
                 .group = 2 * s,
@@ -272,6 +303,7 @@ static hd_status make_plan(hd_trainer *trainer)
         return status;
     }
     hdi_plan_set_layout(trainer->plan, layout);
+    HD_RETURN_IF_ERROR(hdi_trainer_cut_pieces(trainer, layout));
     HD_RETURN_IF_ERROR(add_training(trainer, layout));
     HD_RETURN_IF_ERROR(hdi_trainer_build_update(trainer, layout));
     HD_RETURN_IF_ERROR(hd_plan_add(trainer->plan, trainer->norm, NULL));
@@ -280,9 +312,8 @@ static hd_status make_plan(hd_trainer *trainer)
     return hd_plan_finish(trainer->plan);
 }
 
-hd_status hd_trainer_create(const hd_trainer_options *options, hd_trainer **out)
+static hd_status create(const hd_trainer_options *options, hd_trainer **out)
 {
-    *out = NULL;
     hd_trainer *trainer = hdi_alloc(sizeof *trainer);
     if (!trainer) return out_of_memory();
     hd_status status = check_options(trainer, options);
@@ -297,6 +328,61 @@ hd_status hd_trainer_create(const hd_trainer_options *options, hd_trainer **out)
     }
     *out = trainer;
     return HD_OK;
+}
+
+/* From cheap to dear. Copies of optimizer state cost a part of a step's end; computing again, a third of
+ * all micro-batches; copies of activations, what the link is too slow for; those of gradients, both ways
+ * in every micro-batch, the most. */
+static const struct rung {
+    hd_activations activations;
+    hd_residency optimizer, gradients;
+} rungs[] = {
+    {HD_ACTIVATIONS_KEEP, HD_RESIDENCY_RESIDENT, HD_RESIDENCY_RESIDENT},
+    {HD_ACTIVATIONS_KEEP, HD_RESIDENCY_HOST, HD_RESIDENCY_RESIDENT},
+    {HD_ACTIVATIONS_RECOMPUTE, HD_RESIDENCY_RESIDENT, HD_RESIDENCY_RESIDENT},
+    {HD_ACTIVATIONS_RECOMPUTE, HD_RESIDENCY_HOST, HD_RESIDENCY_RESIDENT},
+    {HD_ACTIVATIONS_HOST, HD_RESIDENCY_RESIDENT, HD_RESIDENCY_RESIDENT},
+    {HD_ACTIVATIONS_HOST, HD_RESIDENCY_HOST, HD_RESIDENCY_RESIDENT},
+    {HD_ACTIVATIONS_KEEP, HD_RESIDENCY_HOST, HD_RESIDENCY_HOST},
+    {HD_ACTIVATIONS_RECOMPUTE, HD_RESIDENCY_HOST, HD_RESIDENCY_HOST},
+    {HD_ACTIVATIONS_HOST, HD_RESIDENCY_HOST, HD_RESIDENCY_HOST},
+};
+
+/* What the user has decided stays. */
+static void choose(const hd_trainer_options *wanted, const struct rung *rung,
+                   hd_trainer_options *out)
+{
+    *out = *wanted;
+    if (wanted->activations == HD_ACTIVATIONS_AUTO) out->activations = rung->activations;
+    if (wanted->optimizer_residency == HD_RESIDENCY_AUTO)
+        out->optimizer_residency = rung->optimizer;
+    if (wanted->gradient_residency == HD_RESIDENCY_AUTO) out->gradient_residency = rung->gradients;
+}
+
+static bool is_same_choice(const hd_trainer_options *a, const hd_trainer_options *b)
+{
+    return a->activations == b->activations && a->optimizer_residency == b->optimizer_residency &&
+           a->gradient_residency == b->gradient_residency;
+}
+
+/* What fits is the cheapest that does. */
+hd_status hd_trainer_create(const hd_trainer_options *options, hd_trainer **out)
+{
+    hd_status status = HD_OK;
+    *out = NULL;
+    for (size_t r = 0; r < sizeof rungs / sizeof rungs[0]; r++) {
+        hd_trainer_options tried, before;
+        bool is_new = true;
+        choose(options, &rungs[r], &tried);
+        for (size_t earlier = 0; earlier < r && is_new; earlier++) {
+            choose(options, &rungs[earlier], &before);
+            is_new = !is_same_choice(&tried, &before);
+        }
+        if (!is_new) continue;
+        status = create(&tried, out);
+        if (status != HD_ERROR_BUDGET) return status;
+    }
+    return status;
 }
 
 static void release_shape(const hd_trainer *trainer, hdi_trainer_shape *shape)
@@ -331,6 +417,7 @@ void hd_trainer_destroy(hd_trainer *trainer)
     hdi_free(trainer->ties);
     hdi_free(trainer->square_pieces);
     hdi_free(trainer->update_pieces);
+    hdi_free(trainer->update_chunks);
     hdi_schedule_destroy(trainer->validate_schedule);
     hdi_census_release(&trainer->census);
     hdi_free(trainer->losses);

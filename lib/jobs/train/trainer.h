@@ -48,6 +48,14 @@ typedef struct hdi_trainer_shape {
     hdi_pipeline *train_run, *validate_run;
 } hdi_trainer_shape;
 
+/* A run of this rank's weights that is updated at once; all of it in one bucket. */
+typedef struct hdi_update_chunk {
+    int bucket;
+    int64_t first, elements; /* of the flat weights */
+    int64_t state_first;     /* of the flat optimizer state */
+    int first_piece, pieces; /* of update_pieces */
+} hdi_update_chunk;
+
 struct hd_trainer {
     hd_trainer_options options;
     int pipeline, stage, chunks;
@@ -59,6 +67,8 @@ struct hd_trainer {
     int tie_count, tie_capacity;
     hdi_piece *square_pieces, *update_pieces;
     int square_count, square_capacity, update_count, update_capacity;
+    hdi_update_chunk *update_chunks;
+    int chunk_count, chunk_capacity;
     hd_program *norm, *update; /* owned */
     hd_tensor squares, scalars;
     hd_tensor average_share; /* input of `update`: 1 - decay; invalid without an average */
@@ -88,11 +98,26 @@ hd_status hdi_trainer_build_chunk(hd_trainer *trainer, int shape, int chunk, hd_
 /* Whether this rank's stages read an input of that name when they train on a shape. */
 bool hdi_trainer_reads(const hd_trainer *trainer, int shape, const char *name);
 
-/* trainer_update.c: the norm and update programs, from the layout. */
+/* trainer_update.c: what of the layout this rank works on; then the norm and update programs, the second
+ * by trainer_chunks.c. */
+hd_status hdi_trainer_cut_pieces(hd_trainer *trainer, const hdi_layout *layout);
 hd_status hdi_trainer_build_update(hd_trainer *trainer, const hdi_layout *layout);
+hd_status hdi_trainer_build_chunks(hd_trainer *trainer, const hdi_layout *layout);
+
+/* Is the optimizer's state in pinned host memory? */
+static inline bool hdi_trainer_on_host(const hd_trainer *trainer)
+{
+    return trainer->options.optimizer_residency == HD_RESIDENCY_HOST;
+}
 
 /* Which micro-batches are this rank's. Local. */
 hdi_deal hdi_trainer_deal(const hd_trainer *trainer);
+
+/* Are the sums of gradients? */
+static inline bool hdi_trainer_gradients_on_host(const hd_trainer *trainer)
+{
+    return trainer->options.gradient_residency == HD_RESIDENCY_HOST;
+}
 
 /* Pipeline rank of a virtual stage. */
 static inline int hdi_trainer_rank_of(const hd_trainer *trainer, int virtual_stage)

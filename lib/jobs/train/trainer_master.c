@@ -1,7 +1,10 @@
 /* The fp32 values behind 16-bit weights: their masters, or what weights and remainders make together.
- * Between steps gradients are dead, so values pass through their bytes, as many as fit at a time. */
+ * Between steps gradients are dead, so values pass through their bytes, as many as fit at a time; where
+ * they are on the host, through the room of the update's chunks. */
 #include "core/error.h"
 #include "jobs/train/trainer.h"
+
+#include <string.h>
 
 char *hdi_trainer_weights(const hd_trainer *trainer, int64_t first)
 {
@@ -10,7 +13,9 @@ char *hdi_trainer_weights(const hd_trainer *trainer, int64_t first)
 
 float *hdi_trainer_state(const hd_trainer *trainer, int64_t element)
 {
-    char *base = trainer->session->arena + trainer->plan->units[0].base[HD_REGION_OPTIMIZER];
+    const hd_region region =
+        hdi_trainer_on_host(trainer) ? HD_REGION_HOST_OPTIMIZER : HD_REGION_OPTIMIZER;
+    char *base = hdi_session_at(trainer->session, trainer->plan->units[0].base[region]);
     return (float *)(void *)base + element;
 }
 
@@ -25,6 +30,11 @@ static int16_t *remainders(const hd_trainer *trainer, int64_t element)
 static float *passing(const hd_trainer *trainer, int64_t *fits)
 {
     const hd_plan *plan = trainer->plan;
+    if (hdi_trainer_gradients_on_host(trainer)) {
+        const hdi_unit *update = &plan->units[hdi_session_unit(trainer->session, trainer->update)];
+        *fits = (int64_t)(update->bytes[HD_REGION_TRANSIENT] / sizeof(float));
+        return (float *)(void *)(trainer->session->arena + update->base[HD_REGION_TRANSIENT]);
+    }
     *fits = (int64_t)(plan->gradient_level_bytes / sizeof(float));
     char *base = trainer->session->arena + plan->units[0].base[HD_REGION_GRADIENTS];
     return (float *)(void *)base;
@@ -142,6 +152,10 @@ hd_status hdi_trainer_read(hd_trainer *trainer, const hdi_trainer_part *part, in
     if (!part->values)
         return read_joined(trainer, part->entry->first + part->begin + first,
                            part->m - hdi_trainer_state(trainer, 0) + first, count, out);
+    if (hdi_session_is_host(trainer->session, part->values)) {
+        memcpy(out, part->values + first, (size_t)count * sizeof *out);
+        return HD_OK;
+    }
     HD_RETURN_IF_ERROR(context->backend->copy_out(context->stream, out, part->values + first,
                                                   (size_t)count * sizeof *out));
     return context->backend->synchronize(context->stream);

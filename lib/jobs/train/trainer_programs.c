@@ -3,6 +3,7 @@
 
 #include "core/error.h"
 #include "core/memory.h"
+#include "parallel/activations.h"
 
 /* The stage's last activation becomes the tensor that travels. */
 static void make_boundary(hd_program *program, hd_tensor out)
@@ -30,6 +31,18 @@ static void add_backward(hd_program *program, const hdi_trainer_shape *shape, bo
     chunk->x_gradient = hd_gradient(program, chunk->x);
     if (chunk->x.id && !chunk->x_gradient.id && program->status == HD_OK)
         hd_program_fail(program, HD_ERROR_ARGUMENT, "no gradient reaches the stage's input");
+}
+
+/* With one micro-batch in flight the last block's backward follows its forward: what it saved would come
+ * back at once. */
+static void move_activations(const hd_trainer *trainer, const hdi_trainer_shape *shape, int chunk,
+                             hd_program *program)
+{
+    const hd_activations how = trainer->options.activations;
+    const int in_flight = hdi_schedule_slots(shape->schedule, chunk, HDI_BUFFER_ACTIVATIONS);
+    if (how == HD_ACTIVATIONS_HOST)
+        hdi_activations_move(program, HDI_SAVED_ON_HOST, in_flight <= 1);
+    if (how == HD_ACTIVATIONS_INT8) hdi_activations_move(program, HDI_SAVED_AS_INT8, false);
 }
 
 /* "train.STAGE", or of further shapes "train.STAGE of shape N". */
@@ -80,11 +93,12 @@ hd_status hdi_trainer_build_chunk(hd_trainer *trainer, int shape_index, int chun
                       .sequences = shape->is.sequences,
                       .tokens = shape->is.tokens,
                       .video = shape->is.video,
-                      .recompute = options->recompute};
+                      .recompute = options->activations == HD_ACTIVATIONS_RECOMPUTE};
     out->out = options->build(options->user, program, &stage, out->x);
-    if (train)
+    if (train) {
         add_backward(program, shape, last, out);
-    else if (!last)
+        move_activations(trainer, shape, chunk_index, program);
+    } else if (!last)
         make_boundary(program, out->out);
     if (last) out->out = (hd_tensor){0};
     const int sequence = hd_mesh_size(options->mesh, HD_AXIS_SEQUENCE);

@@ -1,10 +1,12 @@
-/* The end of a step as two programs: `norm` completes gradients that several stages share and takes
- * the sums of squares; `update` applies AdamW and, with sharded state, gathers the weights. */
+/* The end of a step: the pieces that this rank works on, and program `norm`, which completes gradients
+ * that several stages share and takes the sums of squares. */
 #include "core/checked.h"
 #include "core/error.h"
 #include "core/memory.h"
 #include "jobs/train/trainer.h"
 #include "ops/collective.h"
+#include "ops/host_copy.h"
+#include "parallel/gradients.h"
 
 #include <string.h>
 
@@ -49,28 +51,57 @@ static hdi_piece cut_piece(const hd_trainer *trainer, const hdi_layout *layout,
     return (hdi_piece){.first = begin,
                        .elements = end - begin,
                        .state_first = bucket->state_first + begin - state_base,
+                       .bucket = entry->bucket,
                        .block = hdi_census_find(&trainer->census, entry->name)->first_block +
                                 (begin - entry->first) / HDI_BLOCK_ELEMENTS_LAYOUT,
                        .weight_decay = decays ? adamw->weight_decay : 0};
 }
 
-static hd_status cut_pieces(hd_trainer *trainer, const hdi_layout *layout)
+/* What is on the host is updated in chunks, what is not in whole buckets. */
+static hd_status cut_chunks(hd_trainer *trainer, const hdi_layout *layout, int index)
+{
+    const int64_t state_first = layout->buckets[index].state_first;
+    int64_t first, elements = updated_range(layout, index, &first), at = 0;
+    const bool passes = hdi_trainer_on_host(trainer) || hdi_trainer_gradients_on_host(trainer);
+    const int64_t most = passes ? trainer->options.chunk_elements : elements;
+    for (; at < elements; at += most) {
+        if (!HDI_GROW(trainer->update_chunks, trainer->chunk_count, trainer->chunk_capacity))
+            return out_of_memory();
+        trainer->update_chunks[trainer->chunk_count++] =
+            (hdi_update_chunk){.bucket = index,
+                               .first = first + at,
+                               .elements = elements - at < most ? elements - at : most,
+                               .state_first = state_first + at,
+                               .first_piece = trainer->update_count};
+        hdi_update_chunk *chunk = &trainer->update_chunks[trainer->chunk_count - 1];
+        const hdi_bucket *bucket = &layout->buckets[index];
+        for (int i = bucket->first_entry; i < bucket->first_entry + bucket->entries; i++) {
+            const hdi_entry *entry = &layout->entries[i];
+            if (entry->options->frozen) continue;
+            HD_RETURN_IF_ERROR(add_piece(
+                &trainer->update_pieces, &trainer->update_count, &trainer->update_capacity,
+                cut_piece(trainer, layout, entry, chunk->first, chunk->elements)));
+        }
+        chunk->pieces = trainer->update_count - chunk->first_piece;
+    }
+    return HD_OK;
+}
+
+hd_status hdi_trainer_cut_pieces(hd_trainer *trainer, const hdi_layout *layout)
 {
     for (int i = 0; i < layout->entry_count; i++) {
         const hdi_entry *entry = &layout->entries[i];
-        if (entry->options->frozen) continue;
+        if (entry->options->frozen || layout->copy > 0 ||
+            !hdi_trainer_speaks_for(trainer, entry->name))
+            continue;
         int64_t first, count = hdi_layout_shard(layout, entry->bucket, layout->shard, &first);
-        if (layout->copy == 0 && hdi_trainer_speaks_for(trainer, entry->name)) {
-            hdi_piece piece = cut_piece(trainer, layout, entry, first, count);
-            piece.first = hdi_layout_stored_gradient(layout, entry->bucket, piece.first);
-            HD_RETURN_IF_ERROR(add_piece(&trainer->square_pieces, &trainer->square_count,
-                                         &trainer->square_capacity, piece));
-        }
-        count = updated_range(layout, entry->bucket, &first);
-        HD_RETURN_IF_ERROR(add_piece(&trainer->update_pieces, &trainer->update_count,
-                                     &trainer->update_capacity,
-                                     cut_piece(trainer, layout, entry, first, count)));
+        hdi_piece piece = cut_piece(trainer, layout, entry, first, count);
+        piece.first = hdi_layout_stored_gradient(layout, entry->bucket, piece.first);
+        HD_RETURN_IF_ERROR(add_piece(&trainer->square_pieces, &trainer->square_count,
+                                     &trainer->square_capacity, piece));
     }
+    for (int b = 0; b < layout->bucket_count; b++)
+        HD_RETURN_IF_ERROR(cut_chunks(trainer, layout, b));
     return HD_OK;
 }
 
@@ -80,8 +111,29 @@ static hd_tensor gradients(hd_program *program, int64_t first, int64_t elements)
                            elements);
 }
 
+/* A range of the gradients' sums on the device; of those on the host, a copy. */
+static hd_tensor take(const hd_trainer *trainer, int64_t first, int64_t elements)
+{
+    hd_program *program = trainer->norm;
+    if (!hdi_trainer_gradients_on_host(trainer)) return gradients(program, first, elements);
+    const hd_tensor host = hdi_host_gradient(program, first, elements);
+    if (!elements) return host;
+    const hd_tensor copy =
+        hdi_tensor_add(program, "gradients", program->gradients, HD_ROLE_ACTIVATION, 1, &elements);
+    hdi_op_append(program, &hdi_op_load, NULL, 1, &host, 1, &copy);
+    return copy;
+}
+
+/* What take() has given, and was changed, goes back to where it is kept. */
+static void give_back(const hd_trainer *trainer, int64_t first, int64_t elements, hd_tensor copy)
+{
+    if (!hdi_trainer_gradients_on_host(trainer) || !elements) return;
+    const hd_tensor host = hdi_host_gradient(trainer->norm, first, elements);
+    hdi_op_append(trainer->norm, &hdi_op_store, NULL, 1, &copy, 1, &host);
+}
+
 /* Several gradients of one parameter on this rank become one. */
-static void join_instances(hd_program *program, const hdi_layout *layout)
+static void join_instances(const hd_trainer *trainer, const hdi_layout *layout)
 {
     for (int i = 0; i < layout->instance_count; i++) {
         const hdi_instance *instance = &layout->instances[i];
@@ -91,9 +143,10 @@ static void join_instances(hd_program *program, const hdi_layout *layout)
         if (!count) continue;
         const int64_t into_first = hdi_layout_stored_gradient(layout, entry->bucket, first);
         const int64_t inside = into_first - layout->buckets[entry->bucket].gradient_first;
-        hd_tensor extra = gradients(program, instance->stored + inside, count);
-        hd_tensor into = gradients(program, into_first, count);
-        hdi_op_append(program, &hdi_op_gradient_join, NULL, 1, &extra, 1, &into);
+        hd_tensor extra = take(trainer, instance->stored + inside, count);
+        hd_tensor into = take(trainer, into_first, count);
+        hdi_op_append(trainer->norm, &hdi_op_gradient_join, NULL, 1, &extra, 1, &into);
+        give_back(trainer, into_first, count, into);
     }
 }
 
@@ -143,7 +196,7 @@ static void sum_tie(hd_trainer *trainer, const hdi_layout *layout, const hdi_tie
         first = hdi_layout_stored_gradient(layout, bucket, first);
     }
     int64_t received = elements * tie->members;
-    hd_tensor own = gradients(program, first, elements);
+    hd_tensor own = take(trainer, first, elements);
     hd_tensor all =
         hdi_tensor_add(program, "tied", program->gradients, HD_ROLE_ACTIVATION, 1, &received);
     hdi_op_append(program, &hdi_op_all_to_all,
@@ -157,6 +210,39 @@ static void sum_tie(hd_trainer *trainer, const hdi_layout *layout, const hdi_tie
     if (elements)
         hdi_op_append(program, &hdi_op_tree_sum, &(hdi_tree_sum_options){tie->members}, 1, &all, 1,
                       &own);
+    give_back(trainer, first, elements, own);
+}
+
+/* Of gradients on the host, those of tied buckets, which are complete only now; the others' squares were
+ * taken on their way. */
+static void take_late_squares(hd_trainer *trainer, const hdi_layout *layout)
+{
+    hd_program *program = trainer->norm;
+    const hd_tensor sums =
+        hd_state(program, HDI_SQUARES, HD_DTYPE_F64, 1, &(int64_t){trainer->census.blocks});
+    for (int i = 0; i < trainer->square_count; i++) {
+        const hdi_piece *piece = &trainer->square_pieces[i];
+        if (!layout->buckets[piece->bucket].tied) continue;
+        const hd_tensor taken = take(trainer, piece->first, piece->elements);
+        hdi_op_append(program, &hdi_op_squares,
+                      &(hdi_squares_options){
+                          .pieces = piece, .count = 1, .first = piece->first, .adds = true},
+                      1, &taken, 1, &sums);
+    }
+    hdi_op_append(program, &hdi_op_collect_squares, NULL, 1, &sums, 1, &trainer->squares);
+}
+
+static void take_squares(hd_trainer *trainer, const hdi_layout *layout)
+{
+    if (hdi_trainer_gradients_on_host(trainer)) {
+        take_late_squares(trainer, layout);
+        return;
+    }
+    const hd_tensor all = gradients(trainer->norm, 0, layout->gradient_elements);
+    hdi_op_append(
+        trainer->norm, &hdi_op_squares,
+        &(hdi_squares_options){.pieces = trainer->square_pieces, .count = trainer->square_count}, 1,
+        &all, 1, &trainer->squares);
 }
 
 static hd_status build_norm(hd_trainer *trainer, const hdi_layout *layout)
@@ -169,7 +255,7 @@ static hd_status build_norm(hd_trainer *trainer, const hdi_layout *layout)
                           &trainer->norm));
     hd_program *program = trainer->norm;
     const hdi_census *census = &trainer->census;
-    join_instances(program, layout);
+    join_instances(trainer, layout);
     for (int i = 0; i < census->count; i++) {
         bool several = false;
         for (int s = 1; s < census->parameters[i].stage_count; s++)
@@ -179,12 +265,9 @@ static hd_status build_norm(hd_trainer *trainer, const hdi_layout *layout)
     }
     for (int i = 0; i < trainer->tie_count; i++)
         sum_tie(trainer, layout, &trainer->ties[i]);
-    hd_tensor all = gradients(program, 0, layout->gradient_elements);
     trainer->squares = hdi_tensor_add(program, "squares", HD_DTYPE_F64, HD_ROLE_OUTPUT, 1,
                                       &(int64_t){census->blocks});
-    hdi_op_append(program, &hdi_op_squares,
-                  &(hdi_squares_options){trainer->square_pieces, trainer->square_count}, 1, &all, 1,
-                  &trainer->squares);
+    take_squares(trainer, layout);
     if (hd_mesh_ranks(trainer->options.mesh) > 1)
         hdi_op_append(program, &hdi_op_all_reduce,
                       &(hdi_collective){HD_AXIS_NONE, census->blocks, "sums of squares"}, 0, NULL,
@@ -192,113 +275,8 @@ static hd_status build_norm(hd_trainer *trainer, const hdi_layout *layout)
     return hd_program_finish(program);
 }
 
-/* What is kept behind 16-bit weights, after all of m and v: fp32, or remainders of half the size. */
-static hd_tensor master(hd_trainer *trainer, const hdi_layout *layout, int64_t state_first,
-                        int64_t elements)
-{
-    int64_t after = hdi_trainer_master_first(layout);
-    if (trainer->options.master == HD_MASTER_REMAINDER)
-        return hdi_flat_tensor(trainer->update, "remainder", HDI_FLAT_OPTIMIZER, HD_DTYPE_I16,
-                               2 * after + state_first, elements);
-    return hdi_flat_tensor(trainer->update, "master", HDI_FLAT_OPTIMIZER, HD_DTYPE_F32,
-                           after + state_first, elements);
-}
-
-/* Move the average of a bucket's values, which the update has just changed. */
-static void average_bucket(hd_trainer *trainer, const hdi_layout *layout, int64_t state_first,
-                           int64_t elements, hd_tensor weights, hd_tensor behind)
-{
-    hd_program *program = trainer->update;
-    hd_tensor average =
-        hdi_flat_tensor(program, "average", HDI_FLAT_OPTIMIZER, HD_DTYPE_F32,
-                        hdi_trainer_average_first(trainer, layout) + state_first, elements);
-    const bool joins = trainer->options.master == HD_MASTER_REMAINDER;
-    hd_tensor in[3] = {trainer->average_share, behind.id && !joins ? behind : weights, behind};
-    hdi_op_append(program, &hdi_op_average, NULL, joins ? 3 : 2, in, 1, &average);
-}
-
-/* AdamW on this rank's part of a bucket. State has its place even where nothing is updated (frozen
- * parameters), since checkpoints hold it. */
-static void update_part(hd_trainer *trainer, const hdi_layout *layout, int index, int first_piece,
-                        int pieces)
-{
-    hd_program *program = trainer->update;
-    const hdi_bucket *bucket = &layout->buckets[index];
-    const hd_adamw_options *adamw = &trainer->options.adamw;
-    hd_dtype dtype = trainer->options.dtype;
-    int64_t first, elements = updated_range(layout, index, &first);
-    if (!elements) return;
-    hd_tensor in[] = {
-        gradients(program, hdi_layout_stored_gradient(layout, index, first), elements),
-        trainer->scalars};
-    hd_tensor out[4] = {hdi_flat_tensor(program, "weights", HDI_FLAT_WEIGHTS, dtype,
-                                        hdi_layout_stored_weights(layout, index, first), elements),
-                        hdi_flat_tensor(program, "m", HDI_FLAT_OPTIMIZER, HD_DTYPE_F32,
-                                        bucket->state_first, elements),
-                        hdi_flat_tensor(program, "v", HDI_FLAT_OPTIMIZER, HD_DTYPE_F32,
-                                        layout->optimizer_elements + bucket->state_first,
-                                        elements)};
-    int outs = 3;
-    if (dtype != HD_DTYPE_F32) out[outs++] = master(trainer, layout, bucket->state_first, elements);
-    if (pieces)
-        hdi_op_append(program, &hdi_op_adamw,
-                      &(hdi_adamw_options){.pieces = trainer->update_pieces + first_piece,
-                                           .count = pieces,
-                                           .first = first,
-                                           .state_first = bucket->state_first,
-                                           .beta1 = adamw->beta1,
-                                           .beta2 = adamw->beta2,
-                                           .epsilon = adamw->epsilon},
-                      2, in, outs, out);
-    if (trainer->average_share.id)
-        average_bucket(trainer, layout, bucket->state_first, elements, out[0], out[3]);
-}
-
-static void update_bucket(hd_trainer *trainer, const hdi_layout *layout, int index, int first_piece,
-                          int pieces)
-{
-    hd_program *program = trainer->update;
-    const hdi_bucket *bucket = &layout->buckets[index];
-    hd_dtype dtype = trainer->options.dtype;
-    update_part(trainer, layout, index, first_piece, pieces);
-    if (!layout->state_sharded || layout->shards == 1 || bucket->block >= 0) return;
-    hd_tensor weights = hdi_flat_tensor(program, "weights", HDI_FLAT_WEIGHTS, dtype,
-                                        bucket->weights_first, bucket->elements);
-    hdi_op_append(
-        program, &hdi_op_all_gather,
-        &(hdi_all_gather_options){.collective = {layout->axis, bucket->elements, "weights"},
-                                  .counts = bucket->counts,
-                                  .offsets = bucket->offsets},
-        0, NULL, 1, &weights);
-}
-
-static hd_status build_update(hd_trainer *trainer, const hdi_layout *layout)
-{
-    HD_RETURN_IF_ERROR(
-        hd_program_create(&(hd_program_options){.name = "update",
-                                                .gradients = trainer->options.gradients,
-                                                .mesh = trainer->options.mesh,
-                                                .backend = trainer->options.backend},
-                          &trainer->update));
-    trainer->scalars = hd_input(trainer->update, "adamw.scalars", HD_DTYPE_F32, 1, &(int64_t){5});
-    if (trainer->options.ema_decay > 0)
-        trainer->average_share =
-            hd_input(trainer->update, "average.share", HD_DTYPE_F32, 1, &(int64_t){1});
-    int piece = 0;
-    for (int b = 0; b < layout->bucket_count; b++) {
-        const hdi_bucket *bucket = &layout->buckets[b];
-        int first_piece = piece;
-        while (piece < trainer->update_count &&
-               trainer->update_pieces[piece].first < bucket->first + bucket->elements)
-            piece++;
-        update_bucket(trainer, layout, b, first_piece, piece - first_piece);
-    }
-    return hd_program_finish(trainer->update);
-}
-
 hd_status hdi_trainer_build_update(hd_trainer *trainer, const hdi_layout *layout)
 {
-    HD_RETURN_IF_ERROR(cut_pieces(trainer, layout));
     HD_RETURN_IF_ERROR(build_norm(trainer, layout));
-    return build_update(trainer, layout);
+    return hdi_trainer_build_chunks(trainer, layout);
 }

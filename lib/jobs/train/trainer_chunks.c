@@ -1,0 +1,230 @@
+/* Program `update`: AdamW chunk by chunk and, with sharded state, the gather of the weights. State on the
+ * host passes through the device: while a chunk is updated the next one comes and the one before goes. */
+#include "core/error.h"
+#include "jobs/train/trainer.h"
+#include "ops/collective.h"
+#include "ops/host_copy.h"
+#include "parallel/gradients.h"
+
+/* What a chunk's weights are updated from and with; invalid where there is none. */
+typedef struct chunk_state {
+    hd_tensor m, v, behind, average, gradient;
+} chunk_state;
+
+enum { MOST_STATES = 5 };
+
+/* How many chunks are loaded ahead; as many, and one more, are on the device at a time. */
+enum { AHEAD = 2 };
+
+/* What is kept behind 16-bit weights, after all of m and v: fp32, or remainders of half the size. */
+static hd_tensor behind_weights(hd_trainer *trainer, const hdi_layout *layout, int64_t state_first,
+                                int64_t elements)
+{
+    int64_t after = hdi_trainer_master_first(layout);
+    if (trainer->options.dtype == HD_DTYPE_F32) return (hd_tensor){0};
+    if (trainer->options.master == HD_MASTER_REMAINDER)
+        return hdi_flat_tensor(trainer->update, "remainder", HDI_FLAT_OPTIMIZER, HD_DTYPE_I16,
+                               2 * after + state_first, elements);
+    return hdi_flat_tensor(trainer->update, "master", HDI_FLAT_OPTIMIZER, HD_DTYPE_F32,
+                           after + state_first, elements);
+}
+
+/* A chunk's state where it is kept. */
+static chunk_state kept_state(hd_trainer *trainer, const hdi_layout *layout,
+                              const hdi_update_chunk *chunk)
+{
+    hd_program *program = trainer->update;
+    chunk_state state = {
+        .m = hdi_flat_tensor(program, "m", HDI_FLAT_OPTIMIZER, HD_DTYPE_F32, chunk->state_first,
+                             chunk->elements),
+        .v = hdi_flat_tensor(program, "v", HDI_FLAT_OPTIMIZER, HD_DTYPE_F32,
+                             layout->optimizer_elements + chunk->state_first, chunk->elements),
+        .behind = behind_weights(trainer, layout, chunk->state_first, chunk->elements)};
+    if (trainer->average_share.id)
+        state.average = hdi_flat_tensor(
+            program, "average", HDI_FLAT_OPTIMIZER, HD_DTYPE_F32,
+            hdi_trainer_average_first(trainer, layout) + chunk->state_first, chunk->elements);
+    const int64_t gradient = hdi_layout_stored_gradient(layout, chunk->bucket, chunk->first);
+    state.gradient = hdi_trainer_gradients_on_host(trainer)
+                         ? hdi_host_gradient(program, gradient, chunk->elements)
+                         : hdi_flat_tensor(program, "gradients", HDI_FLAT_GRADIENTS,
+                                           program->gradients, gradient, chunk->elements);
+    const hd_tensor kept[] = {state.m, state.v, state.behind, state.average};
+    for (int k = 0; k < 4; k++)
+        if (kept[k].id) hdi_tensor_of(program, kept[k])->host = hdi_trainer_on_host(trainer);
+    return state;
+}
+
+/* Room of one size for all chunks, so that they take turns in it. */
+static hd_tensor room_for(const hd_trainer *trainer, hd_tensor kept)
+{
+    const hd_tensor_info *info = hd_tensor_get(trainer->update, kept);
+    if (!info) return (hd_tensor){0};
+    int64_t most = 0;
+    for (int c = 0; c < trainer->chunk_count; c++)
+        if (trainer->update_chunks[c].elements > most) most = trainer->update_chunks[c].elements;
+    return hdi_tensor_add(trainer->update, info->name, info->dtype, HD_ROLE_ACTIVATION, 1, &most);
+}
+
+static bool is_host(const hd_program *program, hd_tensor x)
+{
+    const hdi_tensor *tensor = hdi_tensor_of(program, x);
+    return tensor && tensor->host;
+}
+
+/* Copy to the device what of a chunk is not there: *state is the chunk as the device has it. */
+static void load(hd_trainer *trainer, const chunk_state *kept, chunk_state *state)
+{
+    hd_program *program = trainer->update;
+    const hd_tensor from[MOST_STATES] = {kept->m, kept->v, kept->behind, kept->average,
+                                         kept->gradient};
+    hd_tensor *const to[MOST_STATES] = {&state->m, &state->v, &state->behind, &state->average,
+                                        &state->gradient};
+    hd_tensor in[MOST_STATES], out[MOST_STATES];
+    int count = 0;
+    *state = *kept;
+    for (int k = 0; k < MOST_STATES; k++) {
+        if (!is_host(program, from[k])) continue;
+        *to[k] = room_for(trainer, from[k]);
+        in[count] = from[k];
+        out[count++] = *to[k];
+    }
+    hdi_op_append(program, &hdi_op_load, NULL, count, in, count, out);
+}
+
+/* Copy back what was changed. */
+static void store(hd_trainer *trainer, const chunk_state *kept, const chunk_state *state)
+{
+    if (!hdi_trainer_on_host(trainer)) return;
+    const hd_tensor from[] = {state->m, state->v, state->behind, state->average};
+    const hd_tensor to[] = {kept->m, kept->v, kept->behind, kept->average};
+    hd_tensor in[MOST_STATES], out[MOST_STATES];
+    int count = 0;
+    for (int k = 0; k < 4; k++) {
+        if (!to[k].id) continue;
+        in[count] = from[k];
+        out[count++] = to[k];
+    }
+    hdi_op_append(trainer->update, &hdi_op_store, NULL, count, in, count, out);
+}
+
+static void hold(hd_trainer *trainer, const chunk_state *state)
+{
+    const hd_tensor all[MOST_STATES] = {state->m, state->v, state->behind, state->average,
+                                        state->gradient};
+    hd_tensor in[MOST_STATES];
+    int count = 0;
+    for (int k = 0; k < MOST_STATES; k++) {
+        const hdi_tensor *tensor = hdi_tensor_of(trainer->update, all[k]);
+        if (tensor && tensor->flat == HDI_FLAT_NONE) in[count++] = all[k];
+    }
+    hdi_op_append(trainer->update, &hdi_op_hold, NULL, count, in, 0, NULL);
+}
+
+/* Move the average of a chunk's values, which the update has just changed. */
+static void move_average(hd_trainer *trainer, int64_t elements, hd_tensor weights,
+                         const chunk_state *state)
+{
+    const bool joins = trainer->options.master == HD_MASTER_REMAINDER;
+    const hd_tensor behind = state->behind;
+    hd_tensor in[3] = {trainer->average_share, behind.id && !joins ? behind : weights, behind};
+    hdi_op_append(trainer->update, &hdi_op_average, &(hdi_average_options){elements}, joins ? 3 : 2,
+                  in, 1, &state->average);
+}
+
+/* State has its place even where nothing is updated (frozen parameters), since checkpoints hold it. */
+static void update(hd_trainer *trainer, const hdi_layout *layout, const hdi_update_chunk *chunk,
+                   const chunk_state *state)
+{
+    hd_program *program = trainer->update;
+    const hd_adamw_options *adamw = &trainer->options.adamw;
+    const hd_dtype dtype = trainer->options.dtype;
+    hd_tensor in[] = {state->gradient, trainer->scalars};
+    hd_tensor out[] = {
+        hdi_flat_tensor(program, "weights", HDI_FLAT_WEIGHTS, dtype,
+                        hdi_layout_stored_weights(layout, chunk->bucket, chunk->first),
+                        chunk->elements),
+        state->m, state->v, state->behind};
+    if (chunk->pieces)
+        hdi_op_append(program, &hdi_op_adamw,
+                      &(hdi_adamw_options){.pieces = trainer->update_pieces + chunk->first_piece,
+                                           .count = chunk->pieces,
+                                           .first = chunk->first,
+                                           .state_first = chunk->state_first,
+                                           .beta1 = adamw->beta1,
+                                           .beta2 = adamw->beta2,
+                                           .epsilon = adamw->epsilon},
+                      2, in, state->behind.id ? 4 : 3, out);
+    if (state->average.id) move_average(trainer, chunk->elements, out[0], state);
+}
+
+static void gather(hd_trainer *trainer, const hdi_layout *layout, const hdi_bucket *bucket)
+{
+    hd_tensor weights =
+        hdi_flat_tensor(trainer->update, "weights", HDI_FLAT_WEIGHTS, trainer->options.dtype,
+                        bucket->weights_first, bucket->elements);
+    hdi_op_append(
+        trainer->update, &hdi_op_all_gather,
+        &(hdi_all_gather_options){.collective = {layout->axis, bucket->elements, "weights"},
+                                  .counts = bucket->counts,
+                                  .offsets = bucket->offsets},
+        0, NULL, 1, &weights);
+}
+
+/* The device's copies, by chunk modulo their number. */
+typedef struct passage {
+    chunk_state states[AHEAD + 1];
+    int loaded; /* chunks */
+} passage;
+
+/* Before chunk `now` is updated: those that come behind it. A copy that has just gone keeps its bytes
+ * while one more chunk is updated; then the next may come into them. */
+static void load_ahead(hd_trainer *trainer, const hdi_layout *layout, passage *p, int now)
+{
+    while (p->loaded < trainer->chunk_count && p->loaded < now + AHEAD) {
+        chunk_state *state = &p->states[p->loaded % (AHEAD + 1)];
+        if (p->loaded > AHEAD) hold(trainer, state);
+        const chunk_state kept = kept_state(trainer, layout, &trainer->update_chunks[p->loaded++]);
+        load(trainer, &kept, state);
+    }
+}
+
+static void update_of_bucket(hd_trainer *trainer, const hdi_layout *layout, int bucket, passage *p,
+                             int *chunk)
+{
+    for (; *chunk < trainer->chunk_count && trainer->update_chunks[*chunk].bucket == bucket;
+         ++*chunk) {
+        const hdi_update_chunk *now = &trainer->update_chunks[*chunk];
+        const chunk_state kept = kept_state(trainer, layout, now);
+        if (!hdi_trainer_on_host(trainer) && !hdi_trainer_gradients_on_host(trainer)) {
+            update(trainer, layout, now, &kept);
+            continue;
+        }
+        load_ahead(trainer, layout, p, *chunk);
+        const chunk_state *state = &p->states[*chunk % (AHEAD + 1)];
+        update(trainer, layout, now, state);
+        store(trainer, &kept, state);
+    }
+}
+
+hd_status hdi_trainer_build_chunks(hd_trainer *trainer, const hdi_layout *layout)
+{
+    HD_RETURN_IF_ERROR(
+        hd_program_create(&(hd_program_options){.name = "update",
+                                                .gradients = trainer->options.gradients,
+                                                .mesh = trainer->options.mesh,
+                                                .backend = trainer->options.backend},
+                          &trainer->update));
+    trainer->scalars = hd_input(trainer->update, "adamw.scalars", HD_DTYPE_F32, 1, &(int64_t){5});
+    if (trainer->options.ema_decay > 0)
+        trainer->average_share =
+            hd_input(trainer->update, "average.share", HD_DTYPE_F32, 1, &(int64_t){1});
+    passage p = {0};
+    int chunk = 0;
+    for (int b = 0; b < layout->bucket_count; b++) {
+        update_of_bucket(trainer, layout, b, &p, &chunk);
+        if (layout->state_sharded && layout->shards > 1 && layout->buckets[b].block < 0)
+            gather(trainer, layout, &layout->buckets[b]);
+    }
+    return hd_program_finish(trainer->update);
+}

@@ -1,0 +1,177 @@
+/* Training steps on ranks that split sequences. */
+#include "tests/support/hdt_split.h"
+
+#include "core/error.h"
+#include "program/plan.h"
+#include "tests/support/hdt_device.h"
+
+#include <heddle/model.h>
+#include <heddle/session.h>
+#include <math.h>
+
+static uint64_t number_of(const char *name)
+{
+    uint64_t number = 5;
+    for (; *name; name++)
+        number = number * 31 + (uint64_t)*name;
+    return number % 100003;
+}
+
+static hd_status feed(void *user, const char *name, int64_t batch, void *out, size_t bytes)
+{
+    const hdt_split *one = user;
+    int32_t *ids = out;
+    float *values = out;
+    const bool is_ids = strcmp(name, "tokens") == 0 || strcmp(name, "targets") == 0;
+    hdt_fill(values, (int64_t)(bytes / sizeof *values), number_of(name) + (uint64_t)batch);
+    if (strcmp(name, "text_counts") == 0)
+        for (int i = 0; i < HDT_SPLIT_SEQUENCES; i++)
+            ids[i] = (int32_t)(one->text - i * (one->text / 2));
+    if (strcmp(name, "text_offsets") == 0)
+        for (int i = 0; i <= HDT_SPLIT_SEQUENCES; i++)
+            ids[i] = (int32_t)(i * one->text - (i == HDT_SPLIT_SEQUENCES));
+    const bool is_entry = strcmp(name, "frame_entries") == 0;
+    const bool is_place = strcmp(name, "text_places") == 0;
+    for (size_t i = 0; (is_entry || is_place) && i < bytes / sizeof *ids; i++)
+        ids[i] = is_place ? (int32_t)(i % (size_t)one->text)
+                          : (int32_t)(i / (size_t)one->frames + (i % 2) * HDT_SPLIT_SEQUENCES);
+    for (size_t i = 0; is_ids && i < bytes / sizeof *ids; i++)
+        ids[i] = i % 7 == 6 && *name == 't' && name[1] == 'a' ? -1 : (int32_t)(15 * values[i]) + 15;
+    const bool is_positive = strcmp(name, "time") == 0 || strcmp(name, "loss_weight") == 0;
+    for (size_t i = 0; is_positive && i < bytes / sizeof *values; i++)
+        values[i] = 0.5F + 0.4F * values[i];
+    return HD_OK;
+}
+
+/* Other values than the first ones, which leave blocks out of what MMDiTs compute. */
+static hd_status set_weights(hd_trainer *trainer, const hd_program *program)
+{
+    static float values[HDT_SPLIT_VALUES];
+    for (int u = 0; u < program->use_count; u++) {
+        const hd_tensor_info *info = hd_tensor_get(program, program->uses[u].tensor);
+        hdt_fill(values, info->elements, number_of(program->uses[u].name));
+        for (int64_t i = 0; i < info->elements; i++)
+            values[i] *= 0.3F;
+        const hd_status status =
+            hd_session_write(trainer->session, program, program->uses[u].tensor, 0, values);
+        if (status != HD_OK) return status;
+    }
+    return HD_OK;
+}
+
+static hd_status read_gradients(hd_trainer *trainer, const hd_program *program,
+                                hdt_split_outcome *out)
+{
+    int64_t at = 0;
+    for (int u = 0; u < program->use_count; u++) {
+        const hdi_use *use = &program->uses[u];
+        if (!use->gradient.id) continue;
+        out->sizes[u] = hd_tensor_get(program, use->tensor)->elements;
+        ck_assert_int_le(at + out->sizes[u], HDT_SPLIT_VALUES);
+        const hd_status status =
+            hd_session_read(trainer->session, program, use->gradient, 0, out->gradients + at);
+        if (status != HD_OK) return status;
+        at += out->sizes[u];
+    }
+    out->parameters = program->use_count;
+    return HD_OK;
+}
+
+static hd_trainer_shape shape_of(const hdt_split *one, int accumulate)
+{
+    const int64_t least = one->frames ? 2 : 0;
+    return (hd_trainer_shape){.accumulate = accumulate,
+                              .sequences = HDT_SPLIT_SEQUENCES,
+                              .tokens = one->tokens,
+                              .video = {.frames = one->frames,
+                                        .height = one->height ? one->height : least,
+                                        .width = one->width ? one->width : least,
+                                        .text = one->text,
+                                        .text_counts = one->frames > 0,
+                                        .masked_frames = one->masked}};
+}
+
+static hd_status run(const hdt_split *one, hd_trainer *trainer, hd_context *context,
+                     hdt_split_outcome *out)
+{
+    hd_step_result step = {0};
+    HD_RETURN_IF_ERROR(hd_trainer_start(trainer, context, 1));
+    const hd_program *program = trainer->shapes[0].train[0].program;
+    HD_RETURN_IF_ERROR(set_weights(trainer, program));
+    HD_RETURN_IF_ERROR(hd_trainer_validate(trainer, feed, (void *)(uintptr_t)one, &step));
+    out->validation = step.loss;
+    HD_RETURN_IF_ERROR(hd_trainer_step(trainer, 1e-3, feed, (void *)(uintptr_t)one, &step));
+    out->loss = step.loss;
+    out->norm = step.grad_norm;
+    if (!trainer->options.shard_state && trainer->pipeline == 1)
+        HD_RETURN_IF_ERROR(read_gradients(trainer, program, out));
+    return hd_trainer_weights_hash(trainer, &out->weights);
+}
+
+hd_status hdt_split_train(hd_comm *comm, const hdt_split *one, const hd_mesh_options *layout,
+                          hd_trainer_options options, hdt_split_outcome *out)
+{
+    hd_mesh *mesh = NULL;
+    hd_context *context = NULL;
+    hd_model *model = NULL;
+    hd_trainer *trainer = NULL;
+    const hd_trainer_shape shape = shape_of(one, options.accumulate);
+    memset(out, 0, sizeof *out);
+    hd_status status = hd_model_create_json(one->json, &model);
+    if (status == HD_OK) status = hd_mesh_create(comm, layout, &mesh);
+    if (status == HD_OK) status = hdt_open_context(comm, mesh, &context);
+    if (status == HD_OK) {
+        options.build = hd_model_build;
+        options.user = model;
+        options.layers = hd_model_layers(model);
+        options.mesh = mesh;
+        options.backend = hd_context_backend(context);
+        options.shapes = &shape;
+        options.shape_count = 1;
+        options.validate_batches = options.accumulate ? options.accumulate : 1;
+        status = hd_trainer_create(&options, &trainer);
+    }
+    if (status == HD_OK) status = run(one, trainer, context, out);
+    hd_trainer_destroy(trainer);
+    hd_context_destroy(context);
+    hd_mesh_destroy(mesh);
+    hd_model_destroy(model);
+    return status;
+}
+
+void hdt_split_compare(const hdt_split *one, const char *what, const hdt_split_outcome *seen,
+                       const hdt_split_outcome *alone)
+{
+    const int64_t places = one->height ? one->height * one->width / 4 : 1;
+    const int64_t rows = HDT_SPLIT_SEQUENCES * (one->tokens + one->frames * places + one->text);
+    const double bound = hdt_tolerance(HD_DTYPE_F32, rows * 8);
+    ck_assert_msg(fabs(seen->loss - alone->loss) <= bound * alone->loss &&
+                      fabs(seen->validation - alone->validation) <= bound * alone->loss,
+                  "%s, %s: loss %.17g, validation %.17g, one rank has %.17g, %.17g", one->name,
+                  what, seen->loss, seen->validation, alone->loss, alone->validation);
+    ck_assert_msg(fabs(seen->norm - alone->norm) <= bound * alone->norm,
+                  "%s, %s: norm %.17g, one rank has %.17g", one->name, what, seen->norm,
+                  alone->norm);
+    int64_t at = 0;
+    for (int u = 0; u < seen->parameters; u++) {
+        double largest = 0, error = 0;
+        for (int64_t i = at; i < at + seen->sizes[u]; i++) {
+            largest = fmax(largest, fabs((double)alone->gradients[i]));
+            error = fmax(error, fabs((double)seen->gradients[i] - (double)alone->gradients[i]));
+        }
+        ck_assert_msg(error <= bound * largest, "%s, %s: gradient %d is off by %g of %g", one->name,
+                      what, u, error, largest);
+        at += seen->sizes[u];
+    }
+}
+
+void hdt_split_train_alone(const hdt_split *one, const hd_trainer_options *options,
+                           hdt_split_outcome *out)
+{
+    hd_comm *self = NULL;
+    hdt_assert_ok(hd_comm_split(hdt_world, hd_comm_rank(hdt_world), 0, &self));
+    const hd_status status = hdt_split_train(self, one, &(hd_mesh_options){0}, *options, out);
+    hd_comm_destroy(self);
+    hdt_assert_ok(status);
+    ck_assert_double_gt(out->norm, 1e-3);
+}

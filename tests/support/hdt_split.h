@@ -1,0 +1,43 @@
+/* One training step and one validation of a tiny model on ranks that split its sequences, held against
+ * one rank's. */
+#ifndef HDT_SPLIT_H
+#define HDT_SPLIT_H
+
+#include "jobs/train/trainer.h"
+
+enum { HDT_SPLIT_SEQUENCES = 2, HDT_SPLIT_VALUES = 1 << 18 };
+
+/* A model and what it trains on. */
+typedef struct hdt_split {
+    const char *name, *json;
+    int64_t tokens; /* of a sequence; 0: a video of `frames` patches */
+    int64_t frames, text;
+    int heads;             /* of keys and values */
+    int64_t height, width; /* of the video; zero means 2 */
+    bool masked;
+} hdt_split;
+
+/* What one step is worth. */
+typedef struct hdt_split_outcome {
+    double loss, validation, norm;
+    float gradients[HDT_SPLIT_VALUES]; /* of all parameters, one after another */
+    int64_t sizes[128];
+    int parameters;
+    uint64_t weights; /* after the update */
+} hdt_split_outcome;
+
+/* Collective over comm. */
+hd_status hdt_split_train(hd_comm *comm, const hdt_split *one, const hd_mesh_options *layout,
+                          hd_trainer_options options, hdt_split_outcome *out);
+
+/* On this rank alone; asserts. */
+void hdt_split_train_alone(const hdt_split *one, const hd_trainer_options *options,
+                           hdt_split_outcome *out);
+
+/* BLAS may round a product's rows otherwise where there are fewer of them; beyond that forwards are
+ * equal. A gradient is a sum over rows and ranks, which rounds once more for each layer that it has
+ * come through; it is held against the largest of its parameter. */
+void hdt_split_compare(const hdt_split *one, const char *what, const hdt_split_outcome *seen,
+                       const hdt_split_outcome *alone);
+
+#endif
