@@ -85,6 +85,18 @@ START_TEST(bits_are_those_of_one_rank_with_16_bits_and_recompute)
 }
 END_TEST
 
+START_TEST(bits_are_those_of_one_rank_with_the_optimizer_on_the_host)
+{
+    if (hd_comm_size(hdt_world) > MOST) return;
+    compare(1, 2, 0,
+            &(hd_trainer_options){.exact = true,
+                                  .shard_state = _i,
+                                  .optimizer_residency = HD_RESIDENCY_HOST,
+                                  .dtype = HD_DTYPE_BF16,
+                                  .ema_decay = 0.9F});
+}
+END_TEST
+
 START_TEST(groups_that_cannot_be_are_refused)
 {
     const int ranks = hd_comm_size(hdt_world);
@@ -162,6 +174,8 @@ int main(int argc, char **argv)
     tcase_add_loop_test(tests, bits_are_those_of_one_rank_whatever_is_accumulated, FIRST, END);
     tcase_add_loop_test(tests, bits_are_those_of_one_rank_in_a_pipeline, FIRST, END);
     tcase_add_loop_test(tests, bits_are_those_of_one_rank_with_16_bits_and_recompute, FIRST, END);
+    tcase_add_loop_test(tests, bits_are_those_of_one_rank_with_the_optimizer_on_the_host, FIRST,
+                        END);
     tcase_add_loop_test(tests, bits_are_those_of_one_rank_in_shard_groups, FIRST, END);
     tcase_add_test(tests, groups_that_cannot_be_are_refused);
     tcase_add_loop_test(tests, fast_mode_agrees_within_rounding, FIRST, END);
