@@ -17,8 +17,9 @@ struct hd_mesh {
 };
 
 static const char *const axis_names[HD_AXES] = {
-    [HD_AXIS_NONE] = "none", [HD_AXIS_TENSOR] = "tensor",     [HD_AXIS_SEQUENCE] = "sequence",
-    [HD_AXIS_DATA] = "data", [HD_AXIS_PIPELINE] = "pipeline", [HD_AXIS_REPLICA] = "replica",
+    [HD_AXIS_NONE] = "none",   [HD_AXIS_TENSOR] = "tensor",     [HD_AXIS_SEQUENCE] = "sequence",
+    [HD_AXIS_DATA] = "data",   [HD_AXIS_PIPELINE] = "pipeline", [HD_AXIS_REPLICA] = "replica",
+    [HD_AXIS_SHARD] = "shard", [HD_AXIS_COPY] = "copy",
 };
 
 static bool is_axis(hd_axis axis)
@@ -42,7 +43,31 @@ static void axis_sizes(const hd_mesh_options *options, int sizes[HD_AXES])
     sizes[HD_AXIS_NONE] = 1;
     for (int axis = HD_AXIS_TENSOR; axis < HD_AXIS_REPLICA; axis++)
         sizes[axis] = given[axis] == 0 ? 1 : given[axis];
-    sizes[HD_AXIS_REPLICA] = 0;
+    for (int axis = HD_AXIS_REPLICA; axis < HD_AXES; axis++)
+        sizes[axis] = 0;
+    sizes[HD_AXIS_SHARD] = options->shard_group; /* until the data axis is known */
+}
+
+/* Axes that are made of others: sequence and data as one, and its two parts. */
+static hd_status place_shards(hd_mesh *mesh)
+{
+    int *sizes = mesh->sizes, *indices = mesh->indices, *strides = mesh->strides;
+    const int data = sizes[HD_AXIS_DATA], sequence = sizes[HD_AXIS_SEQUENCE];
+    const int group = sizes[HD_AXIS_SHARD] ? sizes[HD_AXIS_SHARD] : data;
+    if (group < 1 || data % group || (group == 1 && data > 1))
+        return hdi_error(HD_ERROR_CONFIG,
+                         "layout: shard_group is %d with data %d, want a divisor of it above 1",
+                         group, data);
+    sizes[HD_AXIS_REPLICA] = sequence * data;
+    strides[HD_AXIS_REPLICA] = strides[HD_AXIS_SEQUENCE];
+    indices[HD_AXIS_REPLICA] = indices[HD_AXIS_DATA] * sequence + indices[HD_AXIS_SEQUENCE];
+    sizes[HD_AXIS_SHARD] = sequence * group;
+    strides[HD_AXIS_SHARD] = strides[HD_AXIS_SEQUENCE];
+    indices[HD_AXIS_SHARD] = indices[HD_AXIS_REPLICA] % sizes[HD_AXIS_SHARD];
+    sizes[HD_AXIS_COPY] = data / group;
+    strides[HD_AXIS_COPY] = strides[HD_AXIS_DATA] * group;
+    indices[HD_AXIS_COPY] = indices[HD_AXIS_DATA] / group;
+    return HD_OK;
 }
 
 static hd_status place(hd_mesh *mesh, int rank, int ranks, const hd_mesh_options *options)
@@ -74,11 +99,7 @@ static hd_status place(hd_mesh *mesh, int rank, int ranks, const hd_mesh_options
         mesh->indices[axis] = rank / stride % sizes[axis];
         stride *= sizes[axis];
     }
-    sizes[HD_AXIS_REPLICA] = sizes[HD_AXIS_SEQUENCE] * sizes[HD_AXIS_DATA];
-    mesh->strides[HD_AXIS_REPLICA] = mesh->strides[HD_AXIS_SEQUENCE];
-    mesh->indices[HD_AXIS_REPLICA] =
-        mesh->indices[HD_AXIS_DATA] * sizes[HD_AXIS_SEQUENCE] + mesh->indices[HD_AXIS_SEQUENCE];
-    return HD_OK;
+    return place_shards(mesh);
 }
 
 /* Ranks on one line along `axis` share what is left of their rank without that axis. */
@@ -94,11 +115,13 @@ static hd_status cut_line(hd_mesh *mesh, hd_comm *world, hd_axis axis)
     return HD_OK;
 }
 
-/* The axis that has the same ranks as the replicas', if there is one: its communicator serves both. */
-static hd_axis replica_is(const hd_mesh *mesh)
+hd_axis hdi_mesh_same_line(const hd_mesh *mesh, hd_axis axis)
 {
-    if (mesh->sizes[HD_AXIS_SEQUENCE] == 1) return HD_AXIS_DATA;
-    return mesh->sizes[HD_AXIS_DATA] == 1 ? HD_AXIS_SEQUENCE : HD_AXIS_NONE;
+    for (hd_axis other = HD_AXIS_TENSOR; other < axis; other++)
+        if (mesh->sizes[other] == mesh->sizes[axis] &&
+            (mesh->sizes[axis] == 1 || mesh->strides[other] == mesh->strides[axis]))
+            return other;
+    return axis;
 }
 
 static hd_status fill_mesh(hd_mesh *mesh, hd_comm *comm, const hd_mesh_options *options)
@@ -110,11 +133,14 @@ static hd_status fill_mesh(hd_mesh *mesh, hd_comm *comm, const hd_mesh_options *
         hd_comm_check_equal(comm, &options->ring, sizeof options->ring, "the layout's ring"));
     HD_RETURN_IF_ERROR(place(mesh, hd_comm_rank(comm), hd_comm_size(comm), options));
     mesh->world = comm;
-    for (int axis = HD_AXIS_TENSOR; axis < HD_AXIS_REPLICA; axis++)
-        HD_RETURN_IF_ERROR(cut_line(mesh, comm, (hd_axis)axis));
-    const hd_axis same = replica_is(mesh);
-    if (!same) return cut_line(mesh, comm, HD_AXIS_REPLICA);
-    mesh->comms[HD_AXIS_REPLICA] = mesh->comms[same];
+    for (int axis = HD_AXIS_TENSOR; axis < HD_AXES; axis++) {
+        const hd_axis same =
+            axis < HD_AXIS_REPLICA ? (hd_axis)axis : hdi_mesh_same_line(mesh, (hd_axis)axis);
+        if ((int)same == axis)
+            HD_RETURN_IF_ERROR(cut_line(mesh, comm, same));
+        else
+            mesh->comms[axis] = mesh->comms[same];
+    }
     return HD_OK;
 }
 
@@ -157,9 +183,9 @@ void hd_mesh_destroy(hd_mesh *mesh)
 {
     if (!mesh) return;
     hdi_mesh_detach(mesh);
-    if (replica_is(mesh)) mesh->comms[HD_AXIS_REPLICA] = NULL;
-    for (int axis = HD_AXIS_TENSOR; axis < HD_AXES; axis++)
-        hd_comm_destroy(mesh->comms[axis]);
+    for (int axis = HD_AXES - 1; axis >= HD_AXIS_TENSOR; axis--)
+        if (axis < HD_AXIS_REPLICA || (int)hdi_mesh_same_line(mesh, (hd_axis)axis) == axis)
+            hd_comm_destroy(mesh->comms[axis]);
     hdi_free(mesh);
 }
 

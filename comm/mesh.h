@@ -10,6 +10,10 @@ typedef struct hdi_mesh_device {
     void *user;
 } hdi_mesh_device;
 
+/* The first axis that has the same ranks on this rank's line, `axis` itself if none before it has: one
+ * communicator serves both. Local. */
+hd_axis hdi_mesh_same_line(const hd_mesh *mesh, hd_axis axis);
+
 /* Give a mesh that has none its device communicators; hd_mesh_destroy detaches. */
 void hdi_mesh_attach(hd_mesh *mesh, const hdi_mesh_device *device);
 void hdi_mesh_detach(hd_mesh *mesh);

@@ -14,6 +14,7 @@ typedef struct bucket_run {
     int64_t stored; /* of this rank's shard in the stored gradients */
     int after;      /* the op that finishes it */
     hd_tensor staging;
+    hd_tensor copies; /* staging of the sum over copies */
 } bucket_run;
 
 typedef struct reducer {
@@ -139,6 +140,46 @@ static void append_shard_sum(reducer *r, const bucket_run *run, int after)
            after, false, &run->staging, shard);
 }
 
+static hd_tensor own_shard(const reducer *r, const bucket_run *run, int64_t begin, int64_t count)
+{
+    return hdi_flat_tensor(r->program, "gradient.shard", HDI_FLAT_GRADIENTS, r->program->gradients,
+                           run->stored + begin, count);
+}
+
+/* The shard is complete but for what the other copies have of it: parts go to those that sum them. */
+static void append_copy_exchange(reducer *r, bucket_run *run, int after)
+{
+    const hdi_bucket *bucket = run->bucket;
+    const int64_t own = bucket->own_counts[0],
+                  received = bucket->part_counts[0] * r->layout->copies;
+    if (r->layout->copies == 1 || !own) return;
+    hd_tensor shard = own_shard(r, run, 0, own);
+    run->copies = hdi_tensor_add(r->program, "gradient.copies", r->program->gradients,
+                                 HD_ROLE_ACTIVATION, 1, &received);
+    append(r, &hdi_op_all_to_all,
+           &(hdi_all_to_all_options){.collective = {HD_AXIS_COPY, own, "gradients"},
+                                     .send_counts = bucket->copy_counts,
+                                     .send_offsets = bucket->copy_offsets,
+                                     .recv_counts = bucket->part_counts,
+                                     .recv_offsets = bucket->part_offsets},
+           after, true, &shard, run->copies);
+}
+
+static void append_copy_sum(reducer *r, const bucket_run *run, int after)
+{
+    const hdi_bucket *bucket = run->bucket;
+    const int64_t own = bucket->own_counts[0], part = bucket->part_counts[0];
+    if (r->layout->copies == 1 || !own) return;
+    if (part)
+        append(r, &hdi_op_tree_sum, &(hdi_tree_sum_options){r->layout->copies}, after, true,
+               &run->copies, own_shard(r, run, bucket->copy_offsets[r->layout->copy], part));
+    append(r, &hdi_op_all_gather,
+           &(hdi_all_gather_options){.collective = {HD_AXIS_COPY, own, "gradients"},
+                                     .counts = bucket->copy_counts,
+                                     .offsets = bucket->copy_offsets},
+           after, true, NULL, own_shard(r, run, 0, own));
+}
+
 /* Sum what has come, after op `after`; then send the sum to the others if they need it. */
 static void append_sum(reducer *r, const bucket_run *run, int after)
 {
@@ -165,21 +206,24 @@ static void append_sum(reducer *r, const bucket_run *run, int after)
            after, true, NULL, whole);
 }
 
-/* Two buckets travel at a time: a third waits until the first has been summed. */
+/* Two buckets travel at a time: a third waits until the first has been summed, and a fourth until copies
+ * of the first have. */
 static void append_work(reducer *r)
 {
-    enum { UNDER_WAY = 2 };
-    bool exchange = r->layout->shards > 1;
-    for (int i = 0; i < r->run_count; i++) {
-        bucket_run *run = &r->runs[i];
-        if (r->program->exact && !r->layout->gradients_sharded) append_fold(r, run);
+    enum { UNDER_WAY = 2, STAGES = UNDER_WAY + 1 };
+    const bool exchange = r->layout->shards > 1;
+    for (int i = 0; i < r->run_count + STAGES; i++) {
+        bucket_run *run = i < r->run_count ? &r->runs[i] : NULL;
+        const int after = run ? run->after : r->original_ops - 1, arrived = i - UNDER_WAY;
+        if (run && r->program->exact && !r->layout->gradients_sharded) append_fold(r, run);
         if (!exchange) continue;
-        if (i >= UNDER_WAY) append_sum(r, &r->runs[i - UNDER_WAY], run->after);
-        append_exchange(r, run);
+        if (i >= STAGES) append_copy_sum(r, &r->runs[i - STAGES], after);
+        if (arrived >= 0 && arrived < r->run_count) {
+            append_sum(r, &r->runs[arrived], after);
+            append_copy_exchange(r, &r->runs[arrived], after);
+        }
+        if (run) append_exchange(r, run);
     }
-    for (int i = r->run_count > UNDER_WAY ? r->run_count - UNDER_WAY : 0;
-         exchange && i < r->run_count; i++)
-        append_sum(r, &r->runs[i], r->original_ops - 1);
 }
 
 /* Merge the appended ops into the original order; both parts keep theirs. */
@@ -227,7 +271,7 @@ void hdi_data_reduce(hd_program *program, int index, const hdi_layout *layout)
         .program = program, .index = index, .layout = layout, .original_ops = program->op_count};
     collect_runs(&r);
     if (r.run_count) qsort(r.runs, (size_t)r.run_count, sizeof *r.runs, earlier_run);
-    r.after_capacity = program->op_count + 4 * r.run_count;
+    r.after_capacity = program->op_count + 6 * r.run_count;
     r.after = hdi_alloc_array((size_t)r.after_capacity, sizeof *r.after);
     if (r.after && program->status == HD_OK) {
         program->phase = HDI_PHASE_BACKWARD;

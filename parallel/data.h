@@ -9,7 +9,8 @@
  * it travels while the rest computes: in exact mode the bucket first joins its partial sums
  * (gradient_fold); in the last micro-batch shards go to their owners by all-to-all, are summed in
  * the fixed tree over data ranks, and, unless the optimizer state is sharded, gathered again. Where
- * gradients are sharded, shards go to their owners in every micro-batch and are added up there.
+ * gradients are sharded, shards go to their owners in every micro-batch and are added up there; if there
+ * are copies of the shards, the last micro-batch sums over them.
  * `layout` must outlive the program. Sticky errors of the program apply; a parameter that the loss
  * does not depend on is one. */
 void hdi_data_reduce(hd_program *program, int index, const hdi_layout *layout);

@@ -40,6 +40,40 @@ hd_status hdi_calls_add(hdi_calls *calls, const hd_program *program, hdi_phase p
     return HD_OK;
 }
 
+static hd_status add_block(hdi_calls *calls, const hd_plan *plan, const hd_program *program,
+                           int block)
+{
+    const hdi_layout *layout = plan->layout;
+    for (int b = 0; b < layout->bucket_count; b++) {
+        const hdi_bucket *bucket = &layout->buckets[b];
+        if (bucket->block != block) continue;
+        if (!HDI_GROW(calls->calls, calls->count, calls->capacity))
+            return hdi_error(HD_ERROR_MEMORY, "match: out of host memory");
+        calls->calls[calls->count++] =
+            (hdi_call){.kind = &hdi_op_all_gather,
+                       .axis = layout->axis,
+                       .elements = bucket->elements,
+                       .dtype = hd_tensor_get(program, program->uses[0].tensor)->dtype,
+                       .program = program->name,
+                       .what = plan->residency.blocks[block].name,
+                       .send = bucket->counts,
+                       .recv = bucket->counts};
+    }
+    return HD_OK;
+}
+
+hd_status hdi_calls_add_gathers(hdi_calls *calls, const hd_plan *plan, const hd_program *program,
+                                hdi_phase phase)
+{
+    if (!plan->residency.gathers) return HD_OK;
+    for (int u = 0; u < plan->unit_count; u++) {
+        const hdi_stream_run *run = &plan->units[u].streamed[phase];
+        for (int m = 0; m < run->use_count && plan->units[u].program == program; m++)
+            HD_RETURN_IF_ERROR(add_block(calls, plan, program, run->uses[m].block));
+    }
+    return HD_OK;
+}
+
 void hdi_calls_free(hdi_calls *calls)
 {
     hdi_free(calls->calls);

@@ -2,7 +2,7 @@
 #ifndef HDI_PARALLEL_MATCH_H
 #define HDI_PARALLEL_MATCH_H
 
-#include "program/program.h"
+#include "program/plan.h"
 
 /* One communication op as its peers must see it. */
 typedef struct hdi_call {
@@ -22,6 +22,10 @@ typedef struct hdi_calls {
 
 /* Append the communication ops of one phase of a program, in order. */
 hd_status hdi_calls_add(hdi_calls *calls, const hd_program *program, hdi_phase phase);
+
+/* Append the gatherings of sharded weights that a run of a phase makes by itself. */
+hd_status hdi_calls_add_gathers(hdi_calls *calls, const hd_plan *plan, const hd_program *program,
+                                hdi_phase phase);
 void hdi_calls_free(hdi_calls *calls);
 
 /* Compare every rank's calls [rank] with those of the others on each axis: kind, elements, dtype,

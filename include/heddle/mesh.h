@@ -16,14 +16,17 @@ typedef enum hd_axis {
     HD_AXIS_DATA,
     HD_AXIS_PIPELINE,
     HD_AXIS_REPLICA, /* sequence and data as one: the ranks that have the same parameters */
-    HD_AXES          /* one past the last */
+    HD_AXIS_SHARD, /* of those the neighbours, a shard group's, that share one copy of sharded state, */
+    HD_AXIS_COPY, /* and the ranks that have the same shard */
+    HD_AXES       /* one past the last */
 } hd_axis;
 
 typedef struct hd_mesh hd_mesh;
 
 typedef struct hd_mesh_options {
     int tensor, sequence, data, pipeline; /* sizes; zero means 1 */
-    int ring; /* rings of so many ranks within `sequence`, which it divides; zero means 1 */
+    int shard_group; /* data ranks of a shard group, at least 2; zero means all of them */
+    int ring;        /* rings of so many ranks within `sequence`, which it divides; zero means 1 */
 } hd_mesh_options;
 
 /* Cut `comm` into one communicator per axis. Collective over `comm`, which is borrowed and must

@@ -15,7 +15,7 @@ extern "C" {
 
 typedef enum hd_region {
     HD_REGION_WEIGHTS,
-    HD_REGION_STREAMED, /* slots for weights that stay on the host */
+    HD_REGION_STREAMED, /* slots for weights that stay on the host or are sharded */
     HD_REGION_OPTIMIZER,
     HD_REGION_STATE, /* tables, KV caches */
     HD_REGION_GRADIENTS,
@@ -67,7 +67,7 @@ typedef struct hd_plan_options {
     size_t transport;    /* bytes that communicators will take; foreign, too, but shown apart */
     int gradient_levels; /* buffers of partial gradient sums; zero means 1 */
 
-    hd_residency residency; /* but for RESIDENT: of plans whose programs are forwards alone */
+    hd_residency residency; /* but for RESIDENT: of plans whose programs write no weights */
     int host_blocks;        /* HOST: so many, or all if there are fewer; zero: all */
     int stream_slots; /* blocks from the host that have room on the device, at most HD_STREAM_SLOTS;
                          zero means 2. AUTO takes fewer where nothing else fits: with one, copies
@@ -109,6 +109,7 @@ HD_API const char *hd_region_name(hd_region region);
 /* What streaming takes, by the rates of the options. Zeros if all weights are resident. */
 typedef struct hd_streaming {
     int blocks, host_blocks, slots;
+    bool gathered;     /* from the ranks' shards, not from host memory */
     size_t host_bytes; /* of pinned host memory */
     size_t run_bytes;  /* copied in by a run that follows one of the same program */
     double copy_seconds, compute_seconds;

@@ -60,7 +60,8 @@ HD_API void hd_session_destroy(hd_session *session); /* takes NULL */
 HD_API hd_status hd_session_initialize(hd_session *session, uint64_t seed);
 
 /* Copy a whole tensor of a program from or to host memory; `micro_batch` chooses the slot. Done
- * when the call returns. Local. */
+ * when the call returns. Of a parameter that is sharded over ranks each writes its part, and none can
+ * read it: HD_ERROR_UNSUPPORTED. Local. */
 HD_API hd_status hd_session_write(hd_session *session, const hd_program *program, hd_tensor tensor,
                                   int micro_batch, const void *host);
 HD_API hd_status hd_session_read(hd_session *session, const hd_program *program, hd_tensor tensor,

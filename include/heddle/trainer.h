@@ -62,7 +62,8 @@ typedef struct hd_trainer_options {
     int chunks;    /* virtual stages per pipeline rank; zero means 1 */
     const int *stage_layers; /* [pipeline x chunks] layers of each; NULL: balanced by cost */
     bool exact;              /* the same bits on every layout; costs gradient buffers */
-    int shard_state;         /* split over the data axis: 1: optimizer state; 2: gradients, too */
+    int shard_state;         /* split over the data axis: 1: optimizer state; 2: gradients, too; 3:
+                                weights of layers, too, which are gathered when they are used */
     int sequence_groups;     /* as hd_program_options has it */
     hd_activations activations;
     bool recompute; /* short for HD_ACTIVATIONS_RECOMPUTE, where `activations` is KEEP */

@@ -17,7 +17,7 @@ extern const int hdi_job_schema_rows;
 /* Names of enums, for hdi_config_enum. */
 typedef enum hdi_job_reduction { HDI_REDUCTION_FAST, HDI_REDUCTION_EXACT } hdi_job_reduction;
 /* Levels 0 and up, then "false" and "true" for the first two. */
-enum { HDI_SHARDINGS = 3 };
+enum { HDI_SHARDINGS = 4 };
 typedef enum hdi_job_recompute { HDI_RECOMPUTE_NONE, HDI_RECOMPUTE_LAYER } hdi_job_recompute;
 typedef enum hdi_job_dtype { HDI_JOB_F32, HDI_JOB_BF16, HDI_JOB_F16 } hdi_job_dtype;
 typedef enum hdi_job_master {

@@ -50,9 +50,13 @@ static hd_status measure_rank(const hd_trainer_options *options, const setting *
 {
     const int sequence = hd_mesh_size(options->mesh, HD_AXIS_SEQUENCE);
     const int tensor = hd_mesh_size(options->mesh, HD_AXIS_TENSOR);
+    const int copies = hd_mesh_size(options->mesh, HD_AXIS_COPY);
+    const int group = hd_mesh_size(options->mesh, HD_AXIS_DATA) / copies;
     const hd_mesh_options sizes = {.data = tried->data,
                                    .pipeline = tried->pipeline,
                                    .sequence = sequence,
+                                   .shard_group =
+                                       copies > 1 && tried->data % group == 0 ? group : 0,
                                    .ring = hd_mesh_ring(options->mesh),
                                    .tensor = tensor};
     const int ranks = tried->data * tried->pipeline * sequence * tensor;

@@ -7,7 +7,7 @@ static const char *const rates[] = {"constant", "linear", "cosine", "wsd", NULL}
 static const char *const schedules[] = {"auto", "gpipe", "1f1b", "interleaved", NULL};
 static const char *const reductions[] = {"fast", "exact", NULL};
 /* HDI_SHARDINGS levels, and other words for the first two. */
-static const char *const shardings[] = {"0", "1", "2", "false", "true", NULL};
+static const char *const shardings[] = {"0", "1", "2", "3", "false", "true", NULL};
 static const char *const recomputes[] = {"none", "layer", NULL};
 static const char *const dtypes[] = {"f32", "bf16", "f16", NULL};
 static const char *const gradient_dtypes[] = {"fp32", "bf16", NULL};
@@ -205,7 +205,14 @@ const hdi_config_row hdi_job_schema[] = {
      .help = "layers of each virtual stage; empty: balanced by cost",
      .flags = QUIET},
     ENUM("layout.shard_state", "0", shardings,
-         "split over the data axis: 1: the optimizer's state (ZeRO-1); 2: gradients, too", QUIET),
+         "split over the data axis: 1 (or true): the optimizer's state (ZeRO-1); 2: gradients, "
+         "too; 3: "
+         "weights of layers, too, gathered when they are used",
+         QUIET),
+    INT("layout.shard_group", "0", "0", "65536", "ranks",
+        "shard_state 2 and 3: split over so many neighbours on the data axis, with a copy for each "
+        "such group; zero: over all",
+        QUIET),
     ENUM("layout.recompute", "none", recomputes, "layer: the same as train.activations=recompute",
          QUIET),
     ENUM("layout.reduction", "fast", reductions,

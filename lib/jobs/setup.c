@@ -120,11 +120,13 @@ hd_status hdi_job_mesh_options(const hd_config *config, int ranks, hd_mesh_optio
                          " ...) or set layout.data to 0, which takes what the other axes leave",
                          data, pipeline, sequence, tensor, data * others, ranks == 1 ? "is" : "are",
                          ranks, ranks == 1 ? "" : "s", data * others, data * others);
-    *out = (hd_mesh_options){.data = (int)(ranks / others),
-                             .pipeline = (int)pipeline,
-                             .sequence = (int)sequence,
-                             .ring = (int)ring,
-                             .tensor = (int)tensor};
+    *out =
+        (hd_mesh_options){.data = (int)(ranks / others),
+                          .pipeline = (int)pipeline,
+                          .sequence = (int)sequence,
+                          .ring = (int)ring,
+                          .shard_group = (int)hdi_config_int(config->values, "layout.shard_group"),
+                          .tensor = (int)tensor};
     return HD_OK;
 }
 

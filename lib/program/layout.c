@@ -4,6 +4,7 @@
 #include "core/checked.h"
 #include "core/error.h"
 #include "core/memory.h"
+#include "program/residency.h"
 
 #include <string.h>
 
@@ -59,6 +60,7 @@ static hd_status collect_entries(hdi_layout *layout, hd_program *const *programs
                 .name = use->name,
                 .options = &use->options,
                 .program = p,
+                .block = -1,
                 .elements = hd_tensor_get(programs[p], use->tensor)->elements,
                 .tied = options->is_tied && options->is_tied(options->user, use->name),
             };
@@ -98,14 +100,17 @@ static hd_status make_buckets(hdi_layout *layout, int64_t limit)
         hdi_bucket *open = layout->bucket_count ? &layout->buckets[layout->bucket_count - 1] : NULL;
         bool cut =
             !open || alone || open->tied || open->elements >= limit ||
-            open->program != entry->program ||
+            open->program != entry->program || open->block != entry->block ||
             hdi_entry_is_part(&layout->entries[open->first_entry]) != hdi_entry_is_part(entry);
         if (cut) {
             if (!HDI_GROW(layout->buckets, layout->bucket_count, layout->bucket_capacity))
                 return out_of_memory();
             open = &layout->buckets[layout->bucket_count++];
-            *open = (hdi_bucket){
-                .first = position, .first_entry = i, .program = entry->program, .tied = alone};
+            *open = (hdi_bucket){.first = position,
+                                 .first_entry = i,
+                                 .program = entry->program,
+                                 .block = entry->block,
+                                 .tied = alone};
         }
         entry->first = position;
         entry->bucket = layout->bucket_count - 1;
@@ -150,17 +155,37 @@ static int64_t next_boundary(const hdi_layout *layout, const hdi_bucket *bucket,
     return bucket->first + bucket->elements;
 }
 
+/* Sums are element by element, so any cut does. */
+static void cut_copies(const hdi_layout *layout, hdi_bucket *bucket, int64_t own)
+{
+    const int64_t each = hdi_round_up(hdi_ceil_div(own, layout->copies), HDI_FLAT_ALIGNMENT);
+    for (int c = 0; c < layout->copies; c++) {
+        const int64_t first = each * c < own ? each * c : own;
+        bucket->copy_offsets[c] = first;
+        bucket->copy_counts[c] = own - first < each ? own - first : each;
+    }
+    for (int c = 0; c < layout->copies; c++) {
+        bucket->part_counts[c] = bucket->copy_counts[layout->copy];
+        bucket->part_offsets[c] = bucket->part_counts[c] * c;
+    }
+}
+
 static hd_status make_shards(hdi_layout *layout)
 {
     int shards = layout->shards;
     for (int b = 0; b < layout->bucket_count; b++) {
         hdi_bucket *bucket = &layout->buckets[b];
-        bucket->shard_first = hdi_alloc_array(5 * (size_t)shards + 1, sizeof *bucket->shard_first);
+        bucket->shard_first = hdi_alloc_array(5 * (size_t)shards + 4 * (size_t)layout->copies + 1,
+                                              sizeof *bucket->shard_first);
         if (!bucket->shard_first) return out_of_memory();
         bucket->counts = bucket->shard_first + shards + 1;
         bucket->offsets = bucket->counts + shards;
         bucket->own_counts = bucket->offsets + shards;
         bucket->own_offsets = bucket->own_counts + shards;
+        bucket->copy_counts = bucket->own_offsets + shards;
+        bucket->copy_offsets = bucket->copy_counts + layout->copies;
+        bucket->part_counts = bucket->copy_offsets + layout->copies;
+        bucket->part_offsets = bucket->part_counts + layout->copies;
         for (int s = 0; s <= shards; s++)
             bucket->shard_first[s] =
                 next_boundary(layout, bucket, bucket->first + bucket->elements * s / shards);
@@ -172,6 +197,7 @@ static hd_status make_shards(hdi_layout *layout)
             bucket->own_counts[s] = own;
             bucket->own_offsets[s] = own * s;
         }
+        cut_copies(layout, bucket, own);
         bucket->state_first = layout->optimizer_elements;
         layout->optimizer_elements +=
             layout->state_sharded ? hdi_round_up(hdi_layout_shard(layout, b, layout->shard, &first),
@@ -207,6 +233,18 @@ static void store_gradients(hdi_layout *layout)
         layout->gradient_elements = HDI_BLOCK_ELEMENTS_LAYOUT;
 }
 
+static void store_weights(hdi_layout *layout)
+{
+    int64_t stored = 0;
+    for (int b = 0; b < layout->bucket_count; b++) {
+        hdi_bucket *bucket = &layout->buckets[b];
+        int64_t first, own = hdi_layout_shard(layout, b, layout->shard, &first);
+        bucket->weights_first = stored;
+        stored += bucket->block < 0 ? bucket->elements : hdi_round_up(own, HDI_FLAT_ALIGNMENT);
+    }
+    layout->weights_elements = stored;
+}
+
 hd_status hdi_layout_create(hd_program *const *programs, int count,
                             const hdi_layout_options *options, hdi_layout **out)
 {
@@ -216,17 +254,23 @@ hd_status hdi_layout_create(hd_program *const *programs, int count,
     layout->axis = options->axis ? options->axis : HD_AXIS_DATA;
     layout->shards = options->shards > 0 ? options->shards : 1;
     layout->shard = options->shard;
+    layout->copies = options->copies > 0 ? options->copies : 1;
+    layout->copy = options->copy;
     layout->state_sharded = options->sharding >= 1;
     layout->gradients_sharded = options->sharding >= 2 && layout->shards > 1;
+    layout->weights_sharded = options->sharding >= 3 && layout->shards > 1;
     layout->accumulates = options->accumulates;
     hd_status status = collect_entries(layout, programs, count, options);
     if (status == HD_OK) status = collect_instances(layout, programs, count);
+    if (status == HD_OK && layout->weights_sharded)
+        status = hdi_residency_blocks(layout, programs, count);
     if (status == HD_OK)
         status =
             make_buckets(layout, options->bucket_elements ? options->bucket_elements : 8 << 20);
     if (status == HD_OK) status = place_instances(layout);
     if (status == HD_OK) status = make_shards(layout);
     if (status == HD_OK) store_gradients(layout);
+    if (status == HD_OK) store_weights(layout);
     if (status != HD_OK) {
         hdi_layout_destroy(layout);
         return status;
@@ -298,4 +342,10 @@ int64_t hdi_layout_stored_gradient(const hdi_layout *layout, int bucket, int64_t
     const hdi_bucket *b = &layout->buckets[bucket];
     return b->gradient_first + first -
            (layout->gradients_sharded ? b->shard_first[layout->shard] : b->first);
+}
+
+int64_t hdi_layout_stored_weights(const hdi_layout *layout, int bucket, int64_t first)
+{
+    const hdi_bucket *b = &layout->buckets[bucket];
+    return b->weights_first + first - (b->block < 0 ? b->first : b->shard_first[layout->shard]);
 }

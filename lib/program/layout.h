@@ -7,7 +7,8 @@
  * HDI_BLOCK_ELEMENTS within each entry, so that a block's owner never depends on the layout.
  *
  * Flat positions name elements. What is sharded is stored as this rank's shards, one after another:
- * hdi_layout_stored_gradient says where. */
+ * hdi_layout_stored_gradient and _weights say where. Weights are sharded block by block (residency.h),
+ * and buckets end where blocks do. */
 #ifndef HDI_PROGRAM_LAYOUT_H
 #define HDI_PROGRAM_LAYOUT_H
 
@@ -21,6 +22,7 @@ typedef struct hdi_entry {
     const hd_parameter_options *options; /* borrowed from the program */
     int64_t elements, first;
     int bucket;
+    int block;   /* of weights that are sharded, else -1 */
     int program; /* the first that uses it */
     bool tied;   /* lives on several stages: a bucket of its own */
     int instances;
@@ -49,8 +51,15 @@ typedef struct hdi_bucket {
     int64_t *shard_first;              /* [shards + 1] flat positions; owned, as what follows */
     int64_t *counts, *offsets;         /* [shards] of each shard, from the bucket's first element */
     int64_t *own_counts, *own_offsets; /* [shards] one copy of this rank's shard from each rank */
+    int64_t *copy_counts,
+        *copy_offsets; /* [copies] parts of this rank's shard, from its first element: each
+                                            is summed by one of the ranks that have the same shard */
+    int64_t *part_counts,
+        *part_offsets;   /* [copies] one copy of this rank's part from each of them */
     int64_t state_first; /* this rank's optimizer state of the bucket, in flat optimizer elements */
     int64_t gradient_first; /* and its gradients, in stored gradients */
+    int64_t weights_first;  /* and weights, in stored weights */
+    int block;              /* of weights that are sharded, else -1 */
 } hdi_bucket;
 
 typedef struct hdi_layout {
@@ -63,7 +72,9 @@ typedef struct hdi_layout {
     int64_t weights_elements, gradient_elements, optimizer_elements; /* stored */
     hd_axis axis;      /* of the ranks that have the same parameters, */
     int shards, shard; /* which share the optimizer's work; this rank's place */
-    bool state_sharded, gradients_sharded;
+    int copies, copy;  /* of the shards, on HD_AXIS_COPY; gradients are sums over them, too */
+    bool state_sharded, gradients_sharded, weights_sharded;
+    int block_count;  /* of sharded weights */
     bool accumulates; /* steps have several micro-batches */
 } hdi_layout;
 
@@ -71,7 +82,9 @@ typedef struct hdi_layout_options {
     int64_t bucket_elements; /* a bucket is closed at this size; zero means 8 Mi */
     hd_axis axis;            /* zero means the data axis */
     int shards, shard;
-    int sharding;     /* of optimizer state: 1; of gradients, too: 2. Less where shards is 1 */
+    int copies, copy; /* zero copies mean 1; more want sharding of gradients */
+    int sharding;     /* 1: of optimizer state; 2: of gradients, too; 3: of blocks' weights, too. Of
+                         one shard 1 at most */
     bool accumulates; /* steps have several micro-batches */
     bool (*is_tied)(void *user, const char *name); /* lives on other stages too; may be NULL */
     void *user;
@@ -98,7 +111,8 @@ int64_t hdi_layout_gradient(const hdi_layout *layout, int program, hd_tensor gra
 int64_t hdi_layout_shard(const hdi_layout *layout, int bucket, int shard, int64_t *first);
 
 /* Where in the stored gradients the sum at flat position `first` of a bucket is; of those that are
- * sharded, this rank's only. */
+ * sharded, this rank's only. And where in the stored weights the weight is. */
 int64_t hdi_layout_stored_gradient(const hdi_layout *layout, int bucket, int64_t first);
+int64_t hdi_layout_stored_weights(const hdi_layout *layout, int bucket, int64_t first);
 
 #endif

@@ -325,6 +325,12 @@ static hd_status decide_residency(hd_plan *plan)
     const hd_plan_options *o = &plan->options;
     const hdi_residency *residency = &plan->residency;
     const int slots = o->stream_slots ? o->stream_slots : 2;
+    if (plan->layout->weights_sharded && o->residency != HD_RESIDENCY_RESIDENT)
+        return hdi_error(HD_ERROR_UNSUPPORTED,
+                         "plan: weights are sharded over %d ranks and wanted on "
+                         "the host; want one of the two",
+                         plan->layout->shards);
+    if (plan->layout->weights_sharded) return hdi_residency_gather(plan, slots);
     if (o->residency == HD_RESIDENCY_RESIDENT) return HD_OK;
     HD_RETURN_IF_ERROR(hdi_residency_find(plan));
     const int blocks = residency->block_count;

@@ -35,9 +35,10 @@ static bool write_uses(const hd_plan *plan, const hdi_unit *unit, hd_write_fn wr
     hd_streaming streaming;
     hd_plan_streaming(plan, unit->program, &streaming);
     snprintf(text, sizeof text,
-             "%d of %d blocks on the host, %d slots: %zu bytes a run, %.3g s of copies beside "
+             "%d of %d blocks %s, %d slots: %zu bytes a run, %.3g s of copies beside "
              "%.3g s of computation, %.3g s exposed\n",
-             streaming.host_blocks, streaming.blocks, streaming.slots, streaming.run_bytes,
+             streaming.host_blocks, streaming.blocks,
+             streaming.gathered ? "gathered" : "on the host", streaming.slots, streaming.run_bytes,
              streaming.copy_seconds, streaming.compute_seconds, streaming.exposed_seconds);
     bool more = write(user, text);
     for (int phase = 0; phase < HDI_PHASES; phase++) {

@@ -62,9 +62,8 @@ static bool is_weight(const hd_program *program, int id)
 }
 
 /* An entry is in a block if all ops that read it are. */
-static hd_status assign(hd_plan *plan, const hd_program *program)
+static hd_status assign(hdi_residency *it, const hdi_layout *layout, const hd_program *program)
 {
-    hdi_residency *it = &plan->residency;
     for (int i = 0; i < program->op_count; i++) {
         const hdi_op *op = program->ops[i];
         int block = UNSEEN;
@@ -72,14 +71,14 @@ static hd_status assign(hd_plan *plan, const hd_program *program)
             const int id = op->op.in[k].id;
             if (!is_weight(program, id)) continue;
             if (block == UNSEEN) HD_RETURN_IF_ERROR(find_block(it, program, op, &block));
-            const int entry = hdi_layout_find(plan->layout, program->tensors[id]->info.name);
+            const int entry = hdi_layout_find(layout, program->tensors[id]->info.name);
             if (entry < 0) continue; /* placing it will tell */
             hdi_home *home = &it->homes[entry];
             home->block = home->block == UNSEEN || home->block == block ? block : IN_NO_BLOCK;
         }
     }
     for (int u = 0; u < program->use_count; u++) {
-        const int entry = hdi_layout_find(plan->layout, program->uses[u].name);
+        const int entry = hdi_layout_find(layout, program->uses[u].name);
         const hd_tensor_info *info = hd_tensor_get(program, program->uses[u].tensor);
         if (entry >= 0) it->homes[entry].bytes = info->bytes;
     }
@@ -99,19 +98,17 @@ static void drop_empty(hdi_residency *it, int entries)
     it->block_count = kept;
 }
 
-hd_status hdi_residency_find(hd_plan *plan)
+static hd_status open_homes(hdi_residency *it, int entries)
 {
-    hdi_residency *it = &plan->residency;
-    const int entries = plan->layout->entry_count;
-    hdi_residency_free(it);
     it->homes = hdi_alloc_array((size_t)entries + 1, sizeof *it->homes);
     if (!it->homes) return out_of_memory();
     for (int e = 0; e < entries; e++)
         it->homes[e].block = UNSEEN;
-    for (int u = 0; u < plan->unit_count; u++) {
-        HD_RETURN_IF_ERROR(check_keeps_weights(plan->units[u].program));
-        HD_RETURN_IF_ERROR(assign(plan, plan->units[u].program));
-    }
+    return HD_OK;
+}
+
+static void place_in_blocks(hdi_residency *it, int entries)
+{
     for (int e = 0; e < entries; e++) {
         hdi_home *home = &it->homes[e];
         if (home->block == UNSEEN) home->block = IN_NO_BLOCK;
@@ -120,7 +117,36 @@ hd_status hdi_residency_find(hd_plan *plan)
         it->blocks[home->block].bytes += hdi_place_round(home->bytes);
     }
     drop_empty(it, entries);
+}
+
+hd_status hdi_residency_find(hd_plan *plan)
+{
+    hdi_residency *it = &plan->residency;
+    const int entries = plan->layout->entry_count;
+    hdi_residency_free(it);
+    HD_RETURN_IF_ERROR(open_homes(it, entries));
+    for (int u = 0; u < plan->unit_count; u++) {
+        HD_RETURN_IF_ERROR(check_keeps_weights(plan->units[u].program));
+        HD_RETURN_IF_ERROR(assign(it, plan->layout, plan->units[u].program));
+    }
+    place_in_blocks(it, entries);
     return HD_OK;
+}
+
+hd_status hdi_residency_blocks(hdi_layout *layout, hd_program *const *programs, int count)
+{
+    hdi_residency found = {0};
+    hd_status status = open_homes(&found, layout->entry_count);
+    for (int p = 0; p < count && status == HD_OK; p++)
+        status = assign(&found, layout, programs[p]);
+    for (int e = 0; e < layout->entry_count && status == HD_OK; e++)
+        if (layout->entries[e].tied) found.homes[e].block = IN_NO_BLOCK;
+    if (status == HD_OK) place_in_blocks(&found, layout->entry_count);
+    for (int e = 0; e < layout->entry_count && status == HD_OK; e++)
+        layout->entries[e].block = found.homes[e].block;
+    layout->block_count = found.block_count;
+    hdi_residency_free(&found);
+    return status;
 }
 
 const hdi_home *hdi_residency_host(const hdi_residency *residency, int entry)

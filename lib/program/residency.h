@@ -4,16 +4,21 @@
  * outside it reads. The weights of host blocks have no place of their own on the device but one in
  * each of a few slots. Blocks take slots in the order in which the ops of a run read them, and the
  * runs go on from each other: use number n of a session has slot n modulo the slots. So a copy has
- * the computation of at least one other block to hide under, whatever the number of blocks. */
+ * the computation of at least one other block to hide under, whatever the number of blocks.
+ *
+ * Sharded weights pass through in the same way: a block is gathered from the ranks that have a shard of it,
+ * instead of copied from the host. */
 #ifndef HDI_PROGRAM_RESIDENCY_H
 #define HDI_PROGRAM_RESIDENCY_H
+
+#include "program/layout.h"
 
 #include <heddle/plan.h>
 
 typedef struct hdi_block {
-    const char *name; /* of the scope, borrowed from a program */
-    size_t bytes;     /* of its weights, with padding */
-    bool host;
+    const char *name;   /* of the scope, borrowed from a program */
+    size_t bytes;       /* of its weights, with padding */
+    bool host;          /* or, of a plan that gathers, in the ranks' shards */
     size_t host_offset; /* of a host block in the host's copy */
 } hdi_block;
 
@@ -44,6 +49,7 @@ typedef struct hdi_residency {
     int block_count, block_capacity;
     hdi_home *homes; /* [layout entries] */
     int host_blocks; /* 0: all is resident, and homes are not used */
+    bool gathers; /* blocks are put together from the ranks' shards of them, in place of the host */
     int slots;
     size_t slot_bytes, host_bytes;
 } hdi_residency;
@@ -54,6 +60,14 @@ hd_status hdi_residency_find(hd_plan *plan);
 /* Put `count` blocks on the host, evenly spread, to pass through `slots` slots, fewer if there are
  * fewer blocks. Sets homes, and the bytes of the weights' regions. */
 void hdi_residency_choose(hd_plan *plan, int count, int slots);
+
+/* Number the blocks that weights are sharded by: sets the entries' and the layout's. Parameters that live
+ * on several stages are in none. */
+hd_status hdi_residency_blocks(hdi_layout *layout, hd_program *const *programs, int count);
+
+/* Of a layout with sharded weights: all of its blocks pass through `slots` slots (gathered.c). Sets
+ * homes, and the bytes of the weights' regions. */
+hd_status hdi_residency_gather(hd_plan *plan, int slots);
 
 /* Uses of host blocks in a unit's phases, and when their copies are queued. */
 hd_status hdi_unit_uses(hd_plan *plan, int index);

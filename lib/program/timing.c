@@ -29,6 +29,13 @@ static hdi_phase phase_after(const model *m, hdi_phase phase)
     return m->trains && phase == HDI_PHASE_FORWARD ? HDI_PHASE_BACKWARD : HDI_PHASE_FORWARD;
 }
 
+/* From the host, or from the ranks that have shards. */
+static double fetch_seconds(const model *m, size_t bytes)
+{
+    if (!m->plan->residency.gathers) return (double)bytes / m->rates.link;
+    return m->rates.peer > 0 ? (double)bytes / m->rates.peer : 0;
+}
+
 static void copy_in(model *m, hdi_phase phase, int use)
 {
     const hdi_stream_run *run = streamed(m, phase), *next = streamed(m, phase_after(m, phase));
@@ -39,7 +46,7 @@ static void copy_in(model *m, hdi_phase phase, int use)
     if (m->held[slot] == block) return;
     const size_t bytes = m->plan->residency.blocks[block].bytes;
     if (m->copied < m->computed) m->copied = m->computed;
-    m->copied += (double)bytes / m->rates.link;
+    m->copied += fetch_seconds(m, bytes);
     m->arrived[slot] = m->copied;
     m->held[slot] = block;
     m->bytes += bytes;
@@ -121,6 +128,7 @@ void hd_plan_streaming(const hd_plan *plan, const hd_program *program, hd_stream
     if (!residency->host_blocks) return;
     out->slots = residency->slots;
     out->host_bytes = residency->host_bytes;
+    out->gathered = residency->gathers;
     model m;
     begin(&m, plan, program);
     if (!m.unit || !m.unit->streamed[HDI_PHASE_FORWARD].use_count) return;
@@ -131,7 +139,7 @@ void hd_plan_streaming(const hd_plan *plan, const hd_program *program, hd_stream
     m.worked = 0;
     run(&m);
     out->run_bytes = m.bytes;
-    out->copy_seconds = (double)m.bytes / m.rates.link;
+    out->copy_seconds = fetch_seconds(&m, m.bytes);
     out->compute_seconds = m.worked;
     out->exposed_seconds = m.computed - first - m.worked;
     if (out->exposed_seconds < 1e-9 * out->compute_seconds) out->exposed_seconds = 0; /* rounding */

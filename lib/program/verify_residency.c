@@ -31,6 +31,23 @@ static hd_status check_apart(piece *pieces, int count, size_t room, const char *
     return HD_OK;
 }
 
+/* This rank's shards of blocks, beside what is resident. */
+static int add_shards(const hd_plan *plan, piece *pieces, int count)
+{
+    const hdi_layout *layout = plan->layout;
+    for (int b = 0; b < layout->bucket_count; b++) {
+        const hdi_bucket *bucket = &layout->buckets[b];
+        const hdi_entry *entry = &layout->entries[bucket->first_entry];
+        const hdi_home *home = &plan->residency.homes[bucket->first_entry];
+        int64_t first, own = hdi_layout_shard(layout, b, layout->shard, &first);
+        if (bucket->block < 0 || !own) continue;
+        const size_t width = home->bytes / (size_t)entry->elements;
+        const size_t begin = (size_t)bucket->weights_first * width;
+        pieces[count++] = (piece){begin, begin + (size_t)own * width, entry->name};
+    }
+    return count;
+}
+
 /* Blocks in the host's copy; entries in the weights, and in each block. */
 static hd_status check_homes(const hd_plan *plan, piece *pieces)
 {
@@ -41,7 +58,8 @@ static hd_status check_homes(const hd_plan *plan, piece *pieces)
             pieces[count++] =
                 (piece){it->blocks[b].host_offset, it->blocks[b].host_offset + it->blocks[b].bytes,
                         it->blocks[b].name};
-    HD_RETURN_IF_ERROR(check_apart(pieces, count, it->host_bytes, "the host's copy"));
+    if (!it->gathers)
+        HD_RETURN_IF_ERROR(check_apart(pieces, count, it->host_bytes, "the host's copy"));
     for (int b = -1; b < it->block_count; b++) {
         const bool resident = b < 0;
         if (!resident && !it->blocks[b].host) continue;
@@ -53,6 +71,7 @@ static hd_status check_homes(const hd_plan *plan, piece *pieces)
             pieces[count++] =
                 (piece){begin, begin + it->homes[e].bytes, plan->layout->entries[e].name};
         }
+        if (resident && it->gathers) count = add_shards(plan, pieces, count);
         HD_RETURN_IF_ERROR(check_apart(
             pieces, count, resident ? plan->bytes[HD_REGION_WEIGHTS] : it->blocks[b].bytes,
             resident ? "the weights" : it->blocks[b].name));
@@ -66,7 +85,8 @@ static hd_status check_places(const hd_plan *plan, const hdi_unit *unit)
     const hdi_residency *it = &plan->residency;
     for (int id = 1; id < unit->program->tensor_count; id++) {
         const hd_tensor_info *info = &unit->program->tensors[id]->info;
-        if (info->role != HD_ROLE_PARAMETER) continue;
+        const bool named = unit->program->tensors[id]->flat == HDI_FLAT_NONE;
+        if (info->role != HD_ROLE_PARAMETER || !named) continue;
         const int entry = hdi_layout_find(plan->layout, info->name);
         const hdi_home *host = hdi_residency_host(it, entry);
         const hdi_place_of *place = &unit->places[id];
@@ -164,7 +184,9 @@ static hd_status check_unit(const hd_plan *plan, const hdi_unit *unit)
 hd_status hdi_plan_verify_residency(const hd_plan *plan)
 {
     if (!plan->residency.host_blocks) return HD_OK;
-    const size_t most = (size_t)(plan->layout->entry_count + plan->residency.block_count) + 1;
+    const size_t most = (size_t)(plan->layout->entry_count + plan->layout->bucket_count +
+                                 plan->residency.block_count) +
+                        1;
     piece *pieces = hdi_alloc_array(most, sizeof *pieces);
     if (!pieces) return hdi_error(HD_ERROR_MEMORY, "verifier: out of host memory");
     hd_status status = check_homes(plan, pieces);

@@ -254,16 +254,31 @@ static int entry_at(const hdi_layout *layout, int64_t first)
     return high < 0 || first < layout->entries[low].first ? -1 : low;
 }
 
-/* Where flat position `first` is on the device. */
-static char *weights_at(const hd_session *session, hd_dtype dtype, int64_t first)
+char *hdi_session_weights_at(const hd_session *session, int64_t first)
 {
     const hd_plan *plan = session->plan;
-    const size_t width = hd_dtype_bytes(dtype);
+    const hdi_layout *layout = plan->layout;
+    const size_t width = hd_dtype_bytes(hdi_session_weights_dtype(session));
     char *weights = session->arena + plan->units[0].base[HD_REGION_WEIGHTS];
     if (!plan->residency.host_blocks) return weights + (size_t)first * width;
-    const int entry = entry_at(plan->layout, first);
+    const int entry = entry_at(layout, first);
+    if (plan->residency.gathers)
+        return weights + width * (size_t)hdi_layout_stored_weights(
+                                     layout, layout->entries[entry].bucket, first);
     return weights + plan->residency.homes[entry].offset +
-           (size_t)(first - plan->layout->entries[entry].first) * width;
+           (size_t)(first - layout->entries[entry].first) * width;
+}
+
+void hdi_session_clip(const hd_session *session, const hdi_entry *entry, int64_t *first,
+                      int64_t *count)
+{
+    const hdi_layout *layout = session->plan->layout;
+    if (layout->buckets[entry->bucket].block < 0) return;
+    int64_t own_first, own = hdi_layout_shard(layout, entry->bucket, layout->shard, &own_first);
+    const int64_t begin = *first > own_first ? *first : own_first;
+    const int64_t end = *first + *count < own_first + own ? *first + *count : own_first + own;
+    *first = begin;
+    *count = end > begin ? end - begin : 0;
 }
 
 /* First values of an entry that stays on the host: made on the device. */
@@ -287,9 +302,13 @@ hd_status hd_session_initialize(hd_session *session, uint64_t seed)
         char *host = hdi_streaming_weights(session, i);
         HD_RETURN_IF_ERROR(hdi_streaming_forget(session, i));
         if (!hdi_streaming_is_mine(session, i)) continue;
-        HD_RETURN_IF_ERROR(host ? fill_host(session, entry, seed, dtype, host)
-                                : hdi_session_fill(session, entry, 0, entry->elements, seed, dtype,
-                                                   weights_at(session, dtype, entry->first)));
+        int64_t first = entry->first, count = entry->elements;
+        hdi_session_clip(session, entry, &first, &count);
+        if (host)
+            HD_RETURN_IF_ERROR(fill_host(session, entry, seed, dtype, host));
+        else if (count)
+            HD_RETURN_IF_ERROR(hdi_session_fill(session, entry, first - entry->first, count, seed,
+                                                dtype, hdi_session_weights_at(session, first)));
     }
     return session->context->backend->synchronize(session->context->stream);
 }
@@ -310,8 +329,14 @@ hd_status hdi_session_write_flat(hd_session *session, int64_t first, int64_t ele
     const hd_dtype dtype = hdi_session_weights_dtype(session);
     char *host;
     HD_RETURN_IF_ERROR(hdi_session_host_weights(session, first, &host));
-    if (!host)
-        return write_values(session, dtype, weights_at(session, dtype, first), elements, values);
+    if (!host) {
+        const hdi_layout *layout = session->plan->layout;
+        int64_t begin = first;
+        hdi_session_clip(session, &layout->entries[entry_at(layout, first)], &begin, &elements);
+        if (!elements) return HD_OK;
+        return write_values(session, dtype, hdi_session_weights_at(session, begin), elements,
+                            values + (begin - first));
+    }
     round_values(dtype, elements, values, host);
     return HD_OK;
 }
@@ -321,8 +346,8 @@ hd_status hdi_session_write_weights(hd_session *session, int64_t first, int64_t 
 {
     const hd_context *context = session->context;
     const hd_dtype dtype = hdi_session_weights_dtype(session);
-    HD_RETURN_IF_ERROR(context->backend->copy_in(context->stream, weights_at(session, dtype, first),
-                                                 weights,
+    HD_RETURN_IF_ERROR(context->backend->copy_in(context->stream,
+                                                 hdi_session_weights_at(session, first), weights,
                                                  (size_t)elements * hd_dtype_bytes(dtype)));
     return context->backend->synchronize(context->stream);
 }
@@ -343,6 +368,32 @@ static hd_status find(const hd_session *session, const hd_program *program, hd_t
     return HD_OK;
 }
 
+static bool is_sharded(const hd_session *session, int unit, hd_tensor tensor)
+{
+    const hd_plan *plan = session->plan;
+    return plan->residency.gathers &&
+           plan->units[unit].places[tensor.id].region == HD_REGION_STREAMED;
+}
+
+/* Of a parameter that is sharded, this rank's part. */
+static hd_status write_shard(hd_session *session, const hd_program *program, hd_tensor tensor,
+                             const char *host)
+{
+    const hd_context *context = session->context;
+    const hd_tensor_info *info = &program->tensors[tensor.id]->info;
+    const hdi_layout *layout = session->plan->layout;
+    const hdi_entry *entry = &layout->entries[hdi_layout_find(layout, info->name)];
+    const size_t width = hd_dtype_bytes(info->dtype);
+    int64_t first = entry->first, count = entry->elements;
+    hdi_session_clip(session, entry, &first, &count);
+    HD_RETURN_IF_ERROR(hdi_streaming_stale(session));
+    if (!count) return HD_OK;
+    HD_RETURN_IF_ERROR(context->backend->copy_in(
+        context->stream, hdi_session_weights_at(session, first),
+        host + (size_t)(first - entry->first) * width, (size_t)count * width));
+    return hdi_session_synchronize(session);
+}
+
 /* The entry of a parameter that stays on the host; -1 for all other tensors. */
 static int host_entry(const hd_session *session, int unit, hd_tensor tensor)
 {
@@ -356,6 +407,7 @@ hd_status hd_session_write(hd_session *session, const hd_program *program, hd_te
 {
     int unit;
     HD_RETURN_IF_ERROR(find(session, program, tensor, micro_batch, &unit));
+    if (is_sharded(session, unit, tensor)) return write_shard(session, program, tensor, host);
     const int entry = host_entry(session, unit, tensor);
     if (entry >= 0) {
         HD_RETURN_IF_ERROR(hdi_streaming_forget(session, entry));
@@ -374,6 +426,11 @@ hd_status hd_session_read(hd_session *session, const hd_program *program, hd_ten
 {
     int unit;
     HD_RETURN_IF_ERROR(find(session, program, tensor, micro_batch, &unit));
+    if (is_sharded(session, unit, tensor))
+        return hdi_error(
+            HD_ERROR_UNSUPPORTED,
+            "session: parameter '%s' is sharded over %d ranks, no rank can read all of it",
+            program->tensors[tensor.id]->info.name, session->plan->layout->shards);
     const int entry = host_entry(session, unit, tensor);
     if (entry >= 0) {
         memcpy(host, hdi_streaming_weights(session, entry),

@@ -77,6 +77,13 @@ hd_status hdi_session_synchronize(hd_session *session);
 hd_status hdi_session_write_flat(hd_session *session, int64_t first, int64_t elements,
                                  const float *values);
 
+/* Where on the device the weight at flat position `first` is; of sharded ones, this rank's only. */
+char *hdi_session_weights_at(const hd_session *session, int64_t first);
+
+/* Clip flat [*first, *first + *count) of an entry to what this rank has of its weights. */
+void hdi_session_clip(const hd_session *session, const hdi_entry *entry, int64_t *first,
+                      int64_t *count);
+
 /* The dtype of all weights. */
 hd_dtype hdi_session_weights_dtype(const hd_session *session);
 

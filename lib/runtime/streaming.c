@@ -39,11 +39,13 @@ static void forget_all(hdi_streaming *streaming)
 hd_status hdi_streaming_open(hd_session *session)
 {
     forget_all(&session->streaming);
+    if (session->plan->residency.gathers) return hdi_gathers_open(session);
     return session->plan->residency.host_blocks ? reserve_host(session) : HD_OK;
 }
 
 void hdi_streaming_close(hd_session *session)
 {
+    hdi_gathers_close(session);
     release_host(session);
 }
 
@@ -56,6 +58,12 @@ static size_t slot_address(const hd_session *session, int slot)
 static int slot_of(const hd_session *session, int use)
 {
     return (session->streaming.turn + use) % session->plan->residency.slots;
+}
+
+static hd_status await(hd_session *session, int slot)
+{
+    if (session->plan->residency.gathers) return hdi_gather_await(session, slot);
+    return session->context->backend->await(session->context->stream, slot);
 }
 
 /* Behind the run's own uses come the first ones of the next run. */
@@ -72,9 +80,12 @@ static hd_status fetch(hd_session *session, const hdi_streaming_walk *walk, int 
     const hdi_block *block = &plan->residency.blocks[number];
     const size_t at = slot_address(session, slot);
     *held = -1; /* until the copy is on its way */
-    HD_RETURN_IF_ERROR(session->context->backend->fetch(
-        session->context->stream, slot, session->arena + at,
-        session->streaming.host + block->host_offset, block->bytes));
+    if (plan->residency.gathers)
+        HD_RETURN_IF_ERROR(hdi_gather_begin(session, slot, number, at));
+    else
+        HD_RETURN_IF_ERROR(session->context->backend->fetch(
+            session->context->stream, slot, session->arena + at,
+            session->streaming.host + block->host_offset, block->bytes));
     *held = number;
     hdi_session_touch(session, at, block->bytes);
     return HD_OK;
@@ -89,8 +100,7 @@ hd_status hdi_streaming_before(hd_session *session, hdi_streaming_walk *walk, in
         HD_RETURN_IF_ERROR(fetch(session, walk, walk->fetch));
     if (walk->use + 1 == run->use_count || run->uses[walk->use + 1].first != op) return HD_OK;
     walk->use++;
-    return session->context->backend->await(session->context->stream,
-                                            hdi_streaming_slot(session, walk));
+    return await(session, hdi_streaming_slot(session, walk));
 }
 
 hd_status hdi_streaming_end(hd_session *session, hdi_streaming_walk *walk)
@@ -110,7 +120,7 @@ char *hdi_streaming_weights(const hd_session *session, int entry)
 {
     const hdi_residency *residency = &session->plan->residency;
     const hdi_home *home = hdi_residency_host(residency, entry);
-    if (!home) return NULL;
+    if (!home || residency->gathers) return NULL;
     return session->streaming.host + residency->blocks[home->block].host_offset + home->in_block;
 }
 
@@ -118,7 +128,7 @@ bool hdi_streaming_is_mine(const hd_session *session, int entry)
 {
     const hdi_residency *residency = &session->plan->residency;
     const hdi_home *home = hdi_residency_host(residency, entry);
-    return !home ||
+    return !home || residency->gathers ||
            hdi_node_copy_is_mine(&session->streaming.copy,
                                  residency->blocks[home->block].host_offset + home->in_block);
 }
@@ -127,7 +137,7 @@ static hd_status forget(hd_session *session, int slot)
 {
     const hd_context *context = session->context;
     session->streaming.held[slot] = -1;
-    HD_RETURN_IF_ERROR(context->backend->await(context->stream, slot));
+    HD_RETURN_IF_ERROR(await(session, slot));
     return context->backend->synchronize(context->stream);
 }
 

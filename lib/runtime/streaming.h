@@ -4,6 +4,7 @@
 
 #include "backend/backend.h"
 #include "program/plan.h"
+#include "runtime/gather.h"
 #include "runtime/node_copy.h"
 
 #include <heddle/session.h>
@@ -11,6 +12,7 @@
 typedef struct hdi_streaming {
     char *host;                /* owned, pinned: all host blocks; NULL without any */
     hdi_node_copy copy;        /* what `host` is in, if ranks share it */
+    hdi_gathers gathers;       /* of a plan with sharded weights, which has no `host` */
     int held[HD_STREAM_SLOTS]; /* the block that a slot has or is about to have; -1: none */
     int turn;                  /* slot of the next run's first use */
 } hdi_streaming;
@@ -22,7 +24,7 @@ typedef struct hdi_streaming_walk {
     int fetch, use; /* the next fetch to queue; the use under way, -1 before the first */
 } hdi_streaming_walk;
 
-/* Make room for the host blocks. */
+/* Make room for the host blocks, or for what gathers them. */
 hd_status hdi_streaming_open(hd_session *session);
 void hdi_streaming_close(hd_session *session);
 
@@ -37,7 +39,7 @@ hd_status hdi_streaming_stale(hd_session *session);
 /* The slot of the use under way. */
 int hdi_streaming_slot(const hd_session *session, const hdi_streaming_walk *walk);
 
-/* Host memory of layout entry `entry`; NULL if it is resident. */
+/* Host memory of layout entry `entry`; NULL if it is resident or sharded. */
 char *hdi_streaming_weights(const hd_session *session, int entry);
 
 /* False if another rank writes the entry's weights into memory that ranks share. */

@@ -16,12 +16,12 @@ enum { STEPS = 6, STOP = 3, TEXT_BYTES = 6000 };
 
 typedef struct layout {
     int data, pipeline, chunks;
-    bool shard_state;
+    int shard_state;
 } layout;
 
 static const layout layouts[] = {
-    {1, 1, 1, false}, {1, 1, 2, false}, {2, 1, 1, true}, {1, 2, 1, false}, {1, 2, 2, false},
-    {4, 1, 1, true},  {1, 4, 1, false}, {2, 2, 1, true}, {2, 2, 2, false},
+    {1, 1, 1, 0}, {1, 1, 2, 0}, {2, 1, 1, 2}, {1, 2, 1, 0}, {1, 2, 2, 0},
+    {4, 1, 1, 3}, {1, 4, 1, 0}, {2, 2, 1, 1}, {2, 2, 2, 3},
 };
 enum { LAYOUTS = sizeof layouts / sizeof layouts[0] };
 
@@ -98,7 +98,7 @@ static hd_config *configure(const char *directory, const layout *split)
     set_number(config, "layout.data", split->data);
     set_number(config, "layout.pipeline", split->pipeline);
     set_number(config, "layout.chunks", split->chunks);
-    set(config, "layout.shard_state", split->shard_state ? "true" : "false");
+    set_number(config, "layout.shard_state", split->shard_state);
     return config;
 }
 

@@ -16,7 +16,7 @@ static const layout layouts[] = {
     {"1f1b", 2, 4, 1}, {"interleaved", 4, 2, 2},
 };
 
-enum { STEPS = 20, LAYERS = 4, LEVELS = 3 };
+enum { STEPS = 20, LAYERS = 4, LEVELS = 4 };
 static const char *const families[] = {"gpt2", "llama"};
 
 static hdt_trained reference_of(const char *family, int steps, hd_trainer_options options)
@@ -83,8 +83,8 @@ static const hd_trainer_options mixed[] = {
     {.dtype = HD_DTYPE_BF16},
     {.dtype = HD_DTYPE_BF16, .shard_state = 1, .recompute = true},
     {.dtype = HD_DTYPE_BF16, .master = HD_MASTER_REMAINDER},
-    {.dtype = HD_DTYPE_BF16, .master = HD_MASTER_REMAINDER, .shard_state = 2},
-    {.dtype = HD_DTYPE_F16, .shard_state = 1, .loss_scale = 0x1p18F, .loss_scale_steps = 3},
+    {.dtype = HD_DTYPE_BF16, .master = HD_MASTER_REMAINDER, .shard_state = 3},
+    {.dtype = HD_DTYPE_F16, .shard_state = 3, .loss_scale = 0x1p18F, .loss_scale_steps = 3},
 };
 
 START_TEST(weights_of_16_bits_are_equal_bit_for_bit_on_every_layout)

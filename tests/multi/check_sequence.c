@@ -90,7 +90,7 @@ START_TEST(loss_and_gradients_are_those_of_one_rank)
             g + 1, groups[g].loss, groups[g].validation, groups[0].loss, groups[0].validation);
     }
     options.recompute = true;
-    options.shard_state = 2;
+    options.shard_state = 3;
     check_layout(one, &all, &options, &alone, &groups[0]);
 }
 END_TEST

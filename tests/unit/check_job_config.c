@@ -29,7 +29,7 @@ START_TEST(options_tell_limits_names_and_units)
         {"run.deadline", "number >= 0.1 seconds"},
         {"layout.reduction", "fast|exact"},
         {"layout.stages", "integers with commas, each 0..4096 layers"},
-        {"layout.shard_state", "0|1|2|false|true"},
+        {"layout.shard_state", "0|1|2|3|false|true"},
         {"train.ema_warmup", "true|false"},
         {"memory.budget", "bytes (512MiB, 24GiB)"},
     };
@@ -40,6 +40,32 @@ START_TEST(options_tell_limits_names_and_units)
                 seen = hd_config_option_at(i)->value;
         ck_assert_ptr_nonnull(seen);
         ck_assert_str_eq(seen, wanted[w][1]);
+    }
+}
+END_TEST
+
+START_TEST(state_sharding_is_a_level_or_a_word)
+{
+    static const struct {
+        const char *text;
+        int level; /* -1: refused */
+    } given[] = {{"0", 0},     {"1", 1},        {"2", 2},  {"3", 3},   {"true", 1},  {"false", 0},
+                 {"\"3\"", 3}, {"\"true\"", 1}, {"4", -1}, {"-1", -1}, {"null", -1}, {"1.5", -1}};
+    for (size_t i = 0; i < sizeof given / sizeof given[0]; i++) {
+        char text[64];
+        hd_config *config;
+        hdt_assert_ok(hd_config_create(&config));
+        const int length =
+            snprintf(text, sizeof text, "{\"layout\": {\"shard_state\": %s}}", given[i].text);
+        const hd_status status =
+            hdi_config_load_text(config->values, text, (size_t)length, "given");
+        const int level = hdi_config_enum(config->values, "layout.shard_state") % HDI_SHARDINGS;
+        hd_config_destroy(config);
+        if (given[i].level < 0)
+            hdt_assert_status(status, HD_ERROR_CONFIG, "wanted 0, 1, 2, 3, false or true");
+        else
+            hdt_assert_ok(status);
+        if (given[i].level >= 0) ck_assert_int_eq(level, given[i].level);
     }
 }
 END_TEST
@@ -105,6 +131,7 @@ int main(void)
     TCase *tests = tcase_create("job_config");
     tcase_add_test(tests, every_key_of_the_schema_is_an_option);
     tcase_add_test(tests, options_tell_limits_names_and_units);
+    tcase_add_test(tests, state_sharding_is_a_level_or_a_word);
     tcase_add_test(tests, defaults_pass_their_own_rules);
     tcase_add_test(tests, what_is_set_is_printed_and_reads_back);
     tcase_add_test(tests, wrong_settings_are_refused);

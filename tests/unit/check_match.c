@@ -22,9 +22,12 @@ static void collect(const hd_trainer *trainer, hdi_calls *calls)
 {
     for (int i = 0; i < trainer->shapes[0].schedule->action_count; i++) {
         const hdi_schedule_action *action = &trainer->shapes[0].schedule->actions[i];
+        const hd_program *program = trainer->shapes[0].train[action->chunk].program;
+        hdt_assert_ok(hdi_calls_add_gathers(calls, trainer->plan, program,
+                                            action->op == HDI_BACKWARD ? HDI_PHASE_BACKWARD
+                                                                       : HDI_PHASE_FORWARD));
         if (action->op == HDI_BACKWARD && action->micro_batch == trainer->options.accumulate - 1)
-            hdt_assert_ok(hdi_calls_add(calls, trainer->shapes[0].train[action->chunk].program,
-                                        HDI_PHASE_BACKWARD));
+            hdt_assert_ok(hdi_calls_add(calls, program, HDI_PHASE_BACKWARD));
     }
     hdt_assert_ok(hdi_calls_add(calls, trainer->norm, HDI_PHASE_FORWARD));
     hdt_assert_ok(hdi_calls_add(calls, trainer->update, HDI_PHASE_FORWARD));
@@ -67,13 +70,14 @@ enum { LAYOUTS = sizeof layouts / sizeof layouts[0] };
 
 START_TEST(collectives_of_all_ranks_match)
 {
-    const hd_mesh_options mesh = {.data = layouts[_i].data, .pipeline = layouts[_i].pipeline};
-    for (int variant = 0; variant < 4; variant++) {
+    hd_mesh_options mesh = {.data = layouts[_i].data, .pipeline = layouts[_i].pipeline};
+    for (int variant = 0; variant < 8; variant++) {
         team t;
+        mesh.shard_group = variant >= 4 && mesh.data % 4 == 0 ? 2 : 0;
         assemble(&t, &mesh,
                  &(hd_trainer_options){.chunks = layouts[_i].chunks,
                                        .exact = variant & 1,
-                                       .shard_state = variant & 2});
+                                       .shard_state = variant / 2});
         hdt_assert_ok(hdi_calls_match(t.calls, t.meshes, t.ranks));
         if (t.ranks > 1) ck_assert_int_gt(t.calls[0].count, 0);
         dismiss(&t);

@@ -72,6 +72,36 @@ START_TEST(replicas_are_the_ranks_of_sequence_and_data_together)
 }
 END_TEST
 
+START_TEST(shard_groups_are_neighbours_and_copies_lie_across)
+{
+    const hd_mesh_options options = {.sequence = 2, .data = 6, .pipeline = 2, .shard_group = 3};
+    for (int rank = 0; rank < 24; rank++) {
+        hd_mesh *mesh;
+        hdt_assert_ok(hd_mesh_create_fake(rank, 24, &options, &mesh));
+        ck_assert_int_eq(hd_mesh_size(mesh, HD_AXIS_SHARD), 6);
+        ck_assert_int_eq(hd_mesh_size(mesh, HD_AXIS_COPY), 2);
+        ck_assert_int_eq(hd_mesh_index(mesh, HD_AXIS_SHARD), rank % 6);
+        ck_assert_int_eq(hd_mesh_index(mesh, HD_AXIS_COPY), rank / 6 % 2);
+        for (int index = 0; index < 6; index++)
+            ck_assert_int_eq(hd_mesh_peer(mesh, HD_AXIS_SHARD, index), rank / 6 * 6 + index);
+        for (int index = 0; index < 2; index++)
+            ck_assert_int_eq(hd_mesh_peer(mesh, HD_AXIS_COPY, index),
+                             rank / 12 * 12 + index * 6 + rank % 6);
+        hd_mesh_destroy(mesh);
+    }
+    hd_mesh *mesh;
+    const int wrong[] = {1, 4, -1, 12};
+    for (int i = 0; i < 4; i++)
+        hdt_assert_status(hd_mesh_create_fake(
+                              0, 6, &(hd_mesh_options){.data = 6, .shard_group = wrong[i]}, &mesh),
+                          HD_ERROR_CONFIG, "want a divisor of it above 1");
+    hdt_assert_ok(hd_mesh_create_fake(4, 6, &(hd_mesh_options){.data = 6}, &mesh));
+    ck_assert_int_eq(hd_mesh_size(mesh, HD_AXIS_SHARD), 6);
+    ck_assert_int_eq(hd_mesh_size(mesh, HD_AXIS_COPY), 1);
+    hd_mesh_destroy(mesh);
+}
+END_TEST
+
 START_TEST(sizes_of_zero_mean_one)
 {
     hd_mesh *mesh;
@@ -106,7 +136,8 @@ START_TEST(sizes_that_do_not_multiply_to_the_ranks_are_refused)
     hdt_assert_status(hd_mesh_create_fake(0, 1, &(hd_mesh_options){.tensor = -1}, &mesh),
                       HD_ERROR_CONFIG, "tensor is -1");
     const int huge = 1 << 30;
-    const hd_mesh_options overflow = {huge, huge, huge, huge, 1};
+    const hd_mesh_options overflow = {
+        .tensor = huge, .sequence = huge, .data = huge, .pipeline = huge, .ring = 1};
     hdt_assert_status(hd_mesh_create_fake(0, 4, &overflow, &mesh), HD_ERROR_CONFIG, "overflow");
     hdt_assert_status(hd_mesh_create_fake(6, 6, &six, &mesh), HD_ERROR_ARGUMENT, "rank is 6");
 }
@@ -161,6 +192,7 @@ int main(void)
     tcase_add_test(tests, tensor_is_the_fastest_axis_and_pipeline_the_slowest);
     tcase_add_test(tests, a_peer_differs_on_one_axis_only);
     tcase_add_test(tests, replicas_are_the_ranks_of_sequence_and_data_together);
+    tcase_add_test(tests, shard_groups_are_neighbours_and_copies_lie_across);
     tcase_add_test(tests, sizes_of_zero_mean_one);
     tcase_add_test(tests, no_mesh_is_one_rank);
     tcase_add_test(tests, sizes_that_do_not_multiply_to_the_ranks_are_refused);

@@ -1,4 +1,5 @@
 /* The verifier on weights from the host: each way of spoiling their places and copies is caught. */
+#include "parallel/data.h"
 #include "program/plan.h"
 
 #include "tests/support/hdt_blocks.h"
@@ -124,6 +125,53 @@ START_TEST(places_that_are_not_where_the_values_are_are_caught)
 }
 END_TEST
 
+/* Rank 0 of 2 with sharded weights, its backward behind a forward; buckets are smaller than blocks. */
+static void make_gathered(void)
+{
+    program = hdt_random_program(2);
+    hdi_layout *layout;
+    hdt_assert_ok(hdi_layout_create(
+        &program, 1, &(hdi_layout_options){.bucket_elements = 150, .shards = 2, .sharding = 3},
+        &layout));
+    hdt_assert_ok(hd_plan_create(&(hd_plan_options){0}, &plan));
+    hdi_plan_set_layout(plan, layout);
+    hdi_data_reduce(program, 0, layout);
+    hdt_assert_ok(hd_plan_add(plan, program, NULL));
+    hdt_assert_ok(hd_plan_finish(plan));
+    unit = &plan->units[0];
+    streamed = &unit->streamed[HDI_PHASE_BACKWARD];
+}
+
+START_TEST(blocks_that_are_gathered_are_proved_likewise)
+{
+    make_gathered();
+    const hdi_residency *it = &plan->residency;
+    ck_assert(it->gathers && it->block_count > 2);
+    ck_assert_int_eq(streamed->use_count, it->block_count);
+    streamed->fetches[2]--;
+    caught("finds another block in the slot of block 'block.");
+    streamed->fetches[2]++;
+    for (int e = 0; e < plan->layout->entry_count; e++) {
+        hdi_home *home = &it->homes[e];
+        if (home->block < 0) continue;
+        home->in_block += 4;
+        hdt_assert_status(hdi_plan_verify(plan), HD_ERROR_INTERNAL, "verifier");
+        home->in_block -= 4;
+    }
+    hdi_bucket *shards[2] = {0};
+    for (int b = 0, found = 0; b < plan->layout->bucket_count && found < 2; b++) {
+        int64_t first, own = hdi_layout_shard(plan->layout, b, 0, &first);
+        if (own && plan->layout->buckets[b].block >= 0) shards[found++] = &plan->layout->buckets[b];
+    }
+    ck_assert_ptr_nonnull(shards[1]);
+    const int64_t kept = shards[1]->weights_first;
+    shards[1]->weights_first = shards[0]->weights_first;
+    caught("share bytes of the weights");
+    shards[1]->weights_first = kept;
+    hdt_assert_ok(hdi_plan_verify(plan));
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("residency proof");
@@ -135,5 +183,9 @@ int main(void)
     tcase_add_test(tests, weights_that_share_bytes_are_caught);
     tcase_add_test(tests, places_that_are_not_where_the_values_are_are_caught);
     suite_add_tcase(suite, tests);
+    TCase *gathered = tcase_create("gathered");
+    tcase_add_checked_fixture(gathered, NULL, drop);
+    tcase_add_test(gathered, blocks_that_are_gathered_are_proved_likewise);
+    suite_add_tcase(suite, gathered);
     return hdt_main(suite);
 }

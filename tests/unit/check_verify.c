@@ -122,7 +122,7 @@ START_TEST(an_output_that_is_overwritten_is_caught)
 END_TEST
 
 /* Two weights, a backward, gradients over 4 data ranks in exact mode, 2 slots of everything. */
-static void make_training(void)
+static void make_trained(int sharding)
 {
     hdt_assert_ok(
         hd_program_create(&(hd_program_options){.name = "p", .training = true, .exact = true}, &p));
@@ -135,11 +135,26 @@ static void make_training(void)
     hd_program *programs[] = {p};
     hdi_layout *layout;
     hdt_assert_ok(hdi_layout_create(
-        programs, 1, &(hdi_layout_options){.bucket_elements = 1, .shards = SHARDS, .shard = 1},
+        programs, 1,
+        &(hdi_layout_options){.bucket_elements = 1,
+                              .shards = SHARDS,
+                              .shard = sharding ? 0 : 1, /* the first has blocks of its own */
+                              .sharding = sharding},
         &layout));
     hdi_data_reduce(p, 0, layout);
     finish(&(hd_plan_program_options){.saved_slots = 2, .io_slots = 2, .boundary_slots = 2},
            layout);
+}
+
+static void make_training(void)
+{
+    make_trained(0);
+}
+
+/* Whose gradients are whole in passing only. */
+static void make_sharded(void)
+{
+    make_trained(2);
 }
 
 static int find_op(const char *name, int number)
@@ -182,6 +197,26 @@ START_TEST(a_gradient_that_is_used_before_it_is_complete_is_caught)
     hdi_op_move(p, fold, weight);
     hdi_program_index(p);
     caught("adds to a gradient that has been used");
+}
+END_TEST
+
+START_TEST(a_bucket_that_travels_before_it_is_written_is_caught)
+{
+    int post = find_op("all_to_all", 0), weight = find_op("mul_weight", 0);
+    ck_assert_int_eq(post, weight + 1);
+    ck_assert_int_eq((int)unit->places[p->ops[weight]->op.out[0].id].region, HD_REGION_TRANSIENT);
+    hdi_op_move(p, post, weight);
+    hdi_program_index(p);
+    caught("reads, before it is written, tensor");
+}
+END_TEST
+
+START_TEST(a_gradient_on_a_bucket_that_travels_is_caught)
+{
+    const int first = p->ops[find_op("mul_weight", 0)]->op.out[0].id;
+    const int second = p->ops[find_op("mul_weight", 1)]->op.out[0].id;
+    unit->places[second].offset = unit->places[first].offset;
+    caught("unordered with posted communication");
 }
 END_TEST
 
@@ -296,6 +331,12 @@ int main(void)
     tcase_add_loop_test(training, slots_that_overlap_are_caught, 0, 3);
     tcase_add_loop_test(training, programs_and_regions_that_overlap_are_caught, 0, 5);
     suite_add_tcase(suite, training);
+    TCase *sharded = tcase_create("sharded");
+    tcase_add_checked_fixture(sharded, make_sharded, drop);
+    tcase_add_test(sharded, every_wait_that_is_dropped_is_caught);
+    tcase_add_test(sharded, a_bucket_that_travels_before_it_is_written_is_caught);
+    tcase_add_test(sharded, a_gradient_on_a_bucket_that_travels_is_caught);
+    suite_add_tcase(suite, sharded);
     TCase *alone = tcase_create("alone");
     tcase_add_test(alone, saved_bytes_under_another_programs_transients_are_caught);
     tcase_add_test(alone, states_that_overlap_are_caught);

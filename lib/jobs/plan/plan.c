@@ -38,10 +38,12 @@ static hd_status collect_step(const hd_trainer *trainer, const hdi_trainer_shape
     const hdi_schedule *schedule = shape->schedule;
     for (int i = 0; i < schedule->action_count; i++) {
         const hdi_schedule_action *action = &schedule->actions[i];
-        if (action->op == HDI_BACKWARD &&
-            action->micro_batch == schedule->options.micro_batches - 1)
-            HD_RETURN_IF_ERROR(
-                hdi_calls_add(calls, shape->train[action->chunk].program, HDI_PHASE_BACKWARD));
+        const hd_program *program = shape->train[action->chunk].program;
+        const bool backward = action->op == HDI_BACKWARD;
+        HD_RETURN_IF_ERROR(hdi_calls_add_gathers(
+            calls, trainer->plan, program, backward ? HDI_PHASE_BACKWARD : HDI_PHASE_FORWARD));
+        if (backward && action->micro_batch == schedule->options.micro_batches - 1)
+            HD_RETURN_IF_ERROR(hdi_calls_add(calls, program, HDI_PHASE_BACKWARD));
     }
     HD_RETURN_IF_ERROR(hdi_calls_add(calls, trainer->norm, HDI_PHASE_FORWARD));
     return hdi_calls_add(calls, trainer->update, HDI_PHASE_FORWARD);
@@ -289,6 +291,25 @@ static hd_status describe_shape(const planning *p, int index, hdi_text *text)
     return HD_OK;
 }
 
+/* What is split over ranks, and what a forward and backward therefore gather. */
+static void describe_sharding(const hd_trainer *any, hdi_text *text)
+{
+    const hdi_layout *layout = any->plan->layout;
+    static const char *const what[] = {"", "optimizer state", "optimizer state and gradients",
+                                       "optimizer state, gradients and weights of layers"};
+    const int level = layout->state_sharded + layout->gradients_sharded + layout->weights_sharded;
+    if (layout->shards == 1 || !level) return;
+    hdi_text_printf(text, "%s in %d shards", what[level], layout->shards);
+    if (layout->copies > 1) hdi_text_printf(text, ", %d copies of each", layout->copies);
+    if (layout->weights_sharded) {
+        hd_streaming passing;
+        hd_plan_streaming(any->plan, any->shapes[0].train[0].program, &passing);
+        hdi_text_printf(text, "; %d layers pass through %d slots, %zu bytes a micro-batch",
+                        passing.blocks, passing.slots, passing.run_bytes);
+    }
+    hdi_text_append(text, "\n");
+}
+
 static hd_status describe(const planning *p, double seconds, hdi_text *text)
 {
     const hd_trainer *any = p->trainers[0];
@@ -298,6 +319,7 @@ static hd_status describe(const planning *p, double seconds, hdi_text *text)
         hdi_text_printf(text, "weights %s, gradients %s, master %s\n",
                         hd_dtype_name(any->options.dtype), hd_dtype_name(any->options.gradients),
                         any->options.master == HD_MASTER_REMAINDER ? "remainder" : "F32");
+    describe_sharding(any, text);
     hdi_text_append(text, "stage\n");
     for (int s = 0; s < any->pipeline; s++)
         HD_RETURN_IF_ERROR(describe_stage(p, s, text));

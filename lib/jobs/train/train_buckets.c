@@ -74,6 +74,8 @@ static hd_status try_bucket(const hdi_train_target *on, hdi_video_bucket *bucket
     const hd_mesh_options sizes = {.data = hd_mesh_size(on->mesh, HD_AXIS_DATA),
                                    .pipeline = hd_mesh_size(on->mesh, HD_AXIS_PIPELINE),
                                    .sequence = hd_mesh_size(on->mesh, HD_AXIS_SEQUENCE),
+                                   .shard_group = hd_mesh_size(on->mesh, HD_AXIS_DATA) /
+                                                  hd_mesh_size(on->mesh, HD_AXIS_COPY),
                                    .ring = hd_mesh_ring(on->mesh),
                                    .tensor = hd_mesh_size(on->mesh, HD_AXIS_TENSOR)};
     const int stage_ranks = sizes.data * sizes.sequence * sizes.tensor;

@@ -66,6 +66,7 @@ static hd_status take_shapes(hd_trainer *trainer)
     trainer->shapes = hdi_alloc_array((size_t)trainer->shape_count, sizeof *trainer->shapes);
     if (!trainer->shapes) return out_of_memory();
     const int data = hd_mesh_size(o->mesh, HD_AXIS_DATA);
+    const int group = o->shard_state >= 2 ? data / hd_mesh_size(o->mesh, HD_AXIS_COPY) : 1;
     if (o->exact && hd_mesh_size(o->mesh, HD_AXIS_SEQUENCE) > 1)
         return hdi_error(HD_ERROR_UNSUPPORTED,
                          "reduction exact with sequence %d: one token's share of a gradient is not "
@@ -87,13 +88,15 @@ static hd_status take_shapes(hd_trainer *trainer)
                              "want sequences, and tokens or frames, >= 1",
                              s, (long long)shape->sequences, (long long)shape->tokens,
                              (long long)shape->video.frames);
-        const bool rows = data > 1 && o->shard_state < 2;
-        if (o->exact && rows && (shape->accumulate & (shape->accumulate - 1)))
-            return hdi_error(
-                HD_ERROR_UNSUPPORTED,
-                "reduction exact with data %d: accumulate is %d, want a power of two (the tree "
-                "over micro-batches must cut evenly between ranks), or shard_state 2",
-                data, shape->accumulate);
+        const int row = shape->accumulate * group;
+        if (o->exact && data > group && (row & (row - 1)))
+            return hdi_error(HD_ERROR_UNSUPPORTED,
+                             "reduction exact with data %d: %d micro-batches for each %s, want a "
+                             "power of two (the "
+                             "tree over them must cut evenly)%s",
+                             data, row,
+                             group > 1 ? "shard group" : "data rank, accumulate's number",
+                             group > 1 ? "" : ", or shard_state 2");
     }
     return HD_OK;
 }
@@ -129,9 +132,15 @@ static hd_status check_options(hd_trainer *trainer, const hd_trainer_options *gi
     if (!(o->ema_decay >= 0 && o->ema_decay < 1))
         return hdi_error(HD_ERROR_ARGUMENT, "trainer: ema_decay is %g, want 0 <= decay < 1",
                          (double)o->ema_decay);
-    if (o->shard_state < 0 || o->shard_state > 2)
-        return hdi_error(HD_ERROR_ARGUMENT, "trainer: shard_state is %d, want 0 to 2",
+    if (o->shard_state < 0 || o->shard_state > 3)
+        return hdi_error(HD_ERROR_ARGUMENT, "trainer: shard_state is %d, want 0 to 3",
                          o->shard_state);
+    if (hd_mesh_size(o->mesh, HD_AXIS_COPY) > 1 && o->shard_state < 2)
+        return hdi_error(
+            HD_ERROR_UNSUPPORTED,
+            "trainer: %d shard groups with shard_state %d: groups share gradients, want "
+            "shard_state 2 or 3",
+            hd_mesh_size(o->mesh, HD_AXIS_COPY), o->shard_state);
     if (o->chunks < 1) o->chunks = 1;
     if (o->recompute && o->activations == HD_ACTIVATIONS_KEEP)
         o->activations = HD_ACTIVATIONS_RECOMPUTE;
@@ -192,21 +201,24 @@ static hd_status make_layout(hd_trainer *trainer, hdi_layout **out)
     const hdi_trainer_shape *first = &trainer->shapes[0];
     hd_program **programs = hdi_alloc_array((size_t)trainer->chunks, sizeof(hd_program *));
     if (!programs) return out_of_memory();
+    const hd_mesh *mesh = trainer->options.mesh;
+    hd_axis axis = hd_mesh_size(mesh, HD_AXIS_SEQUENCE) > 1 ? HD_AXIS_REPLICA : HD_AXIS_DATA;
+    if (hd_mesh_size(mesh, HD_AXIS_COPY) > 1) axis = HD_AXIS_SHARD;
     for (int c = 0; c < trainer->chunks; c++)
         programs[c] = first->train[c].program;
-    hd_status status = hdi_layout_create(
-        programs, trainer->chunks,
-        &(hdi_layout_options){.bucket_elements = trainer->options.bucket_elements,
-                              .axis = hd_mesh_size(trainer->options.mesh, HD_AXIS_SEQUENCE) > 1
-                                          ? HD_AXIS_REPLICA
-                                          : HD_AXIS_DATA,
-                              .shards = hd_mesh_size(trainer->options.mesh, HD_AXIS_REPLICA),
-                              .shard = hd_mesh_index(trainer->options.mesh, HD_AXIS_REPLICA),
-                              .sharding = trainer->options.shard_state,
-                              .accumulates = most_micro_batches(trainer) > 1,
-                              .is_tied = is_tied,
-                              .user = trainer},
-        out);
+    hd_status status =
+        hdi_layout_create(programs, trainer->chunks,
+                          &(hdi_layout_options){.bucket_elements = trainer->options.bucket_elements,
+                                                .axis = axis,
+                                                .shards = hd_mesh_size(mesh, HD_AXIS_SHARD),
+                                                .shard = hd_mesh_index(mesh, HD_AXIS_SHARD),
+                                                .copies = hd_mesh_size(mesh, HD_AXIS_COPY),
+                                                .copy = hd_mesh_index(mesh, HD_AXIS_COPY),
+                                                .sharding = trainer->options.shard_state,
+                                                .accumulates = most_micro_batches(trainer) > 1,
+                                                .is_tied = is_tied,
+                                                .user = trainer},
+                          out);
     hdi_free(programs);
     for (int s = 1; s < trainer->shape_count; s++)
         for (int c = 0; c < trainer->chunks && status == HD_OK; c++)

@@ -133,14 +133,17 @@ static void move_average(hd_trainer *trainer, int64_t elements, hd_tensor weight
 }
 
 /* State has its place even where nothing is updated (frozen parameters), since checkpoints hold it. */
-static void update(hd_trainer *trainer, const hdi_update_chunk *chunk, const chunk_state *state)
+static void update(hd_trainer *trainer, const hdi_layout *layout, const hdi_update_chunk *chunk,
+                   const chunk_state *state)
 {
     hd_program *program = trainer->update;
     const hd_adamw_options *adamw = &trainer->options.adamw;
     const hd_dtype dtype = trainer->options.dtype;
     hd_tensor in[] = {state->gradient, trainer->scalars};
     hd_tensor out[] = {
-        hdi_flat_tensor(program, "weights", HDI_FLAT_WEIGHTS, dtype, chunk->first, chunk->elements),
+        hdi_flat_tensor(program, "weights", HDI_FLAT_WEIGHTS, dtype,
+                        hdi_layout_stored_weights(layout, chunk->bucket, chunk->first),
+                        chunk->elements),
         state->m, state->v, state->behind};
     if (chunk->pieces)
         hdi_op_append(program, &hdi_op_adamw,
@@ -157,8 +160,9 @@ static void update(hd_trainer *trainer, const hdi_update_chunk *chunk, const chu
 
 static void gather(hd_trainer *trainer, const hdi_layout *layout, const hdi_bucket *bucket)
 {
-    hd_tensor weights = hdi_flat_tensor(trainer->update, "weights", HDI_FLAT_WEIGHTS,
-                                        trainer->options.dtype, bucket->first, bucket->elements);
+    hd_tensor weights =
+        hdi_flat_tensor(trainer->update, "weights", HDI_FLAT_WEIGHTS, trainer->options.dtype,
+                        bucket->weights_first, bucket->elements);
     hdi_op_append(
         trainer->update, &hdi_op_all_gather,
         &(hdi_all_gather_options){.collective = {layout->axis, bucket->elements, "weights"},
@@ -193,12 +197,12 @@ static void update_of_bucket(hd_trainer *trainer, const hdi_layout *layout, int 
         const hdi_update_chunk *now = &trainer->update_chunks[*chunk];
         const chunk_state kept = kept_state(trainer, layout, now);
         if (!hdi_trainer_on_host(trainer) && !hdi_trainer_gradients_on_host(trainer)) {
-            update(trainer, now, &kept);
+            update(trainer, layout, now, &kept);
             continue;
         }
         load_ahead(trainer, layout, p, *chunk);
         const chunk_state *state = &p->states[*chunk % (AHEAD + 1)];
-        update(trainer, now, state);
+        update(trainer, layout, now, state);
         store(trainer, &kept, state);
     }
 }
@@ -219,7 +223,7 @@ hd_status hdi_trainer_build_chunks(hd_trainer *trainer, const hdi_layout *layout
     int chunk = 0;
     for (int b = 0; b < layout->bucket_count; b++) {
         update_of_bucket(trainer, layout, b, &p, &chunk);
-        if (layout->state_sharded && layout->shards > 1)
+        if (layout->state_sharded && layout->shards > 1 && layout->buckets[b].block < 0)
             gather(trainer, layout, &layout->buckets[b]);
     }
     return hd_program_finish(trainer->update);

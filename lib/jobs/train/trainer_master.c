@@ -8,8 +8,7 @@
 
 char *hdi_trainer_weights(const hd_trainer *trainer, int64_t first)
 {
-    return trainer->session->arena + trainer->plan->units[0].base[HD_REGION_WEIGHTS] +
-           (size_t)first * hd_dtype_bytes(trainer->options.dtype);
+    return hdi_session_weights_at(trainer->session, first);
 }
 
 float *hdi_trainer_state(const hd_trainer *trainer, int64_t element)
@@ -71,8 +70,11 @@ static hd_status keep(hd_trainer *trainer, const hdi_entry *entry, int64_t first
     hd_stream *stream = trainer->session->context->stream;
     const hdi_layout *layout = trainer->plan->layout;
     const hd_dtype dtype = trainer->options.dtype;
-    HD_RETURN_IF_ERROR(backend->split_weights(stream, dtype, count, values,
-                                              hdi_trainer_weights(trainer, first), NULL));
+    int64_t kept_first = first, kept = count;
+    hdi_session_clip(trainer->session, entry, &kept_first, &kept);
+    if (kept)
+        HD_RETURN_IF_ERROR(backend->split_weights(stream, dtype, kept, values + kept_first - first,
+                                                  hdi_trainer_weights(trainer, kept_first), NULL));
     int64_t own_first, own = owned(layout, entry->bucket, &own_first);
     int64_t begin = first > own_first ? first : own_first;
     int64_t end = least(first + count, own_first + own);
@@ -91,6 +93,7 @@ hd_status hdi_trainer_initialize(hd_trainer *trainer, uint64_t seed)
 {
     hd_session *session = trainer->session;
     const hdi_layout *layout = trainer->plan->layout;
+    HD_RETURN_IF_ERROR(hdi_streaming_stale(session));
     if (trainer->options.dtype == HD_DTYPE_F32) return hd_session_initialize(session, seed);
     int64_t fits;
     float *place = passing(trainer, &fits);
@@ -111,6 +114,7 @@ hd_status hdi_trainer_write(hd_trainer *trainer, const hdi_entry *entry, int64_t
 {
     const hd_context *context = trainer->session->context;
     int64_t first = entry->first + begin, fits;
+    HD_RETURN_IF_ERROR(hdi_streaming_stale(trainer->session));
     if (trainer->options.dtype == HD_DTYPE_F32)
         return hdi_session_write_flat(trainer->session, first, count, values);
     float *place = passing(trainer, &fits);

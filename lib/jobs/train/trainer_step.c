@@ -10,8 +10,9 @@ hdi_deal hdi_trainer_deal(const hd_trainer *trainer)
 {
     const hdi_layout *layout = trainer->plan->layout;
     const hd_mesh *mesh = trainer->options.mesh;
-    return (hdi_deal){.rank = hd_mesh_index(mesh, HD_AXIS_DATA),
-                      .group = layout->gradients_sharded ? hd_mesh_size(mesh, HD_AXIS_DATA) : 1};
+    return (hdi_deal){
+        .rank = hd_mesh_index(mesh, HD_AXIS_DATA),
+        .group = layout->gradients_sharded ? hd_mesh_size(mesh, HD_AXIS_DATA) / layout->copies : 1};
 }
 
 /* Fill the inputs of every micro-batch of this rank. */
@@ -122,6 +123,7 @@ static hd_status apply_update(hd_trainer *trainer, double learning_rate,
     HD_RETURN_IF_ERROR(
         hd_session_run(trainer->session, trainer->update, &(hd_session_run_options){.last = true}));
     HD_RETURN_IF_ERROR(hd_session_drain(trainer->session));
+    HD_RETURN_IF_ERROR(hdi_streaming_stale(trainer->session));
     trainer->updates++;
     return HD_OK;
 }

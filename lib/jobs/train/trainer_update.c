@@ -93,7 +93,8 @@ hd_status hdi_trainer_cut_pieces(hd_trainer *trainer, const hdi_layout *layout)
 {
     for (int i = 0; i < layout->entry_count; i++) {
         const hdi_entry *entry = &layout->entries[i];
-        if (entry->options->frozen || !hdi_trainer_speaks_for(trainer, entry)) continue;
+        if (entry->options->frozen || layout->copy > 0 || !hdi_trainer_speaks_for(trainer, entry))
+            continue;
         int64_t first, count = hdi_layout_shard(layout, entry->bucket, layout->shard, &first);
         hdi_piece piece = cut_piece(trainer, layout, entry, first, count);
         piece.first = hdi_layout_stored_gradient(layout, entry->bucket, piece.first);

@@ -1,0 +1,77 @@
+/* Blocks whose weights are sharded over ranks: where their shards and slots are. */
+#include "core/error.h"
+#include "core/memory.h"
+#include "program/place.h"
+#include "program/plan.h"
+
+#include <string.h>
+
+static size_t width_of(const hd_plan *plan)
+{
+    for (int u = 0; u < plan->unit_count; u++) {
+        const hd_program *program = plan->units[u].program;
+        if (program->use_count)
+            return hd_dtype_bytes(hd_tensor_get(program, program->uses[0].tensor)->dtype);
+    }
+    return sizeof(float);
+}
+
+/* The scope of a layer "h.3" is the longest one that a parameter's name begins with. */
+static const char *name_of(const hd_plan *plan, const hdi_entry *entry)
+{
+    const char *best = entry->name;
+    size_t longest = 0;
+    for (int u = 0; u < plan->unit_count; u++) {
+        const hd_program *program = plan->units[u].program;
+        for (int s = 1; s < program->scope_count; s++) {
+            const char *scope = program->scopes[s].name;
+            const size_t length = strlen(scope);
+            if (length <= longest || strncmp(scope, entry->name, length) != 0) continue;
+            best = scope;
+            longest = length;
+        }
+    }
+    return best;
+}
+
+/* A block's slot has its buckets one after another, each whole as it is gathered. */
+static void place_bucket(hd_plan *plan, const hdi_bucket *bucket, size_t width)
+{
+    hdi_residency *it = &plan->residency;
+    hdi_block *block = bucket->block < 0 ? NULL : &it->blocks[bucket->block];
+    for (int e = bucket->first_entry; e < bucket->first_entry + bucket->entries; e++) {
+        const hdi_entry *entry = &plan->layout->entries[e];
+        const size_t inside = (size_t)(entry->first - bucket->first) * width;
+        hdi_home *home = &it->homes[e];
+        home->block = bucket->block;
+        home->bytes = (size_t)entry->elements * width;
+        home->offset = (size_t)bucket->weights_first * width + inside;
+        if (!block) continue;
+        home->in_block = block->bytes + inside;
+        block->name = name_of(plan, entry);
+    }
+    if (block) block->bytes += hdi_place_round((size_t)bucket->elements * width);
+}
+
+hd_status hdi_residency_gather(hd_plan *plan, int slots)
+{
+    hdi_residency *it = &plan->residency;
+    const hdi_layout *layout = plan->layout;
+    const size_t width = width_of(plan);
+    hdi_residency_free(it);
+    it->homes = hdi_alloc_array((size_t)layout->entry_count + 1, sizeof *it->homes);
+    it->blocks = hdi_alloc_array((size_t)layout->block_count + 1, sizeof *it->blocks);
+    if (!it->homes || !it->blocks) return hdi_error(HD_ERROR_MEMORY, "plan: out of host memory");
+    it->block_count = it->host_blocks = layout->block_count;
+    it->gathers = true;
+    it->slots = slots < layout->block_count ? slots : layout->block_count;
+    for (int b = 0; b < layout->bucket_count; b++)
+        place_bucket(plan, &layout->buckets[b], width);
+    for (int b = 0; b < it->block_count; b++) {
+        it->blocks[b].host = true;
+        if (it->slot_bytes < it->blocks[b].bytes) it->slot_bytes = it->blocks[b].bytes;
+    }
+    plan->bytes[HD_REGION_WEIGHTS] = (size_t)layout->weights_elements * width;
+    plan->bytes[HD_REGION_STREAMED] = (size_t)it->slots * it->slot_bytes;
+    return HD_OK;
+}

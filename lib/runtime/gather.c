@@ -1,0 +1,82 @@
+/* Gathering of blocks, a collective for each bucket. Allocates nothing once it is open. */
+#include "runtime/gather.h"
+
+#include "comm/comm.h"
+#include "core/error.h"
+#include "core/memory.h"
+#include "runtime/session.h"
+
+static int buckets_of(const hdi_layout *layout, int block)
+{
+    int count = 0;
+    for (int b = 0; b < layout->bucket_count; b++)
+        count += layout->buckets[b].block == block;
+    return count;
+}
+
+hd_status hdi_gathers_open(hd_session *session)
+{
+    const hd_plan *plan = session->plan;
+    hdi_gathers *it = &session->streaming.gathers;
+    for (int b = 0; b < plan->residency.block_count; b++)
+        if (buckets_of(plan->layout, b) > it->most) it->most = buckets_of(plan->layout, b);
+    it->requests =
+        hdi_alloc_array((size_t)(plan->residency.slots * it->most), sizeof *it->requests);
+    return it->requests ? HD_OK : hdi_error(HD_ERROR_MEMORY, "session: out of host memory");
+}
+
+void hdi_gathers_close(hd_session *session)
+{
+    hdi_free(session->streaming.gathers.requests);
+}
+
+static hd_comm *comm_of(const hd_session *session)
+{
+    return hd_mesh_device_comm(session->mesh, session->plan->layout->axis);
+}
+
+/* This rank's shard takes its place; then all ranks exchange theirs. */
+static hd_status gather_bucket(hd_session *session, int index, char *to, hd_request *request)
+{
+    const hd_context *context = session->context;
+    const hdi_layout *layout = session->plan->layout;
+    const hdi_bucket *bucket = &layout->buckets[index];
+    const hd_dtype dtype = hdi_session_weights_dtype(session);
+    const size_t width = hd_dtype_bytes(dtype);
+    int64_t first, own = hdi_layout_shard(layout, index, layout->shard, &first);
+    if (own)
+        HD_RETURN_IF_ERROR(
+            context->backend->copy(context->stream, to + (size_t)(first - bucket->first) * width,
+                                   hdi_session_weights_at(session, first), (size_t)own * width));
+    HD_RETURN_IF_ERROR(
+        hd_comm_all_gather(comm_of(session), to, bucket->counts, bucket->offsets, dtype, request));
+    hdi_comm_set_label(
+        comm_of(session), request,
+        &(hdi_comm_label){.program = "weights",
+                          .scope = session->plan->residency.blocks[bucket->block].name});
+    return HD_OK;
+}
+
+hd_status hdi_gather_begin(hd_session *session, int slot, int block, size_t at)
+{
+    const hd_plan *plan = session->plan;
+    const hdi_gathers *it = &session->streaming.gathers;
+    hd_request *request = it->requests + (ptrdiff_t)slot * it->most;
+    HD_RETURN_IF_ERROR(hdi_gather_await(session, slot));
+    for (int b = 0; b < plan->layout->bucket_count; b++) {
+        const hdi_bucket *bucket = &plan->layout->buckets[b];
+        if (bucket->block != block) continue;
+        char *to = session->arena + at + plan->residency.homes[bucket->first_entry].in_block;
+        HD_RETURN_IF_ERROR(gather_bucket(session, b, to, request++));
+    }
+    return HD_OK;
+}
+
+hd_status hdi_gather_await(hd_session *session, int slot)
+{
+    const hdi_gathers *it = &session->streaming.gathers;
+    for (int i = 0; i < it->most; i++)
+        HD_RETURN_IF_ERROR(
+            hdi_comm_order(comm_of(session), &it->requests[(ptrdiff_t)slot * it->most + i]));
+    return HD_OK;
+}

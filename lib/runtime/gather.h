@@ -1,0 +1,23 @@
+/* Blocks of sharded weights, put together in their slots. */
+#ifndef HDI_RUNTIME_GATHER_H
+#define HDI_RUNTIME_GATHER_H
+
+#include <heddle/session.h>
+
+/* What is under way for each slot. */
+typedef struct hdi_gathers {
+    hd_request *requests; /* [slots][most], owned */
+    int most;             /* buckets of a block */
+} hdi_gathers;
+
+hd_status hdi_gathers_open(hd_session *session);
+void hdi_gathers_close(hd_session *session);
+
+/* Queue the gathering of a block into its slot at arena offset `at`: it begins when what the device has
+ * been given is done. Collective over the axis that shards. */
+hd_status hdi_gather_begin(hd_session *session, int slot, int block, size_t at);
+
+/* What the device is given from here on finds the slot's block whole. */
+hd_status hdi_gather_await(hd_session *session, int slot);
+
+#endif
