@@ -19,24 +19,24 @@ static const hdt_split settings[] = {
     {"gpt2",
      "{\"model_type\":\"gpt2\",\"vocab_size\":31,\"n_positions\":20,\"n_embd\":24,"
      "\"n_layer\":2,\"n_head\":4}",
-     17, 0, 0, 4, 0, 0, false},
+     17, 0, 0, 4, 0, 0, false, 0},
     {"llama",
      "{\"model_type\":\"llama\",\"vocab_size\":31,\"max_position_embeddings\":20,"
      "\"hidden_size\":24,\"intermediate_size\":40,\"num_hidden_layers\":2,"
      "\"num_attention_heads\":4,\"num_key_value_heads\":2,\"rms_norm_eps\":1e-5}",
-     19, 0, 0, 2, 0, 0, false},
+     19, 0, 0, 2, 0, 0, false, 0},
     {"hunyuan",
      "{\"model_type\": \"hunyuan_video\", \"in_channels\": 2, \"out_channels\": 2, "
      "\"num_attention_heads\": 3, \"attention_head_dim\": 8, \"num_layers\": 1, "
      "\"num_single_layers\": 1, \"num_refiner_layers\": 1, \"text_embed_dim\": 6, "
      "\"pooled_projection_dim\": 5, \"rope_axes_dim\": [4, 2, 2]}",
-     0, 9, 9, 3, 0, 0, false},
+     0, 9, 9, 3, 0, 0, false, 0},
     {"open sora",
      "{\"model_type\": \"open_sora_2\", \"in_channels\": 8, \"vec_in_dim\": 5, "
      "\"context_in_dim\": 6, \"hidden_size\": 16, \"mlp_ratio\": 2.0, "
      "\"num_heads\": 2, \"depth\": 1, \"depth_single_blocks\": 1, "
      "\"axes_dim\": [4, 2, 2], \"cond_embed\": true, \"fused_qkv\": false}",
-     0, 13, 10, 2, 0, 0, true},
+     0, 13, 10, 2, 0, 0, true, 0},
 };
 enum { SETTINGS = sizeof settings / sizeof settings[0] };
 

@@ -1,11 +1,11 @@
-/* One training step and one validation of a tiny model on ranks that split its sequences, held against
- * one rank's. */
+/* One training step and one validation of a tiny model on ranks that split its batches, stages, sequences
+ * or layers, held against one rank's. */
 #ifndef HDT_SPLIT_H
 #define HDT_SPLIT_H
 
 #include "jobs/train/trainer.h"
 
-enum { HDT_SPLIT_SEQUENCES = 2, HDT_SPLIT_VALUES = 1 << 18 };
+enum { HDT_SPLIT_SEQUENCES = 2, HDT_SPLIT_VALUES = 1 << 19, HDT_SPLIT_PARAMETERS = 192 };
 
 /* A model and what it trains on. */
 typedef struct hdt_split {
@@ -15,13 +15,16 @@ typedef struct hdt_split {
     int heads;             /* of keys and values */
     int64_t height, width; /* of the video; zero means 2 */
     bool masked;
+    int roundings; /* of a row on its way from the tokens to the loss; zero means 8 */
 } hdt_split;
 
-/* What one step is worth. */
+/* What one step is worth. Gradients are there where state is not sharded: of this rank's parameters, by
+ * their places in whole ones, NAN where another rank has the element. */
 typedef struct hdt_split_outcome {
     double loss, validation, norm;
     float gradients[HDT_SPLIT_VALUES]; /* of all parameters, one after another */
-    int64_t sizes[128];
+    int64_t firsts[HDT_SPLIT_PARAMETERS], sizes[HDT_SPLIT_PARAMETERS];
+    char names[HDT_SPLIT_PARAMETERS][64];
     int parameters;
     uint64_t weights; /* after the update */
 } hdt_split_outcome;
