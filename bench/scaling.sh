@@ -56,7 +56,7 @@ train() {
     row "$name" "$ranks" "$rate tok/s" "$(share "$rate" "$((one * ranks))")" "bubble ${bubble:-0} %" "${predicted:+$predicted s}" "loss $loss"
 }
 
-# ranks name size seconds-of-one flags...: steps of one video; seconds a step are left in `seconds`.
+# ranks name size seconds-of-one flags...: steps of videos; the seconds from one to the next are left in `seconds`.
 sample() {
     local ranks=$1 name=$2 size=$3 one=$4 frames height width
     shift 4
@@ -121,9 +121,8 @@ if wants flight; then
     size=${FLIGHT:-129:512:384}
     seconds=0
     sample 1 "$size, videos in turn" "$size" 0 --sample.seeds=1,2
-    alone=$(awk -v s="$seconds" 'BEGIN { print s / 2 }') # of one video
+    alone=$seconds
     for n in "${counts[@]:1}"; do
-        sample "$n" "$size, $((2 * n)) videos over $n stages" "$size" "$(awk -v s="$alone" -v n="$n" 'BEGIN { print s * 2 * n }')" \
-            --layout.pipeline="$n" --sample.seeds="$(seq -s, 1 $((2 * n)))"
+        sample "$n" "$size, $((2 * n)) videos over $n stages" "$size" "$alone" --layout.pipeline="$n" --sample.seeds="$(seq -s, 1 $((2 * n)))"
     done
 fi

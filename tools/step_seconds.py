@@ -1,10 +1,7 @@
-"""Seconds of a step from a sampling's metrics.jsonl: of all videos together, the first step of each left out.
+"""Seconds from one step's end to the next, of all videos together, from a sampling's metrics.jsonl.
 Usage: step_seconds.py METRICS.JSONL"""
 import json
 import sys
 
-lines = [line for line in map(json.loads, open(sys.argv[1])) if "step" in line]
-first = max(line["seconds"] for line in lines if line["step"] == 1)
-last = max(line["seconds"] for line in lines)
-steps = max(line["step"] for line in lines)
-print(f"{(last - first) / (steps - 1):.4g}")
+ends = sorted(line["seconds"] for line in map(json.loads, open(sys.argv[1])) if "step" in line)
+print(f"{(ends[-1] - ends[0]) / (len(ends) - 1):.4g}")
