@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # How heddle scales over the GPUs of this host: collectives, GPT-2 over data and pipeline, HunyuanVideo over
 # every axis, videos in flight. One table on the standard output. Usage: bench/scaling.sh BUILD_FOLDER
-# GPUS: how many, if not all that there are. PARTS: of "collectives gpt2 video flight". DEVICE=cpu, GPT2, VIDEO,
+# GPUS: how many, if not all that there are. PARTS: of "collectives gpt2 loss video flight". DEVICE=cpu, GPT2, VIDEO,
 # SIZES, STEPS: for trying the script out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -10,7 +10,7 @@ device=${DEVICE:-cuda}
 found=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true)
 gpus=${GPUS:-$found}
 [ "$gpus" -ge 1 ] || { echo "bench/scaling.sh: no GPU found; GPUS=2 DEVICE=cpu tries it on ranks" >&2; exit 1; }
-parts=${PARTS:-collectives gpt2 video flight}
+parts=${PARTS:-collectives gpt2 loss video flight}
 steps=${STEPS:-3}
 read -r -a gpt2 <<<"${GPT2:---model.preset=gpt2-xl --model.vocab=50304 --train.dtype=bf16 --train.tokens=1024 --train.micro_batch=8}"
 read -r -a video <<<"${VIDEO:---model.preset=hunyuan-video-13b --sample.dtype=bf16}"
@@ -46,8 +46,8 @@ train() {
     local flags=("${gpt2[@]}" "$@" --run.device="$device")
     "$build/heddle" plan --ranks="$ranks" "${flags[@]}" --train.validate_batches=0 --run.rates="${RATES:-h200}" >"$scratch/plan" 2>&1 || true
     launch "$ranks" "$build/heddle" train "${flags[@]}" --data.path="$scratch/tokens.bin" --train.steps=$((steps * 3)) \
-        --train.validate_batches=0 --checkpoint.resume=never --checkpoint.save_last=false --run.seed=1 \
-        --run.directory="$scratch/run" >"$scratch/log" 2>&1 || { row "$name" "$ranks" failed - - - -; tail -n 3 "$scratch/log" >&2; return; }
+        --train.validate_batches=0 --checkpoint.resume=never --checkpoint.save_last=false \
+        --run.directory="$scratch/run" >"$scratch/log" 2>&1 || { row "$name" "$ranks" failed - - - -; grep -m 3 -i "error\|heddle:" "$scratch/log" >&2 || true; return; }
     rate=$(field '[0-9]+ tokens/s, first' "$scratch/log")
     local predicted loss bubble
     predicted=$(field 'predicted [0-9.e-]+ s a step' "$scratch/plan")
@@ -65,7 +65,7 @@ sample() {
     launch "$ranks" "$build/heddle" sample "${video[@]}" --sample.random_weights=true --sample.inputs="$scratch/text.safetensors" \
         --sample.frames="$frames" --sample.height="$height" --sample.width="$width" --sample.steps="$steps" \
         --sample.save_every=0 --run.device="$device" --run.directory="$scratch/run" "$@" \
-        >"$scratch/log" 2>&1 || { row "$name" "$ranks" failed - - - -; tail -n 3 "$scratch/log" >&2; return; }
+        >"$scratch/log" 2>&1 || { row "$name" "$ranks" failed - - - -; grep -m 3 -i "error\|heddle:" "$scratch/log" >&2 || true; return; }
     seconds=$(python3 tools/step_seconds.py "$scratch/run/samples/metrics.jsonl")
     local planned used predicted
     planned=$(field 'planned [0-9]+ bytes' "$scratch/log")
@@ -75,19 +75,32 @@ sample() {
         "predicted ${predicted:--}" "$((${planned:-0} >> 20)) MiB" "$((${used:-0} >> 20)) MiB"
 }
 
+if wants gpt2 || wants loss; then python3 tools/make_tokens.py "$scratch/tokens.bin" 4000000; fi
 row what ranks speed "of linear" prediction planned "in use, loss"
 if wants collectives && [ "$device" = cuda ]; then
     for n in "${counts[@]:1}"; do launch "$n" "$build/tests/gpu/speed_collectives" 1 16 256; done
 fi
 if wants gpt2; then
-    python3 tools/make_tokens.py "$scratch/tokens.bin" 4000000
-    rate=0
-    train 1 "data 1" 1
+        rate=0
+    train 1 "data 1" 0
     alone=${rate:-0}
     for n in "${counts[@]:1}"; do
         train "$n" "data $n, sharded state" "$alone" --layout.data="$n" --layout.shard_state=1
         train "$n" "pipeline $n, 2 chunks, 16 micro" "$alone" --layout.pipeline="$n" --layout.chunks=2 \
             --train.batch=$((16 * ${MICRO:-4})) --train.micro_batch="${MICRO:-4}"
+    done
+fi
+if wants loss; then # the same sequences on every layout: the last column is what to compare
+    read -r -a gpt2 <<<"${LOSS:---model.preset=gpt2 --model.vocab=50304 --train.dtype=bf16 --train.tokens=1024 --train.micro_batch=4}"
+    for n in "${counts[@]}"; do
+        same=(--train.batch=$((4 * gpus)) --layout.data=1)
+        [ "$n" -gt 1 ] || { train 1 "batch $((4 * gpus)), one rank" 0 "${same[@]}"; continue; }
+        train "$n" "the same, data $n" 0 "${same[0]}" --layout.data="$n" --layout.shard_state=1
+        train "$n" "the same, state sharded 3" 0 "${same[0]}" --layout.data="$n" --layout.shard_state=3
+        train "$n" "the same, pipeline $n" 0 "${same[@]}" --layout.pipeline="$n"
+        train "$n" "the same, heads $n" 0 "${same[@]}" --layout.sequence="$n"
+        train "$n" "the same, ring $n" 0 "${same[@]}" --layout.sequence="$n" --layout.ring="$n"
+        train "$n" "the same, tensor $n" 0 "${same[@]}" --layout.tensor="$n"
     done
 fi
 python3 tools/make_text.py "$scratch/text.safetensors" 256 "$text_columns" "$pooled_columns"

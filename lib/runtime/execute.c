@@ -176,8 +176,12 @@ hd_status hdi_session_synchronize(hd_session *session)
 hd_status hdi_session_warm_up(hd_session *session)
 {
     const hd_session_run_options writes = {.last = true}, adds = {.last = true, .accumulate = true};
+    const hd_context *context = session->context;
     for (int u = 0; u < session->plan->unit_count; u++) {
         const hd_program *program = session->plan->units[u].program;
+        /* What another program left where this one has its inputs is no row of a table. */
+        HD_RETURN_IF_ERROR(
+            context->backend->zero(context->stream, session->arena, session->plan->arena_bytes));
         for (int i = 0; i < program->op_count; i++) {
             const uint32_t flags = program->ops[i]->op.kind->flags;
             if (hdi_op_is_posted(&program->ops[i]->op)) continue;
@@ -185,7 +189,6 @@ hd_status hdi_session_warm_up(hd_session *session)
             if (flags & HD_OP_WEIGHT_GRADIENT) HD_RETURN_IF_ERROR(run_op(session, u, i, 0, &adds));
         }
     }
-    const hd_context *context = session->context;
     HD_RETURN_IF_ERROR(
         context->backend->zero(context->stream, session->arena, session->plan->arena_bytes));
     return context->backend->synchronize(context->stream);
