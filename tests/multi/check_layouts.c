@@ -108,7 +108,7 @@ static void check_sizes(const setting *one, const hd_mesh_options *layout, int n
 {
     hd_trainer_options options = {.bucket_elements = 3000};
     const int accumulate = layout->pipeline > 1 ? 2 : 1, batches = layout->data * accumulate;
-    if (!why_not(one, layout) && !alone[batches].parameters) {
+    if (!why_not(one, layout) && !alone[batches].gradients.parameters) {
         options.accumulate = batches;
         hdt_split_train_alone(&one->split, &options, &alone[batches]);
     }
@@ -130,7 +130,7 @@ START_TEST(every_layout_is_right_or_refused_with_the_reason)
     ck_assert_int_eq(layers, one->layers);
     ck_assert_int_le(ranks, MOST_RANKS);
     for (int batches = 0; batches <= 2 * MOST_RANKS; batches++)
-        alone[batches].parameters = 0;
+        alone[batches].gradients.parameters = 0;
     int number = 0;
     hd_mesh_options l = {0};
     for (l.data = 1; l.data <= ranks; l.data++)

@@ -5,46 +5,38 @@
 
 #include "core/error.h"
 #include "core/memory.h"
-#include "jobs/train/trainer.h"
 #include "program/plan.h"
+#include "tests/support/hdt_split.h"
 
 #include <heddle/model.h>
 #include <heddle/session.h>
 #include <math.h>
 #include <stdio.h>
 
-enum { SEQUENCES = 2, MOST_VALUES = 1 << 18, MOST_PARAMETERS = 128, STEPS = 4 };
+enum { STEPS = 4 };
 
-/* A model and what it trains on. */
-typedef struct setting {
-    const char *name, *json;
-    int64_t tokens; /* of a sequence; 0: a video of `frames` patches */
-    int64_t frames, text;
-    int heads; /* of keys and values: there cannot be more ranks */
-} setting;
-
-static const setting settings[] = {
+static const hdt_split settings[] = {
     {"gpt2",
      "{\"model_type\":\"gpt2\",\"vocab_size\":31,\"n_positions\":16,\"n_embd\":30,"
      "\"n_layer\":2,\"n_head\":5}",
-     11, 0, 0, 5},
+     11, 0, 0, 5, 0, 0, false, 16},
     {"llama",
      "{\"model_type\":\"llama\",\"vocab_size\":31,\"max_position_embeddings\":16,"
      "\"hidden_size\":24,\"intermediate_size\":41,\"num_hidden_layers\":2,"
      "\"num_attention_heads\":6,\"num_key_value_heads\":3,\"rms_norm_eps\":1e-5}",
-     7, 0, 0, 3},
+     7, 0, 0, 3, 0, 0, false, 16},
     {"hunyuan",
      "{\"model_type\": \"hunyuan_video\", \"in_channels\": 2, \"out_channels\": 2, "
      "\"num_attention_heads\": 6, \"attention_head_dim\": 8, \"num_layers\": 1, "
      "\"num_single_layers\": 2, \"num_refiner_layers\": 1, \"text_embed_dim\": 6, "
      "\"pooled_projection_dim\": 5, \"rope_axes_dim\": [4, 2, 2]}",
-     0, 7, 4, 6},
+     0, 7, 4, 6, 0, 0, false, 16},
     {"open sora",
      "{\"model_type\": \"open_sora_2\", \"in_channels\": 8, \"vec_in_dim\": 5, "
      "\"context_in_dim\": 6, \"hidden_size\": 40, \"mlp_ratio\": 2.0, "
      "\"num_heads\": 5, \"depth\": 1, \"depth_single_blocks\": 1, "
      "\"axes_dim\": [4, 2, 2], \"cond_embed\": true, \"fused_qkv\": false}",
-     0, 13, 3, 5},
+     0, 13, 3, 5, 0, 0, true, 16},
 };
 enum { SETTINGS = sizeof settings / sizeof settings[0] };
 
@@ -57,7 +49,7 @@ static uint64_t hash_alike(const hd_trainer *trainer)
     for (int i = 0; i < layout->entry_count; i++) {
         const hdi_entry *entry = &layout->entries[i];
         if (hdi_entry_is_part(entry)) continue;
-        static unsigned char copy[4 * MOST_VALUES];
+        static unsigned char copy[4 * HDT_SPLIT_VALUES];
         const hd_context *context = trainer->session->context;
         const size_t bytes = (size_t)entry->elements * width;
         ck_assert_uint_le(bytes, sizeof copy);
@@ -70,115 +62,30 @@ static uint64_t hash_alike(const hd_trainer *trainer)
     return hash;
 }
 
-/* What a run is worth: elements by their places in whole parameters, NAN where this rank has none. */
+/* What a run is worth. */
 typedef struct outcome {
     double losses[STEPS], norms[STEPS], validation;
-    float gradients[MOST_VALUES]; /* of all parameters, one after another, after the first step */
-    int64_t firsts[MOST_PARAMETERS], sizes[MOST_PARAMETERS];
-    char names[MOST_PARAMETERS][64];
-    int parameters;
+    hdt_split_gradients gradients;          /* after the first step */
     uint64_t first_weights, weights, alike; /* hashes before and after the steps */
     int64_t own_elements;                   /* of the parameters on this rank */
     size_t planned, used;
 } outcome;
 
-static uint64_t number_of(const char *name)
-{
-    uint64_t number = 5;
-    for (; *name; name++)
-        number = number * 31 + (uint64_t)*name;
-    return number % 100003;
-}
-
-static hd_status feed(void *user, const char *name, int64_t batch, void *out, size_t bytes)
-{
-    const setting *one = user;
-    int32_t *ids = out;
-    float *values = out;
-    const bool is_ids = strcmp(name, "tokens") == 0 || strcmp(name, "targets") == 0;
-    hdt_fill(values, (int64_t)(bytes / sizeof *values), number_of(name) + (uint64_t)batch);
-    if (strcmp(name, "text_counts") == 0)
-        for (int i = 0; i < SEQUENCES; i++)
-            ids[i] = (int32_t)(one->text - i);
-    for (size_t i = 0; is_ids && i < bytes / sizeof *ids; i++)
-        ids[i] = i % 7 == 6 && strcmp(name, "targets") == 0 ? -1 : (int32_t)(15 * values[i]) + 15;
-    const bool is_positive = strcmp(name, "time") == 0 || strcmp(name, "loss_weight") == 0;
-    for (size_t i = 0; is_positive && i < bytes / sizeof *values; i++)
-        values[i] = 0.5F + 0.4F * values[i];
-    return HD_OK;
-}
-
-/* Other values than the first ones, which leave blocks out of what MMDiTs compute. */
-static hd_status set_weights(hd_trainer *trainer)
-{
-    static float whole[MOST_VALUES], own[MOST_VALUES];
-    const hdi_layout *layout = trainer->plan->layout;
-    for (int e = 0; e < layout->entry_count; e++) {
-        const hdi_entry *entry = &layout->entries[e];
-        hdt_fill(whole, hdi_shard_whole(entry->options), number_of(entry->name));
-        for (int64_t i = 0, at; i < entry->elements; i++) {
-            hdi_shard_run(entry->options, i, &at);
-            own[i] = 0.3F * whole[at];
-        }
-        HD_RETURN_IF_ERROR(hdi_trainer_write(trainer, entry, 0, entry->elements, own));
-    }
-    return HD_OK;
-}
-
-static hd_status read_gradients(hd_trainer *trainer, const hd_program *program, outcome *out)
-{
-    static float own[MOST_VALUES];
-    int64_t end = 0;
-    for (int u = 0; u < program->use_count; u++) {
-        const hdi_use *use = &program->uses[u];
-        const int64_t elements = hd_tensor_get(program, use->tensor)->elements;
-        out->firsts[u] = end;
-        out->sizes[u] = hdi_shard_whole(&use->options);
-        snprintf(out->names[u], sizeof out->names[u], "%s", use->name);
-        float *whole = out->gradients + end;
-        end += out->sizes[u];
-        ck_assert_int_le(end, MOST_VALUES);
-        for (int64_t i = 0; i < out->sizes[u]; i++)
-            whole[i] = NAN;
-        HD_RETURN_IF_ERROR(hd_session_read(trainer->session, program, use->gradient, 0, own));
-        for (int64_t i = 0, at; i < elements; i++) {
-            hdi_shard_run(&use->options, i, &at);
-            whole[at] = own[i];
-        }
-    }
-    out->parameters = program->use_count;
-    return HD_OK;
-}
-
-static hd_trainer_shape shape_of(const setting *one, int accumulate)
-{
-    return (hd_trainer_shape){.accumulate = accumulate,
-                              .sequences = SEQUENCES,
-                              .tokens = one->tokens,
-                              .video = {.frames = one->frames,
-                                        .height = one->frames ? 2 : 0,
-                                        .width = one->frames ? 2 : 0,
-                                        .text = one->text,
-                                        .text_counts = one->frames > 0,
-                                        .masked_frames = strcmp(one->name, "open sora") == 0}};
-}
-
-static hd_status run(const setting *one, hd_trainer *trainer, hd_context *context, outcome *out)
+static hd_status run(const hdt_split *one, hd_trainer *trainer, hd_context *context, outcome *out)
 {
     void *user = (void *)(uintptr_t)one;
     hd_step_result step = {0};
     HD_RETURN_IF_ERROR(hd_trainer_start(trainer, context, 1));
     HD_RETURN_IF_ERROR(hd_trainer_weights_hash(trainer, &out->first_weights));
-    HD_RETURN_IF_ERROR(set_weights(trainer));
-    HD_RETURN_IF_ERROR(hd_trainer_validate(trainer, feed, user, &step));
+    HD_RETURN_IF_ERROR(hdt_split_set_weights(trainer));
+    HD_RETURN_IF_ERROR(hd_trainer_validate(trainer, hdt_split_feed, user, &step));
     out->validation = step.loss;
     for (int i = 0; i < STEPS; i++) {
-        HD_RETURN_IF_ERROR(hd_trainer_step(trainer, 1e-3, feed, user, &step));
+        HD_RETURN_IF_ERROR(hd_trainer_step(trainer, 1e-3, hdt_split_feed, user, &step));
         out->losses[i] = step.loss;
         out->norms[i] = step.grad_norm;
-        if (i == 0 && !trainer->options.shard_state && trainer->pipeline == 1 &&
-            trainer->options.dtype == HD_DTYPE_F32)
-            HD_RETURN_IF_ERROR(read_gradients(trainer, trainer->shapes[0].train[0].program, out));
+        if (i == 0 && !trainer->options.shard_state && trainer->options.dtype == HD_DTYPE_F32)
+            HD_RETURN_IF_ERROR(hdt_split_read_gradients(trainer, &out->gradients));
     }
     const hdi_layout *layout = trainer->plan->layout;
     for (int i = 0; i < layout->entry_count; i++)
@@ -189,14 +96,14 @@ static hd_status run(const setting *one, hd_trainer *trainer, hd_context *contex
     return hd_trainer_weights_hash(trainer, &out->weights);
 }
 
-static hd_status train(hd_comm *comm, const setting *one, const hd_mesh_options *layout,
+static hd_status train(hd_comm *comm, const hdt_split *one, const hd_mesh_options *layout,
                        hd_trainer_options options, outcome *out)
 {
     hd_mesh *mesh = NULL;
     hd_context *context = NULL;
     hd_model *model = NULL;
     hd_trainer *trainer = NULL;
-    const hd_trainer_shape shape = shape_of(one, options.accumulate);
+    const hd_trainer_shape shape = hdt_split_shape(one, options.accumulate);
     memset(out, 0, sizeof *out);
     hd_status status = hd_model_create_json(one->json, &model);
     if (status == HD_OK) status = hd_mesh_create(comm, layout, &mesh);
@@ -227,12 +134,12 @@ static hd_status train(hd_comm *comm, const setting *one, const hd_mesh_options 
 /* Everything is a sum of rows and columns in another order, which rounds once more for each layer that it
  * has come through; a gradient is held against the largest of its parameter. AdamW divides by roots of
  * sums of squares: where a gradient is all rounding, steps of 1e-3 may go either way. */
-static void compare(const setting *one, const char *what, hd_dtype dtype, const outcome *seen,
+static void compare(const hdt_split *one, const char *what, hd_dtype dtype, const outcome *seen,
                     const outcome *alone)
 {
-    const int64_t rows = SEQUENCES * (one->tokens + one->frames + one->text);
+    const int64_t rows = HDT_SPLIT_SEQUENCES * (one->tokens + one->frames + one->text);
     const bool wide = dtype != HD_DTYPE_BF16;
-    const double bound = wide ? hdt_tolerance(HD_DTYPE_F32, rows * 16) : BF16_BOUND;
+    const double bound = wide ? hdt_tolerance(HD_DTYPE_F32, rows * one->roundings) : BF16_BOUND;
     ck_assert_msg(seen->first_weights == alone->first_weights, "%s, %s: other first values",
                   one->name, what);
     ck_assert_msg(fabs(seen->validation - alone->validation) <= bound * alone->validation,
@@ -248,25 +155,10 @@ static void compare(const setting *one, const char *what, hd_dtype dtype, const 
                       "%s, %s: norm of step %d is %.17g, one rank has %.17g", one->name, what, i,
                       seen->norms[i], norm);
     }
-    for (int u = 0; u < seen->parameters; u++) {
-        int v = 0;
-        while (v < alone->parameters && strcmp(alone->names[v], seen->names[u]) != 0)
-            v++;
-        ck_assert_int_lt(v, alone->parameters);
-        ck_assert_int_eq(seen->sizes[u], alone->sizes[v]);
-        const float *own = seen->gradients + seen->firsts[u],
-                    *whole = alone->gradients + alone->firsts[v];
-        double largest = 0, error = 0;
-        for (int64_t i = 0; i < seen->sizes[u]; i++) {
-            largest = fmax(largest, fabs((double)whole[i]));
-            if (!isnan(own[i])) error = fmax(error, fabs((double)own[i] - (double)whole[i]));
-        }
-        ck_assert_msg(error <= bound * largest, "%s, %s: gradient of %s is off by %g of %g",
-                      one->name, what, seen->names[u], error, largest);
-    }
+    hdt_split_compare_gradients(one, what, bound, &seen->gradients, &alone->gradients);
 }
 
-static void check_layout(const setting *one, const hd_mesh_options *layout,
+static void check_layout(const hdt_split *one, const hd_mesh_options *layout,
                          const hd_trainer_options *options, const outcome *alone)
 {
     static outcome seen;
@@ -291,7 +183,7 @@ static void check_layout(const setting *one, const hd_mesh_options *layout,
     ck_assert_uint_lt(seen.planned, alone->planned);
 }
 
-static void train_alone(const setting *one, const hd_trainer_options *options, outcome *out)
+static void train_alone(const hdt_split *one, const hd_trainer_options *options, outcome *out)
 {
     hd_comm *self = NULL;
     hdt_assert_ok(hd_comm_split(hdt_world, hd_comm_rank(hdt_world), 0, &self));
@@ -303,7 +195,7 @@ static void train_alone(const setting *one, const hd_trainer_options *options, o
 
 START_TEST(losses_and_gradients_are_those_of_one_rank)
 {
-    const setting *one = &settings[_i];
+    const hdt_split *one = &settings[_i];
     static outcome alone;
     const hd_mesh_options all = {.data = 1, .pipeline = 1, .tensor = hd_comm_size(hdt_world)};
     hd_trainer_options options = {.clip_norm = 0.1F};
@@ -317,7 +209,7 @@ END_TEST
 
 START_TEST(weights_of_16_bits_follow_one_rank)
 {
-    const setting *one = &settings[_i];
+    const hdt_split *one = &settings[_i];
     static outcome alone;
     const hd_mesh_options all = {.data = 1, .pipeline = 1, .tensor = hd_comm_size(hdt_world)};
     if (all.tensor > 3) return; /* sums of two terms, and of more */
@@ -329,7 +221,7 @@ END_TEST
 
 START_TEST(tensor_goes_with_data_and_pipeline)
 {
-    const setting *one = &settings[_i];
+    const hdt_split *one = &settings[_i];
     static outcome alone;
     const int ranks = hd_comm_size(hdt_world);
     if (ranks != 4 && ranks != 8) return;
@@ -359,7 +251,7 @@ START_TEST(what_cannot_be_split_is_refused_with_the_reason)
     const int ranks = hd_comm_size(hdt_world);
     const hd_mesh_options all = {.tensor = ranks}, both = {.tensor = 2, .sequence = ranks / 2};
     const hd_trainer_options none = {0}, exact = {.exact = true};
-    setting one = settings[0];
+    hdt_split one = settings[0];
     hdt_assert_status(train(hdt_world, &one, &all, exact, &out), HD_ERROR_UNSUPPORTED,
                       "reduction exact with tensor");
     if (ranks == 4)

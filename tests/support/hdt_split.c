@@ -20,7 +20,7 @@ static uint64_t number_of(const char *name)
     return number % 100003;
 }
 
-static hd_status feed(void *user, const char *name, int64_t batch, void *out, size_t bytes)
+hd_status hdt_split_feed(void *user, const char *name, int64_t batch, void *out, size_t bytes)
 {
     const hdt_split *one = user;
     int32_t *ids = out;
@@ -47,7 +47,7 @@ static hd_status feed(void *user, const char *name, int64_t batch, void *out, si
 }
 
 /* Other values than the first ones, which leave blocks out of what MMDiTs compute. */
-static hd_status set_weights(hd_trainer *trainer)
+hd_status hdt_split_set_weights(hd_trainer *trainer)
 {
     static float whole[HDT_SPLIT_VALUES], own[HDT_SPLIT_VALUES];
     const hdi_layout *layout = trainer->plan->layout;
@@ -63,8 +63,8 @@ static hd_status set_weights(hd_trainer *trainer)
     return HD_OK;
 }
 
-static hd_status read_gradients(hd_trainer *trainer, const hd_program *program, int64_t *end,
-                                hdt_split_outcome *out)
+static hd_status read_program(hd_trainer *trainer, const hd_program *program, int64_t *end,
+                              hdt_split_gradients *out)
 {
     static float own[HDT_SPLIT_VALUES];
     for (int u = 0; u < program->use_count; u++) {
@@ -76,7 +76,7 @@ static hd_status read_gradients(hd_trainer *trainer, const hd_program *program, 
         out->firsts[p] = *end;
         out->sizes[p] = hdi_shard_whole(&use->options);
         snprintf(out->names[p], sizeof out->names[p], "%s", use->name);
-        float *whole = out->gradients + *end;
+        float *whole = out->values + *end;
         *end += out->sizes[p];
         ck_assert_int_le(*end, HDT_SPLIT_VALUES);
         for (int64_t i = 0; i < out->sizes[p]; i++)
@@ -90,7 +90,16 @@ static hd_status read_gradients(hd_trainer *trainer, const hd_program *program, 
     return HD_OK;
 }
 
-static hd_trainer_shape shape_of(const hdt_split *one, int accumulate)
+hd_status hdt_split_read_gradients(hd_trainer *trainer, hdt_split_gradients *out)
+{
+    int64_t end = 0;
+    out->parameters = 0;
+    for (int c = 0; c < trainer->chunks; c++)
+        HD_RETURN_IF_ERROR(read_program(trainer, trainer->shapes[0].train[c].program, &end, out));
+    return HD_OK;
+}
+
+hd_trainer_shape hdt_split_shape(const hdt_split *one, int accumulate)
 {
     const int64_t least = one->frames ? 2 : 0;
     return (hd_trainer_shape){.accumulate = accumulate,
@@ -109,15 +118,15 @@ static hd_status run(const hdt_split *one, hd_trainer *trainer, hd_context *cont
 {
     hd_step_result step = {0};
     HD_RETURN_IF_ERROR(hd_trainer_start(trainer, context, 1));
-    HD_RETURN_IF_ERROR(set_weights(trainer));
-    HD_RETURN_IF_ERROR(hd_trainer_validate(trainer, feed, (void *)(uintptr_t)one, &step));
+    HD_RETURN_IF_ERROR(hdt_split_set_weights(trainer));
+    HD_RETURN_IF_ERROR(hd_trainer_validate(trainer, hdt_split_feed, (void *)(uintptr_t)one, &step));
     out->validation = step.loss;
-    HD_RETURN_IF_ERROR(hd_trainer_step(trainer, 1e-3, feed, (void *)(uintptr_t)one, &step));
+    HD_RETURN_IF_ERROR(
+        hd_trainer_step(trainer, 1e-3, hdt_split_feed, (void *)(uintptr_t)one, &step));
     out->loss = step.loss;
     out->norm = step.grad_norm;
-    int64_t end = 0;
-    for (int c = 0; c < trainer->chunks && !trainer->options.shard_state; c++)
-        HD_RETURN_IF_ERROR(read_gradients(trainer, trainer->shapes[0].train[c].program, &end, out));
+    if (!trainer->options.shard_state)
+        HD_RETURN_IF_ERROR(hdt_split_read_gradients(trainer, &out->gradients));
     return hd_trainer_weights_hash(trainer, &out->weights);
 }
 
@@ -128,7 +137,7 @@ hd_status hdt_split_train(hd_comm *comm, const hdt_split *one, const hd_mesh_opt
     hd_context *context = NULL;
     hd_model *model = NULL;
     hd_trainer *trainer = NULL;
-    const hd_trainer_shape shape = shape_of(one, options.accumulate);
+    const hd_trainer_shape shape = hdt_split_shape(one, options.accumulate);
     memset(out, 0, sizeof *out);
     hd_status status = hd_model_create_json(one->json, &model);
     if (status == HD_OK) status = hd_mesh_create(comm, layout, &mesh);
@@ -152,6 +161,27 @@ hd_status hdt_split_train(hd_comm *comm, const hdt_split *one, const hd_mesh_opt
     return status;
 }
 
+void hdt_split_compare_gradients(const hdt_split *one, const char *what, double bound,
+                                 const hdt_split_gradients *seen, const hdt_split_gradients *alone)
+{
+    for (int u = 0; u < seen->parameters; u++) {
+        int v = 0;
+        while (v < alone->parameters && strcmp(alone->names[v], seen->names[u]) != 0)
+            v++;
+        ck_assert_int_lt(v, alone->parameters);
+        ck_assert_int_eq(seen->sizes[u], alone->sizes[v]);
+        const float *own = seen->values + seen->firsts[u],
+                    *whole = alone->values + alone->firsts[v];
+        double largest = 0, error = 0;
+        for (int64_t i = 0; i < seen->sizes[u]; i++) {
+            largest = fmax(largest, fabs((double)whole[i]));
+            if (!isnan(own[i])) error = fmax(error, fabs((double)own[i] - (double)whole[i]));
+        }
+        ck_assert_msg(error <= bound * largest, "%s, %s: gradient of %s is off by %g of %g",
+                      one->name, what, seen->names[u], error, largest);
+    }
+}
+
 void hdt_split_compare(const hdt_split *one, const char *what, const hdt_split_outcome *seen,
                        const hdt_split_outcome *alone)
 {
@@ -165,22 +195,7 @@ void hdt_split_compare(const hdt_split *one, const char *what, const hdt_split_o
     ck_assert_msg(fabs(seen->norm - alone->norm) <= bound * alone->norm,
                   "%s, %s: norm %.17g, one rank has %.17g", one->name, what, seen->norm,
                   alone->norm);
-    for (int u = 0; u < seen->parameters; u++) {
-        int v = 0;
-        while (v < alone->parameters && strcmp(alone->names[v], seen->names[u]) != 0)
-            v++;
-        ck_assert_int_lt(v, alone->parameters);
-        ck_assert_int_eq(seen->sizes[u], alone->sizes[v]);
-        const float *own = seen->gradients + seen->firsts[u],
-                    *whole = alone->gradients + alone->firsts[v];
-        double largest = 0, error = 0;
-        for (int64_t i = 0; i < seen->sizes[u]; i++) {
-            largest = fmax(largest, fabs((double)whole[i]));
-            if (!isnan(own[i])) error = fmax(error, fabs((double)own[i] - (double)whole[i]));
-        }
-        ck_assert_msg(error <= bound * largest, "%s, %s: gradient of %s is off by %g of %g",
-                      one->name, what, seen->names[u], error, largest);
-    }
+    hdt_split_compare_gradients(one, what, bound, &seen->gradients, &alone->gradients);
 }
 
 void hdt_split_train_alone(const hdt_split *one, const hd_trainer_options *options,

@@ -18,16 +18,29 @@ typedef struct hdt_split {
     int roundings; /* of a row on its way from the tokens to the loss; zero means 8 */
 } hdt_split;
 
-/* What one step is worth. Gradients are there where state is not sharded: of this rank's parameters, by
- * their places in whole ones, NAN where another rank has the element. */
-typedef struct hdt_split_outcome {
-    double loss, validation, norm;
-    float gradients[HDT_SPLIT_VALUES]; /* of all parameters, one after another */
+/* Of this rank's parameters, by their places in whole ones, NAN where another rank has the element. */
+typedef struct hdt_split_gradients {
+    float values[HDT_SPLIT_VALUES]; /* of all parameters, one after another */
     int64_t firsts[HDT_SPLIT_PARAMETERS], sizes[HDT_SPLIT_PARAMETERS];
     char names[HDT_SPLIT_PARAMETERS][64];
     int parameters;
-    uint64_t weights; /* after the update */
+} hdt_split_gradients;
+
+/* What one step is worth. */
+typedef struct hdt_split_outcome {
+    double loss, validation, norm;
+    hdt_split_gradients gradients; /* none where state is sharded */
+    uint64_t weights;              /* after the update */
 } hdt_split_outcome;
+
+/* The parts of a training: hd_feed_fn's values for an hdt_split, its only shape, weights that leave no
+ * block without effect, gradients after a step, and those against one rank's. */
+hd_status hdt_split_feed(void *user, const char *name, int64_t batch, void *out, size_t bytes);
+hd_trainer_shape hdt_split_shape(const hdt_split *one, int accumulate);
+hd_status hdt_split_set_weights(hd_trainer *trainer);
+hd_status hdt_split_read_gradients(hd_trainer *trainer, hdt_split_gradients *out);
+void hdt_split_compare_gradients(const hdt_split *one, const char *what, double bound,
+                                 const hdt_split_gradients *seen, const hdt_split_gradients *alone);
 
 /* Collective over comm. */
 hd_status hdt_split_train(hd_comm *comm, const hdt_split *one, const hd_mesh_options *layout,
