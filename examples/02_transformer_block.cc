@@ -77,9 +77,7 @@ int main()
     hd_mesh *mesh;
     hd_context *context;
     hd_trainer *trainer;
-    hd_context_options device = {};
-    device.device = "auto";
-    device.share_gpu = true;
+    const hd_context_options device = {"auto", 0, 1, true}; // ranks may share a GPU
     hd_trainer_options options = {};
     check(hd_comm_create_world(nullptr, &world));
     hd_mesh_options axes = {};
