@@ -25,10 +25,7 @@ static hd_tensor linear(hd_program *p, hd_tensor x, const char *name, int64_t ou
 // Attention and MLP side by side on one norm. x is [sequences * tokens, hidden].
 static hd_tensor block(hd_program *p, hd_tensor x)
 {
-    hd_norm_options norm = {};
-    norm.name = "norm";
-    norm.epsilon = 1e-5;
-    norm.kind = HD_NORM_RMS;
+    hd_norm_options norm = {"norm", 1e-5, HD_NORM_RMS};
     hd_attention_options attention = {};
     attention.heads = kHeads;
     attention.tokens = kTokens;
@@ -43,11 +40,7 @@ static hd_tensor block(hd_program *p, hd_tensor x)
 static hd_tensor build(void *, hd_program *p, const hd_stage *stage, hd_tensor x)
 {
     const int64_t rows = stage->sequences * stage->tokens;
-    hd_embedding_options table = {};
-    table.name = "embedding";
-    table.entries = kVocab;
-    table.columns = kHidden;
-    table.std = 0.02;
+    const hd_embedding_options table = {"embedding", kVocab, kHidden, 0.02, false};
     if (stage->first) x = hd_embedding(p, hd_input(p, "tokens", HD_DTYPE_I32, 1, &rows), &table);
     for (int layer = stage->first_layer; layer < stage->first_layer + stage->layers; layer++) {
         hd_scope_begin(p, "block.%d", layer);
@@ -80,8 +73,7 @@ int main()
     const hd_context_options device = {"auto", 0, 1, true}; // ranks may share a GPU
     hd_trainer_options options = {};
     check(hd_comm_create_world(nullptr, &world));
-    hd_mesh_options axes = {};
-    axes.pipeline = hd_comm_size(world);
+    const hd_mesh_options axes = {1, 1, 1, hd_comm_size(world), 0, 0}; // the fourth is the pipeline
     check(hd_mesh_create(world, &axes, &mesh));
     check(hd_context_create_ranked(world, &device, &context));
     check(hd_mesh_attach(mesh, context, HD_DEVICE_TRANSPORT_AUTO));
