@@ -24,7 +24,8 @@ int hdi_layout_find(const hdi_layout *layout, const char *name)
  * buckets of the second are the same on all ranks. */
 static hd_status part_alike(hdi_layout *layout)
 {
-    hdi_entry *sorted = hdi_alloc_array((size_t)layout->entry_count + 1, sizeof *sorted);
+    if (layout->entry_count == 0) return HD_OK;
+    hdi_entry *sorted = hdi_alloc_array((size_t)layout->entry_count, sizeof *sorted);
     if (!sorted) return out_of_memory();
     int count = 0;
     for (int alike = 0; alike < 2; alike++)

@@ -29,8 +29,10 @@ START_TEST(programs_that_share_bytes_warm_up_one_after_another)
     hd_session *session = hd_trainer_session(trainer);
     memset(session->arena, 0xff, session->plan->arena_bytes); /* NaN, as numbers */
     hdt_assert_ok(hdi_session_warm_up(session));
+    size_t left = 0; /* bytes that are not zero */
     for (size_t i = 0; i < session->plan->arena_bytes; i++)
-        ck_assert_int_eq(((const char *)session->arena)[i], 0);
+        left += ((const char *)session->arena)[i] != 0;
+    ck_assert_uint_eq(left, 0);
     hd_trainer_destroy(trainer);
     hd_context_destroy(context);
     hd_mesh_destroy(mesh);
