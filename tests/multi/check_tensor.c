@@ -71,8 +71,9 @@ typedef struct outcome {
     size_t planned, used;
 } outcome;
 
-static hd_status run(const hdt_split *one, hd_trainer *trainer, hd_context *context, outcome *out)
+static hd_status run(const hdt_split *one, hd_trainer *trainer, hd_context *context, void *result)
 {
+    outcome *out = result;
     void *user = (void *)(uintptr_t)one;
     hd_step_result step = {0};
     HD_RETURN_IF_ERROR(hd_trainer_start(trainer, context, 1));
@@ -99,33 +100,9 @@ static hd_status run(const hdt_split *one, hd_trainer *trainer, hd_context *cont
 static hd_status train(hd_comm *comm, const hdt_split *one, const hd_mesh_options *layout,
                        hd_trainer_options options, outcome *out)
 {
-    hd_mesh *mesh = NULL;
-    hd_context *context = NULL;
-    hd_model *model = NULL;
-    hd_trainer *trainer = NULL;
-    const hd_trainer_shape shape = hdt_split_shape(one, options.accumulate);
     memset(out, 0, sizeof *out);
-    hd_status status = hd_model_create_json(one->json, &model);
-    if (status == HD_OK) status = hd_mesh_create(comm, layout, &mesh);
-    if (status == HD_OK) status = hdt_open_context(comm, mesh, &context);
-    if (status == HD_OK) {
-        options.build = hd_model_build;
-        options.user = model;
-        options.layers = hd_model_layers(model);
-        options.mesh = mesh;
-        options.backend = hd_context_backend(context);
-        options.shapes = &shape;
-        options.shape_count = 1;
-        options.bucket_elements = 3000;
-        options.validate_batches = options.accumulate ? options.accumulate : 1;
-        status = hd_trainer_create(&options, &trainer);
-    }
-    if (status == HD_OK) status = run(one, trainer, context, out);
-    hd_trainer_destroy(trainer);
-    hd_context_destroy(context);
-    hd_mesh_destroy(mesh);
-    hd_model_destroy(model);
-    return status;
+    options.bucket_elements = 3000;
+    return hdt_split_with_trainer(comm, one, layout, options, run, out);
 }
 
 /* A value of 8 bits passes through some twenty roundings between tokens and loss, and as many back. */

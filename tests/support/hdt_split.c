@@ -113,9 +113,9 @@ hd_trainer_shape hdt_split_shape(const hdt_split *one, int accumulate)
                                         .masked_frames = one->masked}};
 }
 
-static hd_status run(const hdt_split *one, hd_trainer *trainer, hd_context *context,
-                     hdt_split_outcome *out)
+static hd_status run(const hdt_split *one, hd_trainer *trainer, hd_context *context, void *result)
 {
+    hdt_split_outcome *out = result;
     hd_step_result step = {0};
     HD_RETURN_IF_ERROR(hd_trainer_start(trainer, context, 1));
     HD_RETURN_IF_ERROR(hdt_split_set_weights(trainer));
@@ -130,15 +130,14 @@ static hd_status run(const hdt_split *one, hd_trainer *trainer, hd_context *cont
     return hd_trainer_weights_hash(trainer, &out->weights);
 }
 
-hd_status hdt_split_train(hd_comm *comm, const hdt_split *one, const hd_mesh_options *layout,
-                          hd_trainer_options options, hdt_split_outcome *out)
+hd_status hdt_split_with_trainer(hd_comm *comm, const hdt_split *one, const hd_mesh_options *layout,
+                                 hd_trainer_options options, hdt_split_run each, void *out)
 {
     hd_mesh *mesh = NULL;
     hd_context *context = NULL;
     hd_model *model = NULL;
     hd_trainer *trainer = NULL;
     const hd_trainer_shape shape = hdt_split_shape(one, options.accumulate);
-    memset(out, 0, sizeof *out);
     hd_status status = hd_model_create_json(one->json, &model);
     if (status == HD_OK) status = hd_mesh_create(comm, layout, &mesh);
     if (status == HD_OK) status = hdt_open_context(comm, mesh, &context);
@@ -153,12 +152,19 @@ hd_status hdt_split_train(hd_comm *comm, const hdt_split *one, const hd_mesh_opt
         options.validate_batches = options.accumulate ? options.accumulate : 1;
         status = hd_trainer_create(&options, &trainer);
     }
-    if (status == HD_OK) status = run(one, trainer, context, out);
+    if (status == HD_OK) status = each(one, trainer, context, out);
     hd_trainer_destroy(trainer);
     hd_context_destroy(context);
     hd_mesh_destroy(mesh);
     hd_model_destroy(model);
     return status;
+}
+
+hd_status hdt_split_train(hd_comm *comm, const hdt_split *one, const hd_mesh_options *layout,
+                          hd_trainer_options options, hdt_split_outcome *out)
+{
+    memset(out, 0, sizeof *out);
+    return hdt_split_with_trainer(comm, one, layout, options, run, out);
 }
 
 void hdt_split_compare_gradients(const hdt_split *one, const char *what, double bound,

@@ -42,6 +42,14 @@ hd_status hdt_split_read_gradients(hd_trainer *trainer, hdt_split_gradients *out
 void hdt_split_compare_gradients(const hdt_split *one, const char *what, double bound,
                                  const hdt_split_gradients *seen, const hdt_split_gradients *alone);
 
+/* What is done with a trainer that has not started yet, for `out`. */
+typedef hd_status (*hdt_split_run)(const hdt_split *one, hd_trainer *trainer, hd_context *context,
+                                   void *out);
+
+/* A trainer on `layout` for the time of `run`. Collective over comm. */
+hd_status hdt_split_with_trainer(hd_comm *comm, const hdt_split *one, const hd_mesh_options *layout,
+                                 hd_trainer_options options, hdt_split_run run, void *out);
+
 /* Collective over comm. */
 hd_status hdt_split_train(hd_comm *comm, const hdt_split *one, const hd_mesh_options *layout,
                           hd_trainer_options options, hdt_split_outcome *out);
