@@ -83,6 +83,10 @@ struct hd_op_kind {
     uint32_t in_place;
     uint32_t second_in_place; /* the same for out[1] */
 
+    /* Bit i: of rows of in[i] alone the op makes the same rows of its outputs, all of them [rows,
+     * columns]: it may run for some rows at a time. Zero: it may not. */
+    uint32_t by_rows;
+
     hd_status (*run)(const hd_run *run);
 };
 

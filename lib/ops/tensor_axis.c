@@ -61,10 +61,15 @@ static hd_comm *comm_of(const hd_run *run)
     return hd_mesh_device_comm(run->mesh, o->collective.axis);
 }
 
+/* A rank's own rows stay where they are. */
 static void sent_cost(const hd_op *op, hd_cost *out)
 {
+    const hdi_sequence_options *o = op->options;
+    const double columns = (double)op->in_info[0]->dims[1];
+    const double own = (double)hdi_sequence_rows_of(o, o->rank) * columns *
+                       (double)hd_dtype_bytes(op->in_info[0]->dtype);
     out->flops = 0;
-    out->bytes = (double)op->out_info[0]->bytes;
+    out->bytes = (double)op->out_info[0]->bytes - own;
 }
 
 /* Elements of each rank's chunk of rows of `columns`. */
@@ -155,8 +160,6 @@ const hd_op_kind hdi_op_tensor_exchange = {
     .run = exchange_run,
 };
 
-/* The sum of what has come from all ranks. in: that, and what this rank has sent, which is not read: it
- * takes the gradient. */
 typedef struct sum_options {
     hdi_sequence_options rows;
     bool alike; /* all ranks have the sum of all rows */
@@ -189,7 +192,7 @@ static void sum_backward(hd_backward *context, const hd_op *op)
                          : hd_custom_op(program, &hdi_op_tensor_gather, &o->rows, 1, &gradient));
 }
 
-static const hd_op_kind tensor_sum = {
+const hd_op_kind hdi_op_tensor_sum = {
     .name = "tensor_sum",
     .options_bytes = sizeof(sum_options),
     .shape = sum_shape,
@@ -223,7 +226,7 @@ static hd_tensor sum_of(hd_program *program, hd_tensor received, hd_tensor sent,
     o.rows = *rows;
     o.alike = alike;
     const hd_tensor in[] = {received, sent};
-    return hd_custom_op(program, &tensor_sum, &o, 2, in);
+    return hd_custom_op(program, &hdi_op_tensor_sum, &o, 2, in);
 }
 
 static hd_tensor sum_chunks(hd_program *program, hd_tensor x, const hdi_sequence_options *o)

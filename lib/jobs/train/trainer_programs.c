@@ -75,7 +75,9 @@ hd_status hdi_trainer_build_chunk(hd_trainer *trainer, int shape_index, int chun
                                                 .backend = options->backend,
                                                 .training = train,
                                                 .exact = options->exact,
-                                                .sequence_groups = options->sequence_groups},
+                                                .sequence_groups = options->sequence_groups,
+                                                .tensor_groups = options->tensor_groups,
+                                                .rates = &options->rates},
                           &program);
     hdi_free(name);
     if (status != HD_OK) return status;
