@@ -87,6 +87,10 @@ struct hd_op_kind {
      * columns]: it may run for some rows at a time. Zero: it may not. */
     uint32_t by_rows;
 
+    /* Options with which the op makes rows first .. first + rows - 1 of its output out of all of its
+     * inputs but those by_rows: changed in place; false if it cannot. NULL: none need to change. */
+    bool (*cut)(const hd_op *op, int64_t first, int64_t rows, void *options);
+
     hd_status (*run)(const hd_run *run);
 };
 
