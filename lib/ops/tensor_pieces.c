@@ -180,6 +180,7 @@ int hdi_cut_choose(const hdi_cutter *c, const hdi_cut_ranks *r, const hdi_piece_
     const int64_t most = 1 + r->o->tokens / r->o->ranks; /* a row for each piece */
     int groups = c->program->tensor_groups;
     if (groups == 0) groups = hdi_piece_groups(timing, gathers);
+    if (groups > HDI_TENSOR_GROUPS) groups = HDI_TENSOR_GROUPS;
     if (groups > most) groups = (int)most;
     if (c->program->tensor_pieces < groups) c->program->tensor_pieces = groups;
     return groups - 1;
