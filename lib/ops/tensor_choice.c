@@ -3,35 +3,31 @@
 
 #include <math.h>
 
-/* What a piece costs beyond its rows: a product less full of tiles, a message of its own. */
-#define PRODUCT_SECONDS 10e-6
-#define MESSAGE_SECONDS 20e-6
+#define MESSAGE_SECONDS 20e-6 /* what a message takes beyond its bytes */
 
 static double after_gather(const hdi_piece_timing *t, int groups)
 {
     const int steps = (t->ranks - 1) * (groups - 1);
-    if (groups == 1)
-        return fmax(t->beside, t->sent + MESSAGE_SECONDS) + t->product + PRODUCT_SECONDS;
+    if (groups == 1) return fmax(t->beside, t->sent + MESSAGE_SECONDS) + t->product + t->each;
     const double piece = (t->product - t->product / t->ranks) / steps;
-    double computed = t->beside + t->product / t->ranks + PRODUCT_SECONDS;
+    double computed = t->beside + t->product / t->ranks + t->each;
     for (int i = 1; i <= steps; i++)
-        computed =
-            fmax(computed, i * (t->sent / steps + MESSAGE_SECONDS)) + piece + PRODUCT_SECONDS;
+        computed = fmax(computed, i * (t->sent / steps + MESSAGE_SECONDS)) + piece + t->each;
     return computed;
 }
 
 static double before_exchange(const hdi_piece_timing *t, int groups)
 {
     const int steps = (t->ranks - 1) * (groups - 1);
-    double computed = t->product + PRODUCT_SECONDS, sent = computed + t->sent + MESSAGE_SECONDS;
+    double computed = t->product + t->each, sent = computed + t->sent + MESSAGE_SECONDS;
     if (groups > 1) {
         const double piece = (t->product - t->product / t->ranks) / steps;
         computed = sent = 0;
         for (int i = 1; i <= steps; i++) {
-            computed += piece + PRODUCT_SECONDS;
+            computed += piece + t->each;
             sent = fmax(sent, computed) + t->sent / steps + MESSAGE_SECONDS;
         }
-        computed += t->product / t->ranks + PRODUCT_SECONDS;
+        computed += t->product / t->ranks + t->each;
     }
     return fmax(computed + t->beside, sent);
 }

@@ -31,6 +31,11 @@ bool hdi_cut_is_plain(const hd_program *program, hd_tensor x, int64_t rows)
            !tensor->holds && tensor->producer >= 0;
 }
 
+/* What a product in pieces costs more for each: a launch, and tiles that fill half a device at its end (132
+ * of 128 x 256 columns of 3072 on an H100). */
+#define LAUNCH_SECONDS 5e-6
+#define TILES_FLOPS 1.3e10
+
 /* Options of an op for some rows, in a caller's buffer; NULL if the op cannot make these. */
 enum { OPTIONS_BYTES = 512 };
 static const void *options_of(const hd_op *op, hdi_row_run rows, char buffer[OPTIONS_BYTES])
@@ -171,6 +176,7 @@ hdi_piece_timing hdi_cut_timing(const hdi_cutter *c, const hdi_cut_ranks *r, dou
     return (hdi_piece_timing){.product = product,
                               .sent = bytes * peers / r->o->ranks / c->rates.peer,
                               .beside = beside,
+                              .each = LAUNCH_SECONDS + TILES_FLOPS / c->rates.compute,
                               .ranks = r->o->ranks};
 }
 

@@ -11,9 +11,9 @@
 #include "ops/tensor_axis.h"
 
 /* Seconds of a product of all ranks' rows, of what travels before it (a gather) or after it, and of what
- * is computed beside that, whatever happens to the product. */
+ * is computed beside that, whatever happens to the product. each: what a piece costs beyond its rows. */
 typedef struct hdi_piece_timing {
-    double product, sent, beside;
+    double product, sent, beside, each;
     int ranks;
 } hdi_piece_timing;
 

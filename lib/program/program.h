@@ -84,9 +84,9 @@ struct hd_program {
     int slices;            /* at least 1; 1 where a backward follows */
     int sequence_groups;   /* of heads that change places; 0: as many as pay */
     int sequence_turns;    /* the most that it came to; 0: nothing changes places */
-    int tensor_groups;     /* pieces of products around what travels on the tensor axis; 0: by rates */
-    int tensor_pieces;     /* the most that it came to; 0: no such products */
-    hd_rates rates;        /* zeros: of no device in particular */
+    int tensor_groups; /* pieces of products around what travels on the tensor axis; 0: by rates */
+    int tensor_pieces; /* the most that it came to; 0: no such products */
+    hd_rates rates;    /* zeros: of no device in particular */
 
     hd_status status; /* of the first error */
     char *message;

@@ -42,12 +42,11 @@ START_TEST(pieces_give_what_is_made_at_once)
     hd_trainer_options options = {.tensor_groups = 1};
     hdt_split_sequences = 1;
     hdt_assert_ok(hdt_split_train(hdt_world, one, &layout, options, &whole));
-    for (options.tensor_groups = 2; options.tensor_groups <= 4; options.tensor_groups++) {
+    for (options.tensor_groups = 2; options.tensor_groups <= 3; options.tensor_groups++) {
         char what[64];
         snprintf(what, sizeof what, "%d ranks, %d groups", ranks, options.tensor_groups);
         options.recompute = options.tensor_groups == 3;
         hdt_assert_ok(hdt_split_train(hdt_world, one, &layout, options, &seen));
-        fprintf(stderr, "%s %s: %d %d %d %d\n", one->name, what, seen.loss == whole.loss, seen.validation==whole.validation, seen.norm == whole.norm, seen.weights == whole.weights);
         hdt_split_compare(one, what, &seen, &whole);
     }
 }
