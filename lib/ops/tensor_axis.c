@@ -248,19 +248,40 @@ hd_tensor hdi_tensor_own_rows(hd_program *program, hd_tensor x, int64_t sequence
     return hd_custom_op(program, &hdi_op_sequence_own_rows, &o, 1, &x);
 }
 
-hd_tensor hdi_tensor_all_rows(hd_program *program, hd_tensor x, int64_t sequences, int64_t tokens)
+hd_tensor hdi_tensor_gather_rows(hd_program *program, hd_tensor x, int64_t sequences,
+                                 int64_t tokens)
 {
     if (hdi_tensor_ranks(program) == 1) return x;
     const hdi_sequence_options o = start(program, x, sequences, tokens, "rows of a layer");
-    return rearrange(program, hd_custom_op(program, &hdi_op_tensor_gather, &o, 1, &x), o, true);
+    return hd_custom_op(program, &hdi_op_tensor_gather, &o, 1, &x);
 }
 
-hd_tensor hdi_tensor_sum_rows(hd_program *program, hd_tensor x, int64_t sequences, int64_t tokens)
+hd_tensor hdi_tensor_exchange_rows(hd_program *program, hd_tensor x, int64_t sequences,
+                                   int64_t tokens)
 {
     if (hdi_tensor_ranks(program) == 1) return x;
     const hdi_sequence_options o =
         start(program, x, sequences, tokens, "parts of a layer's result");
-    return sum_chunks(program, rearrange(program, x, o, false), &o);
+    return sum_chunks(program, x, &o);
+}
+
+hd_tensor hdi_tensor_by_sequence(hd_program *program, hd_tensor x, int64_t sequences,
+                                 int64_t tokens, bool back)
+{
+    if (hdi_tensor_ranks(program) == 1) return x;
+    return rearrange(program, x, start(program, x, sequences, tokens, "rows"), !back);
+}
+
+hd_tensor hdi_tensor_all_rows(hd_program *program, hd_tensor x, int64_t sequences, int64_t tokens)
+{
+    x = hdi_tensor_gather_rows(program, x, sequences, tokens);
+    return hdi_tensor_by_sequence(program, x, sequences, tokens, false);
+}
+
+hd_tensor hdi_tensor_sum_rows(hd_program *program, hd_tensor x, int64_t sequences, int64_t tokens)
+{
+    x = hdi_tensor_by_sequence(program, x, sequences, tokens, true);
+    return hdi_tensor_exchange_rows(program, x, sequences, tokens);
 }
 
 /* Each rank's copy is one token of each sequence, as if the ranks had a token each. */

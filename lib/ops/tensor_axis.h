@@ -31,6 +31,16 @@ hd_tensor hdi_tensor_all_rows(hd_program *program, hd_tensor x, int64_t sequence
  * ranks. Collective. */
 hd_tensor hdi_tensor_sum_rows(hd_program *program, hd_tensor x, int64_t sequences, int64_t tokens);
 
+/* The same where rows of one rank lie below another's, which layers that work row by row do not mind: such
+ * products are cut into pieces. hdi_tensor_by_sequence makes rows of sequences of those (back: those of
+ * these). Collective, but for that. */
+hd_tensor hdi_tensor_gather_rows(hd_program *program, hd_tensor x, int64_t sequences,
+                                 int64_t tokens);
+hd_tensor hdi_tensor_exchange_rows(hd_program *program, hd_tensor x, int64_t sequences,
+                                   int64_t tokens);
+hd_tensor hdi_tensor_by_sequence(hd_program *program, hd_tensor x, int64_t sequences,
+                                 int64_t tokens, bool back);
+
 /* That sum itself, on all ranks. Adjoint to itself. Collective. */
 hd_tensor hdi_tensor_sum_alike(hd_program *program, hd_tensor x);
 

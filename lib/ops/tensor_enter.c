@@ -18,7 +18,6 @@ static bool find(const hdi_cutter *c, int index, entrance *out)
     *out = (entrance){.joins = -1, .own = gather->in[0]};
     out->r = (hdi_cut_ranks){
         .o = gather->options, .source = index, .columns = gather->in_info[0]->dims[1]};
-    if (out->r.o->sequences != 1) return false;
     int next = hdi_cut_reader(c, whole, index);
     const int64_t *joined = next < 0 ? NULL : hdi_joined_rows(&hdi_cut_op(c, next)->op);
     if (joined && hdi_cut_has_one_reader(c, whole)) {

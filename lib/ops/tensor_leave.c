@@ -66,7 +66,7 @@ static bool find(const hdi_cutter *c, int index, way_out *out)
     out->r = (hdi_cut_ranks){
         .o = exchange->options, .source = index, .columns = exchange->in_info[0]->dims[1]};
     out->sum = hdi_cut_reader(c, out->received, index);
-    if (out->r.o->sequences != 1 || out->sum < 0 || !hdi_cut_has_one_reader(c, out->received) ||
+    if (out->sum < 0 || !hdi_cut_has_one_reader(c, out->received) ||
         hdi_cut_op(c, out->sum)->op.kind != &hdi_op_tensor_sum ||
         hdi_cut_reader(c, x, 0) != index || hdi_cut_reader(c, x, index + 1) != out->sum ||
         hdi_cut_reader(c, x, out->sum + 1) >= 0)

@@ -120,7 +120,7 @@ hdi_row_run hdi_cut_extend(const hdi_cut_ranks *r, hdi_row_run rows)
 {
     int64_t end = rows.first + rows.count;
     if (rows.first == r->before) rows.first = 0;
-    if (end == r->before + r->o->tokens) end = r->rows;
+    if (end == r->before + r->o->sequences * r->o->tokens) end = r->rows;
     return (hdi_row_run){rows.first, end - rows.first};
 }
 
@@ -171,7 +171,8 @@ hdi_piece_timing hdi_cut_timing(const hdi_cutter *c, const hdi_cut_ranks *r, dou
                                 double beside)
 {
     const hd_dtype dtype = hdi_cut_op(c, r->source)->op.in_info[0]->dtype;
-    const double bytes = (double)(r->o->tokens * r->columns) * (double)hd_dtype_bytes(dtype);
+    const double bytes =
+        (double)(r->o->sequences * r->o->tokens * r->columns) * (double)hd_dtype_bytes(dtype);
     const double peers = r->o->ranks - 1;
     return (hdi_piece_timing){.product = product,
                               .sent = bytes * peers / r->o->ranks / c->rates.peer,

@@ -76,8 +76,8 @@ void hdi_cut_emit_rows(hdi_cutter *c, int index, int at, hdi_row_run rows, const
 /* The ranks' rows of a tensor that has more before them and after them, which all ranks have, and the
  * pieces that they travel in. */
 typedef struct hdi_cut_ranks {
-    const hdi_sequence_options *o;
-    int source; /* the op that is cut */
+    const hdi_sequence_options *o; /* rows of one rank below another's: of all its sequences */
+    int source;                    /* the op that is cut */
     int64_t before, rows, columns;
     int pieces; /* of each rank's rows */
 } hdi_cut_ranks;
