@@ -64,7 +64,7 @@ typedef struct hd_program_options {
     int tensor_groups; /* pieces of products beside what travels on the mesh's tensor axis, one computed
                           while another is under way: a rank's own rows and, of each other rank, one
                           less; 1: all at once; zero: as many as are fastest by */
-    const struct hd_rates *rates; /* (plan.h) of the device; NULL: of none in particular */
+    const struct hd_rates *rates; /* (plan.h) of the device, the same on all ranks; NULL: of none */
 } hd_program_options;
 
 HD_API hd_status hd_program_create(const hd_program_options *options, hd_program **out);
