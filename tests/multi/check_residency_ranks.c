@@ -246,10 +246,11 @@ static void make_prompts(void)
 
 /* What a generator planned, and its texts. */
 typedef struct generated {
-    int32_t out[PROMPTS * TOKENS];
+    int32_t out[PROMPTS * TOKENS], again[PROMPTS * TOKENS]; /* again: of a second run */
     size_t planned, high_water;
     uint64_t allocations; /* of the run */
     int blocks_on_host;
+    bool gathers;
 } generated;
 
 static hd_status generate(const hdt_generating *with, generated *got)
@@ -262,11 +263,14 @@ static hd_status generate(const hdt_generating *with, generated *got)
     if (status == HD_OK)
         status = hd_generator_run(it.generator, prompts, PROMPTS, TOKENS, &by, got->out, NULL);
     got->allocations = hdi_alloc_count() - before;
+    if (status == HD_OK)
+        status = hd_generator_run(it.generator, prompts, PROMPTS, TOKENS, &by, got->again, NULL);
     if (status == HD_OK) {
         const hd_plan *plan = hd_generator_plan(it.generator);
         got->planned = hd_plan_total_bytes(plan);
         got->high_water = hd_session_high_water(hd_generator_session(it.generator));
         got->blocks_on_host = plan->residency.host_blocks;
+        got->gathers = plan->residency.gathers;
     }
     hdt_close_generator(&it);
     return status;
@@ -310,6 +314,68 @@ START_TEST(texts_are_equal_within_any_budget)
 }
 END_TEST
 
+/* Three prompts of different lengths on two lines or four: one of which has none. */
+START_TEST(ranks_that_share_blocks_write_the_same_texts)
+{
+    const int ranks = hd_comm_size(hdt_world);
+    const hd_mesh_options layouts[] = {
+        {.data = ranks}, {.data = ranks / 2, .pipeline = 2}, {.data = ranks / 2, .tensor = 2}};
+    generated resident, got;
+    make_prompts();
+    hdt_generating with = {.model = hdt_tiny_model(_i ? "llama" : "gpt2", LAYERS),
+                           .capacity = CAPACITY,
+                           .prefill = 4,
+                           .slots = 2};
+    for (int l = 0; l < 3 && ranks > 1; l++) {
+        with.mesh = layouts[l];
+        if (with.mesh.data < 2) continue;
+        with.residency = HD_RESIDENCY_RESIDENT;
+        hdt_assert_ok(generate(&with, &resident));
+        for (int k = 0; k < 4; k++) {
+            with.residency = shared[k % 2];
+            with.host_blocks = k / 2 * 3; /* all, three */
+            hdt_assert_ok(hd_comm_agree(hdt_world, generate(&with, &got)));
+            ck_assert_mem_eq(got.out, resident.out, sizeof got.out);
+            ck_assert_mem_eq(got.again, resident.out, sizeof got.out);
+            ck_assert(got.gathers);
+            ck_assert_uint_le(got.high_water, got.planned);
+            if (strcmp(hdt_device(), "cpu") == 0) ck_assert_uint_eq(got.allocations, 0);
+        }
+    }
+    hd_model_destroy(with.model);
+}
+END_TEST
+
+/* Rank 0 has room for all weights, the others for the less the higher their number. */
+START_TEST(ranks_with_other_budgets_agree)
+{
+    const int ranks = hd_comm_size(hdt_world), rank = hd_comm_rank(hdt_world);
+    generated resident, least, got;
+    make_prompts();
+    hdt_generating with = {.model = hdt_tiny_model("llama", LAYERS),
+                           .capacity = CAPACITY,
+                           .prefill = 4,
+                           .slots = 1,
+                           .mesh = {.data = ranks}};
+    hdt_assert_ok(generate(&with, &resident));
+    with.residency = ranks > 1 ? HD_RESIDENCY_SHARDED : HD_RESIDENCY_HOST;
+    hdt_assert_ok(hd_comm_agree(hdt_world, generate(&with, &least)));
+    ck_assert_uint_lt(least.planned, resident.planned);
+    with.residency = HD_RESIDENCY_AUTO;
+    with.budget = resident.planned - (resident.planned - most(least.planned)) / (size_t)ranks *
+                                         (size_t)(ranks > 1 ? rank : 1);
+    const hd_status status = hd_comm_agree(hdt_world, generate(&with, &got));
+    hd_model_destroy(with.model);
+    hdt_assert_ok(status);
+    ck_assert_mem_eq(got.out, resident.out, sizeof got.out);
+    hdt_assert_ok(hd_comm_check_equal(hdt_world, &got.blocks_on_host, sizeof got.blocks_on_host,
+                                      "the blocks that are shared"));
+    ck_assert_int_gt(got.blocks_on_host, 0);
+    ck_assert_int_eq(got.gathers, ranks > 1);
+    ck_assert_uint_le(got.planned, with.budget);
+}
+END_TEST
+
 int main(int argc, char **argv)
 {
     TCase *videos = tcase_create("videos");
@@ -319,5 +385,7 @@ int main(int argc, char **argv)
     tcase_add_test(videos, budgets_of_samplers_are_kept);
     TCase *texts = tcase_create("texts");
     tcase_add_loop_test(texts, texts_are_equal_within_any_budget, 0, 2);
+    tcase_add_loop_test(texts, ranks_that_share_blocks_write_the_same_texts, 0, 2);
+    tcase_add_test(texts, ranks_with_other_budgets_agree);
     return hdt_main_ranks(argc, argv, "residency", videos, texts);
 }
