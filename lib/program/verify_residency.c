@@ -2,6 +2,7 @@
  * of their tensors, without the code that found the uses. */
 #include "core/error.h"
 #include "core/memory.h"
+#include "program/place.h"
 #include "program/plan.h"
 
 #include <stdlib.h>
@@ -75,6 +76,32 @@ static hd_status check_homes(const hd_plan *plan, piece *pieces)
         HD_RETURN_IF_ERROR(check_apart(
             pieces, count, resident ? plan->bytes[HD_REGION_WEIGHTS] : it->blocks[b].bytes,
             resident ? "the weights" : it->blocks[b].name));
+    }
+    return HD_OK;
+}
+
+/* Behind the slots there is room for what a rank copies of any block from the host, before it is gathered. */
+static hd_status check_shard_room(const hd_plan *plan)
+{
+    const hdi_residency *it = &plan->residency;
+    const hdi_layout *layout = plan->layout;
+    const size_t slots = (size_t)it->slots * it->slot_bytes;
+    if (!it->gathers || !it->host_bytes) return HD_OK;
+    for (int block = 0; block < it->block_count; block++) {
+        size_t end = slots;
+        for (int b = 0; b < layout->bucket_count; b++) {
+            const hdi_bucket *bucket = &layout->buckets[b];
+            const hdi_home *home = &it->homes[bucket->first_entry];
+            if (bucket->block != block || !it->blocks[block].host) continue;
+            end += hdi_place_round((size_t)bucket->counts[layout->shard] * home->bytes /
+                                   (size_t)layout->entries[bucket->first_entry].elements);
+        }
+        if (end > slots + it->shard_bytes || end > plan->bytes[HD_REGION_STREAMED])
+            return hdi_error(HD_ERROR_INTERNAL,
+                             "verifier: this rank's shard of '%s' ends at %zu of the slots and %zu "
+                             "bytes behind them, in a region of %zu",
+                             it->blocks[block].name, end, it->shard_bytes,
+                             plan->bytes[HD_REGION_STREAMED]);
     }
     return HD_OK;
 }
@@ -190,6 +217,7 @@ hd_status hdi_plan_verify_residency(const hd_plan *plan)
     piece *pieces = hdi_alloc_array(most, sizeof *pieces);
     if (!pieces) return hdi_error(HD_ERROR_MEMORY, "verifier: out of host memory");
     hd_status status = check_homes(plan, pieces);
+    if (status == HD_OK) status = check_shard_room(plan);
     for (int u = 0; u < plan->unit_count && status == HD_OK; u++)
         status = check_unit(plan, &plan->units[u]);
     hdi_free(pieces);
