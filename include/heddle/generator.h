@@ -29,7 +29,7 @@ typedef struct hd_generator_options {
                   if the budget does not hold their caches. */
     size_t budget, foreign; /* bytes of device memory; zero budget: no limit */
     hd_residency
-        residency;   /* of weights; AUTO: on the host only where one sequence does not fit else */
+        residency;   /* of weights; AUTO: elsewhere only where one sequence does not fit else */
     int host_blocks; /* as hd_plan_options has it */
 } hd_generator_options;
 

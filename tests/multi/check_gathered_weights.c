@@ -183,8 +183,10 @@ START_TEST(videos_have_the_same_bits)
         videos[v] = (hd_sampler_video){.text = {v % 2, 3, 2}, .seed = 5, .number = (uint64_t)v};
     videos[1].step = 2;
     videos[1].latents = begun;
-    const hd_mesh_options layouts[] = {{.data = ranks}, {.data = ranks / 2, .pipeline = 2}};
-    for (int l = 0; l < 2 && layouts[l].data > 1; l++) {
+    const hd_mesh_options layouts[] = {
+        {.data = ranks}, {.data = ranks / 2, .pipeline = 2}, {.data = ranks, .shard_group = 2}};
+    for (int l = 0; l < 3; l++) {
+        if (layouts[l].data < 2) continue;
         hdt_sampling with = {.run = {.shift = 3, .branches = 2, .guidance = 4},
                              .videos = videos,
                              .count = VIDEOS,
