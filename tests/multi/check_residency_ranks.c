@@ -89,8 +89,7 @@ static hd_status sample(sampling *it)
     hd_sampler *sampler = NULL;
     const int64_t *dims = it->file.dims;
     const hd_mesh_options layout = hdt_deepest(hdt_world, (int)hd_model_layers(it->file.model));
-    hd_status status = hd_mesh_create(hdt_world, &layout, &mesh);
-    if (status == HD_OK) status = hdt_open_context(hdt_world, mesh, &context);
+    hd_status status = hdt_open_place(hdt_world, &layout, &mesh, &context);
     if (status == HD_OK)
         status = hd_sampler_create(
             &(hd_sampler_options){
@@ -109,8 +108,7 @@ static hd_status sample(sampling *it)
             &sampler);
     if (status == HD_OK) status = run_sampler(it, sampler, context);
     hd_sampler_destroy(sampler);
-    hd_context_destroy(context);
-    hd_mesh_destroy(mesh);
+    hdt_close_place(mesh, context);
     return status;
 }
 

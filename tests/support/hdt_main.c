@@ -1,6 +1,6 @@
 /* The two main functions of test programs. Each ends with one line in Check's form,
  * "100%: Checks: 12, Failures: 0, Errors: 0", which tests/run.sh sums. */
-#include "tests/support/hdt.h"
+#include "tests/support/hdt_device.h"
 
 #include <dlfcn.h>
 #include <stdio.h>
@@ -118,6 +118,7 @@ int hdt_run_ranks(int argc, char **argv, const char *name, TCase **cases)
         return EXIT_FAILURE;
     }
     const int failures = run_on_ranks(name, cases);
+    hdt_end_place();
     hd_comm_destroy(hdt_world);
     hdt_world = NULL;
     return failures == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
