@@ -1,6 +1,7 @@
 /* Making and ending the lanes of a communicator. NCCL's calls do not block here but are polled with the
- * deadline, so that a rank that is missing is no hang. Lanes are made one after the other: NCCL's setup
- * may wait for the device, and so for a kernel of another lane, which waits for a peer. */
+ * deadline, so that a rank that is missing is no hang. All lanes of a communicator are made at once, then
+ * connected one after the other: NCCL's setup may wait for the device, and so for a kernel of another
+ * lane, which waits for a peer; to make lanes takes no kernels. */
 #include <pthread.h>
 #include <signal.h>
 #include <string.h>
@@ -52,7 +53,7 @@ hd_status hdi_nccl_poll(const hd_comm *comm, hdi_nccl_lane *lane, const char *wh
     return poll_until(comm, lane, what, hdi_clock_seconds() + comm->deadline_seconds);
 }
 
-/* The lanes that this rank is on, in an order that is the same on all ranks, as each is finished before
+/* The lanes that this rank is on, in an order that is the same on all ranks, as each is connected before
  * the next is begun. Links from even ranks go first, so that neighbours do not form one long queue. */
 static void lay_lanes(hdi_nccl_state *state, bool links)
 {
@@ -125,8 +126,9 @@ static hd_status start_lanes(hdi_nccl_state *state, const ncclUniqueId *ids)
         const ptrdiff_t maker = (ptrdiff_t)lane->from * IDS_EACH;
         HD_RETURN_IF_ERROR(
             start_lane(state, lane, lane->channel >= 0 ? ids[maker + 2 + lane->channel] : ids[i]));
-        HD_RETURN_IF_ERROR(poll_until(state->comm, lane, "init", end));
     }
+    for (int i = 0; i < state->lane_count; i++)
+        HD_RETURN_IF_ERROR(poll_until(state->comm, &state->lanes[i], "init", end));
     return HD_OK;
 }
 
