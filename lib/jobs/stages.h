@@ -1,5 +1,5 @@
-/* What jobs that only run forward (generation, sampling) share: stages cut by cost, their ends, and
- * their weights. */
+/* What jobs share: stages' ends; and those that only run forward (generation, sampling) stages cut by cost
+ * and their weights. */
 #ifndef HDI_JOBS_STAGES_H
 #define HDI_JOBS_STAGES_H
 
