@@ -15,7 +15,16 @@ __attribute__((constructor)) static void set_timeout(void)
     setenv("CK_DEFAULT_TIMEOUT", "60", 0);
 }
 
-#ifdef __SANITIZE_ADDRESS__
+#ifdef __has_feature /* clang's way */
+#if __has_feature(address_sanitizer)
+#define HDT_IS_SANITIZED
+#endif
+#endif
+#ifdef __SANITIZE_ADDRESS__ /* gcc's */
+#define HDT_IS_SANITIZED
+#endif
+
+#ifdef HDT_IS_SANITIZED
 /* Open MPI unloads its plugins at the end. LeakSanitizer, which comes later, must still see what they
  * hold, and their names, by which tests/support/lsan.supp forgives them. */
 __attribute__((visibility("default"))) int dlclose(void *handle)
