@@ -1,6 +1,6 @@
 /* What collectives of GPU memory reach between the ranks that mpirun starts, as nccl-tests would print it:
  * bytes of the largest buffer over the time (algorithm bandwidth), and what that asks of each link (bus
- * bandwidth); before that, how long it takes to start them. Usage: [SHARE_GPU=1] mpirun -np RANKS
+ * bandwidth); before that, how long it takes to start and to end them. Usage: [SHARE_GPU=1] mpirun -np RANKS
  * speed_collectives [MIB...] */
 #include <cuda_runtime_api.h>
 #include <inttypes.h>
@@ -110,11 +110,13 @@ static void measure_starts(hd_comm *world, hd_context *context)
     for (int i = 0; i < (ranks >= 4 && ranks % 2 == 0 ? 4 : 3); i++) {
         hd_mesh *mesh;
         const double seconds = measure_start(world, &layouts[i], context, &mesh);
-        if (hd_comm_rank(world) == 0)
-            printf("starting data %d x pipeline %d: %.2f s, %d lanes\n",
-                   hd_mesh_size(mesh, HD_AXIS_DATA), hd_mesh_size(mesh, HD_AXIS_PIPELINE), seconds,
-                   hdi_transport_lanes(mesh));
+        const int data = hd_mesh_size(mesh, HD_AXIS_DATA), lanes = hdi_transport_lanes(mesh);
+        const double begin = hdi_clock_seconds();
         hd_mesh_destroy(mesh);
+        hdt_must(hd_comm_barrier(world));
+        if (hd_comm_rank(world) == 0)
+            printf("data %d x pipeline %d: %d lanes, started in %.2f s, ended in %.2f s\n", data,
+                   ranks / data, lanes, seconds, hdi_clock_seconds() - begin);
     }
 }
 
