@@ -14,7 +14,7 @@
 #include "core/memory.h"
 
 /* Neighbours need little: a message of a pipeline is some MiB, and the cores are for computing. */
-enum { LINK_BLOCKS = 4, ABORT_SECONDS = 10 };
+enum { LINK_BLOCKS = 4, END_SECONDS = 5, ABORT_SECONDS = 10 };
 
 hd_status hdi_nccl_cuda_status(cudaError_t error, const char *what)
 {
@@ -203,29 +203,28 @@ hd_status hdi_nccl_open_lanes(hdi_nccl_state *state, bool links)
     return status;
 }
 
-/* Peers must come, too: those that do not are not waited for long. */
-static void end_lane(const hd_comm *comm, hdi_nccl_lane *lane, bool is_clean)
+static bool begin_end(hdi_nccl_lane *lane)
 {
-    if (!lane->nccl) return;
-    if (is_clean) {
-        const double end = hdi_clock_seconds() + 5;
-        const ncclResult_t result = ncclCommFinalize(lane->nccl);
-        is_clean = result == ncclSuccess || result == ncclInProgress;
-        is_clean = is_clean && poll_until(comm, lane, "finalize", end) == HD_OK;
-    }
-    if (is_clean)
-        (void)ncclCommDestroy(lane->nccl);
-    else
-        (void)ncclCommAbort(lane->nccl);
-    lane->nccl = NULL;
+    const ncclResult_t result = ncclCommFinalize(lane->nccl);
+    return result == ncclSuccess || result == ncclInProgress;
 }
 
+/* All lanes at once. Peers must come, too: those that do not are not waited for long. */
 void hdi_nccl_close_lanes(hdi_nccl_state *state, bool is_clean)
 {
+    const double end = hdi_clock_seconds() + END_SECONDS;
+    bool is_final[HDI_NCCL_LANES] = {false};
+    is_clean = is_clean && state->device->failed == HD_OK;
+    for (int i = 0; i < state->lane_count && is_clean; i++)
+        is_final[i] = state->lanes[i].nccl && begin_end(&state->lanes[i]);
     for (int i = 0; i < state->lane_count; i++) {
         hdi_nccl_lane *lane = &state->lanes[i];
-        end_lane(state->comm, lane, is_clean && state->device->failed == HD_OK);
+        if (is_final[i] && poll_until(state->comm, lane, "finalize", end) == HD_OK)
+            (void)ncclCommDestroy(lane->nccl);
+        else if (lane->nccl)
+            (void)ncclCommAbort(lane->nccl);
         if (lane->stream) (void)cudaStreamDestroy(lane->stream);
+        lane->nccl = NULL;
         lane->stream = NULL;
     }
 }
