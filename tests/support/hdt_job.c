@@ -77,6 +77,8 @@ void hdt_set_layout(hd_config *config, const hdt_job_layout *layout)
         {"layout.data", layout->data},
         {"layout.pipeline", layout->pipeline},
         {"layout.chunks", layout->chunks},
+        {"layout.sequence", layout->sequence},
+        {"layout.ring", layout->ring},
         {"layout.tensor", layout->tensor},
         {"layout.shard_state", layout->shard_state},
     };

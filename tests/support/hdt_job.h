@@ -26,7 +26,7 @@ void hdt_set_table(hd_config *config, const char *const settings[][2], size_t co
 
 /* Zero: the default. */
 typedef struct hdt_job_layout {
-    int data, pipeline, chunks, tensor, shard_state;
+    int data, pipeline, chunks, sequence, ring, tensor, shard_state;
 } hdt_job_layout;
 
 void hdt_set_layout(hd_config *config, const hdt_job_layout *layout);
