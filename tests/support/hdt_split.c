@@ -142,8 +142,7 @@ hd_status hdt_split_with_trainer(hd_comm *comm, const hdt_split *one, const hd_m
     hd_trainer *trainer = NULL;
     const hd_trainer_shape shape = hdt_split_shape(one, options.accumulate);
     hd_status status = hd_model_create_json(one->json, &model);
-    if (status == HD_OK) status = hd_mesh_create(comm, layout, &mesh);
-    if (status == HD_OK) status = hdt_open_context(comm, mesh, &context);
+    if (status == HD_OK) status = hdt_open_place(comm, layout, &mesh, &context);
     if (status == HD_OK) {
         options.build = hd_model_build;
         options.user = model;
@@ -157,8 +156,7 @@ hd_status hdt_split_with_trainer(hd_comm *comm, const hdt_split *one, const hd_m
     }
     if (status == HD_OK) status = each(one, trainer, context, out);
     hd_trainer_destroy(trainer);
-    hd_context_destroy(context);
-    hd_mesh_destroy(mesh);
+    hdt_close_place(mesh, context);
     hd_model_destroy(model);
     return status;
 }
