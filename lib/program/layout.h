@@ -58,8 +58,10 @@ typedef struct hdi_bucket {
         *part_offsets;   /* [copies] one copy of this rank's part from each of them */
     int64_t state_first; /* this rank's optimizer state of the bucket, in flat optimizer elements */
     int64_t gradient_first; /* and its gradients, in stored gradients */
-    int64_t weights_first;  /* and weights, in stored weights */
-    int block;              /* of weights that are sharded, else -1 */
+    bool late; /* its sums are complete only when those of other stages, of further uses or of the
+                  tensor axis have joined */
+    int64_t weights_first; /* and weights, in stored weights */
+    int block;             /* of weights that are sharded, else -1 */
 } hdi_bucket;
 
 typedef struct hdi_layout {
@@ -74,6 +76,8 @@ typedef struct hdi_layout {
     int shards, shard; /* which share the optimizer's work; this rank's place */
     int copies, copy;  /* of the shards, on HD_AXIS_COPY; gradients are sums over them, too */
     bool state_sharded, gradients_sharded, weights_sharded;
+    int levels; /* of partial sums: of gradients that are sharded each shard is stored so many times,
+                   one after another, the sum first. Of others 1: their levels are the plan's */
     int block_count;  /* of sharded weights */
     bool accumulates; /* steps have several micro-batches */
 } hdi_layout;
@@ -84,8 +88,11 @@ typedef struct hdi_layout_options {
     int shards, shard;
     int copies, copy; /* zero copies mean 1; more want sharding of gradients */
     int sharding;     /* 1: of optimizer state; 2: of gradients, too; 3: of blocks' weights, too. Of
-                         one shard 1 at most */
+                         one shard 1 at most, but for shards_alone */
     bool accumulates; /* steps have several micro-batches */
+    int levels;       /* of partial sums of gradients that are sharded; zero means 1 */
+    bool shards_alone; /* of one shard, too, gradients are transients that join a stored sum */
+    bool sums_alike;   /* ranks of the tensor axis sum gradients of what all of them have */
     bool (*is_tied)(void *user, const char *name); /* lives on other stages too; may be NULL */
     void *user;
 } hdi_layout_options;
