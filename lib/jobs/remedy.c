@@ -11,13 +11,14 @@
 /* Savers: bits, so that of two choices the larger number costs more time. Of the levels of sharding the
  * highest counts. */
 enum {
-    ONE_F_ONE_B = 1,     /* fewer micro-batches in flight than gpipe, for nothing */
-    LEVEL_1 = 2,         /* weights travel once a step */
-    LEVEL_2 = 4,         /* gradients travel with each micro-batch */
-    HOST_OPTIMIZER = 8,  /* the update waits for copies */
-    RECOMPUTE = 16,      /* a third more computation */
-    LEVEL_3 = 32,        /* weights travel twice with each micro-batch */
-    HOST_GRADIENTS = 64, /* copies both ways with each micro-batch */
+    ONE_F_ONE_B = 1,      /* fewer micro-batches in flight than gpipe, for nothing */
+    LEVEL_1 = 2,          /* weights travel once a step */
+    LEVEL_2 = 4,          /* gradients travel with each micro-batch */
+    HOST_OPTIMIZER = 8,   /* the update waits for copies */
+    RECOMPUTE = 16,       /* a third more computation */
+    HOST_INPUTS = 32,     /* of blocks, which are computed again: copies beside them */
+    LEVEL_3 = 64,         /* weights travel twice with each micro-batch */
+    HOST_GRADIENTS = 128, /* copies both ways with each micro-batch */
     LEVELS = LEVEL_1 | LEVEL_2 | LEVEL_3
 };
 
@@ -64,7 +65,9 @@ static int useful_savers(const hd_trainer_options *options, const setting *tried
     int savers = 0;
     if (is_gpipe(options) && tried->pipeline > 1) savers |= ONE_F_ONE_B;
     if (options->optimizer_residency == HD_RESIDENCY_RESIDENT) savers |= HOST_OPTIMIZER;
-    if (options->activations == HD_ACTIVATIONS_KEEP && !options->recompute) savers |= RECOMPUTE;
+    const bool keeps = options->activations == HD_ACTIVATIONS_KEEP;
+    if (keeps && !options->recompute) savers |= RECOMPUTE;
+    if (keeps || options->activations == HD_ACTIVATIONS_RECOMPUTE) savers |= HOST_INPUTS;
     if (options->gradient_residency == HD_RESIDENCY_RESIDENT && gradients_may_leave(options, tried))
         savers |= HOST_GRADIENTS;
     return savers;
@@ -80,6 +83,7 @@ static hd_trainer_options changed(const hd_trainer_options *options, const setti
     out.shard_state = shard_state(options, tried);
     if (out.activations == HD_ACTIVATIONS_AUTO) out.activations = HD_ACTIVATIONS_HOST;
     if (tried->savers & RECOMPUTE) out.recompute = true;
+    if (tried->savers & HOST_INPUTS) out.activations = HD_ACTIVATIONS_RECOMPUTE_HOST;
     if (tried->savers & ONE_F_ONE_B) out.schedule = "1f1b";
     if (tried->savers & HOST_OPTIMIZER || out.optimizer_residency == HD_RESIDENCY_AUTO)
         out.optimizer_residency = HD_RESIDENCY_HOST;
@@ -235,7 +239,10 @@ static void name_changes(const search *s, hdi_text *text)
     if (best->savers & ONE_F_ONE_B) hdi_text_append(text, " layout.schedule=1f1b");
     if (best->savers & LEVELS) add_key(text, "layout.shard_state", shard_state(s->options, best));
     if (best->savers & HOST_OPTIMIZER) hdi_text_append(text, " optimizer.residency=host");
-    if (best->savers & RECOMPUTE) hdi_text_append(text, " layout.recompute=layer");
+    if (best->savers & HOST_INPUTS)
+        hdi_text_append(text, " train.activations=recompute-host");
+    else if (best->savers & RECOMPUTE)
+        hdi_text_append(text, " layout.recompute=layer");
     if (best->savers & HOST_GRADIENTS) hdi_text_append(text, " train.gradient_residency=host");
     if (best->data * best->pipeline != now->data * now->pipeline)
         hdi_text_printf(text, " on %d ranks",

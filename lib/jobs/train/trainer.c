@@ -101,15 +101,10 @@ static hd_status take_shapes(hd_trainer *trainer)
     return HD_OK;
 }
 
-/* Of several ranks each adds up its share. */
-static bool gradients_may_leave(const hd_trainer_options *o)
-{
-    return hd_mesh_size(o->mesh, HD_AXIS_REPLICA) == 1 || o->shard_state >= 2;
-}
-
 static hd_status check_gradient_residency(const hd_trainer_options *o)
 {
-    if (o->gradient_residency != HD_RESIDENCY_HOST || gradients_may_leave(o)) return HD_OK;
+    if (o->gradient_residency != HD_RESIDENCY_HOST || hdi_trainer_gradients_may_leave(o))
+        return HD_OK;
     return hdi_error(HD_ERROR_UNSUPPORTED,
                      "trainer: gradients on the host with %d data and sequence ranks and "
                      "shard_state %d: all would come and go on each; want shard_state 2 or 3",
@@ -139,7 +134,8 @@ static hd_status check_options(hd_trainer *trainer, const hd_trainer_options *gi
     if (o->chunks < 1) o->chunks = 1;
     if (o->recompute && o->activations == HD_ACTIVATIONS_KEEP)
         o->activations = HD_ACTIVATIONS_RECOMPUTE;
-    o->recompute = o->activations == HD_ACTIVATIONS_RECOMPUTE;
+    o->recompute = o->activations == HD_ACTIVATIONS_RECOMPUTE ||
+                   o->activations == HD_ACTIVATIONS_RECOMPUTE_HOST;
     if (o->chunk_elements == 0) o->chunk_elements = 4 << 20;
     if (o->chunk_elements < 1)
         return hdi_error(HD_ERROR_ARGUMENT, "trainer: chunks of %lld elements, want >= 1",
@@ -320,7 +316,7 @@ static hd_status make_plan(hd_trainer *trainer)
     return hd_plan_finish(trainer->plan);
 }
 
-static hd_status create(const hd_trainer_options *options, hd_trainer **out)
+hd_status hdi_trainer_create_as(const hd_trainer_options *options, hd_trainer **out)
 {
     hd_trainer *trainer = hdi_alloc(sizeof *trainer);
     if (!trainer) return out_of_memory();
@@ -336,63 +332,6 @@ static hd_status create(const hd_trainer_options *options, hd_trainer **out)
     }
     *out = trainer;
     return HD_OK;
-}
-
-/* From cheap to dear. Copies of optimizer state cost a part of a step's end; computing again, a third of
- * all micro-batches; copies of activations, what the link is too slow for; those of gradients, both ways
- * in every micro-batch, the most. */
-static const struct rung {
-    hd_activations activations;
-    hd_residency optimizer, gradients;
-} rungs[] = {
-    {HD_ACTIVATIONS_KEEP, HD_RESIDENCY_RESIDENT, HD_RESIDENCY_RESIDENT},
-    {HD_ACTIVATIONS_KEEP, HD_RESIDENCY_HOST, HD_RESIDENCY_RESIDENT},
-    {HD_ACTIVATIONS_RECOMPUTE, HD_RESIDENCY_RESIDENT, HD_RESIDENCY_RESIDENT},
-    {HD_ACTIVATIONS_RECOMPUTE, HD_RESIDENCY_HOST, HD_RESIDENCY_RESIDENT},
-    {HD_ACTIVATIONS_HOST, HD_RESIDENCY_RESIDENT, HD_RESIDENCY_RESIDENT},
-    {HD_ACTIVATIONS_HOST, HD_RESIDENCY_HOST, HD_RESIDENCY_RESIDENT},
-    {HD_ACTIVATIONS_KEEP, HD_RESIDENCY_HOST, HD_RESIDENCY_HOST},
-    {HD_ACTIVATIONS_RECOMPUTE, HD_RESIDENCY_HOST, HD_RESIDENCY_HOST},
-    {HD_ACTIVATIONS_HOST, HD_RESIDENCY_HOST, HD_RESIDENCY_HOST},
-};
-
-/* What the user has decided stays. */
-static void choose(const hd_trainer_options *wanted, const struct rung *rung,
-                   hd_trainer_options *out)
-{
-    *out = *wanted;
-    if (wanted->activations == HD_ACTIVATIONS_AUTO) out->activations = rung->activations;
-    if (wanted->optimizer_residency == HD_RESIDENCY_AUTO)
-        out->optimizer_residency = rung->optimizer;
-    if (wanted->gradient_residency == HD_RESIDENCY_AUTO)
-        out->gradient_residency =
-            gradients_may_leave(wanted) ? rung->gradients : HD_RESIDENCY_RESIDENT;
-}
-
-static bool is_same_choice(const hd_trainer_options *a, const hd_trainer_options *b)
-{
-    return a->activations == b->activations && a->optimizer_residency == b->optimizer_residency &&
-           a->gradient_residency == b->gradient_residency;
-}
-
-/* What fits is the cheapest that does. */
-hd_status hd_trainer_create(const hd_trainer_options *options, hd_trainer **out)
-{
-    hd_status status = HD_OK;
-    *out = NULL;
-    for (size_t r = 0; r < sizeof rungs / sizeof rungs[0]; r++) {
-        hd_trainer_options tried, before;
-        bool is_new = true;
-        choose(options, &rungs[r], &tried);
-        for (size_t earlier = 0; earlier < r && is_new; earlier++) {
-            choose(options, &rungs[earlier], &before);
-            is_new = !is_same_choice(&tried, &before);
-        }
-        if (!is_new) continue;
-        status = create(&tried, out);
-        if (status != HD_ERROR_BUDGET) return status;
-    }
-    return status;
 }
 
 static void release_shape(const hd_trainer *trainer, hdi_trainer_shape *shape)
