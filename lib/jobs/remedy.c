@@ -14,9 +14,9 @@ enum {
     ONE_F_ONE_B = 1,      /* fewer micro-batches in flight than gpipe, for nothing */
     LEVEL_1 = 2,          /* weights travel once a step */
     LEVEL_2 = 4,          /* gradients travel with each micro-batch */
-    HOST_OPTIMIZER = 8,   /* the update waits for copies */
-    RECOMPUTE = 16,       /* a third more computation */
-    HOST_INPUTS = 32,     /* of blocks, which are computed again: copies beside them */
+    HOST_INPUTS = 8,      /* of blocks, if these are computed again: copies beside that */
+    HOST_OPTIMIZER = 16,  /* the update waits for copies */
+    RECOMPUTE = 32,       /* a third more computation */
     LEVEL_3 = 64,         /* weights travel twice with each micro-batch */
     HOST_GRADIENTS = 128, /* copies both ways with each micro-batch */
     LEVELS = LEVEL_1 | LEVEL_2 | LEVEL_3
@@ -59,6 +59,13 @@ static bool gradients_may_leave(const hd_trainer_options *options, const setting
     return replicas(options, tried) == 1 || shard_state(options, tried) >= 2;
 }
 
+static bool inputs_leave(const hd_trainer_options *options, const setting *tried)
+{
+    const bool again = options->recompute || options->activations == HD_ACTIVATIONS_RECOMPUTE ||
+                       tried->savers & RECOMPUTE;
+    return again && tried->savers & HOST_INPUTS;
+}
+
 /* Savers that would change something, beside levels. */
 static int useful_savers(const hd_trainer_options *options, const setting *tried)
 {
@@ -81,9 +88,9 @@ static hd_trainer_options changed(const hd_trainer_options *options, const setti
     out.sequences = tried->micro_batch;
     out.accumulate = tried->accumulate;
     out.shard_state = shard_state(options, tried);
-    if (out.activations == HD_ACTIVATIONS_AUTO) out.activations = HD_ACTIVATIONS_HOST;
+    if (out.activations == HD_ACTIVATIONS_AUTO) out.activations = HD_ACTIVATIONS_RECOMPUTE_HOST;
     if (tried->savers & RECOMPUTE) out.recompute = true;
-    if (tried->savers & HOST_INPUTS) out.activations = HD_ACTIVATIONS_RECOMPUTE_HOST;
+    if (inputs_leave(options, tried)) out.activations = HD_ACTIVATIONS_RECOMPUTE_HOST;
     if (tried->savers & ONE_F_ONE_B) out.schedule = "1f1b";
     if (tried->savers & HOST_OPTIMIZER || out.optimizer_residency == HD_RESIDENCY_AUTO)
         out.optimizer_residency = HD_RESIDENCY_HOST;
@@ -239,7 +246,7 @@ static void name_changes(const search *s, hdi_text *text)
     if (best->savers & ONE_F_ONE_B) hdi_text_append(text, " layout.schedule=1f1b");
     if (best->savers & LEVELS) add_key(text, "layout.shard_state", shard_state(s->options, best));
     if (best->savers & HOST_OPTIMIZER) hdi_text_append(text, " optimizer.residency=host");
-    if (best->savers & HOST_INPUTS)
+    if (inputs_leave(s->options, best))
         hdi_text_append(text, " train.activations=recompute-host");
     else if (best->savers & RECOMPUTE)
         hdi_text_append(text, " layout.recompute=layer");
