@@ -177,11 +177,20 @@ void hdi_linear_data_gradient(hd_backward *context, const hd_op *op, hd_tensor g
                      hd_custom_op(hd_backward_program(context), &data_gradient, NULL, 2, in));
 }
 
+bool hdi_linear_weights_first(hd_backward *context, const hd_op *op)
+{
+    const hd_mesh *mesh = hd_backward_program(context)->mesh;
+    return hd_mesh_size(mesh, HD_AXIS_TENSOR) == 1 &&
+           hdi_columns(op->in_info[0]) > hdi_columns(op->out_info[0]);
+}
+
 static void linear_backward(hd_backward *context, const hd_op *op)
 {
     const hd_tensor gradient = hd_backward_output_gradient(context, 0);
+    const bool weights_first = hdi_linear_weights_first(context, op);
+    if (weights_first) hdi_linear_weight_gradients(context, op, gradient);
     hdi_linear_data_gradient(context, op, gradient);
-    hdi_linear_weight_gradients(context, op, gradient);
+    if (!weights_first) hdi_linear_weight_gradients(context, op, gradient);
 }
 
 const hd_op_kind hdi_op_linear = {

@@ -92,6 +92,10 @@ hdi_gemm_args hdi_linear_args(const hd_run *run);
 hd_status hdi_linear_run(const hd_run *run);
 void hdi_linear_data_gradient(hd_backward *context, const hd_op *op, hd_tensor gradient);
 void hdi_linear_weight_gradients(hd_backward *context, const hd_op *op, hd_tensor gradient);
+
+/* Whether these come before the data gradient: what is wider than the result is then free for its own
+ * gradient. On a tensor axis the data gradient's rows travel under them. */
+bool hdi_linear_weights_first(hd_backward *context, const hd_op *op);
 hd_status hdi_linear_gradient_shape(hd_program *program, const hd_op *op);
 hdi_gemm_args hdi_linear_gradient_args(const hd_run *run);
 

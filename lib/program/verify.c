@@ -53,6 +53,13 @@ static int whole_of(const replay *r, int id)
     return whole ? whole : id;
 }
 
+/* What an op updates in place, it has read, and with it its parts and what overlaps it in its whole. */
+static bool updates_whole(const replay *r, const hd_op *op, int id, int other)
+{
+    return id && (op->kind->flags & HD_OP_UPDATES) &&
+           r->unit->program->tensors[other]->within.id == whole_of(r, id);
+}
+
 /* Nothing that is still wanted may lie in [begin, end), written by op `index` as tensor `id`. */
 static hd_status check_write(const replay *r, int index, int id, size_t begin, size_t end)
 {
@@ -67,6 +74,7 @@ static hd_status check_write(const replay *r, int index, int id, size_t begin, s
             continue;
         if (begin >= other_end || other_begin >= end) continue;
         if (id && r->unit->program->tensors[id]->within.id == other) continue;
+        if (updates_whole(r, op, id, other)) continue;
         const int whole = whole_of(r, other);
         bool allowed = id && in_place(op, id, whole) && r->last_read[other] == index &&
                        hdi_unit_range(r->plan, r->unit, whole, &other_begin, &other_end) &&
@@ -97,7 +105,8 @@ static hd_status check_read(const replay *r, int index, int id)
     size_t begin = 0, end = 0, part_begin, part_end, made = 0;
     hdi_unit_range(r->plan, r->unit, id, &begin, &end);
     bool in_parts = false;
-    for (int part = 1; part < program->tensor_count; part++) {
+    const bool at_once = !program->tensors[whole]->holds && producer >= 0 && r->written[whole];
+    for (int part = 1; !at_once && part < program->tensor_count; part++) {
         const hdi_tensor *tensor = program->tensors[part];
         const bool is_gradient = tensor->info.role == HD_ROLE_GRADIENT;
         if (tensor->within.id != whole || (tensor->producer < 0 && !is_gradient) ||

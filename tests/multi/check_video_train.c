@@ -17,12 +17,12 @@ enum { CHANNELS = 4, COLUMNS = 24, POOLED = 12, CLASSES = 3, CLIPS = 24, IMAGES 
 
 static const hdt_job_layout layouts[] = {
     {.data = 1, .pipeline = 1},
-    {.data = 1, .pipeline = 1, .chunks = 2},
+    {.data = 1, .pipeline = 1, .chunks = 2, .waits = true},
     {.data = 2, .pipeline = 1, .shard_state = 1},
-    {.data = 2, .pipeline = 1},
-    {.data = 1, .pipeline = 2},
+    {.data = 2, .pipeline = 1, .shard_state = 3, .waits = true},
+    {.data = 1, .pipeline = 2, .waits = true},
     {.data = 1, .pipeline = 2, .chunks = 2},
-    {.data = 4, .pipeline = 1, .shard_state = 1},
+    {.data = 4, .pipeline = 1, .shard_state = 2, .waits = true},
     {.data = 1, .pipeline = 4},
     {.data = 2, .pipeline = 2, .shard_state = 1},
 };

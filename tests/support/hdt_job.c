@@ -84,6 +84,10 @@ void hdt_set_layout(hd_config *config, const hdt_job_layout *layout)
     };
     for (size_t i = 0; i < sizeof settings / sizeof *settings; i++)
         if (settings[i].value > 0) hdt_set_number(config, settings[i].key, settings[i].value);
+    if (!layout->waits) return;
+    hdt_set(config, "train.activations", "recompute-host");
+    hdt_set(config, "train.gradient_residency", "host");
+    hdt_set(config, "optimizer.residency", "host");
 }
 
 hd_status hdt_job_train(hd_config *config, hd_train_result *result)

@@ -27,6 +27,7 @@ void hdt_set_table(hd_config *config, const char *const settings[][2], size_t co
 /* Zero: the default. */
 typedef struct hdt_job_layout {
     int data, pipeline, chunks, sequence, ring, tensor, shard_state;
+    bool waits; /* what can, on the host */
 } hdt_job_layout;
 
 void hdt_set_layout(hd_config *config, const hdt_job_layout *layout);

@@ -182,6 +182,24 @@ START_TEST(activations_on_the_host_give_the_same_bits)
 }
 END_TEST
 
+/* What is computed again is the same bits, so what enters blocks may wait anywhere. */
+START_TEST(what_enters_blocks_waits_on_the_host)
+{
+    hd_trainer_options options = kinds[_i];
+    options.schedule = _i % 2 ? "gpipe" : NULL;
+    const trained device = train(options);
+    options.activations = HD_ACTIVATIONS_RECOMPUTE;
+    const trained again = train(options);
+    options.activations = HD_ACTIVATIONS_RECOMPUTE_HOST;
+    const trained host = train(options);
+    assert_same(&host, &device);
+    ck_assert_int_gt(host.copies, 0);
+    ck_assert_uint_eq(again.host, 0);
+    ck_assert_uint_le(host.planned, again.planned);
+    if (options.schedule) ck_assert_uint_lt(host.planned, again.planned);
+}
+END_TEST
+
 START_TEST(gradients_on_the_host_give_the_same_bits)
 {
     hd_trainer_options options = kinds[_i];
@@ -250,18 +268,20 @@ START_TEST(what_cannot_be_on_the_host_is_refused)
     hdt_assert_ok(hd_mesh_create_fake(0, 2, &(hd_mesh_options){.data = 2}, &mesh));
     options.mesh = mesh;
     hdt_assert_status(hd_trainer_create(&options, &trainer), HD_ERROR_UNSUPPORTED,
-                      "gradients on the host with 2 data and sequence ranks");
+                      "with 2 data and sequence ranks and shard_state 0");
+    options.shard_state = 1;
+    hdt_assert_status(hd_trainer_create(&options, &trainer), HD_ERROR_UNSUPPORTED,
+                      "want shard_state 2 or 3");
     options.gradient_residency = HD_RESIDENCY_AUTO; /* never on the host here */
-    hdt_assert_ok(hd_trainer_create(&options, &trainer));
-    hd_trainer_destroy(trainer);
+    options.budget = 1;
+    hdt_assert_status(hd_trainer_create(&options, &trainer), HD_ERROR_BUDGET, " gradients ");
+    options.shard_state = 2;
+    hdt_assert_status(hd_trainer_create(&options, &trainer), HD_ERROR_BUDGET, "does not fit");
+    ck_assert_ptr_null(strstr(hd_last_error(), " gradients "));
     hd_mesh_destroy(mesh);
     hdt_assert_ok(hd_mesh_create_fake(0, 1, &(hd_mesh_options){0}, &mesh));
     options.mesh = mesh;
-    options.gradient_residency = HD_RESIDENCY_HOST;
-    options.exact = true;
-    hdt_assert_status(hd_trainer_create(&options, &trainer), HD_ERROR_UNSUPPORTED,
-                      "reduction exact");
-    options.exact = false;
+    options.budget = 0;
     options.chunk_elements = -1;
     hdt_assert_status(hd_trainer_create(&options, &trainer), HD_ERROR_ARGUMENT, "chunks of -1");
     hd_mesh_destroy(mesh);
@@ -322,6 +342,7 @@ int main(void)
     tcase_add_loop_test(tests, only_three_chunks_of_the_state_are_on_the_device, 0, count);
     tcase_add_test(tests, auto_puts_the_state_on_the_host_only_if_the_budget_asks_for_it);
     tcase_add_loop_test(tests, activations_on_the_host_give_the_same_bits, 0, count);
+    tcase_add_loop_test(tests, what_enters_blocks_waits_on_the_host, 0, count);
     tcase_add_loop_test(tests, gradients_on_the_host_give_the_same_bits, 0, count);
     tcase_add_test(tests, auto_takes_the_cheapest_that_fits);
     tcase_add_test(tests, what_cannot_be_on_the_host_is_refused);
