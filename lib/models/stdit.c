@@ -11,14 +11,14 @@
 
 #include "core/checked.h"
 #include "ops/sequence.h"
+#include "ops/tensor_axis.h"
 #include "program/program.h"
 
 #include <inttypes.h>
 
 static hd_tensor finish(hdi_stdit_build *b, const hdi_stdit_stream *from)
 {
-    const hd_tensor x =
-        hdi_sequence_all_rows(b->p, hdi_stdit_final_layer(b, from), b->stage->sequences, b->tokens);
+    const hd_tensor x = hdi_stdit_all_rows(b, hdi_stdit_final_layer(b, from));
     const hd_patch_options options = hdi_stdit_patches(b, HD_PATCH_CHANNELS_LAST);
     if (b->stage->purpose == HD_PURPOSE_DENOISE)
         return hd_output(b->p, hd_unpatchify(b->p, x, &options), "velocity");
@@ -97,12 +97,14 @@ static bool begin(hd_program *p, const hdi_stdit_config *config, const hd_stage 
     out->width = hdi_ceil_div(video->width, config->patch[2]);
     out->places = out->height * out->width;
     out->tokens = out->frames * out->places;
-    out->own = hdi_sequence_own_tokens(p, out->tokens);
+    out->joined = hdi_sequence_own_tokens(p, out->tokens);
+    out->own = hdi_tensor_own_tokens(p, out->joined);
     out->given = video->masked_frames && config->condition;
     out->kinds = video->masked_frames && !config->condition ? 2 : 1;
     out->text_rows = (out->given ? 2 : 1) * video->text;
     out->entries = out->kinds * stage->sequences;
-    if (!check_stage(out, x) || !hdi_sequence_begin(p, out->tokens, config->heads, true))
+    if (!check_stage(out, x) || !hdi_tensor_begin(p, out->tokens, config->heads) ||
+        !hdi_sequence_begin(p, out->tokens, config->heads, true))
         return false;
     if (hd_mesh_ring(p->mesh) > 1)
         hd_program_fail(p, HD_ERROR_UNSUPPORTED,
@@ -112,14 +114,17 @@ static bool begin(hd_program *p, const hdi_stdit_config *config, const hd_stage 
     return hd_mesh_ring(p->mesh) == 1;
 }
 
-/* Rows of one frame on one rank; ranks that share sequences may have parts of frames, and know each row's
- * entry. */
+/* An entry for each frame where all its rows are here. Else ranks may have parts of frames, and know
+ * each row's. */
 static void read_frame_entries(hdi_stdit_build *b)
 {
-    const int64_t sequences = b->stage->sequences, frames = sequences * b->frames;
-    const hd_tensor entries = hd_input(b->p, "frame_entries", HD_DTYPE_I32, 1, &frames);
-    b->frame_entries = hdi_sequence_own_entries(b->p, entries, sequences, b->frames, b->places);
-    b->frame_rows = hdi_sequence_ranks(b->p) > 1 ? 1 : b->places;
+    const int64_t frames = b->stage->sequences * b->frames;
+    b->frame_entries = hd_input(b->p, "frame_entries", HD_DTYPE_I32, 1, &frames);
+    b->frame_rows = b->places;
+    if ((b->given ? b->joined : b->own) == b->tokens) return;
+    b->frame_entries =
+        hdi_stdit_own_rows(b, hdi_sequence_each_row(b->p, b->frame_entries, b->places));
+    b->frame_rows = 1;
 }
 
 /* Where the stage's blocks begin: x, and what they share, made here or by others. */

@@ -56,11 +56,13 @@ typedef struct hdi_stdit_build {
     int64_t frames, height, width; /* in patches */
     int64_t places, tokens;        /* of a frame, of a sequence */
     int64_t own;                   /* tokens of a sequence that this rank has */
+    int64_t joined;                /* in layers, for which the tensor axis's rows come together */
     int64_t kinds, entries;        /* 1 or 2, with frames given by time 0; times sequences */
     bool given;                    /* frames may be given beside the latents */
     int64_t text_rows; /* a sequence's: of its text, and where frames are given of the null text */
-    hd_tensor frame_entries; /* whose rows frame_rows are, in this rank's */
-    int64_t frame_rows;
+    hd_tensor
+        frame_entries;  /* of given frames beside the latents in layers, else in this rank's rows */
+    int64_t frame_rows; /* as many for each entry */
     hd_tensor text_offsets;
     hd_tensor text; /* [sequences * text_rows, hidden]: all texts, packed, then all null texts */
     hd_tensor modulation; /* [entries * 6, hidden], for all blocks */
@@ -92,6 +94,20 @@ void hdi_stdit_make_conditioning(hdi_stdit_build *build);
 void hdi_stdit_read_conditioning(hdi_stdit_build *build);
 void hdi_stdit_declare_buffers(hdi_stdit_build *build);
 
+/* stdit_tensor.c: this rank's of all tokens' rows; what is the same on all ranks up to the loss, of all;
+ * and, around layers that the tensor axis shares, the rows that go into one and, of the parts that it
+ * makes, those of the result. */
+int64_t hdi_stdit_first(const hdi_stdit_build *build); /* of a sequence's tokens */
+hd_tensor hdi_stdit_own_rows(hdi_stdit_build *build, hd_tensor x);
+hd_tensor hdi_stdit_all_rows(hdi_stdit_build *build, hd_tensor x);
+hd_tensor hdi_stdit_enter(hdi_stdit_build *build, hd_tensor x);
+hd_tensor hdi_stdit_leave(hdi_stdit_build *build, hd_tensor x);
+
+/* A layer from rows to `parts` runs of heads side by side, or one run of heads back: this rank's heads. */
+hd_tensor hdi_stdit_to_heads(hdi_stdit_build *build, hd_tensor x, const char *name, int parts);
+hd_tensor hdi_stdit_from_heads(hdi_stdit_build *build, hd_tensor x, const char *name);
+int64_t hdi_stdit_heads(const hdi_stdit_build *build);
+
 hd_tensor hdi_stdit_linear(hdi_stdit_build *build, hd_tensor x, const char *name, int64_t outputs);
 hd_tensor hdi_stdit_rows(hdi_stdit_build *build, hd_tensor x, int64_t rows, int64_t columns);
 hd_patch_options hdi_stdit_patches(const hdi_stdit_build *build, hd_patch_order order);
@@ -100,7 +116,8 @@ hd_tensor hdi_stdit_video(hdi_stdit_build *build, const char *name, int64_t vide
 /* Modulation by a table with a row for each group of rows that the time, or the frame, tells apart. */
 hd_modulation hdi_stdit_modulation(const hdi_stdit_build *build, hd_tensor table);
 
-/* x, but in given frames `other`: the selection takes x away there, exactly, and adds the other. */
+/* x [rows that frame_rows tell of, columns], but in given frames `other`: the selection takes x away
+ * there, exactly, and adds the other. */
 hd_tensor hdi_stdit_choose(hdi_stdit_build *build, hd_tensor x, hd_tensor other);
 
 #endif

@@ -103,38 +103,37 @@ static hd_tensor attend_shared(const hdi_stdit_build *b, hd_qkv_stream stream, b
 
 hd_tensor hdi_stdit_self_attention(hdi_stdit_build *b, hd_tensor x, bool temporal)
 {
-    const hdi_stdit_config *c = b->config;
-    const hd_qkv_stream stream = {.qkv = hdi_stdit_linear(b, x, "attn.qkv", 3 * c->hidden),
+    x = hdi_stdit_enter(b, x);
+    const hd_qkv_stream stream = {.qkv = hdi_stdit_to_heads(b, x, "attn.qkv", 3),
                                   .query_norm = norm_weight(b, "attn.q_norm.weight"),
                                   .key_norm = norm_weight(b, "attn.k_norm.weight"),
                                   .tokens = b->tokens,
                                   .rope = rope_of(b, temporal)};
     x = hdi_sequence_ranks(b->p) > 1 ? attend_shared(b, stream, temporal)
-                                     : attention_of(b, &stream, c->heads, temporal);
-    return hdi_stdit_linear(b, x, "attn.proj", c->hidden);
+                                     : attention_of(b, &stream, hdi_stdit_heads(b), temporal);
+    return hdi_stdit_leave(b, hdi_stdit_from_heads(b, x, "attn.proj"));
 }
 
 static hd_tensor read_text(hdi_stdit_build *b, hd_tensor q, hd_tensor kv)
 {
     const hdi_stdit_config *c = b->config;
     return hd_cross_attention(b->p, q, kv, b->text_offsets,
-                              &(hd_cross_attention_options){.heads = c->heads,
+                              &(hd_cross_attention_options){.heads = hdi_stdit_heads(b),
                                                             .head_dim = c->hidden / c->heads,
-                                                            .tokens = b->own,
+                                                            .tokens = b->joined,
                                                             .most_keys = b->stage->video.text});
 }
 
 hd_tensor hdi_stdit_text_attention(hdi_stdit_build *b, hd_tensor x)
 {
-    const hdi_stdit_config *c = b->config;
     const int64_t rows = b->stage->sequences * b->stage->video.text, each[] = {rows, rows};
-    const hd_tensor q = hdi_stdit_linear(b, x, "cross_attn.q_linear", c->hidden);
-    hd_tensor kv[2] = {hdi_stdit_linear(b, b->text, "cross_attn.kv_linear", 2 * c->hidden)};
+    const hd_tensor q = hdi_stdit_to_heads(b, hdi_stdit_enter(b, x), "cross_attn.q_linear", 1);
+    hd_tensor kv[2] = {hdi_stdit_to_heads(b, b->text, "cross_attn.kv_linear", 2)};
     if (b->given) {
         hd_split_rows(b->p, kv[0], 1, 2, each, kv);
         x = hdi_stdit_choose(b, read_text(b, q, kv[0]), read_text(b, q, kv[1]));
     } else {
         x = read_text(b, q, kv[0]);
     }
-    return hdi_stdit_linear(b, x, "cross_attn.proj", c->hidden);
+    return hdi_stdit_leave(b, hdi_stdit_from_heads(b, x, "cross_attn.proj"));
 }

@@ -31,9 +31,18 @@ hd_tensor hdi_stdit_value(hdi_stdit_build *b, const hdi_stdit_stream *from)
 
 static hd_tensor mlp(hdi_stdit_build *b, hd_tensor x)
 {
-    return hd_gelu_mlp(
-        b->p, x, &(hd_linear_options){.name = "mlp.fc1", .outputs = b->config->inner, .bias = true},
-        &(hd_linear_options){.name = "mlp.fc2", .outputs = b->config->hidden, .bias = true});
+    const hdi_stdit_config *c = b->config;
+    x = hd_gelu_mlp(
+        b->p, hdi_stdit_enter(b, x),
+        &(hd_linear_options){
+            .name = "mlp.fc1", .outputs = c->inner, .bias = true, .split = HD_SPLIT_COLUMNS},
+        &(hd_linear_options){.name = "mlp.fc2",
+                             .outputs = c->hidden,
+                             .bias = true,
+                             .split = HD_SPLIT_ROWS,
+                             .split_runs = 1,
+                             .split_run = {{c->inner, 0}}});
+    return hdi_stdit_leave(b, x);
 }
 
 /* Learned rows added to each run of as many of `rows`, then `count` rows side by side. */
@@ -76,15 +85,17 @@ hdi_stdit_stream hdi_stdit_block(hdi_stdit_build *b, int layer, const hdi_stdit_
 
 hd_tensor hdi_stdit_choose(hdi_stdit_build *b, hd_tensor x, hd_tensor other)
 {
-    const int64_t hidden = b->config->hidden;
-    hd_modulation select = {.table = hdi_stdit_selection(b->p, b->stage->sequences, hidden),
+    const hd_tensor_info *info = hd_tensor_get(b->p, x);
+    if (!info) return (hd_tensor){0};
+    const int64_t columns = info->dims[1];
+    hd_modulation select = {.table = hdi_stdit_selection(b->p, b->stage->sequences, columns),
                             .index = b->frame_entries,
                             .rows_per_group = b->frame_rows,
                             .shift = -1,
                             .scale = -1,
                             .gate = 0};
     x = hd_gated_add(b->p, x, x, &select);
-    select.gate = hidden;
+    select.gate = columns;
     return hd_gated_add(b->p, x, other, &select);
 }
 

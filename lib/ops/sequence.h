@@ -31,10 +31,8 @@ bool hdi_sequence_begin(hd_program *program, int64_t tokens, int64_t kv_heads, b
 hd_tensor hdi_sequence_own_rows(hd_program *program, hd_tensor x, int64_t sequences,
                                 int64_t tokens);
 
-/* Of entries I32 [sequences * groups], each for that many rows of its sequence, one for each of this
- * rank's rows; on one rank the entries as they are. */
-hd_tensor hdi_sequence_own_entries(hd_program *program, hd_tensor entries, int64_t sequences,
-                                   int64_t groups, int64_t rows_per_group);
+/* Of entries I32 [groups], each for that many rows, one for each row: [groups * rows_per_group]. */
+hd_tensor hdi_sequence_each_row(hd_program *program, hd_tensor entries, int64_t rows_per_group);
 
 /* The way back: all rows, on every rank. What is made of them must be the same on all ranks up to the
  * loss, which counts once: the gradient is this rank's rows of that of the result. */

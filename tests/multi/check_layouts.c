@@ -13,8 +13,8 @@
 typedef struct setting {
     hdt_split split;
     int layers;
-    int64_t image;              /* tokens that ranks deal out, without the text */
-    bool causal, rings, tensor; /* zigzags; is cut by rings; splits its layers */
+    int64_t image;      /* tokens that ranks deal out, without the text */
+    bool causal, rings; /* zigzags; is cut by rings */
 } setting;
 
 /* Four of a layer on the way to the loss, four on the way back. */
@@ -28,7 +28,6 @@ static const setting settings[] = {
      8,
      17,
      true,
-     true,
      true},
     {{"hunyuan",
       "{\"model_type\": \"hunyuan_video\", \"in_channels\": 2, \"out_channels\": 2, "
@@ -39,7 +38,6 @@ static const setting settings[] = {
      6,
      7,
      false,
-     true,
      true},
     {{"open sora 1.2",
       "{\"model_type\": \"stdit3\", \"in_channels\": 2, \"hidden_size\": 28, \"depth\": 4, "
@@ -48,7 +46,6 @@ static const setting settings[] = {
       0, 3, 4, 7, 4, 6, true, ROUNDINGS(8)},
      8,
      18,
-     false,
      false,
      false},
 };
@@ -61,13 +58,11 @@ static const char *why_not(const setting *one, const hd_mesh_options *layout)
     const int64_t places = zigzag ? one->image / 2 : one->image;
     const int shares = layout->sequence / layout->ring; /* of the heads */
     if (layout->pipeline > one->layers) return "layers";
-    if (layout->tensor > 1 && layout->sequence > 1 && one->tensor) return "want one of them 1";
-    if ((one->tensor && layout->tensor > one->split.heads) || shares > one->split.heads)
+    if (layout->tensor > 1 && layout->sequence > 1) return "want one of them 1";
+    if (layout->tensor > one->split.heads || shares > one->split.heads)
         return "key and value heads";
-    if ((one->tensor && layout->tensor > one->image) || layout->sequence > places)
-        return "tokens of a sequence";
+    if (layout->tensor > one->image || layout->sequence > places) return "tokens of a sequence";
     if (layout->ring > 1 && !one->rings) return "attends within frames";
-    if (layout->tensor > 1 && !one->tensor) return "does not split its layers";
     return NULL;
 }
 
