@@ -24,16 +24,17 @@ static hd_rope_axes rope_of(const hdi_stdit_build *b, bool temporal)
         return (hd_rope_axes){.axes = 1,
                               .dims = {head_dim},
                               .length = {b->frames},
-                              .stride = {b->places},
+                              .stride = {b->part.positions},
                               .theta = 10000,
                               .pairing = HD_ROPE_INTERLEAVED};
-    return (hd_rope_axes){.axes = 3,
-                          .dims = {part, part, part},
-                          .length = {temporal ? b->frames : 1, b->height, b->width},
-                          .stride = {b->places, b->width, 1},
-                          .scale = {1, scale, scale},
-                          .theta = 10000,
-                          .pairing = HD_ROPE_INTERLEAVED};
+    return (hd_rope_axes){
+        .axes = 3,
+        .dims = {part, part, part},
+        .length = {temporal ? b->frames : 1, b->part.positions / b->width, b->width},
+        .stride = {b->part.positions, b->width, 1},
+        .scale = {1, scale, scale},
+        .theta = 10000,
+        .pairing = HD_ROPE_INTERLEAVED};
 }
 
 /* Rows of a sequence lie frame by frame: within frames, or along places. */
@@ -51,11 +52,12 @@ static hd_tensor attend(const hdi_stdit_build *b, hd_tensor qkv, int64_t heads, 
  * holds all places is the sequence as it lies. */
 static hd_tensor attend_windows(const hdi_stdit_build *b, hd_tensor qkv, int64_t heads)
 {
-    const int64_t *window = b->config->window;
-    if (window[0] >= b->height && window[1] >= b->width) return attend(b, qkv, heads, b->tokens, 1);
+    const int64_t *window = b->config->window, height = b->part.positions / b->width;
+    if (window[0] >= height && window[1] >= b->width)
+        return attend(b, qkv, heads, b->frames * b->part.positions, 1);
     const hd_window_options options = {.sequences = b->stage->sequences,
                                        .frames = b->frames,
-                                       .height = b->height,
+                                       .height = height,
                                        .width = b->width,
                                        .window_height = window[0],
                                        .window_width = window[1]};
@@ -67,7 +69,7 @@ static hd_tensor attend_windows(const hdi_stdit_build *b, hd_tensor qkv, int64_t
     return hd_join_windows(b->p, parts, &options);
 }
 
-/* Of whole sequences, and so many heads of them. */
+/* Of what this rank's place of the ring has of sequences, and so many heads of it. */
 static hd_tensor attention_of(const hdi_stdit_build *b, const hd_qkv_stream *stream, int64_t heads,
                               bool temporal)
 {
@@ -76,11 +78,12 @@ static hd_tensor attention_of(const hdi_stdit_build *b, const hd_qkv_stream *str
     if (stream->rope.axes || c->qk_norm)
         x = hd_joint_qkv(b->p, b->stage->sequences, heads, c->hidden / c->heads, 0, 1, stream);
     if (!temporal) return attend(b, x, heads, b->places, 1);
-    return c->window[0] ? attend_windows(b, x, heads) : attend(b, x, heads, b->frames, b->places);
+    return c->window[0] ? attend_windows(b, x, heads)
+                        : attend(b, x, heads, b->frames, b->part.positions);
 }
 
-/* Where ranks share sequences each takes some of the heads of all tokens: norms, turns, frames, places
- * and windows are then those of one rank. */
+/* Where ranks share a place of the ring each takes some of the heads of all its tokens: norms, turns,
+ * frames, places and windows are then those of one rank. */
 static hd_tensor attend_shared(const hdi_stdit_build *b, hd_qkv_stream stream, bool temporal)
 {
     const int64_t all = b->config->heads;
@@ -88,7 +91,8 @@ static hd_tensor attend_shared(const hdi_stdit_build *b, hd_qkv_stream stream, b
                                            .tokens = b->tokens,
                                            .heads = all,
                                            .kv_heads = all,
-                                           .head_dim = b->config->hidden / all}};
+                                           .head_dim = b->config->hidden / all,
+                                           .of_place = stream.tokens}};
     travel.turns = hdi_sequence_turns(b->p, &travel.shape);
     hd_tensor turn[HDI_SEQUENCE_TURNS];
     hdi_sequence_to_heads(b->p, stream.qkv, &travel, turn, NULL);
@@ -107,7 +111,7 @@ hd_tensor hdi_stdit_self_attention(hdi_stdit_build *b, hd_tensor x, bool tempora
     const hd_qkv_stream stream = {.qkv = hdi_stdit_to_heads(b, x, "attn.qkv", 3),
                                   .query_norm = norm_weight(b, "attn.q_norm.weight"),
                                   .key_norm = norm_weight(b, "attn.k_norm.weight"),
-                                  .tokens = b->tokens,
+                                  .tokens = b->part.frames * b->part.positions,
                                   .rope = rope_of(b, temporal)};
     x = hdi_sequence_ranks(b->p) > 1 ? attend_shared(b, stream, temporal)
                                      : attention_of(b, &stream, hdi_stdit_heads(b), temporal);

@@ -62,6 +62,7 @@ hdi_stdit_stream hdi_stdit_block(hdi_stdit_build *b, int layer, const hdi_stdit_
 {
     const int64_t hidden = b->config->hidden;
     const bool temporal = layer % 2;
+    const hdi_stdit_stream start = hdi_stdit_turn(b, from, temporal);
     hd_scope_begin(b->p, "%s_blocks.%d", temporal ? "temporal" : "spatial", layer / 2);
     if (b->stage->recompute) hd_scope_recompute(b->p);
     hd_modulation by = hdi_stdit_modulation(b, table_of(b, b->modulation, "scale_shift_table", 6));
@@ -69,7 +70,7 @@ hdi_stdit_stream hdi_stdit_block(hdi_stdit_build *b, int layer, const hdi_stdit_
     by.shift = 0;
     by.scale = hidden;
     gate.gate = 2 * hidden;
-    hd_tensor x, h = norm(b, from, &by, &x);
+    hd_tensor x, h = norm(b, &start, &by, &x);
     x = hd_gated_add(b->p, x, hdi_stdit_self_attention(b, h, temporal), &gate);
     x = hd_add(b->p, x, hdi_stdit_text_attention(b, x));
     by.shift = 3 * hidden;

@@ -59,7 +59,8 @@ void hdi_sequence_is_causal(hd_program *program)
 
 hdi_sequence_cut hdi_sequence_options_cut(const hdi_sequence_options *o)
 {
-    return (hdi_sequence_cut){.ranks = o->ranks, .ring = o->ring, .zigzag = o->zigzag};
+    return (hdi_sequence_cut){
+        .ranks = o->ranks, .ring = o->ring, .zigzag = o->zigzag, .together = o->together};
 }
 
 int64_t hdi_sequence_rows_of(const hdi_sequence_options *o, int rank)

@@ -31,6 +31,10 @@ bool hdi_sequence_begin(hd_program *program, int64_t tokens, int64_t kv_heads, b
 hd_tensor hdi_sequence_own_rows(hd_program *program, hd_tensor x, int64_t sequences,
                                 int64_t tokens);
 
+/* This rank's rows of those x [sequences * tokens, ...] that its place has. No gradient. */
+hd_tensor hdi_sequence_rows_of_place(hd_program *program, hd_tensor x, int64_t sequences,
+                                     int64_t tokens);
+
 /* Of entries I32 [groups], each for that many rows, one for each row: [groups * rows_per_group]. */
 hd_tensor hdi_sequence_each_row(hd_program *program, hd_tensor entries, int64_t rows_per_group);
 
@@ -43,6 +47,7 @@ hd_tensor hdi_sequence_all_rows(hd_program *program, hd_tensor x, int64_t sequen
 typedef struct hdi_sequence_shape {
     int64_t sequences, tokens; /* tokens that are split: none where all ranks have all rows */
     int64_t heads, kv_heads, head_dim;
+    int64_t of_place; /* tokens of a sequence that this place has; 0: as the ring cuts them */
 } hdi_sequence_shape;
 
 /* Heads travel a group at a time, so that one group's exchange is under way while another's attention

@@ -13,8 +13,9 @@
 typedef struct setting {
     hdt_split split;
     int layers;
-    int64_t image;      /* tokens that ranks deal out, without the text */
-    bool causal, rings; /* zigzags; is cut by rings */
+    int64_t image; /* tokens that ranks deal out, without the text */
+    bool causal;   /* a ring zigzags */
+    int ring;      /* at most, 0: any number */
 } setting;
 
 /* Four of a layer on the way to the loss, four on the way back. */
@@ -28,7 +29,7 @@ static const setting settings[] = {
      8,
      17,
      true,
-     true},
+     0},
     {{"hunyuan",
       "{\"model_type\": \"hunyuan_video\", \"in_channels\": 2, \"out_channels\": 2, "
       "\"num_attention_heads\": 6, \"attention_head_dim\": 6, \"num_layers\": 2, "
@@ -38,7 +39,7 @@ static const setting settings[] = {
      6,
      7,
      false,
-     true},
+     0},
     {{"open sora 1.2",
       "{\"model_type\": \"stdit3\", \"in_channels\": 2, \"hidden_size\": 28, \"depth\": 4, "
       "\"num_heads\": 7, \"mlp_ratio\": 2.0, \"caption_channels\": 6, \"model_max_length\": 4, "
@@ -47,7 +48,7 @@ static const setting settings[] = {
      8,
      18,
      false,
-     false},
+     3},
 };
 enum { SETTINGS = sizeof settings / sizeof settings[0], MOST_RANKS = 8, WHAT = 96 };
 
@@ -62,7 +63,7 @@ static const char *why_not(const setting *one, const hd_mesh_options *layout)
     if (layout->tensor > one->split.heads || shares > one->split.heads)
         return "key and value heads";
     if (layout->tensor > one->image || layout->sequence > places) return "tokens of a sequence";
-    if (layout->ring > 1 && !one->rings) return "attends within frames";
+    if (one->ring && layout->ring > one->ring) return "take a smaller ring";
     return NULL;
 }
 

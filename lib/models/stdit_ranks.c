@@ -4,29 +4,56 @@
 #include "ops/tensor_axis.h"
 #include "program/program.h"
 
-static int64_t first_on(const hdi_stdit_build *b, hd_axis axis, int64_t tokens)
+/* An entry for each frame where all its rows are here; else ranks may have parts of frames, and know each
+ * row's. */
+static void cut_entries(hdi_stdit_build *b)
 {
-    return hdi_sequence_first(tokens, hd_mesh_size(b->p->mesh, axis),
-                              hd_mesh_index(b->p->mesh, axis));
+    const hdi_regroup_video *video = &b->video;
+    b->frame_entries = b->all_entries;
+    b->frame_rows = b->places;
+    if (!b->all_entries.id || (b->given ? b->joined : b->own) == b->tokens) return;
+    hd_tensor entries = hdi_regroup_entries(b->p, b->all_entries, video, b->by_position);
+    if (!b->given) entries = hdi_tensor_own_rows(b->p, entries, video->sequences, b->joined);
+    b->frame_entries = entries;
+    b->frame_rows = 1;
+}
+
+void hdi_stdit_cut(hdi_stdit_build *b, bool by_position)
+{
+    b->by_position = by_position;
+    b->part = hdi_regroup_part_of(b->p, &b->video, by_position);
+    b->joined = b->part.end - b->part.begin;
+    b->own = hdi_tensor_own_tokens(b->p, b->joined);
+    cut_entries(b);
+}
+
+hdi_stdit_stream hdi_stdit_turn(hdi_stdit_build *b, const hdi_stdit_stream *from, bool by_position)
+{
+    if (hd_mesh_ring(b->p->mesh) == 1 || by_position == b->by_position) return *from;
+    const hd_tensor x = hdi_stdit_value(b, from);
+    hdi_stdit_cut(b, by_position);
+    return (hdi_stdit_stream){.x = hdi_regroup(b->p, x, &b->video, by_position)};
 }
 
 int64_t hdi_stdit_first(const hdi_stdit_build *b)
 {
-    return first_on(b, HD_AXIS_SEQUENCE, b->tokens) + first_on(b, HD_AXIS_TENSOR, b->joined);
+    return b->part.first_frame * b->places + b->part.begin +
+           hdi_sequence_first(b->joined, hdi_tensor_ranks(b->p),
+                              hd_mesh_index(b->p->mesh, HD_AXIS_TENSOR));
 }
 
 hd_tensor hdi_stdit_own_rows(hdi_stdit_build *b, hd_tensor x)
 {
     const int64_t sequences = b->stage->sequences;
-    return hdi_sequence_own_rows(b->p, hdi_tensor_own_rows(b->p, x, sequences, b->tokens),
-                                 sequences, b->tokens);
+    x = hdi_sequence_own_rows(b->p, x, sequences, b->tokens);
+    return hdi_tensor_own_rows(b->p, x, sequences, b->joined);
 }
 
 hd_tensor hdi_stdit_all_rows(hdi_stdit_build *b, hd_tensor x)
 {
     const int64_t sequences = b->stage->sequences;
-    return hdi_sequence_all_rows(b->p, hdi_tensor_whole_rows(b->p, x, sequences, b->tokens),
-                                 sequences, b->tokens);
+    x = hdi_tensor_whole_rows(b->p, x, sequences, b->joined);
+    return hdi_sequence_all_rows(b->p, x, sequences, b->tokens);
 }
 
 hd_tensor hdi_stdit_enter(hdi_stdit_build *b, hd_tensor x)
