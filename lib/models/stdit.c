@@ -108,10 +108,10 @@ static bool begin(hd_program *p, const hdi_stdit_config *config, const hd_stage 
                                      .frames = out->frames,
                                      .positions = out->places,
                                      .together = band > 0 ? band : 1};
+    const bool is_cut = hdi_regroup_begin(p, &out->video, config->heads);
     hdi_stdit_cut(out, false);
-    return check_stage(out, x) && hdi_tensor_begin(p, out->tokens, config->heads) &&
-           hdi_sequence_begin(p, out->tokens, config->heads, true) &&
-           hdi_regroup_begin(p, &out->video);
+    return is_cut && check_stage(out, x) && hdi_tensor_begin(p, out->tokens, config->heads) &&
+           hdi_sequence_begin(p, out->tokens, config->heads, true);
 }
 
 static void read_frame_entries(hdi_stdit_build *b)

@@ -29,7 +29,7 @@ void hdi_stdit_cut(hdi_stdit_build *b, bool by_position)
 
 hdi_stdit_stream hdi_stdit_turn(hdi_stdit_build *b, const hdi_stdit_stream *from, bool by_position)
 {
-    if (hd_mesh_ring(b->p->mesh) == 1 || by_position == b->by_position) return *from;
+    if (hdi_sequence_ring(b->p) == 1 || by_position == b->by_position) return *from;
     const hd_tensor x = hdi_stdit_value(b, from);
     hdi_stdit_cut(b, by_position);
     return (hdi_stdit_stream){.x = hdi_regroup(b->p, x, &b->video, by_position)};

@@ -43,28 +43,35 @@ static hdi_regroup_part part_of(const hdi_regroup_video *video, int ranks, int r
 hdi_regroup_part hdi_regroup_part_of(const hd_program *program, const hdi_regroup_video *video,
                                      bool by_position)
 {
-    return part_of(video, hdi_sequence_ranks(program), hd_mesh_ring(program->mesh),
+    return part_of(video, hdi_sequence_ranks(program), hdi_sequence_ring(program),
                    hd_mesh_index(program->mesh, HD_AXIS_SEQUENCE), by_position);
 }
 
-bool hdi_regroup_begin(hd_program *program, const hdi_regroup_video *video)
+/* Whether every rank has some of each sequence, both ways. */
+static bool has_all(const hdi_regroup_video *video, int ranks, int ring)
 {
-    const int ranks = hdi_sequence_ranks(program), ring = hd_mesh_ring(program->mesh);
-    const int64_t runs = hdi_ceil_div(video->positions, video->together);
-    bool is_right = ring <= video->frames && ring <= runs && ranks <= HDI_SEQUENCE_RANKS;
-    for (int r = 0; r < 2 * ranks && is_right; r++) {
+    for (int r = 0; r < 2 * ranks; r++) {
         const hdi_regroup_part part = part_of(video, ranks, ring, r / 2, r % 2);
-        is_right = part.begin < part.end;
+        if (part.begin >= part.end) return false;
     }
+    return true;
+}
+
+bool hdi_regroup_begin(hd_program *program, const hdi_regroup_video *video, int64_t heads)
+{
+    const int ranks = hdi_sequence_ranks(program), most = hd_mesh_ring(program->mesh);
+    int ring = most;
+    while (ring > 1 && (ranks % ring || !has_all(video, ranks, ring)))
+        ring--;
     program->sequence_together = video->positions;
-    if (ring == 1 || is_right) return true;
+    program->sequence_ring = ring;
+    if (ring == most || ranks / ring <= heads) return true;
     hd_program_fail(program, HD_ERROR_UNSUPPORTED,
-                    "layout: sequence is %d with a ring of %d, want a ring of at most %" PRId64
-                    " (frames) and %" PRId64 " (runs of %" PRId64 " of a frame's %" PRId64
-                    " positions), a token for each rank that shares a place of it, and at most %d "
-                    "ranks; take a smaller ring",
-                    ranks, ring, video->frames, runs, video->together, video->positions,
-                    (int)HDI_SEQUENCE_RANKS);
+                    "layout: sequence is %d with a ring of %d, but %" PRId64 " frames and %" PRId64
+                    " runs of a frame's positions make places for %d, which leaves each %d ranks "
+                    "to share %" PRId64 " key and value heads; take more data or pipeline ranks",
+                    ranks, most, video->frames, hdi_ceil_div(video->positions, video->together),
+                    ring, ranks / ring, heads);
     return false;
 }
 
@@ -255,7 +262,7 @@ hd_tensor hdi_regroup(hd_program *program, hd_tensor x, const hdi_regroup_video 
                       bool by_position)
 {
     const hd_tensor_info *info = hd_tensor_get(program, x);
-    if (hd_mesh_ring(program->mesh) == 1 || !info) return x;
+    if (hdi_sequence_ring(program) == 1 || !info) return x;
     regroup_options o; /* starts as zeros, padding too: programs are compared */
     memset(&o, 0, sizeof o);
     o.collective.axis = HD_AXIS_SEQUENCE;
@@ -263,7 +270,7 @@ hd_tensor hdi_regroup(hd_program *program, hd_tensor x, const hdi_regroup_video 
     o.collective.what = by_position ? "rows to places of positions" : "rows to places of frames";
     o.ranks = hdi_sequence_ranks(program);
     o.rank = hd_mesh_index(program->mesh, HD_AXIS_SEQUENCE);
-    o.ring = hd_mesh_ring(program->mesh);
+    o.ring = hdi_sequence_ring(program);
     o.video = *video;
     o.by_position = !by_position;
     x = hd_custom_op(program, &regroup_rows, &o, 1, &x);

@@ -21,9 +21,10 @@ typedef struct hdi_regroup_part {
 hdi_regroup_part hdi_regroup_part_of(const hd_program *program, const hdi_regroup_video *video,
                                      bool by_position);
 
-/* A model says that its sequences are cut so, by frames first: before anything is asked of lib/ops/sequence.h.
- * False, and an error of the program, where a place or a rank would have nothing. */
-bool hdi_regroup_begin(hd_program *program, const hdi_regroup_video *video);
+/* A model says that its sequences are cut so, by frames first: to be said first of all. There are as many
+ * places as the mesh's ring, or fewer where they, or the ranks that share one, would not all have some
+ * of such a video; false, and an error of the program, where those are more than heads. */
+bool hdi_regroup_begin(hd_program *program, const hdi_regroup_video *video, int64_t heads);
 
 /* This rank's rows x [sequences * its run, columns] of the one cut to those of the other. Collective when
  * run. */

@@ -16,6 +16,9 @@ int64_t hdi_sequence_first(int64_t tokens, int ranks, int rank);
 
 int hdi_sequence_ranks(const hd_program *program);
 
+/* Places that this program's sequences are cut into. */
+int hdi_sequence_ring(const hd_program *program);
+
 /* This program's part of `tokens`. */
 int64_t hdi_sequence_own_tokens(const hd_program *program, int64_t tokens);
 

@@ -47,7 +47,7 @@ int64_t hdi_sequence_tokens_of(const hdi_sequence_cut *cut, int64_t tokens, int 
 
 hdi_sequence_cut hdi_sequence_cut_of(const hd_program *program)
 {
-    const int ring = hd_mesh_ring(program->mesh);
+    const int ring = hdi_sequence_ring(program);
     return (hdi_sequence_cut){.ranks = hd_mesh_size(program->mesh, HD_AXIS_SEQUENCE),
                               .ring = ring,
                               .zigzag = ring > 1 && program->causal_sequences,
@@ -63,7 +63,7 @@ hdi_sequence_cut hdi_sequence_places(const hd_program *program)
 
 int hdi_sequence_sharing(const hd_program *program)
 {
-    return hd_mesh_size(program->mesh, HD_AXIS_SEQUENCE) / hd_mesh_ring(program->mesh);
+    return hdi_sequence_ranks(program) / hdi_sequence_ring(program);
 }
 
 int hdi_sequence_place(const hd_program *program)

@@ -78,6 +78,7 @@ struct hd_program {
     bool splits_sequences;     /* the model heeds the mesh's sequence axis */
     bool causal_sequences;     /* tokens see those before them only, which is how rings cut them */
     int64_t sequence_together; /* runs of tokens that a ring's places do not part; 0: 1 */
+    int sequence_ring;         /* places that sequences are cut into; 0: the mesh's ring */
     bool whole_loss;           /* of all tokens, on each rank of that axis, not of the rank's */
     bool splits_layers;        /* the model heeds the mesh's tensor axis */
     int slices;                /* at least 1; 1 where a backward follows */

@@ -15,7 +15,7 @@ typedef struct setting {
     int layers;
     int64_t image; /* tokens that ranks deal out, without the text */
     bool causal;   /* a ring zigzags */
-    int ring;      /* at most, 0: any number */
+    int ring;      /* places that there are frames for, 0: any number */
 } setting;
 
 /* Four of a layer on the way to the loss, four on the way back. */
@@ -52,18 +52,26 @@ static const setting settings[] = {
 };
 enum { SETTINGS = sizeof settings / sizeof settings[0], MOST_RANKS = 8, WHAT = 96 };
 
+/* Videos without frames for all places of a ring are cut into fewer. */
+static int places_of(const setting *one, const hd_mesh_options *layout)
+{
+    int places = layout->ring;
+    while (one->ring && (places > one->ring || layout->sequence % places))
+        places--;
+    return places;
+}
+
 /* The rule: NULL, or a part of the reason. */
 static const char *why_not(const setting *one, const hd_mesh_options *layout)
 {
     const bool zigzag = one->causal && layout->ring > 1;
     const int64_t places = zigzag ? one->image / 2 : one->image;
-    const int shares = layout->sequence / layout->ring; /* of the heads */
+    const int shares = layout->sequence / places_of(one, layout); /* of the heads */
     if (layout->pipeline > one->layers) return "layers";
     if (layout->tensor > 1 && layout->sequence > 1) return "want one of them 1";
     if (layout->tensor > one->split.heads || shares > one->split.heads)
         return "key and value heads";
     if (layout->tensor > one->image || layout->sequence > places) return "tokens of a sequence";
-    if (one->ring && layout->ring > one->ring) return "take a smaller ring";
     return NULL;
 }
 
@@ -135,6 +143,7 @@ START_TEST(every_layout_is_right_or_refused_with_the_reason)
                 for (l.ring = 1; l.ring <= l.sequence; l.ring++) {
                     const int rest = l.data * l.pipeline * l.sequence;
                     if (ranks % rest || l.sequence % l.ring) continue;
+                    if (places_of(one, &l) < l.ring) continue; /* as with the smaller ring */
                     l.tensor = ranks / rest;
                     check_sizes(one, &l, number++);
                 }

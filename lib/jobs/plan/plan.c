@@ -9,6 +9,7 @@
 #include "jobs/setup.h"
 #include "jobs/train/plan_report.h"
 #include "jobs/train/train.h"
+#include "ops/sequence.h"
 #include "parallel/match.h"
 #include "report/format.h"
 
@@ -229,9 +230,11 @@ static double micro_batch_flops(const planning *p, int shape)
 static void describe_sequence(const hd_mesh *mesh, const hd_program *program, size_t bytes,
                               char *out)
 {
-    const int ranks = hd_mesh_size(mesh, HD_AXIS_SEQUENCE), ring = hd_mesh_ring(mesh);
+    const int ranks = hd_mesh_size(mesh, HD_AXIS_SEQUENCE), ring = hdi_sequence_ring(program);
     char rings[32] = "", groups[32] = "";
-    if (ring > 1) snprintf(rings, sizeof rings, " in rings of %d", ring);
+    if (ring > 1)
+        snprintf(rings, sizeof rings, program->sequence_ring ? " in %d places" : " in rings of %d",
+                 ring);
     if (program->sequence_turns)
         snprintf(groups, sizeof groups, " (heads in %d groups)", program->sequence_turns);
     out[0] = '\0';
