@@ -181,8 +181,9 @@ const hdi_config_row hdi_job_schema[] = {
         "key and value heads, exchange heads",
         QUIET),
     INT("layout.ring", "1", "1", "4096", "ranks",
-        "ranks of the sequence axis among which keys and values go round in a ring; divides "
-        "layout.sequence",
+        "ranks of the sequence axis among which keys and values go round in a ring, or, in models "
+        "that attend within frames and along time, rows take turns by frames and by positions; "
+        "divides layout.sequence",
         QUIET),
     INT("layout.sequence_groups", "0", "0", "4", "groups",
         "heads change places on the sequence axis in so many groups, one under way while another "
