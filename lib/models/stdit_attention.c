@@ -91,8 +91,8 @@ static hd_tensor attend_shared(const hdi_stdit_build *b, hd_qkv_stream stream, b
                                            .tokens = b->tokens,
                                            .heads = all,
                                            .kv_heads = all,
-                                           .head_dim = b->config->hidden / all,
-                                           .of_place = stream.tokens}};
+                                           .head_dim = b->config->hidden / all},
+                                 .of_place = stream.tokens};
     travel.turns = hdi_sequence_turns(b->p, &travel.shape);
     hd_tensor turn[HDI_SEQUENCE_TURNS];
     hdi_sequence_to_heads(b->p, stream.qkv, &travel, turn, NULL);

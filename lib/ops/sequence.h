@@ -50,7 +50,6 @@ hd_tensor hdi_sequence_all_rows(hd_program *program, hd_tensor x, int64_t sequen
 typedef struct hdi_sequence_shape {
     int64_t sequences, tokens; /* tokens that are split: none where all ranks have all rows */
     int64_t heads, kv_heads, head_dim;
-    int64_t of_place; /* tokens of a sequence that this place has; 0: as the ring cuts them */
 } hdi_sequence_shape;
 
 /* Heads travel a group at a time, so that one group's exchange is under way while another's attention
@@ -69,6 +68,7 @@ typedef struct hdi_sequence_heads {
     hdi_sequence_shape shape;
     int64_t before, after;
     int turns;
+    int64_t of_place; /* tokens of a sequence that this place has; 0: as the ring cuts them */
 } hdi_sequence_heads;
 
 /* qkv [sequences * (before + own tokens + after), (heads + 2 * kv_heads) * head_dim] to alike[turns]

@@ -97,7 +97,7 @@ static hdi_sequence_options deal_heads(const hd_program *program, const hdi_sequ
     const hdi_sequence_shape *shape = &from->shape;
     const int64_t queries = shape->heads / shape->kv_heads * shape->head_dim;
     const int64_t unit[HDI_SEQUENCE_PARTS] = {queries, shape->head_dim, shape->head_dim};
-    int64_t tokens = shape->of_place;
+    int64_t tokens = from->of_place;
     if (tokens == 0 && shape->tokens > 0)
         tokens = hdi_sequence_place_tokens(program, shape->tokens);
     hdi_sequence_options o = start_of_place(program, shape->sequences, tokens);

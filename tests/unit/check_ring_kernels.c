@@ -12,7 +12,7 @@ START_TEST(every_token_has_one_rank)
         for (int ring = 1; ring <= ranks; ring++)
             for (int zigzag = 0; zigzag < 2 && ranks % ring == 0; zigzag++)
                 for (int64_t tokens = 2 * ranks; tokens < MOST; tokens += 7) {
-                    const hdi_sequence_cut cut = {ranks, ring, zigzag};
+                    const hdi_sequence_cut cut = {.ranks = ranks, .ring = ring, .zigzag = zigzag};
                     int owners[MOST] = {0};
                     for (int r = 0; r < ranks; r++) {
                         hdi_token_run runs[HDI_SEQUENCE_RUNS];
