@@ -91,7 +91,8 @@ static void describe_phase(const hd_sampler *sampler, hd_purpose phase, bool kno
         hdi_text_printf(text, ", blocks in %d slices", hd_sampler_slices(sampler));
     const int turns = plan->units[0].program->sequence_turns,
               places = plan->units[0].program->sequence_ring;
-    if (places > 1) hdi_text_printf(text, ", rows take turns in %d places", places);
+    if (phase == HD_PURPOSE_DENOISE && places > 1)
+        hdi_text_printf(text, ", rows take turns in %d places", places);
     if (turns)
         hdi_text_printf(text, ", heads change places in %d group%s", turns, turns == 1 ? "" : "s");
     hdi_text_append(text, "\n");
