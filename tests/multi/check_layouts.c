@@ -54,17 +54,37 @@ static const setting settings[] = {
 };
 enum { SETTINGS = sizeof settings / sizeof settings[0], MOST_RANKS = 8, WHAT = 96 };
 
+/* Tokens of a sequence, dealt out in equal parts as far as they go: `count` parts from `first` on. */
+static int64_t parts_of(int64_t tokens, int parts, int first, int count)
+{
+    return (first + count) * tokens / parts - first * tokens / parts;
+}
+
+/* What the rank of the sequence axis has that has the fewest tokens. */
+static int64_t fewest_tokens(const setting *one, const hd_mesh_options *layout)
+{
+    const int sharing = layout->sequence / layout->ring;
+    int64_t fewest = one->image;
+    for (int place = 0; place < layout->ring; place++) {
+        const bool zigzag = one->causal && layout->ring > 1;
+        const int pieces = zigzag ? 2 * layout->ring : layout->ring;
+        int64_t tokens = parts_of(one->image, pieces, place, 1);
+        if (zigzag) tokens += parts_of(one->image, pieces, pieces - 1 - place, 1);
+        if (tokens / sharing < fewest) fewest = tokens / sharing;
+    }
+    return fewest;
+}
+
 /* The rule: NULL, or a part of the reason. */
 static const char *why_not(const setting *one, const hd_mesh_options *layout)
 {
     const bool zigzag = one->causal && layout->ring > 1;
     const int64_t places = zigzag ? one->image / 2 : one->image;
-    const int shares = layout->sequence / layout->ring; /* of the heads */
+    const int tensor = one->tensor ? layout->tensor : 1;
+    const int shares = layout->sequence / layout->ring * tensor; /* of the heads */
     if (layout->pipeline > one->layers) return "layers";
-    if (layout->tensor > 1 && layout->sequence > 1 && one->tensor) return "want one of them 1";
-    if ((one->tensor && layout->tensor > one->split.heads) || shares > one->split.heads)
-        return "key and value heads";
-    if ((one->tensor && layout->tensor > one->image) || layout->sequence > places)
+    if (shares > one->split.heads) return "key and value heads";
+    if (layout->sequence > places || tensor > fewest_tokens(one, layout))
         return "tokens of a sequence";
     if (layout->ring > 1 && !one->rings) return "attends within frames";
     if (layout->tensor > 1 && !one->tensor) return "does not split its layers";
