@@ -54,8 +54,8 @@ typedef struct hdi_sequence_shape {
 enum { HDI_SEQUENCE_TURNS = 4, HDI_SEQUENCE_MESSAGE = 64 << 20 };
 int hdi_sequence_turns(hd_program *program, const hdi_sequence_shape *shape);
 
-/* This rank's heads of one turn, of the tensor rank's: those of keys and values are dealt out, the first ranks having one
- * more, and queries' go with them. */
+/* This rank's heads of one turn, out of its tensor rank's: those of keys and values are dealt out, the
+ * first ranks having one more, and queries' go with them. */
 int64_t hdi_sequence_turn_heads(const hd_program *program, int64_t heads, int64_t kv_heads,
                                 int turns, int turn);
 

@@ -5,16 +5,16 @@
  * Rows that all ranks have alike go without: the parts are summed for all. Each rank's gradient of
  * what all have alike is its part, and the sum over ranks is the whole.
  *
- * Where sequences are split, too, `tokens` below are those of this program's sequence rank, which the
- * tensor ranks beside it share: of a sequence's tokens hdi_sequence_own_tokens, of them the tensor rank's. */
+ * Where sequences are split, too, each rank of the sequence axis has its part of the tokens, and deals
+ * that out over its tensor ranks: `tokens` are then those of the part. */
 #ifndef HDI_OPS_TENSOR_AXIS_H
 #define HDI_OPS_TENSOR_AXIS_H
 
 #include "ops/sequence.h"
 
 /* A model says that it heeds the axis: false, and an error of the program, where there are more ranks
- * than heads of keys and values or (0: no matter) tokens of a sequence, of what the sequence axis leaves
- * to each of its ranks. */
+ * than heads of keys and values or (0: no matter) `tokens` of a whole sequence, of what the sequence axis
+ * leaves to each of its ranks. */
 bool hdi_tensor_begin(hd_program *program, int64_t tokens, int64_t kv_heads);
 
 int hdi_tensor_ranks(const hd_program *program);
