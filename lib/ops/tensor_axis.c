@@ -34,21 +34,23 @@ static int64_t fewest_tokens(const hd_program *program, int64_t tokens)
 
 bool hdi_tensor_begin(hd_program *program, int64_t tokens, int64_t kv_heads)
 {
-    const int ranks = hdi_tensor_ranks(program), sharing = hdi_sequence_sharing(program);
+    const int ranks = hdi_tensor_ranks(program), sequence = hdi_sequence_ranks(program);
+    const int sharing = hdi_sequence_sharing(program);
     const int64_t heads = kv_heads / sharing, fewest = fewest_tokens(program, tokens);
-    char left[64] = "";
+    char heads_of[48] = "", tokens_of[48] = "";
     program->splits_layers = true;
     if (ranks == 1 ||
         (ranks <= heads && (tokens == 0 || ranks <= fewest) && ranks <= HDI_SEQUENCE_RANKS))
         return true;
-    if (hdi_sequence_ranks(program) > 1)
-        snprintf(left, sizeof left, ", for each of %d sequence ranks", sharing);
+    if (sharing > 1)
+        snprintf(heads_of, sizeof heads_of, ", for each of %d sequence ranks", sharing);
+    if (sequence > 1)
+        snprintf(tokens_of, sizeof tokens_of, ", for each of %d sequence ranks", sequence);
     hd_program_fail(program, HD_ERROR_UNSUPPORTED,
-                    "layout: tensor is %d, want at most %" PRId64 " (key and value heads%s, which "
-                    "ranks do not share), %" PRId64 " (tokens of a sequence%s) and %d; take more "
+                    "layout: tensor is %d, want at most %" PRId64 " (key and value heads, which "
+                    "ranks do not share%s), %" PRId64 " (tokens of a sequence%s) and %d; take more "
                     "data or pipeline ranks",
-                    ranks, heads, left, fewest, *left ? " that a sequence rank has" : "",
-                    (int)HDI_SEQUENCE_RANKS);
+                    ranks, heads, heads_of, fewest, tokens_of, (int)HDI_SEQUENCE_RANKS);
     return false;
 }
 
