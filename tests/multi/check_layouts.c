@@ -54,10 +54,10 @@ static const setting settings[] = {
 };
 enum { SETTINGS = sizeof settings / sizeof settings[0], MOST_RANKS = 8, WHAT = 96 };
 
-/* Tokens of a sequence, dealt out in equal parts as far as they go: `count` parts from `first` on. */
-static int64_t parts_of(int64_t tokens, int parts, int first, int count)
+/* One of so many equal pieces, as far as tokens go. */
+static int64_t piece_of(int64_t tokens, int pieces, int index)
 {
-    return (first + count) * tokens / parts - first * tokens / parts;
+    return (index + 1) * tokens / pieces - index * tokens / pieces;
 }
 
 /* What the rank of the sequence axis has that has the fewest tokens. */
@@ -68,8 +68,8 @@ static int64_t fewest_tokens(const setting *one, const hd_mesh_options *layout)
     for (int place = 0; place < layout->ring; place++) {
         const bool zigzag = one->causal && layout->ring > 1;
         const int pieces = zigzag ? 2 * layout->ring : layout->ring;
-        int64_t tokens = parts_of(one->image, pieces, place, 1);
-        if (zigzag) tokens += parts_of(one->image, pieces, pieces - 1 - place, 1);
+        int64_t tokens = piece_of(one->image, pieces, place);
+        if (zigzag) tokens += piece_of(one->image, pieces, pieces - 1 - place);
         if (tokens / sharing < fewest) fewest = tokens / sharing;
     }
     return fewest;
