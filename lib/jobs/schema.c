@@ -193,7 +193,7 @@ const hdi_config_row hdi_job_schema[] = {
         QUIET),
     INT("layout.tensor", "1", "1", "4096", "ranks",
         "tensor axis: ranks that share each layer's weights, at most as many as key and value "
-        "heads",
+        "heads, or, where sequence ranks exchange heads, as each of those would have",
         QUIET),
     ENUM("layout.schedule", "auto", schedules,
          "pipeline schedule; auto: 1f1b, interleaved if chunks > 1", QUIET),

@@ -110,8 +110,9 @@ static bool begin(hd_program *p, const hdi_stdit_config *config, const hd_stage 
                                      .together = band > 0 ? band : 1};
     const bool is_cut = hdi_regroup_begin(p, &out->video, config->heads);
     hdi_stdit_cut(out, false);
-    return is_cut && check_stage(out, x) && hdi_tensor_begin(p, out->tokens, config->heads) &&
-           hdi_sequence_begin(p, out->tokens, config->heads, true);
+    return is_cut && check_stage(out, x) &&
+           hdi_sequence_begin(p, out->tokens, config->heads, true) &&
+           hdi_tensor_begin(p, out->tokens, config->heads);
 }
 
 static void read_frame_entries(hdi_stdit_build *b)

@@ -68,7 +68,8 @@ typedef struct hdi_stdit_build {
     int64_t kinds, entries; /* 1 or 2, with frames given by time 0; times sequences */
     bool given;             /* frames may be given beside the latents */
     int64_t text_rows; /* a sequence's: of its text, and where frames are given of the null text */
-    hd_tensor all_entries; /* I32 [sequences * frames], if they are read */
+    hd_tensor all_entries;    /* I32 [sequences * frames], if they are read */
+    hd_tensor cut_entries[2]; /* of the rows of each cut, once they are wanted */
 
     /* Of so many rows each: in layers where frames are given beside the latents, else between them. */
     hd_tensor frame_entries;
@@ -105,7 +106,7 @@ void hdi_stdit_read_conditioning(hdi_stdit_build *build);
 void hdi_stdit_declare_buffers(hdi_stdit_build *build);
 
 /* stdit_ranks.c. cut: ranks have rows as the places of a ring cut them, by position or by frame. turn:
- * rows that come cut otherwise, as they must be. */
+ * rows that come cut otherwise, as they must be; with the tensor axis they stay as they are. */
 void hdi_stdit_cut(hdi_stdit_build *build, bool by_position);
 hdi_stdit_stream hdi_stdit_turn(hdi_stdit_build *build, const hdi_stdit_stream *from,
                                 bool by_position);

@@ -1,6 +1,6 @@
 /* What STDiT3's blocks attend to: a frame, a place or a window of places over time, and the text. */
 #include "models/stdit.h"
-#include "ops/sequence.h"
+#include "ops/tensor_axis.h"
 
 static hd_tensor norm_weight(hdi_stdit_build *b, const char *name)
 {
@@ -86,18 +86,20 @@ static hd_tensor attention_of(const hdi_stdit_build *b, const hd_qkv_stream *str
  * frames, places and windows are then those of one rank. */
 static hd_tensor attend_shared(const hdi_stdit_build *b, hd_qkv_stream stream, bool temporal)
 {
-    const int64_t all = b->config->heads;
-    hdi_sequence_heads travel = {.shape = {.sequences = b->stage->sequences,
-                                           .tokens = b->tokens,
-                                           .heads = all,
-                                           .kv_heads = all,
-                                           .head_dim = b->config->hidden / all},
-                                 .of_place = stream.tokens};
-    travel.turns = hdi_sequence_turns(b->p, &travel.shape);
+    const hdi_stdit_config *c = b->config;
+    const hdi_sequence_shape all = {.sequences = b->stage->sequences,
+                                    .tokens = b->tokens,
+                                    .heads = c->heads,
+                                    .kv_heads = c->heads,
+                                    .head_dim = c->hidden / c->heads};
+    const hdi_sequence_heads travel = {.shape = hdi_tensor_own_heads(b->p, all),
+                                       .turns = hdi_sequence_turns(b->p, &all),
+                                       .of_place = stream.tokens};
     hd_tensor turn[HDI_SEQUENCE_TURNS];
     hdi_sequence_to_heads(b->p, stream.qkv, &travel, turn, NULL);
     for (int t = 0; t < travel.turns; t++) {
-        const int64_t heads = hdi_sequence_turn_heads(b->p, all, all, travel.turns, t);
+        const int64_t heads = hdi_sequence_turn_heads(b->p, travel.shape.heads,
+                                                      travel.shape.kv_heads, travel.turns, t);
         stream.qkv = hdi_sequence_arrive(b->p, turn[t], &travel, t);
         const hd_tensor made = attention_of(b, &stream, heads, temporal);
         turn[t] = hdi_sequence_return(b->p, made, &travel, t, false);
@@ -105,16 +107,25 @@ static hd_tensor attend_shared(const hdi_stdit_build *b, hd_qkv_stream stream, b
     return hdi_sequence_to_tokens(b->p, &travel, turn, NULL);
 }
 
+/* With the tensor axis rows stay by frames, and its ranks' queries, keys and values go by position and
+ * what they make comes back. */
 hd_tensor hdi_stdit_self_attention(hdi_stdit_build *b, hd_tensor x, bool temporal)
 {
-    x = hdi_stdit_enter(b, x);
-    const hd_qkv_stream stream = {.qkv = hdi_stdit_to_heads(b, x, "attn.qkv", 3),
+    const hdi_regroup_part rows = b->part;
+    const bool goes = temporal != b->by_position && hdi_sequence_ring(b->p) > 1;
+    x = hdi_stdit_to_heads(b, hdi_stdit_enter(b, x), "attn.qkv", 3);
+    if (goes) {
+        x = hdi_regroup(b->p, x, &b->video, temporal);
+        b->part = hdi_regroup_part_of(b->p, &b->video, temporal);
+    }
+    const hd_qkv_stream stream = {.qkv = x,
                                   .query_norm = norm_weight(b, "attn.q_norm.weight"),
                                   .key_norm = norm_weight(b, "attn.k_norm.weight"),
                                   .tokens = b->part.frames * b->part.positions,
                                   .rope = rope_of(b, temporal)};
-    x = hdi_sequence_ranks(b->p) > 1 ? attend_shared(b, stream, temporal)
-                                     : attention_of(b, &stream, hdi_stdit_heads(b), temporal);
+    x = attend_shared(b, stream, temporal);
+    if (goes) x = hdi_regroup(b->p, x, &b->video, !temporal);
+    b->part = rows;
     return hdi_stdit_leave(b, hdi_stdit_from_heads(b, x, "attn.proj"));
 }
 

@@ -8,14 +8,14 @@
  * row's. */
 static void cut_entries(hdi_stdit_build *b)
 {
-    const hdi_regroup_video *video = &b->video;
-    b->frame_entries = b->all_entries;
-    b->frame_rows = b->places;
-    if (!b->all_entries.id || (b->given ? b->joined : b->own) == b->tokens) return;
-    hd_tensor entries = hdi_regroup_entries(b->p, b->all_entries, video, b->by_position);
-    if (!b->given) entries = hdi_tensor_own_rows(b->p, entries, video->sequences, b->joined);
-    b->frame_entries = entries;
-    b->frame_rows = 1;
+    const bool is_cut = (b->given ? b->joined : b->own) < b->tokens;
+    hd_tensor *known = &b->cut_entries[b->by_position];
+    if (is_cut && b->all_entries.id && !known->id) {
+        *known = hdi_regroup_entries(b->p, b->all_entries, &b->video, b->by_position);
+        if (!b->given) *known = hdi_tensor_own_rows(b->p, *known, b->video.sequences, b->joined);
+    }
+    b->frame_entries = is_cut ? *known : b->all_entries;
+    b->frame_rows = is_cut ? 1 : b->places;
 }
 
 void hdi_stdit_cut(hdi_stdit_build *b, bool by_position)
@@ -29,7 +29,8 @@ void hdi_stdit_cut(hdi_stdit_build *b, bool by_position)
 
 hdi_stdit_stream hdi_stdit_turn(hdi_stdit_build *b, const hdi_stdit_stream *from, bool by_position)
 {
-    if (hdi_sequence_ring(b->p) == 1 || by_position == b->by_position) return *from;
+    const bool stays = hdi_sequence_ring(b->p) == 1 || hdi_tensor_ranks(b->p) > 1;
+    if (stays || by_position == b->by_position) return *from;
     const hd_tensor x = hdi_stdit_value(b, from);
     hdi_stdit_cut(b, by_position);
     return (hdi_stdit_stream){.x = hdi_regroup(b->p, x, &b->video, by_position)};

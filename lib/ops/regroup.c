@@ -6,6 +6,7 @@
 #include "core/error.h"
 #include "ops/ops.h"
 #include "ops/sequence_parts.h"
+#include "ops/tensor_axis.h"
 
 #include <inttypes.h>
 #include <string.h>
@@ -65,13 +66,14 @@ bool hdi_regroup_begin(hd_program *program, const hdi_regroup_video *video, int6
         ring--;
     program->sequence_together = video->positions;
     program->sequence_ring = ring;
-    if (ring == most || ranks / ring <= heads) return true;
+    const int shares = ranks / ring * hdi_tensor_ranks(program);
+    if (ring == most || shares <= heads) return true;
     hd_program_fail(program, HD_ERROR_UNSUPPORTED,
                     "layout: sequence is %d with a ring of %d, but %" PRId64 " frames and %" PRId64
                     " runs of a frame's positions make places for %d, which leaves each %d ranks "
                     "to share %" PRId64 " key and value heads; take more data or pipeline ranks",
                     ranks, most, video->frames, hdi_ceil_div(video->positions, video->together),
-                    ring, ranks / ring, heads);
+                    ring, shares, heads);
     return false;
 }
 

@@ -268,7 +268,7 @@ static hd_status share_run(const hd_run *run)
         fill_chunks(o, &all, count_rows, x->dims[1]);
     else
         fill_chunks(o, &all, count_groups, o->sequences * hdi_sequence_group_columns(o));
-    if (o->ranks < hd_mesh_size(run->mesh, HD_AXIS_SEQUENCE)) {
+    if (o->ranks < hd_mesh_size(run->mesh, o->collective.axis)) {
         chunks same;
         fill_chunks(o, &same, count_alike, x->elements);
         memset(same.offset, 0, sizeof same.offset);

@@ -54,12 +54,13 @@ typedef struct hdi_sequence_shape {
 
 /* Heads travel a group at a time, so that one group's exchange is under way while another's attention
  * is computed. How many turns that takes: what the program's sequence_groups say, or as many as leave
- * a rank with messages of about HDI_SEQUENCE_MESSAGE bytes; each rank has heads in each turn. */
+ * a rank with messages of about HDI_SEQUENCE_MESSAGE bytes; each rank has heads in each turn. Of heads
+ * before the tensor axis deals them out: the turns are as many on all ranks. */
 enum { HDI_SEQUENCE_TURNS = 4, HDI_SEQUENCE_MESSAGE = 64 << 20 };
 int hdi_sequence_turns(hd_program *program, const hdi_sequence_shape *shape);
 
-/* This rank's heads of one turn: those of keys and values are dealt out, the first ranks having one
- * more, and queries' go with them. */
+/* This rank's heads of one turn, out of its tensor rank's: those of keys and values are dealt out, the
+ * first ranks having one more, and queries' go with them. */
 int64_t hdi_sequence_turn_heads(const hd_program *program, int64_t heads, int64_t kv_heads,
                                 int turns, int turn);
 

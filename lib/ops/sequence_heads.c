@@ -72,19 +72,21 @@ hd_tensor hdi_sequence_all_rows(hd_program *program, hd_tensor x, int64_t sequen
 
 int hdi_sequence_turns(hd_program *program, const hdi_sequence_shape *shape)
 {
-    const int64_t ranks = hdi_sequence_sharing(program), most = shape->kv_heads / ranks;
+    const int64_t ranks = hdi_sequence_sharing(program);
+    const int64_t dealt = ranks * hd_mesh_size(program->mesh, HD_AXIS_TENSOR);
+    const int64_t most = shape->kv_heads / dealt;
     int64_t turns = program->sequence_groups;
     if (ranks == 1) return 1;
     if (turns == 0) {
         const double columns =
-            (double)((shape->heads + 2 * shape->kv_heads) * shape->head_dim) / (double)ranks;
+            (double)((shape->heads + 2 * shape->kv_heads) * shape->head_dim) / (double)dealt;
         const double tokens = (double)shape->tokens / hdi_sequence_ranks(program);
         const double sent = (double)shape->sequences * tokens * columns * (double)(ranks - 1) *
                             (double)hd_dtype_bytes(program->dtype);
         turns = 1 + (int64_t)(sent / HDI_SEQUENCE_MESSAGE);
     }
     if (turns > HDI_SEQUENCE_TURNS) turns = HDI_SEQUENCE_TURNS;
-    if (turns > most) turns = most;
+    if (turns > most) turns = most > 0 ? most : 1; /* none: refused */
     if (turns > program->sequence_turns) program->sequence_turns = (int)turns;
     return (int)turns;
 }

@@ -61,17 +61,38 @@ static int places_of(const setting *one, const hd_mesh_options *layout)
     return places;
 }
 
+/* One of so many equal pieces, as far as tokens go. */
+static int64_t piece_of(int64_t tokens, int pieces, int index)
+{
+    return (index + 1) * tokens / pieces - index * tokens / pieces;
+}
+
+/* What the rank of the sequence axis has that has the fewest tokens. */
+static int64_t fewest_tokens(const setting *one, const hd_mesh_options *layout)
+{
+    const int sharing = layout->sequence / layout->ring;
+    int64_t fewest = one->image;
+    for (int place = 0; place < layout->ring; place++) {
+        const bool zigzag = one->causal && layout->ring > 1;
+        const int pieces = zigzag ? 2 * layout->ring : layout->ring;
+        int64_t tokens = piece_of(one->image, pieces, place);
+        if (zigzag) tokens += piece_of(one->image, pieces, pieces - 1 - place);
+        if (tokens / sharing < fewest) fewest = tokens / sharing;
+    }
+    return fewest;
+}
+
 /* The rule: NULL, or a part of the reason. */
 static const char *why_not(const setting *one, const hd_mesh_options *layout)
 {
     const bool zigzag = one->causal && layout->ring > 1;
     const int64_t places = zigzag ? one->image / 2 : one->image;
-    const int shares = layout->sequence / places_of(one, layout); /* of the heads */
+    const int shares =
+        layout->sequence / places_of(one, layout) * layout->tensor; /* of the heads */
     if (layout->pipeline > one->layers) return "layers";
-    if (layout->tensor > 1 && layout->sequence > 1) return "want one of them 1";
-    if (layout->tensor > one->split.heads || shares > one->split.heads)
-        return "key and value heads";
-    if (layout->tensor > one->image || layout->sequence > places) return "tokens of a sequence";
+    if (shares > one->split.heads) return "key and value heads";
+    if (layout->sequence > places || layout->tensor > fewest_tokens(one, layout))
+        return "tokens of a sequence";
     return NULL;
 }
 

@@ -64,7 +64,7 @@ static void set_number(hd_config *config, const char *key, int64_t value)
 }
 
 typedef struct layout {
-    int data, pipeline, tensor;
+    int data, pipeline, sequence, tensor;
     bool shard_state;
 } layout;
 
@@ -102,6 +102,8 @@ static hd_status train(const char *directory, const char *family, const layout *
     if (split) {
         set_number(config, "layout.data", split->data);
         set_number(config, "layout.pipeline", split->pipeline);
+        set_number(config, "layout.sequence", split->sequence);
+        set_number(config, "layout.ring", split->sequence);
         set_number(config, "layout.tensor", split->tensor);
         set(config, "layout.shard_state", split->shard_state ? "true" : "false");
     }
@@ -175,7 +177,7 @@ static void compare_checkpoints(const char *seen_path, const char *alone_path)
 START_TEST(weights_of_files_are_read_by_parts)
 {
     const char *family = families[_i];
-    const layout tensor = {1, 1, hd_comm_size(hdt_world), false};
+    const layout tensor = {1, 1, 1, hd_comm_size(hdt_world), false};
     if (tensor.tensor > 4) return;
     char alone[4200], split[4200], weights[4300];
     hd_train_result wanted = {0}, seen = {0};
@@ -203,10 +205,11 @@ START_TEST(a_checkpoint_is_that_of_one_rank_and_opens_everywhere)
     dtype = dtypes[_i / 2];
     const int ranks = hd_comm_size(hdt_world);
     if (ranks > 4) return; /* the models' heads */
-    const layout tensor = {1, 1, ranks, false}, sharded = {ranks / 2, 1, 2, true},
-                 piped = {1, ranks / 2, 2, false}, data = {ranks, 1, 1, true};
-    const layout *others[] = {&tensor, ranks == 4 ? &sharded : NULL, ranks == 4 ? &piped : NULL,
-                              ranks == 3 ? NULL : &data};
+    const layout tensor = {1, 1, 1, ranks, false}, sharded = {ranks / 2, 1, 1, 2, true},
+                 both = {1, 1, ranks / 2, 2, true}, piped = {1, ranks / 2, 1, 2, false},
+                 data = {ranks, 1, 1, 1, true};
+    const layout *others[] = {&tensor, ranks == 4 ? &sharded : NULL, ranks == 4 ? &both : NULL,
+                              ranks == 4 ? &piped : NULL, ranks == 3 ? NULL : &data};
     char alone[4200], split[4200], whole[4200];
     hd_train_result seen = {0}, result = {0};
     text_path();
@@ -214,14 +217,14 @@ START_TEST(a_checkpoint_is_that_of_one_rank_and_opens_everywhere)
     new_run(split);
     new_run(whole);
     hdt_assert_ok(train_alone(alone, family, STOP, "", &result));
-    for (int from = 0; from < 3; from++) {
+    for (int from = 0; from < 4; from++) {
         if (!others[from]) continue;
         new_run(split);
         hdt_assert_ok(train(split, family, others[from], STOP, "", &seen));
         if (_i < 2) compare_checkpoints(split, alone);
         hdt_assert_ok(train_alone(split, family, STOP, "", &result));
         ck_assert_uint_eq(result.weights_hash, seen.weights_hash);
-        for (int to = 0; to < 4; to++) {
+        for (int to = 0; to < 5; to++) {
             if (!others[to]) continue;
             hdt_assert_ok(train(split, family, others[to], STOP, "", &result));
             ck_assert_uint_eq(result.weights_hash, seen.weights_hash);

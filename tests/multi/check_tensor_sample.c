@@ -1,6 +1,6 @@
-/* ranks: 2 4 */
+/* ranks: 2 4 8 */
 /* Videos of layers that are split over ranks, whose weights each rank reads its part of, are those of one
- * rank. */
+ * rank, whether sequences are split, too, or not. */
 #include "tests/support/hdt_device.h"
 
 #include "tests/support/hdt_mmdit.h"
@@ -20,23 +20,31 @@ static void compare_videos(hdt_sampling *it, int heads, double bound)
     hdt_sampling_alone(it, &ways[0]);
     memcpy(alone, it->seen, it->bytes);
     const size_t region = it->region;
-    const hd_mesh_options layouts[] = {{.tensor = 2, .pipeline = ranks / 2}, {.tensor = ranks}};
+    const hd_mesh_options layouts[] = {
+        {.tensor = 2, .sequence = 1, .ring = 1, .pipeline = ranks / 2},
+        {.tensor = ranks, .sequence = 1, .ring = 1},
+        {.tensor = 2, .sequence = 2, .ring = 1, .pipeline = ranks / 4},
+        {.tensor = 2, .sequence = 2, .ring = 2, .pipeline = ranks / 4}};
+    enum { LAYOUTS = sizeof layouts / sizeof *layouts, WAYS = sizeof ways / sizeof *ways };
     hd_status status = HD_OK;
-    double error[2] = {0};
+    double error[LAYOUTS] = {0};
     size_t largest = 0; /* weights region */
-    for (int i = 0; i < 6 && status == HD_OK; i++) {
-        const int l = i % 2;
-        if (layouts[l].tensor > heads) continue;
-        const bool hears = hd_comm_rank(hdt_world) == ranks - layouts[l].tensor;
-        status = hdt_sampling_run(it, hdt_world, &layouts[l], &ways[i / 2]);
+    for (int i = 0; i < LAYOUTS * WAYS && status == HD_OK; i++) {
+        const hd_mesh_options *layout = &layouts[i / WAYS];
+        const int shared = layout->tensor * layout->sequence;
+        const bool wants = layout->sequence == 1 ? ranks <= 4 : ranks >= 4;
+        if (!wants || shared / layout->ring > heads) continue;
+        const bool hears = hd_comm_rank(hdt_world) == ranks - shared;
+        status = hdt_sampling_run(it, hdt_world, layout, &ways[i % WAYS]);
         for (int64_t e = 0; hears && e < elements; e++)
-            error[l] = fmax(error[l], fabs((double)it->seen[e] - (double)alone[e]));
+            error[i / WAYS] = fmax(error[i / WAYS], fabs((double)it->seen[e] - (double)alone[e]));
         if (it->region > largest) largest = it->region;
     }
     hdt_assert_ok(status);
-    for (int l = 0; l < 2; l++)
-        ck_assert_msg(error[l] <= bound, "tensor %d: latents are off by %g, want %g",
-                      layouts[l].tensor, error[l], bound);
+    for (int l = 0; l < LAYOUTS; l++)
+        ck_assert_msg(error[l] <= bound,
+                      "sequence %d in rings of %d x tensor %d: latents are off by %g, want %g",
+                      layouts[l].sequence, layouts[l].ring, layouts[l].tensor, error[l], bound);
     ck_assert_uint_lt(largest, region * 3 / 4);
 }
 

@@ -15,6 +15,7 @@
 
 #include <inttypes.h>
 #include <stdio.h>
+#include <string.h>
 
 typedef struct planning {
     const hd_config *config;
@@ -210,12 +211,11 @@ static void describe_batch(const hd_trainer_shape *is, hdi_text *text)
 static double micro_batch_flops(const planning *p, int shape)
 {
     double flops = 0;
-    const hd_axis shared =
-        hd_mesh_size(p->meshes[0], HD_AXIS_TENSOR) > 1 ? HD_AXIS_TENSOR : HD_AXIS_SEQUENCE;
-    const int ranks = hd_mesh_size(p->meshes[0], shared);
+    const int ranks = hd_mesh_size(p->meshes[0], HD_AXIS_SEQUENCE) *
+                      hd_mesh_size(p->meshes[0], HD_AXIS_TENSOR); /* neighbours, the fastest axes */
     for (int i = 0; i < p->trainers[0]->pipeline * ranks; i++) {
         const int first = hd_mesh_peer(p->meshes[0], HD_AXIS_PIPELINE, i / ranks);
-        const hd_trainer *trainer = p->trainers[hd_mesh_peer(p->meshes[first], shared, i % ranks)];
+        const hd_trainer *trainer = p->trainers[first + i % ranks];
         for (int c = 0; c < trainer->chunks; c++)
             for (int phase = 0; phase < HDI_PHASES; phase++) {
                 hd_cost cost;
@@ -226,7 +226,7 @@ static double micro_batch_flops(const planning *p, int shape)
     return flops;
 }
 
-/* How ranks share sequences; nothing where they do not. */
+/* How ranks share sequences and layers; nothing where they do not. */
 static void describe_sequence(const hd_mesh *mesh, const hd_program *program, size_t bytes,
                               char *out)
 {
@@ -240,7 +240,8 @@ static void describe_sequence(const hd_mesh *mesh, const hd_program *program, si
     out[0] = '\0';
     if (ranks > 1) snprintf(out, bytes, " x sequence %d%s%s", ranks, rings, groups);
     const int tensor = hd_mesh_size(mesh, HD_AXIS_TENSOR);
-    if (tensor > 1) snprintf(out, bytes, " x tensor %d", tensor);
+    const size_t used = strlen(out);
+    if (tensor > 1) snprintf(out + used, bytes - used, " x tensor %d", tensor);
 }
 
 /* Seconds of a step by run.rates: the schedule, then the norm and the update, whose collectives wait for
