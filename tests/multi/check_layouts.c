@@ -139,7 +139,7 @@ static void check_sizes(const setting *one, const hd_mesh_options *layout, int n
     }
     options.accumulate = accumulate;
     check_layout(one, layout, &options, &alone[batches]);
-    options.shard_state = number % 4;
+    options.shard_state = one->ring && layout->ring > 1 ? 0 : number % 4; /* see check_regroup */
     if (options.shard_state && layout->data * layout->sequence > 1)
         check_layout(one, layout, &options, &alone[batches]);
 }

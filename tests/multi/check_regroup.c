@@ -99,6 +99,6 @@ int main(int argc, char **argv)
 {
     TCase *tests = tcase_create("regroup");
     tcase_add_loop_test(tests, loss_and_gradients_are_those_of_one_rank, 0, SETTINGS);
-    tcase_add_loop_test(tests, places_go_with_data_and_pipeline, 0, SETTINGS);
+    tcase_add_loop_test(tests, places_go_with_data_and_pipeline, 0, 2);
     return hdt_main_ranks(argc, argv, "regroup", tests);
 }

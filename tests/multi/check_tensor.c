@@ -38,20 +38,15 @@ static const hdt_split settings[] = {
      "\"axes_dim\": [4, 2, 2], \"cond_embed\": true, \"fused_qkv\": false}",
      0, 13, 3, 5, 0, 0, true, 16},
     {"open sora 1.2, given frames",
-     "{\"model_type\": \"stdit3\", \"in_channels\": 2, \"hidden_size\": 40, \"depth\": 2, "
+     "{\"model_type\": \"stdit3\", \"in_channels\": 2, \"hidden_size\": 40, \"depth\": 1, "
      "\"num_heads\": 5, \"mlp_ratio\": 2.0, \"caption_channels\": 6, \"model_max_length\": 4, "
      "\"qk_norm\": true}",
-     0, 3, 4, 5, 6, 10, true, 32},
+     0, 3, 4, 5, 6, 10, true, 16},
     {"open sora 1.3, given frames",
      "{\"model_type\": \"stdit3\", \"in_channels\": 2, \"hidden_size\": 60, \"depth\": 1, "
-     "\"num_heads\": 5, \"mlp_ratio\": 2.0, \"caption_channels\": 6, \"model_max_length\": 4, "
+     "\"num_heads\": 5, \"mlp_ratio\": 2.1, \"caption_channels\": 6, \"model_max_length\": 4, "
      "\"qk_norm\": true, \"kernel_size\": [2, 3, -1], \"use_spatial_rope\": true}",
      0, 3, 4, 5, 6, 10, true, 16},
-    {"open sora 1.3",
-     "{\"model_type\": \"stdit3\", \"in_channels\": 2, \"hidden_size\": 36, \"depth\": 1, "
-     "\"num_heads\": 3, \"mlp_ratio\": 2.1, \"caption_channels\": 6, \"model_max_length\": 4, "
-     "\"kernel_size\": [2, 4, -1]}",
-     0, 2, 4, 3, 6, 10, false, 16},
 };
 enum { SETTINGS = sizeof settings / sizeof settings[0] };
 
