@@ -38,7 +38,8 @@ void hdi_walk_begin(hdi_walk *walk, int first);
 /* The next pass; false when there is none. Slots take turns, each with all branches of a step. */
 bool hdi_walk_next(hdi_walk *walk, hdi_pass *out);
 
-/* Videos in flight that keep `stages` stages busy. */
-int hdi_walk_in_flight(const hdi_guidance *guidance, int stages);
+/* How many of a line's `videos` are in flight: as many as keep `stages` stages busy, and more where the last
+ * ones would else run on their own. At least 1. */
+int hdi_walk_in_flight(const hdi_guidance *guidance, int stages, int videos);
 
 #endif
