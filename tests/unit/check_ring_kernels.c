@@ -43,8 +43,10 @@ START_TEST(a_zigzag_gives_all_places_the_same_work)
 {
     const int places = 2 + _i;
     const int64_t tokens = 2 * places * 11;
-    hdi_ring_options o = {
-        .places = {places, places, true}, .sequences = 1, .tokens = tokens, .causal = true};
+    hdi_ring_options o = {.places = {.ranks = places, .ring = places, .zigzag = true},
+                          .sequences = 1,
+                          .tokens = tokens,
+                          .causal = true};
     int64_t all = 0;
     for (int step = 0; step < places; step++)
         for (int place = 0; place < places; place++) {
