@@ -101,10 +101,11 @@ static hd_status run(const hdt_split *one, hd_trainer *trainer, hd_context *cont
     const hdi_layout *layout = trainer->plan->layout;
     for (int i = 0; i < layout->entry_count; i++)
         out->own_elements += layout->entries[i].elements;
+    HD_RETURN_IF_ERROR(hd_trainer_weights_hash(trainer, &out->weights)); /* all have come then */
     if (trainer->options.shard_state < 3) out->alike = hash_alike(trainer);
     out->planned = hd_plan_arena_bytes(trainer->plan);
     out->used = hd_session_high_water(trainer->session);
-    return hd_trainer_weights_hash(trainer, &out->weights);
+    return HD_OK;
 }
 
 static hd_status train(hd_comm *comm, const hdt_split *one, const hd_mesh_options *layout,
