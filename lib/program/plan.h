@@ -55,7 +55,8 @@ struct hd_plan {
     int state_count, state_capacity;
     size_t bytes[HD_ALL_REGIONS]; /* persistent ones, and scratch of the largest group */
     size_t gradient_level_bytes;
-    size_t arena_bytes, host_arena_bytes; /* the host's without weights, which are streamed */
+    size_t least_weights; /* bytes of weights with all blocks on the host; 0: not known */
+    size_t arena_bytes, host_arena_bytes; /* the host's without weights that are only read */
     bool finished;
 };
 
@@ -66,8 +67,12 @@ void hdi_plan_set_layout(hd_plan *plan, hdi_layout *layout);
 size_t hdi_plan_address(const hd_plan *plan, int unit, hd_tensor tensor, int micro_batch,
                         int level);
 
-/* Regions of the host's arena (host_arena.c), once all that lies there has a place. */
+/* Regions of the host's arena (host_arena.c), once all that lies there has a place; and its first one. */
 void hdi_plan_lay_out_host(hd_plan *plan);
+static inline int hdi_plan_first_host(const hd_plan *plan)
+{
+    return plan->residency.updates ? HD_REGION_HOST_WEIGHTS : HD_REGION_HOST_OPTIMIZER;
+}
 
 /* Places of one unit's activations, inputs and outputs (lib/program/lifetime.c). */
 hd_status hdi_unit_place(hdi_unit *unit);

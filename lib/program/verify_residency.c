@@ -2,6 +2,7 @@
  * of their tensors, without the code that found the uses. */
 #include "core/error.h"
 #include "core/memory.h"
+#include "program/place.h"
 #include "program/plan.h"
 
 #include <stdlib.h>
@@ -40,7 +41,7 @@ static int add_shards(const hd_plan *plan, piece *pieces, int count)
         const hdi_entry *entry = &layout->entries[bucket->first_entry];
         const hdi_home *home = &plan->residency.homes[bucket->first_entry];
         int64_t first, own = hdi_layout_shard(layout, b, layout->shard, &first);
-        if (bucket->block < 0 || !own) continue;
+        if (!bucket->sharded || !own) continue;
         const size_t width = home->bytes / (size_t)entry->elements;
         const size_t begin = (size_t)bucket->weights_first * width;
         pieces[count++] = (piece){begin, begin + (size_t)own * width, entry->name};
@@ -58,7 +59,7 @@ static hd_status check_homes(const hd_plan *plan, piece *pieces)
             pieces[count++] =
                 (piece){it->blocks[b].host_offset, it->blocks[b].host_offset + it->blocks[b].bytes,
                         it->blocks[b].name};
-    if (!it->gathers)
+    if (it->host_bytes)
         HD_RETURN_IF_ERROR(check_apart(pieces, count, it->host_bytes, "the host's copy"));
     for (int b = -1; b < it->block_count; b++) {
         const bool resident = b < 0;
@@ -71,10 +72,36 @@ static hd_status check_homes(const hd_plan *plan, piece *pieces)
             pieces[count++] =
                 (piece){begin, begin + it->homes[e].bytes, plan->layout->entries[e].name};
         }
-        if (resident && it->gathers) count = add_shards(plan, pieces, count);
+        if (resident && hdi_residency_is_sharded(it)) count = add_shards(plan, pieces, count);
         HD_RETURN_IF_ERROR(check_apart(
             pieces, count, resident ? plan->bytes[HD_REGION_WEIGHTS] : it->blocks[b].bytes,
             resident ? "the weights" : it->blocks[b].name));
+    }
+    return HD_OK;
+}
+
+/* Behind the slots there is room for what a rank copies of any block from the host, before it is gathered. */
+static hd_status check_shard_room(const hd_plan *plan)
+{
+    const hdi_residency *it = &plan->residency;
+    const hdi_layout *layout = plan->layout;
+    const size_t slots = (size_t)it->slots * it->slot_bytes;
+    if (!it->gathers || !it->host_bytes) return HD_OK;
+    for (int block = 0; block < it->block_count; block++) {
+        size_t end = slots;
+        for (int b = 0; b < layout->bucket_count; b++) {
+            const hdi_bucket *bucket = &layout->buckets[b];
+            const hdi_home *home = &it->homes[bucket->first_entry];
+            if (bucket->block != block || !it->blocks[block].host) continue;
+            end += hdi_place_round((size_t)bucket->counts[layout->shard] * home->bytes /
+                                   (size_t)layout->entries[bucket->first_entry].elements);
+        }
+        if (end > slots + it->shard_bytes || end > plan->bytes[HD_REGION_STREAMED])
+            return hdi_error(HD_ERROR_INTERNAL,
+                             "verifier: this rank's shard of '%s' ends at %zu of the slots and %zu "
+                             "bytes behind them, in a region of %zu",
+                             it->blocks[block].name, end, it->shard_bytes,
+                             plan->bytes[HD_REGION_STREAMED]);
     }
     return HD_OK;
 }
@@ -190,6 +217,7 @@ hd_status hdi_plan_verify_residency(const hd_plan *plan)
     piece *pieces = hdi_alloc_array(most, sizeof *pieces);
     if (!pieces) return hdi_error(HD_ERROR_MEMORY, "verifier: out of host memory");
     hd_status status = check_homes(plan, pieces);
+    if (status == HD_OK) status = check_shard_room(plan);
     for (int u = 0; u < plan->unit_count && status == HD_OK; u++)
         status = check_unit(plan, &plan->units[u]);
     hdi_free(pieces);

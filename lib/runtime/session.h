@@ -93,7 +93,8 @@ hd_status hdi_session_synchronize(hd_session *session);
 hd_status hdi_session_write_flat(hd_session *session, int64_t first, int64_t elements,
                                  const float *values);
 
-/* Where on the device the weight at flat position `first` is; of sharded ones, this rank's only. */
+/* Where the weight at flat position `first` is, on the device or, of those that programs update there, on
+ * the host; of sharded ones, this rank's only. */
 char *hdi_session_weights_at(const hd_session *session, int64_t first);
 
 /* Clip flat [*first, *first + *count) of an entry to what this rank has of its weights. */
@@ -107,7 +108,7 @@ hd_dtype hdi_session_weights_dtype(const hd_session *session);
  * the slots forget; NULL for one that is resident. */
 hd_status hdi_session_host_weights(hd_session *session, int64_t first, char **out);
 
-/* `elements` weights, in their own dtype, to a resident entry. */
+/* `elements` weights, in their own dtype, to an entry on the device; of a sharded one, this rank's of them. */
 hd_status hdi_session_write_weights(hd_session *session, int64_t first, int64_t elements,
                                     const void *weights);
 

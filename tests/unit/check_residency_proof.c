@@ -172,6 +172,30 @@ START_TEST(blocks_that_are_gathered_are_proved_likewise)
 }
 END_TEST
 
+/* Rank 1 of 2, whose shards come from the host. */
+START_TEST(room_for_shards_from_the_host_is_proved)
+{
+    program = hdt_blocks_program("p", (const int[]){0, 1, 2, 3}, 4);
+    hdt_assert_ok(hd_plan_create(
+        &(hd_plan_options){.residency = HD_RESIDENCY_HOST_SHARDED, .shards = 2, .shard = 1},
+        &plan));
+    hdt_assert_ok(hd_plan_add(plan, program, NULL));
+    hdt_assert_ok(hd_plan_finish(plan));
+    unit = &plan->units[0];
+    hdi_residency *it = &plan->residency;
+    ck_assert(it->gathers && it->host_bytes && it->shard_bytes);
+    hdt_assert_ok(hdi_plan_verify(plan));
+    it->shard_bytes -= 4;
+    caught("this rank's shard of 'model.h.");
+    it->shard_bytes += 4;
+    plan->bytes[HD_REGION_STREAMED] -= 4;
+    caught("this rank's shard of 'model.h.");
+    plan->bytes[HD_REGION_STREAMED] += 4;
+    it->blocks[1].host_offset = it->blocks[2].host_offset;
+    caught("share bytes of the host's copy");
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("residency proof");
@@ -186,6 +210,7 @@ int main(void)
     TCase *gathered = tcase_create("gathered");
     tcase_add_checked_fixture(gathered, NULL, drop);
     tcase_add_test(gathered, blocks_that_are_gathered_are_proved_likewise);
+    tcase_add_test(gathered, room_for_shards_from_the_host_is_proved);
     suite_add_tcase(suite, gathered);
     return hdt_main(suite);
 }
