@@ -92,13 +92,20 @@ hd_tensor hdi_model_places(hd_program *program, const hdi_model_stage *at)
 
 hd_tensor hdi_model_enter(hd_program *program, const hdi_model_stage *at, hd_tensor x)
 {
-    return at->alike ? x : hdi_tensor_all_rows(program, x, at->stage->sequences, at->shared);
+    return at->alike ? x : hdi_tensor_gather_rows(program, x, at->stage->sequences, at->shared);
 }
 
 hd_tensor hdi_model_leave(hd_program *program, const hdi_model_stage *at, hd_tensor x)
 {
     return at->alike ? hdi_tensor_sum_alike(program, x)
-                     : hdi_tensor_sum_rows(program, x, at->stage->sequences, at->shared);
+                     : hdi_tensor_exchange_rows(program, x, at->stage->sequences, at->shared);
+}
+
+/* Rows of whole sequences from those of a layer, or back. */
+static hd_tensor by_sequence(hd_program *program, const hdi_model_stage *at, hd_tensor x, bool back)
+{
+    return at->alike ? x
+                     : hdi_tensor_by_sequence(program, x, at->stage->sequences, at->shared, back);
 }
 
 hd_tensor hdi_model_embedding(hd_program *program, const hdi_model_stage *at, const char *name)
@@ -108,8 +115,8 @@ hd_tensor hdi_model_embedding(hd_program *program, const hdi_model_stage *at, co
                                           .columns = at->config->hidden,
                                           .std = at->config->init_std,
                                           .split = true};
-    return hdi_model_leave(program, at,
-                           hd_embedding(program, hdi_model_tokens(program, at), &options));
+    const hd_tensor x = hd_embedding(program, hdi_model_tokens(program, at), &options);
+    return hdi_model_leave(program, at, by_sequence(program, at, x, true));
 }
 
 static hd_tensor attend(hd_program *program, const hdi_model_stage *at, hd_tensor qkv,
@@ -154,6 +161,7 @@ hd_tensor hdi_model_attention(hd_program *program, const hdi_model_stage *at, hd
                                     .head_dim = config->head_dim};
     const hdi_sequence_heads travel = {.shape = hdi_tensor_own_heads(program, all),
                                        .turns = hdi_sequence_turns(program, &all)};
+    qkv = by_sequence(program, at, qkv, false);
     hd_tensor turn[HDI_SEQUENCE_TURNS];
     hdi_sequence_to_heads(program, qkv, &travel, turn, NULL);
     for (int t = 0; t < travel.turns; t++) {
@@ -164,7 +172,8 @@ hd_tensor hdi_model_attention(hd_program *program, const hdi_model_stage *at, hd
         turn[t] = attend(program, at, turn[t], rope, heads, kv_heads);
         turn[t] = hdi_sequence_return(program, turn[t], &travel, t, false);
     }
-    return hdi_sequence_to_tokens(program, &travel, turn, NULL);
+    qkv = hdi_sequence_to_tokens(program, &travel, turn, NULL);
+    return by_sequence(program, at, qkv, true);
 }
 
 hd_tensor hdi_model_norm(hd_program *program, hdi_model_stream from, const hd_norm_options *options,
@@ -204,7 +213,8 @@ hd_tensor hdi_model_finish(hd_program *program, const hdi_model_stage *at, hd_te
                            const char *head_weight)
 {
     const int64_t vocab = at->config->vocab;
-    const hd_tensor logits = hd_linear(program, hdi_model_enter(program, at, x),
+    x = by_sequence(program, at, hdi_model_enter(program, at, x), false);
+    const hd_tensor logits = hd_linear(program, x,
                                        &(hd_linear_options){.weight = head_weight,
                                                             .outputs = at->config->vocab,
                                                             .std = at->config->init_std,

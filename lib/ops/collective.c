@@ -192,6 +192,7 @@ const hdi_collective *hdi_op_collective(const hd_op *op)
                 op->kind == &hdi_op_sequence_share || op->kind == &hdi_op_sequence_scatter ||
                 op->kind == &hdi_op_ring_shift || op->kind == &hdi_op_ring_gather ||
                 op->kind == &hdi_op_ring_scatter || op->kind == &hdi_op_tensor_gather ||
-                op->kind == &hdi_op_tensor_exchange || op->kind == &hdi_op_regroup_exchange;
+                op->kind == &hdi_op_tensor_exchange || op->kind == &hdi_op_tensor_step ||
+                op->kind == &hdi_op_regroup_exchange;
     return ours ? op->options : NULL;
 }

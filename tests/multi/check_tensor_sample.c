@@ -13,8 +13,14 @@
 static void compare_videos(hdt_sampling *it, int heads, double bound)
 {
     static float alone[HDT_SAMPLING_VALUES];
+    /* Resident; streamed from one copy on the host; in slices; each at once and in pieces of rows. */
     static const hdt_sampling_way ways[] = {
-        {.slices = 1}, {.residency = HD_RESIDENCY_HOST, .slices = 1}, {.slices = 2}};
+        {.slices = 1, .tensor_groups = 1},
+        {.residency = HD_RESIDENCY_HOST, .slices = 1, .tensor_groups = 1},
+        {.slices = 2, .tensor_groups = 1},
+        {.slices = 1, .tensor_groups = 2},
+        {.residency = HD_RESIDENCY_HOST, .slices = 1, .tensor_groups = 3},
+        {.slices = 2, .tensor_groups = 4}};
     const int ranks = hd_comm_size(hdt_world);
     const int64_t elements = hdt_sampling_fill(it);
     hdt_sampling_alone(it, &ways[0]);

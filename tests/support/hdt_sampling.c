@@ -45,7 +45,8 @@ static hd_status create(const hdt_sampling *it, const hd_mesh *mesh, const hd_co
                                                    .text_lengths = 1,
                                                    .residency = way->residency,
                                                    .slices = way->slices,
-                                                   .sequence_groups = way->sequence_groups},
+                                                   .sequence_groups = way->sequence_groups,
+                                                   .tensor_groups = way->tensor_groups},
                              out);
 }
 

@@ -26,7 +26,7 @@ int64_t hdt_sampling_fill(hdt_sampling *it);
 /* How: zeros mean resident weights, whole layers and as many groups of heads as suit. */
 typedef struct hdt_sampling_way {
     hd_residency residency;
-    int slices, sequence_groups;
+    int slices, sequence_groups, tensor_groups;
 } hdt_sampling_way;
 
 /* Three steps of the video. Collective over comm. */

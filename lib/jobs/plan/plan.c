@@ -241,7 +241,10 @@ static void describe_sequence(const hd_mesh *mesh, const hd_program *program, si
     if (ranks > 1) snprintf(out, bytes, " x sequence %d%s%s", ranks, rings, groups);
     const int tensor = hd_mesh_size(mesh, HD_AXIS_TENSOR);
     const size_t used = strlen(out);
-    if (tensor > 1) snprintf(out + used, bytes - used, " x tensor %d", tensor);
+    groups[0] = '\0';
+    if (program->tensor_pieces)
+        snprintf(groups, sizeof groups, " (rows in %d groups)", program->tensor_pieces);
+    if (tensor > 1) snprintf(out + used, bytes - used, " x tensor %d%s", tensor, groups);
 }
 
 /* Seconds of a step by run.rates: the schedule, then the norm and the update, whose collectives wait for
