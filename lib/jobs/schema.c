@@ -184,8 +184,9 @@ const hdi_config_row hdi_job_schema[] = {
         "key and value heads, exchange heads",
         QUIET),
     INT("layout.ring", "1", "1", "4096", "ranks",
-        "ranks of the sequence axis among which keys and values go round in a ring; divides "
-        "layout.sequence",
+        "ranks of the sequence axis among which keys and values go round in a ring, or, in models "
+        "that attend within frames and along time, rows take turns by frames and by positions; "
+        "divides layout.sequence",
         QUIET),
     INT("layout.sequence_groups", "0", "0", "4", "groups",
         "heads change places on the sequence axis in so many groups, one under way while another "
@@ -195,7 +196,7 @@ const hdi_config_row hdi_job_schema[] = {
         QUIET),
     INT("layout.tensor", "1", "1", "4096", "ranks",
         "tensor axis: ranks that share each layer's weights, at most as many as key and value "
-        "heads",
+        "heads, or, where sequence ranks exchange heads, as each of those would have",
         QUIET),
     INT("layout.tensor_groups", "0", "0", "8", "groups",
         "products beside what travels on the tensor axis are cut into so many pieces, one computed "

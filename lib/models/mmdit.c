@@ -54,11 +54,11 @@ static bool begin(hdi_mmdit_build *b, hd_tensor x)
         b->image *= b->grid[i];
     }
     b->text = video->text;
-    b->own = hdi_tensor_ranks(b->p) > 1 ? hdi_tensor_own_tokens(b->p, b->image)
-                                        : hdi_sequence_own_tokens(b->p, b->image);
+    b->shared = hdi_sequence_own_tokens(b->p, b->image);
+    b->own = hdi_tensor_own_tokens(b->p, b->shared);
     b->entries = b->stage->purpose == HD_PURPOSE_CONDITION ? video->steps : b->stage->sequences;
-    if (!check_stage(b, x) || !hdi_tensor_begin(b->p, b->image, b->config->heads) ||
-        !hdi_sequence_begin(b->p, b->image, b->config->heads, true))
+    if (!check_stage(b, x) || !hdi_sequence_begin(b->p, b->image, b->config->heads, true) ||
+        !hdi_tensor_begin(b->p, b->image, b->config->heads))
         return false;
     if (hd_mesh_ring(b->p->mesh) > b->text) {
         hd_program_fail(b->p, HD_ERROR_UNSUPPORTED,
@@ -77,14 +77,14 @@ static bool begin(hdi_mmdit_build *b, hd_tensor x)
 /* This rank's of the image's rows, and all ranks'. */
 static hd_tensor own_rows(hdi_mmdit_build *b, hd_tensor x, int64_t sequences)
 {
-    return hdi_sequence_own_rows(b->p, hdi_tensor_own_rows(b->p, x, sequences, b->image), sequences,
-                                 b->image);
+    const hd_tensor shared = hdi_sequence_own_rows(b->p, x, sequences, b->image);
+    return hdi_tensor_own_rows(b->p, shared, sequences, b->shared);
 }
 
 static hd_tensor all_rows(hdi_mmdit_build *b, hd_tensor x)
 {
     const int64_t sequences = b->stage->sequences;
-    return hdi_sequence_all_rows(b->p, hdi_tensor_whole_rows(b->p, x, sequences, b->image),
+    return hdi_sequence_all_rows(b->p, hdi_tensor_whole_rows(b->p, x, sequences, b->shared),
                                  sequences, b->image);
 }
 

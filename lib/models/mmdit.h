@@ -49,8 +49,9 @@ typedef struct hdi_mmdit_build {
     const hdi_mmdit_config *config;
     const hd_stage *stage;
     int64_t grid[3], image, text; /* patches of each axis; tokens of a sequence */
-    int64_t own; /* the image's tokens that are this rank's, where sequences are split over ranks */
-    int64_t entries; /* noise levels at once: sequences, or steps to condition */
+    int64_t shared;               /* the image's tokens that this rank's sequence rank has */
+    int64_t own;                  /* of those this rank's, which the tensor axis deals out */
+    int64_t entries;              /* noise levels at once: sequences, or steps to condition */
     hdi_mmdit_section section;
     int block; /* of the section */
     hd_tensor text_counts, joint_counts;
@@ -118,13 +119,13 @@ hd_tensor hdi_mmdit_leave(hdi_mmdit_build *b, bool image, hd_tensor x);
 hd_tensor hdi_mmdit_enter_joined(hdi_mmdit_build *b, hd_tensor x);
 hd_tensor hdi_mmdit_leave_joined(hdi_mmdit_build *b, hd_tensor x);
 
-/* Whether sequences are split over ranks. The image's rows are then its `own`. */
+/* Whether sequences are split over ranks: the image's rows that go into attention are `shared`. */
 static inline bool hdi_mmdit_is_split(const hdi_mmdit_build *b)
 {
     return hd_mesh_size(b->p->mesh, HD_AXIS_SEQUENCE) > 1;
 }
 
-/* Queries, keys and values of own image and text rows, in two streams or joined in one, on their way
+/* Queries, keys and values of shared image and text rows, in two streams or joined in one, on their way
  * to the ranks of their heads and back. */
 typedef struct hdi_mmdit_travel {
     int count; /* of streams */

@@ -243,7 +243,7 @@ void hdi_mmdit_single_block(hdi_mmdit_build *b, int block, hdi_mmdit_rows *joine
         add_stream(b, &from, 0, h, "linear1_qkv");
         from.stream[0].query_norm = head_norm(b, "q_norm.weight");
         from.stream[0].key_norm = head_norm(b, "k_norm.weight");
-        from.stream[0].tokens = hdi_tensor_ranks(b->p) > 1 ? b->image + b->text : tokens;
+        from.stream[0].tokens = b->shared + b->text;
         from.stream[0].rope = positions(b, b->config->text_first ? b->text : 0);
         hd_tensor attended;
         const hd_tensor mlp = attention_and_mlp(b, &from, h, &attended);

@@ -3,6 +3,7 @@
  * see whole sequences. */
 #include "models/mmdit.h"
 #include "ops/ring.h"
+#include "ops/tensor_axis.h"
 
 /* The streams as attention has them: apart, and of whole sequences, or, in a ring, of what its place has
  * of them. */
@@ -31,7 +32,8 @@ void hdi_mmdit_sequence_begin(hdi_mmdit_build *b, int count, const hd_qkv_stream
                                       .kv_heads = config->heads,
                                       .head_dim = config->head_dim};
     *out = (hdi_mmdit_travel){.count = count};
-    out->image = (hdi_sequence_heads){.shape = shape, .turns = hdi_sequence_turns(b->p, &shape)};
+    out->image = (hdi_sequence_heads){.shape = hdi_tensor_own_heads(b->p, shape),
+                                      .turns = hdi_sequence_turns(b->p, &shape)};
     part_streams(b, streams, out);
     if (count == 1) {
         *(image ? &out->image.before : &out->image.after) = b->text;
@@ -68,11 +70,12 @@ void hdi_mmdit_sequence_attend(hdi_mmdit_build *b, hdi_mmdit_travel *travel)
 {
     const hdi_mmdit_config *config = b->config;
     const int image = hdi_mmdit_image(config), turns = travel->image.turns;
+    const int64_t all = travel->image.shape.heads;
     const hdi_sequence_heads *text = travel->count == 1 ? &travel->image : &travel->text;
     hd_qkv_stream *own = travel->stream;
     const int64_t sequences = b->stage->sequences, tokens[] = {own[0].tokens, own[1].tokens};
     for (int t = 0; t < turns; t++) {
-        const int64_t heads = hdi_sequence_turn_heads(b->p, config->heads, config->heads, turns, t);
+        const int64_t heads = hdi_sequence_turn_heads(b->p, all, all, turns, t);
         hd_tensor *const at[] = {&travel->heads[0][t], &travel->heads[1][t]};
         hd_tensor parts[2];
         own[image].qkv = hdi_sequence_arrive(b->p, *at[image], &travel->image, t);

@@ -5,12 +5,12 @@
 
 hd_tensor hdi_mmdit_enter(hdi_mmdit_build *b, bool image, hd_tensor x)
 {
-    return image ? hdi_tensor_all_rows(b->p, x, b->stage->sequences, b->image) : x;
+    return image ? hdi_tensor_all_rows(b->p, x, b->stage->sequences, b->shared) : x;
 }
 
 hd_tensor hdi_mmdit_leave(hdi_mmdit_build *b, bool image, hd_tensor x)
 {
-    return image ? hdi_tensor_sum_rows(b->p, x, b->stage->sequences, b->image)
+    return image ? hdi_tensor_sum_rows(b->p, x, b->stage->sequences, b->shared)
                  : hdi_tensor_sum_alike(b->p, x);
 }
 
@@ -36,5 +36,5 @@ hd_tensor hdi_mmdit_enter_joined(hdi_mmdit_build *b, hd_tensor x)
 
 hd_tensor hdi_mmdit_leave_joined(hdi_mmdit_build *b, hd_tensor x)
 {
-    return pass_joined(b, b->image, x, hdi_mmdit_leave);
+    return pass_joined(b, b->shared, x, hdi_mmdit_leave);
 }

@@ -101,7 +101,8 @@ const char *hdi_model_json_text(const json_t *value, char out[HDI_JSON_TEXT]);
 typedef struct hdi_model_stage {
     const hdi_model_config *config;
     const hd_stage *stage;
-    int64_t tokens;            /* this rank's, where sequences or layers are split over ranks */
+    int64_t shared;            /* tokens of a sequence that this rank's sequence rank has */
+    int64_t tokens;            /* of those this rank's, which the tensor axis deals out */
     bool alike;                /* all ranks of a tensor axis have all rows */
     hd_tensor places;          /* I32, of the rows that it attends, where they do not count up */
     hd_tensor position, count; /* when generating */

@@ -13,10 +13,9 @@ bool hdi_model_stage_begin(hd_program *program, const hdi_model_config *config,
     const bool generates = stage->purpose == HD_PURPOSE_GENERATE;
     const int64_t one = 1;
     hdi_sequence_is_causal(program);
-    out->tokens = hdi_sequence_own_tokens(program, stage->tokens);
+    out->shared = hdi_sequence_own_tokens(program, stage->tokens);
     out->alike = generates && hdi_tensor_ranks(program) > 1;
-    if (hdi_tensor_ranks(program) > 1 && !generates)
-        out->tokens = hdi_tensor_own_tokens(program, stage->tokens);
+    out->tokens = out->alike ? out->shared : hdi_tensor_own_tokens(program, out->shared);
     const int64_t rows = stage->sequences * out->tokens;
     const int64_t longest = generates ? stage->capacity : stage->tokens;
     const hd_tensor_info *info = hd_tensor_get(program, x);
@@ -43,8 +42,8 @@ bool hdi_model_stage_begin(hd_program *program, const hdi_model_config *config,
                         "model stage: sequences split over %d ranks, but generation works on one "
                         "token at a time",
                         hd_mesh_size(program->mesh, HD_AXIS_SEQUENCE));
-    } else if (hdi_tensor_begin(program, generates ? 0 : stage->tokens, config->kv_heads) &&
-               (generates || hdi_sequence_begin(program, stage->tokens, config->kv_heads, false))) {
+    } else if ((generates || hdi_sequence_begin(program, stage->tokens, config->kv_heads, false)) &&
+               hdi_tensor_begin(program, generates ? 0 : stage->tokens, config->kv_heads)) {
         if (generates) {
             out->position = hd_input(program, "position", HD_DTYPE_I32, 1, &one);
             out->count = hd_input(program, "count", HD_DTYPE_I32, 1, &one);
@@ -79,10 +78,9 @@ hd_tensor hdi_model_positions(hd_program *program, const hdi_model_stage *at)
 {
     const hd_stage *stage = at->stage;
     if (at->tokens == stage->tokens) return (hd_tensor){0};
-    const hd_tensor all = all_positions(program, at);
-    return hdi_tensor_ranks(program) > 1
-               ? hdi_tensor_own_rows(program, all, stage->sequences, stage->tokens)
-               : hdi_sequence_own_rows(program, all, stage->sequences, stage->tokens);
+    const hd_tensor shared =
+        hdi_sequence_own_rows(program, all_positions(program, at), stage->sequences, stage->tokens);
+    return hdi_tensor_own_rows(program, shared, stage->sequences, at->shared);
 }
 
 hd_tensor hdi_model_places(hd_program *program, const hdi_model_stage *at)
@@ -94,23 +92,20 @@ hd_tensor hdi_model_places(hd_program *program, const hdi_model_stage *at)
 
 hd_tensor hdi_model_enter(hd_program *program, const hdi_model_stage *at, hd_tensor x)
 {
-    return at->alike ? x
-                     : hdi_tensor_gather_rows(program, x, at->stage->sequences, at->stage->tokens);
+    return at->alike ? x : hdi_tensor_gather_rows(program, x, at->stage->sequences, at->shared);
 }
 
 hd_tensor hdi_model_leave(hd_program *program, const hdi_model_stage *at, hd_tensor x)
 {
-    return at->alike
-               ? hdi_tensor_sum_alike(program, x)
-               : hdi_tensor_exchange_rows(program, x, at->stage->sequences, at->stage->tokens);
+    return at->alike ? hdi_tensor_sum_alike(program, x)
+                     : hdi_tensor_exchange_rows(program, x, at->stage->sequences, at->shared);
 }
 
 /* Rows of whole sequences from those of a layer, or back. */
 static hd_tensor by_sequence(hd_program *program, const hdi_model_stage *at, hd_tensor x, bool back)
 {
-    return at->alike
-               ? x
-               : hdi_tensor_by_sequence(program, x, at->stage->sequences, at->stage->tokens, back);
+    return at->alike ? x
+                     : hdi_tensor_by_sequence(program, x, at->stage->sequences, at->shared, back);
 }
 
 hd_tensor hdi_model_embedding(hd_program *program, const hdi_model_stage *at, const char *name)
@@ -159,29 +154,26 @@ hd_tensor hdi_model_attention(hd_program *program, const hdi_model_stage *at, hd
                               const hd_rope_options *rope)
 {
     const hdi_model_config *config = at->config;
-    if (hdi_tensor_ranks(program) > 1) {
-        qkv = attend(program, at, by_sequence(program, at, qkv, false), rope,
-                     hdi_tensor_deal(program, config->heads, config->kv_heads).count,
-                     hdi_tensor_deal(program, config->kv_heads, config->kv_heads).count);
-        return by_sequence(program, at, qkv, true);
-    }
-    hdi_sequence_heads travel = {.shape = {.sequences = at->stage->sequences,
-                                           .tokens = at->stage->tokens,
-                                           .heads = config->heads,
-                                           .kv_heads = config->kv_heads,
-                                           .head_dim = config->head_dim}};
-    travel.turns = hdi_sequence_turns(program, &travel.shape);
+    const hdi_sequence_shape all = {.sequences = at->stage->sequences,
+                                    .tokens = at->stage->tokens,
+                                    .heads = config->heads,
+                                    .kv_heads = config->kv_heads,
+                                    .head_dim = config->head_dim};
+    const hdi_sequence_heads travel = {.shape = hdi_tensor_own_heads(program, all),
+                                       .turns = hdi_sequence_turns(program, &all)};
+    qkv = by_sequence(program, at, qkv, false);
     hd_tensor turn[HDI_SEQUENCE_TURNS];
     hdi_sequence_to_heads(program, qkv, &travel, turn, NULL);
     for (int t = 0; t < travel.turns; t++) {
-        const int64_t heads =
-            hdi_sequence_turn_heads(program, config->heads, config->kv_heads, travel.turns, t);
+        const int64_t heads = hdi_sequence_turn_heads(program, travel.shape.heads,
+                                                      travel.shape.kv_heads, travel.turns, t);
         const int64_t kv_heads = heads / (config->heads / config->kv_heads);
         turn[t] = hdi_sequence_arrive(program, turn[t], &travel, t);
         turn[t] = attend(program, at, turn[t], rope, heads, kv_heads);
         turn[t] = hdi_sequence_return(program, turn[t], &travel, t, false);
     }
-    return hdi_sequence_to_tokens(program, &travel, turn, NULL);
+    qkv = hdi_sequence_to_tokens(program, &travel, turn, NULL);
+    return by_sequence(program, at, qkv, true);
 }
 
 hd_tensor hdi_model_norm(hd_program *program, hdi_model_stream from, const hd_norm_options *options,

@@ -5,20 +5,22 @@
  *
  * Modulation tables have a row for each sequence at its time and, if frames are given by time 0
  * (1.2), another for each: `entries` rows. Frames that are given beside the latents (1.3) read the
- * caption that stands for none instead of the text. Between stages x, texts and both kinds of
+ * caption that stands for none instead of the text. Where ranks share sequences they exchange heads, or
+ * the places of a ring have whole frames in spatial blocks and whole positions, or windows, in temporal
+ * ones. Between stages x, texts and both kinds of
  * conditioning travel as one tensor, so that the gradients of what blocks share take one path. */
 #include "models/stdit.h"
 
 #include "core/checked.h"
 #include "ops/sequence.h"
+#include "ops/tensor_axis.h"
 #include "program/program.h"
 
 #include <inttypes.h>
 
 static hd_tensor finish(hdi_stdit_build *b, const hdi_stdit_stream *from)
 {
-    const hd_tensor x =
-        hdi_sequence_all_rows(b->p, hdi_stdit_final_layer(b, from), b->stage->sequences, b->tokens);
+    const hd_tensor x = hdi_stdit_all_rows(b, hdi_stdit_final_layer(b, from));
     const hd_patch_options options = hdi_stdit_patches(b, HD_PATCH_CHANNELS_LAST);
     if (b->stage->purpose == HD_PURPOSE_DENOISE)
         return hd_output(b->p, hd_unpatchify(b->p, x, &options), "velocity");
@@ -97,29 +99,27 @@ static bool begin(hd_program *p, const hdi_stdit_config *config, const hd_stage 
     out->width = hdi_ceil_div(video->width, config->patch[2]);
     out->places = out->height * out->width;
     out->tokens = out->frames * out->places;
-    out->own = hdi_sequence_own_tokens(p, out->tokens);
     out->given = video->masked_frames && config->condition;
     out->kinds = video->masked_frames && !config->condition ? 2 : 1;
     out->text_rows = (out->given ? 2 : 1) * video->text;
     out->entries = out->kinds * stage->sequences;
-    if (!check_stage(out, x) || !hdi_sequence_begin(p, out->tokens, config->heads, true))
-        return false;
-    if (hd_mesh_ring(p->mesh) > 1)
-        hd_program_fail(p, HD_ERROR_UNSUPPORTED,
-                        "layout: ring is %d, want 1: this model attends within frames, places and "
-                        "windows, of which each rank must have all tokens",
-                        hd_mesh_ring(p->mesh));
-    return hd_mesh_ring(p->mesh) == 1;
+    const int64_t band = config->window[0] * out->width; /* positions of a row of windows */
+    out->video = (hdi_regroup_video){.sequences = stage->sequences,
+                                     .frames = out->frames,
+                                     .positions = out->places,
+                                     .together = band > 0 ? band : 1};
+    const bool is_cut = hdi_regroup_begin(p, &out->video, config->heads);
+    hdi_stdit_cut(out, false);
+    return is_cut && check_stage(out, x) &&
+           hdi_sequence_begin(p, out->tokens, config->heads, true) &&
+           hdi_tensor_begin(p, out->tokens, config->heads);
 }
 
-/* Rows of one frame on one rank; ranks that share sequences may have parts of frames, and know each row's
- * entry. */
 static void read_frame_entries(hdi_stdit_build *b)
 {
-    const int64_t sequences = b->stage->sequences, frames = sequences * b->frames;
-    const hd_tensor entries = hd_input(b->p, "frame_entries", HD_DTYPE_I32, 1, &frames);
-    b->frame_entries = hdi_sequence_own_entries(b->p, entries, sequences, b->frames, b->places);
-    b->frame_rows = hdi_sequence_ranks(b->p) > 1 ? 1 : b->places;
+    const int64_t frames = b->stage->sequences * b->frames;
+    b->all_entries = hd_input(b->p, "frame_entries", HD_DTYPE_I32, 1, &frames);
+    hdi_stdit_cut(b, b->by_position);
 }
 
 /* Where the stage's blocks begin: x, and what they share, made here or by others. */
@@ -162,6 +162,7 @@ static hd_tensor build(void *user, hd_program *p, const hd_stage *stage, hd_tens
     hdi_stdit_stream at = {.x = enter(&b, x)};
     for (int i = 0; i < stage->layers; i++)
         at = hdi_stdit_block(&b, stage->first_layer + i, &at);
+    at = hdi_stdit_turn(&b, &at, false);
     if (stage->last) return finish(&b, &at);
     x = hdi_stdit_value(&b, &at);
     if (stage->purpose == HD_PURPOSE_DENOISE) return x;

@@ -6,6 +6,7 @@
 #include <heddle/diffusion.h>
 
 #include "models/model.h"
+#include "ops/regroup.h"
 
 typedef struct hdi_stdit_config {
     int64_t depth; /* pairs of a spatial and a temporal block */
@@ -55,11 +56,23 @@ typedef struct hdi_stdit_build {
     const hd_stage *stage;
     int64_t frames, height, width; /* in patches */
     int64_t places, tokens;        /* of a frame, of a sequence */
-    int64_t own;                   /* tokens of a sequence that this rank has */
-    int64_t kinds, entries;        /* 1 or 2, with frames given by time 0; times sequences */
-    bool given;                    /* frames may be given beside the latents */
+
+    /* How the ring's places cut the video, which of both ways they do now, and what this rank's has of
+     * a sequence then; and of its tokens, those that this rank has in layers, for which the tensor
+     * axis's rows come together, and between them. */
+    hdi_regroup_video video;
+    bool by_position;
+    hdi_regroup_part part;
+    int64_t joined, own;
+
+    int64_t kinds, entries; /* 1 or 2, with frames given by time 0; times sequences */
+    bool given;             /* frames may be given beside the latents */
     int64_t text_rows; /* a sequence's: of its text, and where frames are given of the null text */
-    hd_tensor frame_entries; /* whose rows frame_rows are, in this rank's */
+    hd_tensor all_entries;    /* I32 [sequences * frames], if they are read */
+    hd_tensor cut_entries[2]; /* of the rows of each cut, once they are wanted */
+
+    /* Of so many rows each: in layers where frames are given beside the latents, else between them. */
+    hd_tensor frame_entries;
     int64_t frame_rows;
     hd_tensor text_offsets;
     hd_tensor text; /* [sequences * text_rows, hidden]: all texts, packed, then all null texts */
@@ -92,6 +105,26 @@ void hdi_stdit_make_conditioning(hdi_stdit_build *build);
 void hdi_stdit_read_conditioning(hdi_stdit_build *build);
 void hdi_stdit_declare_buffers(hdi_stdit_build *build);
 
+/* stdit_ranks.c. cut: ranks have rows as the places of a ring cut them, by position or by frame. turn:
+ * rows that come cut otherwise, as they must be; with the tensor axis they stay as they are. */
+void hdi_stdit_cut(hdi_stdit_build *build, bool by_position);
+hdi_stdit_stream hdi_stdit_turn(hdi_stdit_build *build, const hdi_stdit_stream *from,
+                                bool by_position);
+
+/* This rank's of all tokens' rows; what is the same on all ranks up to the loss, of all;
+ * and, around layers that the tensor axis shares, the rows that go into one and, of the parts that it
+ * makes, those of the result. */
+int64_t hdi_stdit_first(const hdi_stdit_build *build); /* of a sequence's tokens, cut by frame */
+hd_tensor hdi_stdit_own_rows(hdi_stdit_build *build, hd_tensor x);
+hd_tensor hdi_stdit_all_rows(hdi_stdit_build *build, hd_tensor x);
+hd_tensor hdi_stdit_enter(hdi_stdit_build *build, hd_tensor x);
+hd_tensor hdi_stdit_leave(hdi_stdit_build *build, hd_tensor x);
+
+/* A layer from rows to `parts` runs of heads side by side, or one run of heads back: this rank's heads. */
+hd_tensor hdi_stdit_to_heads(hdi_stdit_build *build, hd_tensor x, const char *name, int parts);
+hd_tensor hdi_stdit_from_heads(hdi_stdit_build *build, hd_tensor x, const char *name);
+int64_t hdi_stdit_heads(const hdi_stdit_build *build);
+
 hd_tensor hdi_stdit_linear(hdi_stdit_build *build, hd_tensor x, const char *name, int64_t outputs);
 hd_tensor hdi_stdit_rows(hdi_stdit_build *build, hd_tensor x, int64_t rows, int64_t columns);
 hd_patch_options hdi_stdit_patches(const hdi_stdit_build *build, hd_patch_order order);
@@ -100,7 +133,8 @@ hd_tensor hdi_stdit_video(hdi_stdit_build *build, const char *name, int64_t vide
 /* Modulation by a table with a row for each group of rows that the time, or the frame, tells apart. */
 hd_modulation hdi_stdit_modulation(const hdi_stdit_build *build, hd_tensor table);
 
-/* x, but in given frames `other`: the selection takes x away there, exactly, and adds the other. */
+/* x [rows that frame_rows tell of, columns], but in given frames `other`: the selection takes x away
+ * there, exactly, and adds the other. */
 hd_tensor hdi_stdit_choose(hdi_stdit_build *build, hd_tensor x, hd_tensor other);
 
 #endif

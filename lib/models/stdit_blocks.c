@@ -31,9 +31,18 @@ hd_tensor hdi_stdit_value(hdi_stdit_build *b, const hdi_stdit_stream *from)
 
 static hd_tensor mlp(hdi_stdit_build *b, hd_tensor x)
 {
-    return hd_gelu_mlp(
-        b->p, x, &(hd_linear_options){.name = "mlp.fc1", .outputs = b->config->inner, .bias = true},
-        &(hd_linear_options){.name = "mlp.fc2", .outputs = b->config->hidden, .bias = true});
+    const hdi_stdit_config *c = b->config;
+    x = hd_gelu_mlp(
+        b->p, hdi_stdit_enter(b, x),
+        &(hd_linear_options){
+            .name = "mlp.fc1", .outputs = c->inner, .bias = true, .split = HD_SPLIT_COLUMNS},
+        &(hd_linear_options){.name = "mlp.fc2",
+                             .outputs = c->hidden,
+                             .bias = true,
+                             .split = HD_SPLIT_ROWS,
+                             .split_runs = 1,
+                             .split_run = {{c->inner, 0}}});
+    return hdi_stdit_leave(b, x);
 }
 
 /* Learned rows added to each run of as many of `rows`, then `count` rows side by side. */
@@ -53,6 +62,7 @@ hdi_stdit_stream hdi_stdit_block(hdi_stdit_build *b, int layer, const hdi_stdit_
 {
     const int64_t hidden = b->config->hidden;
     const bool temporal = layer % 2;
+    const hdi_stdit_stream start = hdi_stdit_turn(b, from, temporal);
     hd_scope_begin(b->p, "%s_blocks.%d", temporal ? "temporal" : "spatial", layer / 2);
     if (b->stage->recompute) hd_scope_recompute(b->p);
     hd_modulation by = hdi_stdit_modulation(b, table_of(b, b->modulation, "scale_shift_table", 6));
@@ -60,7 +70,7 @@ hdi_stdit_stream hdi_stdit_block(hdi_stdit_build *b, int layer, const hdi_stdit_
     by.shift = 0;
     by.scale = hidden;
     gate.gate = 2 * hidden;
-    hd_tensor x, h = norm(b, from, &by, &x);
+    hd_tensor x, h = norm(b, &start, &by, &x);
     x = hd_gated_add(b->p, x, hdi_stdit_self_attention(b, h, temporal), &gate);
     x = hd_add(b->p, x, hdi_stdit_text_attention(b, x));
     by.shift = 3 * hidden;
@@ -76,15 +86,17 @@ hdi_stdit_stream hdi_stdit_block(hdi_stdit_build *b, int layer, const hdi_stdit_
 
 hd_tensor hdi_stdit_choose(hdi_stdit_build *b, hd_tensor x, hd_tensor other)
 {
-    const int64_t hidden = b->config->hidden;
-    hd_modulation select = {.table = hdi_stdit_selection(b->p, b->stage->sequences, hidden),
+    const hd_tensor_info *info = hd_tensor_get(b->p, x);
+    if (!info) return (hd_tensor){0};
+    const int64_t columns = info->dims[1];
+    hd_modulation select = {.table = hdi_stdit_selection(b->p, b->stage->sequences, columns),
                             .index = b->frame_entries,
                             .rows_per_group = b->frame_rows,
                             .shift = -1,
                             .scale = -1,
                             .gate = 0};
     x = hd_gated_add(b->p, x, x, &select);
-    select.gate = hidden;
+    select.gate = columns;
     return hd_gated_add(b->p, x, other, &select);
 }
 

@@ -1,6 +1,5 @@
 /* What STDiT3 makes of its inputs before the blocks: rows of latents, of text and of times. */
 #include "models/stdit.h"
-#include "ops/sequence.h"
 #include "program/program.h"
 
 #include <math.h>
@@ -189,7 +188,7 @@ static hd_tensor add_given(hdi_stdit_build *b, hd_tensor x)
     hd_tensor parts[2];
     hd_split_rows(b->p, rows, b->stage->sequences, 2, tokens, parts);
     for (int i = 0; i < 2; i++)
-        parts[i] = hdi_sequence_own_rows(b->p, parts[i], b->stage->sequences, b->tokens);
+        parts[i] = hdi_stdit_own_rows(b, parts[i]);
     x = embed_patches(b, parts[1], "x_embedder_cond.proj", x);
     return embed_patches(b, parts[0], "x_embedder_cond_mask.proj", x);
 }
@@ -207,13 +206,11 @@ double hdi_stdit_scale(const hdi_stdit_build *b)
 /* All ranks have the places of a frame, or each those of its own rows. */
 static hd_tensor positions(hdi_stdit_build *b)
 {
-    const int ranks = hdi_sequence_ranks(b->p);
-    const int rank = hd_mesh_index(b->p->mesh, HD_AXIS_SEQUENCE);
     const hdi_stdit_places places = {.height = b->height,
                                      .width = b->width,
                                      .hidden = b->config->hidden,
-                                     .first = hdi_sequence_first(b->tokens, ranks, rank),
-                                     .rows = ranks > 1 ? b->own : b->places,
+                                     .first = hdi_stdit_first(b),
+                                     .rows = b->own < b->tokens ? b->own : b->places,
                                      .scale = hdi_stdit_scale(b)};
     return hdi_stdit_positions(b->p, &places);
 }
@@ -223,7 +220,7 @@ hd_tensor hdi_stdit_latents(hdi_stdit_build *b)
     const int64_t sequences = b->stage->sequences;
     const hd_patch_options options = hdi_stdit_patches(b, HD_PATCH_CHANNELS_FIRST);
     hd_tensor x = hd_patchify(b->p, hdi_stdit_video(b, "latents", sequences), &options);
-    x = hdi_sequence_own_rows(b->p, x, sequences, b->tokens);
+    x = hdi_stdit_own_rows(b, x);
     x = embed_patches(b, x, "x_embedder.proj", (hd_tensor){0});
     if (b->given) x = add_given(b, x);
     return hd_add_rows(b->p, x, positions(b));

@@ -3,6 +3,7 @@
 
 #include "backend/backend.h"
 #include "core/error.h"
+#include "ops/regroup.h"
 #include "ops/ring.h"
 #include "ops/shard_sum.h"
 #include "ops/tensor_axis.h"
@@ -110,6 +111,7 @@ const hdi_collective *hdi_op_collective(const hd_op *op)
                 op->kind == &hdi_op_sequence_share || op->kind == &hdi_op_sequence_scatter ||
                 op->kind == &hdi_op_ring_shift || op->kind == &hdi_op_ring_gather ||
                 op->kind == &hdi_op_ring_scatter || op->kind == &hdi_op_tensor_gather ||
-                op->kind == &hdi_op_tensor_exchange || op->kind == &hdi_op_tensor_step;
+                op->kind == &hdi_op_tensor_exchange || op->kind == &hdi_op_tensor_step ||
+                op->kind == &hdi_op_regroup_exchange;
     return ours ? op->options : NULL;
 }

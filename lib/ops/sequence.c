@@ -23,6 +23,11 @@ int hdi_sequence_ranks(const hd_program *program)
     return hd_mesh_size(program->mesh, HD_AXIS_SEQUENCE);
 }
 
+int hdi_sequence_ring(const hd_program *program)
+{
+    return program->sequence_ring ? program->sequence_ring : hd_mesh_ring(program->mesh);
+}
+
 int64_t hdi_sequence_turn_heads(const hd_program *program, int64_t heads, int64_t kv_heads,
                                 int turns, int turn)
 {
@@ -37,7 +42,7 @@ int64_t hdi_sequence_turn_heads(const hd_program *program, int64_t heads, int64_
 
 bool hdi_sequence_begin(hd_program *program, int64_t tokens, int64_t kv_heads, bool whole_loss)
 {
-    const int ranks = hdi_sequence_ranks(program), ring = hd_mesh_ring(program->mesh);
+    const int ranks = hdi_sequence_ranks(program), ring = hdi_sequence_ring(program);
     const int64_t most = hdi_sequence_cut_of(program).zigzag ? tokens / 2 : tokens;
     program->splits_sequences = true;
     program->whole_loss = whole_loss;
@@ -59,7 +64,8 @@ void hdi_sequence_is_causal(hd_program *program)
 
 hdi_sequence_cut hdi_sequence_options_cut(const hdi_sequence_options *o)
 {
-    return (hdi_sequence_cut){.ranks = o->ranks, .ring = o->ring, .zigzag = o->zigzag};
+    return (hdi_sequence_cut){
+        .ranks = o->ranks, .ring = o->ring, .zigzag = o->zigzag, .together = o->together};
 }
 
 int64_t hdi_sequence_rows_of(const hdi_sequence_options *o, int rank)
@@ -262,7 +268,7 @@ static hd_status share_run(const hd_run *run)
         fill_chunks(o, &all, count_rows, x->dims[1]);
     else
         fill_chunks(o, &all, count_groups, o->sequences * hdi_sequence_group_columns(o));
-    if (o->ranks < hd_mesh_size(run->mesh, HD_AXIS_SEQUENCE)) {
+    if (o->ranks < hd_mesh_size(run->mesh, o->collective.axis)) {
         chunks same;
         fill_chunks(o, &same, count_alike, x->elements);
         memset(same.offset, 0, sizeof same.offset);

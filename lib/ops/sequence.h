@@ -16,6 +16,9 @@ int64_t hdi_sequence_first(int64_t tokens, int ranks, int rank);
 
 int hdi_sequence_ranks(const hd_program *program);
 
+/* Places that this program's sequences are cut into. */
+int hdi_sequence_ring(const hd_program *program);
+
 /* This program's part of `tokens`. */
 int64_t hdi_sequence_own_tokens(const hd_program *program, int64_t tokens);
 
@@ -31,10 +34,12 @@ bool hdi_sequence_begin(hd_program *program, int64_t tokens, int64_t kv_heads, b
 hd_tensor hdi_sequence_own_rows(hd_program *program, hd_tensor x, int64_t sequences,
                                 int64_t tokens);
 
-/* Of entries I32 [sequences * groups], each for that many rows of its sequence, one for each of this
- * rank's rows; on one rank the entries as they are. */
-hd_tensor hdi_sequence_own_entries(hd_program *program, hd_tensor entries, int64_t sequences,
-                                   int64_t groups, int64_t rows_per_group);
+/* This rank's rows of those x [sequences * tokens, ...] that its place has. No gradient. */
+hd_tensor hdi_sequence_rows_of_place(hd_program *program, hd_tensor x, int64_t sequences,
+                                     int64_t tokens);
+
+/* Of entries I32 [groups], each for that many rows, one for each row: [groups * rows_per_group]. */
+hd_tensor hdi_sequence_each_row(hd_program *program, hd_tensor entries, int64_t rows_per_group);
 
 /* The way back: all rows, on every rank. What is made of them must be the same on all ranks up to the
  * loss, which counts once: the gradient is this rank's rows of that of the result. */
@@ -49,12 +54,13 @@ typedef struct hdi_sequence_shape {
 
 /* Heads travel a group at a time, so that one group's exchange is under way while another's attention
  * is computed. How many turns that takes: what the program's sequence_groups say, or as many as leave
- * a rank with messages of about HDI_SEQUENCE_MESSAGE bytes; each rank has heads in each turn. */
+ * a rank with messages of about HDI_SEQUENCE_MESSAGE bytes; each rank has heads in each turn. Of heads
+ * before the tensor axis deals them out: the turns are as many on all ranks. */
 enum { HDI_SEQUENCE_TURNS = 4, HDI_SEQUENCE_MESSAGE = 64 << 20 };
 int hdi_sequence_turns(hd_program *program, const hdi_sequence_shape *shape);
 
-/* This rank's heads of one turn: those of keys and values are dealt out, the first ranks having one
- * more, and queries' go with them. */
+/* This rank's heads of one turn, out of its tensor rank's: those of keys and values are dealt out, the
+ * first ranks having one more, and queries' go with them. */
 int64_t hdi_sequence_turn_heads(const hd_program *program, int64_t heads, int64_t kv_heads,
                                 int turns, int turn);
 
@@ -63,6 +69,7 @@ typedef struct hdi_sequence_heads {
     hdi_sequence_shape shape;
     int64_t before, after;
     int turns;
+    int64_t of_place; /* tokens of a sequence that this place has; 0: as the ring cuts them */
 } hdi_sequence_heads;
 
 /* qkv [sequences * (before + own tokens + after), (heads + 2 * kv_heads) * head_dim] to alike[turns]

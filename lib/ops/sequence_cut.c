@@ -12,9 +12,10 @@ static void runs_of_place(const hdi_sequence_cut *cut, int64_t tokens, int place
 {
     const int pieces = cut->zigzag ? 2 * cut->ring : cut->ring;
     const int piece[] = {place, pieces - 1 - place};
+    const int64_t together = cut->together > 1 ? cut->together : 1, runs = tokens / together;
     for (int i = 0; i < HDI_SEQUENCE_RUNS; i++) {
-        out[i].first = hdi_sequence_first(tokens, pieces, piece[i]);
-        out[i].count = hdi_sequence_first(tokens, pieces, piece[i] + 1) - out[i].first;
+        out[i].first = hdi_sequence_first(runs, pieces, piece[i]) * together;
+        out[i].count = hdi_sequence_first(runs, pieces, piece[i] + 1) * together - out[i].first;
     }
     if (!cut->zigzag) out[1] = (hdi_token_run){0};
 }
@@ -46,10 +47,11 @@ int64_t hdi_sequence_tokens_of(const hdi_sequence_cut *cut, int64_t tokens, int 
 
 hdi_sequence_cut hdi_sequence_cut_of(const hd_program *program)
 {
-    const int ring = hd_mesh_ring(program->mesh);
+    const int ring = hdi_sequence_ring(program);
     return (hdi_sequence_cut){.ranks = hd_mesh_size(program->mesh, HD_AXIS_SEQUENCE),
                               .ring = ring,
-                              .zigzag = ring > 1 && program->causal_sequences};
+                              .zigzag = ring > 1 && program->causal_sequences,
+                              .together = program->sequence_together};
 }
 
 hdi_sequence_cut hdi_sequence_places(const hd_program *program)
@@ -61,7 +63,7 @@ hdi_sequence_cut hdi_sequence_places(const hd_program *program)
 
 int hdi_sequence_sharing(const hd_program *program)
 {
-    return hd_mesh_size(program->mesh, HD_AXIS_SEQUENCE) / hd_mesh_ring(program->mesh);
+    return hdi_sequence_ranks(program) / hdi_sequence_ring(program);
 }
 
 int hdi_sequence_place(const hd_program *program)

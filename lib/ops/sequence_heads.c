@@ -14,6 +14,7 @@ static hdi_sequence_options start(const hd_program *program, int64_t sequences, 
     o.ranks = cut.ranks;
     o.ring = cut.ring;
     o.zigzag = cut.zigzag;
+    o.together = cut.together;
     o.rank = hd_mesh_index(program->mesh, HD_AXIS_SEQUENCE);
     o.sequences = sequences;
     o.tokens = tokens;
@@ -26,6 +27,28 @@ hd_tensor hdi_sequence_own_rows(hd_program *program, hd_tensor x, int64_t sequen
 {
     if (hdi_sequence_ranks(program) == 1) return x;
     const hdi_sequence_options o = start(program, sequences, tokens);
+    return hd_custom_op(program, &hdi_op_sequence_own_rows, &o, 1, &x);
+}
+
+/* Options among the ranks that share a place. */
+static hdi_sequence_options start_of_place(const hd_program *program, int64_t sequences,
+                                           int64_t tokens)
+{
+    hdi_sequence_options o = start(program, sequences, tokens);
+    o.ranks = hdi_sequence_sharing(program);
+    o.base = hdi_sequence_place(program) * o.ranks;
+    o.rank -= o.base;
+    o.ring = 1;
+    o.zigzag = false;
+    o.together = 0;
+    return o;
+}
+
+hd_tensor hdi_sequence_rows_of_place(hd_program *program, hd_tensor x, int64_t sequences,
+                                     int64_t tokens)
+{
+    if (hdi_sequence_sharing(program) == 1) return x;
+    const hdi_sequence_options o = start_of_place(program, sequences, tokens);
     return hd_custom_op(program, &hdi_op_sequence_own_rows, &o, 1, &x);
 }
 
@@ -49,19 +72,21 @@ hd_tensor hdi_sequence_all_rows(hd_program *program, hd_tensor x, int64_t sequen
 
 int hdi_sequence_turns(hd_program *program, const hdi_sequence_shape *shape)
 {
-    const int64_t ranks = hdi_sequence_sharing(program), most = shape->kv_heads / ranks;
+    const int64_t ranks = hdi_sequence_sharing(program);
+    const int64_t dealt = ranks * hd_mesh_size(program->mesh, HD_AXIS_TENSOR);
+    const int64_t most = shape->kv_heads / dealt;
     int64_t turns = program->sequence_groups;
     if (ranks == 1) return 1;
     if (turns == 0) {
         const double columns =
-            (double)((shape->heads + 2 * shape->kv_heads) * shape->head_dim) / (double)ranks;
+            (double)((shape->heads + 2 * shape->kv_heads) * shape->head_dim) / (double)dealt;
         const double tokens = (double)shape->tokens / hdi_sequence_ranks(program);
         const double sent = (double)shape->sequences * tokens * columns * (double)(ranks - 1) *
                             (double)hd_dtype_bytes(program->dtype);
         turns = 1 + (int64_t)(sent / HDI_SEQUENCE_MESSAGE);
     }
     if (turns > HDI_SEQUENCE_TURNS) turns = HDI_SEQUENCE_TURNS;
-    if (turns > most) turns = most;
+    if (turns > most) turns = most > 0 ? most : 1; /* none: refused */
     if (turns > program->sequence_turns) program->sequence_turns = (int)turns;
     return (int)turns;
 }
@@ -74,13 +99,10 @@ static hdi_sequence_options deal_heads(const hd_program *program, const hdi_sequ
     const hdi_sequence_shape *shape = &from->shape;
     const int64_t queries = shape->heads / shape->kv_heads * shape->head_dim;
     const int64_t unit[HDI_SEQUENCE_PARTS] = {queries, shape->head_dim, shape->head_dim};
-    hdi_sequence_options o = start(program, shape->sequences, 0);
-    o.tokens = shape->tokens > 0 ? hdi_sequence_place_tokens(program, shape->tokens) : 0;
-    o.ranks = hdi_sequence_sharing(program);
-    o.base = hdi_sequence_place(program) * o.ranks;
-    o.rank -= o.base;
-    o.ring = 1;
-    o.zigzag = false;
+    int64_t tokens = from->of_place;
+    if (tokens == 0 && shape->tokens > 0)
+        tokens = hdi_sequence_place_tokens(program, shape->tokens);
+    hdi_sequence_options o = start_of_place(program, shape->sequences, tokens);
     o.collective.elements = shape->sequences * shape->tokens;
     o.groups = shape->kv_heads;
     o.parts = parts;

@@ -362,11 +362,8 @@ static const hd_op_kind repeat = {
     .run = repeat_run,
 };
 
-hd_tensor hdi_sequence_own_entries(hd_program *program, hd_tensor entries, int64_t sequences,
-                                   int64_t groups, int64_t rows_per_group)
+hd_tensor hdi_sequence_each_row(hd_program *program, hd_tensor entries, int64_t rows_per_group)
 {
     const repeat_options options = {rows_per_group};
-    if (hd_mesh_size(program->mesh, HD_AXIS_SEQUENCE) == 1) return entries;
-    const hd_tensor each = hd_custom_op(program, &repeat, &options, 1, &entries);
-    return hdi_sequence_own_rows(program, each, sequences, groups * rows_per_group);
+    return hd_custom_op(program, &repeat, &options, 1, &entries);
 }

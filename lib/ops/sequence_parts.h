@@ -9,8 +9,9 @@ enum { HDI_SEQUENCE_PARTS = 3 };
 typedef struct hdi_sequence_options {
     hdi_collective collective;
     int ranks, rank, base; /* that take part: rank 0 is rank `base` of the axis */
-    int ring;              /* as in hdi_sequence_cut */
+    int ring;              /* these three as in hdi_sequence_cut */
     bool zigzag;
+    int64_t together;
     int64_t sequences, tokens; /* rows of all ranks; of rows that all ranks have: sequences, 1 */
     int64_t groups;            /* dealt out over ranks */
     int64_t unit[HDI_SEQUENCE_PARTS]; /* columns of each part in a group: queries, keys, values */
@@ -30,6 +31,7 @@ int64_t hdi_sequence_first_group(int64_t groups, int ranks, int rank);
 typedef struct hdi_sequence_cut {
     int ranks, ring;
     bool zigzag;
+    int64_t together; /* tokens in a run that places do not part; 0: 1 */
 } hdi_sequence_cut;
 
 typedef struct hdi_token_run {

@@ -7,6 +7,7 @@
 #include "ops/sequence_parts.h"
 
 #include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 
 int hdi_tensor_ranks(const hd_program *program)
@@ -19,25 +20,37 @@ static int rank_of(const hd_program *program)
     return hd_mesh_index(program->mesh, HD_AXIS_TENSOR);
 }
 
+/* Of the ranks of the sequence axis the one with the fewest tokens, how many it has. */
+static int64_t fewest_tokens(const hd_program *program, int64_t tokens)
+{
+    const hdi_sequence_cut cut = hdi_sequence_cut_of(program);
+    int64_t fewest = tokens;
+    for (int r = 0; r < cut.ranks; r++) {
+        const int64_t own = hdi_sequence_tokens_of(&cut, tokens, r);
+        if (own < fewest) fewest = own;
+    }
+    return fewest;
+}
+
 bool hdi_tensor_begin(hd_program *program, int64_t tokens, int64_t kv_heads)
 {
-    const int ranks = hdi_tensor_ranks(program);
-    const int sequence = hd_mesh_size(program->mesh, HD_AXIS_SEQUENCE);
+    const int ranks = hdi_tensor_ranks(program), sequence = hdi_sequence_ranks(program);
+    const int sharing = hdi_sequence_sharing(program);
+    const int64_t heads = kv_heads / sharing, fewest = fewest_tokens(program, tokens);
+    char heads_of[48] = "", tokens_of[48] = "";
     program->splits_layers = true;
-    if (ranks > 1 && sequence > 1) {
-        hd_program_fail(program, HD_ERROR_UNSUPPORTED,
-                        "layout: tensor is %d and sequence %d, want one of them 1: both deal out "
-                        "tokens and heads",
-                        ranks, sequence);
-        return false;
-    }
-    if (ranks <= kv_heads && (tokens == 0 || ranks <= tokens) && ranks <= HDI_SEQUENCE_RANKS)
+    if (ranks == 1 ||
+        (ranks <= heads && (tokens == 0 || ranks <= fewest) && ranks <= HDI_SEQUENCE_RANKS))
         return true;
+    if (sharing > 1)
+        snprintf(heads_of, sizeof heads_of, ", for each of %d sequence ranks", sharing);
+    if (sequence > 1)
+        snprintf(tokens_of, sizeof tokens_of, ", for each of %d sequence ranks", sequence);
     hd_program_fail(program, HD_ERROR_UNSUPPORTED,
                     "layout: tensor is %d, want at most %" PRId64 " (key and value heads, which "
-                    "ranks do not share), %" PRId64 " (tokens of a sequence) and %d; take more "
+                    "ranks do not share%s), %" PRId64 " (tokens of a sequence%s) and %d; take more "
                     "data or pipeline ranks",
-                    ranks, kv_heads, tokens, (int)HDI_SEQUENCE_RANKS);
+                    ranks, heads, heads_of, fewest, tokens_of, (int)HDI_SEQUENCE_RANKS);
     return false;
 }
 
@@ -47,6 +60,14 @@ hd_shard_run hdi_tensor_deal(const hd_program *program, int64_t columns, int64_t
     const int64_t unit = columns / groups, first = hdi_sequence_first_group(groups, ranks, rank);
     const int64_t next = hdi_sequence_first_group(groups, ranks, rank + 1);
     return (hd_shard_run){first * unit, (next - first) * unit};
+}
+
+hdi_sequence_shape hdi_tensor_own_heads(const hd_program *program, hdi_sequence_shape whole)
+{
+    const int64_t groups = whole.kv_heads;
+    whole.heads = hdi_tensor_deal(program, whole.heads, groups).count;
+    whole.kv_heads = hdi_tensor_deal(program, groups, groups).count;
+    return whole;
 }
 
 int64_t hdi_tensor_own_tokens(const hd_program *program, int64_t tokens)

@@ -3,14 +3,18 @@
  * divide. Between layers it has some of the tokens, as lib/ops/sequence.h deals them: all ranks' rows
  * come together before a layer, and the ranks' parts of its result are summed as they part again.
  * Rows that all ranks have alike go without: the parts are summed for all. Each rank's gradient of
- * what all have alike is its part, and the sum over ranks is the whole. */
+ * what all have alike is its part, and the sum over ranks is the whole.
+ *
+ * Where sequences are split, too, each rank of the sequence axis has its part of the tokens, and deals
+ * that out over its tensor ranks: `tokens` are then those of the part. */
 #ifndef HDI_OPS_TENSOR_AXIS_H
 #define HDI_OPS_TENSOR_AXIS_H
 
-#include "ops/collective.h"
+#include "ops/sequence.h"
 
 /* A model says that it heeds the axis: false, and an error of the program, where there are more ranks
- * than heads of keys and values or (0: no matter) tokens of a sequence, or sequences are split, too. */
+ * than heads of keys and values or (0: no matter) `tokens` of a whole sequence, of what the sequence axis
+ * leaves to each of its ranks. */
 bool hdi_tensor_begin(hd_program *program, int64_t tokens, int64_t kv_heads);
 
 int hdi_tensor_ranks(const hd_program *program);
@@ -18,7 +22,10 @@ int hdi_tensor_ranks(const hd_program *program);
 /* This rank's run of `columns` that are dealt out in equal `groups`, the first ranks having one more. */
 hd_shard_run hdi_tensor_deal(const hd_program *program, int64_t columns, int64_t groups);
 
-/* This rank's part of a sequence's tokens. */
+/* This rank's heads of a layer's: what the sequence axis then deals out. */
+hdi_sequence_shape hdi_tensor_own_heads(const hd_program *program, hdi_sequence_shape whole);
+
+/* This rank's part of its sequence rank's tokens. */
 int64_t hdi_tensor_own_tokens(const hd_program *program, int64_t tokens);
 
 /* This rank's rows of x [sequences * tokens, ...], which all have. No gradient. */

@@ -77,13 +77,15 @@ struct hd_program {
     const hd_mesh *mesh;
     const hd_backend *backend; /* NULL: the CPU's */
     bool training, exact, finished;
-    bool splits_sequences; /* the model heeds the mesh's sequence axis */
-    bool causal_sequences; /* tokens see those before them only, which is how rings cut them */
-    bool whole_loss;       /* of all tokens, on each rank of that axis, not of the rank's */
-    bool splits_layers;    /* the model heeds the mesh's tensor axis */
-    int slices;            /* at least 1; 1 where a backward follows */
-    int sequence_groups;   /* of heads that change places; 0: as many as pay */
-    int sequence_turns;    /* the most that it came to; 0: nothing changes places */
+    bool splits_sequences;     /* the model heeds the mesh's sequence axis */
+    bool causal_sequences;     /* tokens see those before them only, which is how rings cut them */
+    int64_t sequence_together; /* runs of tokens that a ring's places do not part; 0: 1 */
+    int sequence_ring;         /* places that sequences are cut into; 0: the mesh's ring */
+    bool whole_loss;           /* of all tokens, on each rank of that axis, not of the rank's */
+    bool splits_layers;        /* the model heeds the mesh's tensor axis */
+    int slices;                /* at least 1; 1 where a backward follows */
+    int sequence_groups;       /* of heads that change places; 0: as many as pay */
+    int sequence_turns;        /* the most that it came to; 0: nothing changes places */
     int tensor_groups; /* pieces of products around what travels on the tensor axis; 0: by rates */
     int tensor_pieces; /* the most that it came to; 0: no such products */
     hd_rates rates;    /* zeros: of no device in particular */

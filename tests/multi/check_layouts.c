@@ -13,8 +13,9 @@
 typedef struct setting {
     hdt_split split;
     int layers;
-    int64_t image;              /* tokens that ranks deal out, without the text */
-    bool causal, rings, tensor; /* zigzags; is cut by rings; splits its layers */
+    int64_t image; /* tokens that ranks deal out, without the text */
+    bool causal;   /* a ring zigzags */
+    int ring;      /* places that there are frames for, 0: any number */
 } setting;
 
 /* Four of a layer on the way to the loss, four on the way back. */
@@ -28,8 +29,7 @@ static const setting settings[] = {
      8,
      17,
      true,
-     true,
-     true},
+     0},
     {{"hunyuan",
       "{\"model_type\": \"hunyuan_video\", \"in_channels\": 2, \"out_channels\": 2, "
       "\"num_attention_heads\": 6, \"attention_head_dim\": 6, \"num_layers\": 2, "
@@ -39,8 +39,7 @@ static const setting settings[] = {
      6,
      7,
      false,
-     true,
-     true},
+     0},
     {{"open sora 1.2",
       "{\"model_type\": \"stdit3\", \"in_channels\": 2, \"hidden_size\": 28, \"depth\": 4, "
       "\"num_heads\": 7, \"mlp_ratio\": 2.0, \"caption_channels\": 6, \"model_max_length\": 4, "
@@ -49,25 +48,51 @@ static const setting settings[] = {
      8,
      18,
      false,
-     false,
-     false},
+     3},
 };
 enum { SETTINGS = sizeof settings / sizeof settings[0], MOST_RANKS = 8, WHAT = 96 };
+
+/* Videos without frames for all places of a ring are cut into fewer. */
+static int places_of(const setting *one, const hd_mesh_options *layout)
+{
+    int places = layout->ring;
+    while (one->ring && (places > one->ring || layout->sequence % places))
+        places--;
+    return places;
+}
+
+/* One of so many equal pieces, as far as tokens go. */
+static int64_t piece_of(int64_t tokens, int pieces, int index)
+{
+    return (index + 1) * tokens / pieces - index * tokens / pieces;
+}
+
+/* What the rank of the sequence axis has that has the fewest tokens. */
+static int64_t fewest_tokens(const setting *one, const hd_mesh_options *layout)
+{
+    const int sharing = layout->sequence / layout->ring;
+    int64_t fewest = one->image;
+    for (int place = 0; place < layout->ring; place++) {
+        const bool zigzag = one->causal && layout->ring > 1;
+        const int pieces = zigzag ? 2 * layout->ring : layout->ring;
+        int64_t tokens = piece_of(one->image, pieces, place);
+        if (zigzag) tokens += piece_of(one->image, pieces, pieces - 1 - place);
+        if (tokens / sharing < fewest) fewest = tokens / sharing;
+    }
+    return fewest;
+}
 
 /* The rule: NULL, or a part of the reason. */
 static const char *why_not(const setting *one, const hd_mesh_options *layout)
 {
     const bool zigzag = one->causal && layout->ring > 1;
     const int64_t places = zigzag ? one->image / 2 : one->image;
-    const int shares = layout->sequence / layout->ring; /* of the heads */
+    const int shares =
+        layout->sequence / places_of(one, layout) * layout->tensor; /* of the heads */
     if (layout->pipeline > one->layers) return "layers";
-    if (layout->tensor > 1 && layout->sequence > 1 && one->tensor) return "want one of them 1";
-    if ((one->tensor && layout->tensor > one->split.heads) || shares > one->split.heads)
-        return "key and value heads";
-    if ((one->tensor && layout->tensor > one->image) || layout->sequence > places)
+    if (shares > one->split.heads) return "key and value heads";
+    if (layout->sequence > places || layout->tensor > fewest_tokens(one, layout))
         return "tokens of a sequence";
-    if (layout->ring > 1 && !one->rings) return "attends within frames";
-    if (layout->tensor > 1 && !one->tensor) return "does not split its layers";
     return NULL;
 }
 
@@ -114,7 +139,7 @@ static void check_sizes(const setting *one, const hd_mesh_options *layout, int n
     }
     options.accumulate = accumulate;
     check_layout(one, layout, &options, &alone[batches]);
-    options.shard_state = number % 4;
+    options.shard_state = one->ring && layout->ring > 1 ? 0 : number % 4; /* see check_regroup */
     if (options.shard_state && layout->data * layout->sequence > 1)
         check_layout(one, layout, &options, &alone[batches]);
 }
@@ -139,6 +164,7 @@ START_TEST(every_layout_is_right_or_refused_with_the_reason)
                 for (l.ring = 1; l.ring <= l.sequence; l.ring++) {
                     const int rest = l.data * l.pipeline * l.sequence;
                     if (ranks % rest || l.sequence % l.ring) continue;
+                    if (places_of(one, &l) < l.ring) continue; /* as with the smaller ring */
                     l.tensor = ranks / rest;
                     check_sizes(one, &l, number++);
                 }

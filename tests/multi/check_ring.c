@@ -304,11 +304,6 @@ START_TEST(what_a_ring_cannot_cut_is_refused_with_the_reason)
     hdt_assert_status(hdt_split_train(hdt_world, &one, &all, none, &out), HD_ERROR_UNSUPPORTED,
                       "the text's tokens");
     one.text = 9;
-    one.json =
-        "{\"model_type\": \"stdit3\", \"in_channels\": 4, \"hidden_size\": 48, \"depth\": 2, "
-        "\"num_heads\": 6, \"caption_channels\": 6, \"model_max_length\": 9}";
-    hdt_assert_status(hdt_split_train(hdt_world, &one, &all, none, &out), HD_ERROR_UNSUPPORTED,
-                      "attends within frames");
     const hd_mesh_options odd = {.sequence = ranks, .ring = ranks + 1};
     hdt_assert_status(hdt_split_train(hdt_world, &one, &odd, none, &out), HD_ERROR_CONFIG,
                       "want a divisor of sequence");

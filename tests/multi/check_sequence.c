@@ -110,7 +110,7 @@ START_TEST(sequence_goes_with_data_and_pipeline)
 }
 END_TEST
 
-/* A model that says nothing of sequences. */
+/* A model that says nothing of sequences, nor of layers. */
 static hd_tensor build_unaware(void *user, hd_program *program, const hd_stage *stage, hd_tensor x)
 {
     (void)user;
@@ -135,21 +135,25 @@ START_TEST(what_cannot_be_split_is_refused_with_the_reason)
     one.tokens = ranks - 1;
     hdt_assert_status(hdt_split_train(hdt_world, &one, &all, none, &out), HD_ERROR_UNSUPPORTED,
                       "tokens of a sequence");
-    hd_mesh *mesh;
-    hd_trainer *trainer;
+    const hd_mesh_options layouts[] = {all, {.tensor = ranks}};
+    const char *const reasons[] = {"does not split its sequences", "does not split its layers"};
     const hd_trainer_shape shape = {.sequences = 1, .tokens = 3};
     const hd_backend *backend;
     hdt_assert_ok(hd_backend_find("cpu", &backend));
-    hdt_assert_ok(hd_mesh_create(hdt_world, &all, &mesh));
-    const hd_status status = hd_trainer_create(&(hd_trainer_options){.build = build_unaware,
-                                                                     .layers = 1,
-                                                                     .mesh = mesh,
-                                                                     .backend = backend,
-                                                                     .shapes = &shape,
-                                                                     .shape_count = 1},
-                                               &trainer);
-    hd_mesh_destroy(mesh);
-    hdt_assert_status(status, HD_ERROR_UNSUPPORTED, "does not split its sequences");
+    for (int l = 0; l < 2; l++) {
+        hd_mesh *mesh;
+        hd_trainer *trainer;
+        hdt_assert_ok(hd_mesh_create(hdt_world, &layouts[l], &mesh));
+        const hd_status status = hd_trainer_create(&(hd_trainer_options){.build = build_unaware,
+                                                                         .layers = 1,
+                                                                         .mesh = mesh,
+                                                                         .backend = backend,
+                                                                         .shapes = &shape,
+                                                                         .shape_count = 1},
+                                                   &trainer);
+        hd_mesh_destroy(mesh);
+        hdt_assert_status(status, HD_ERROR_UNSUPPORTED, reasons[l]);
+    }
 }
 END_TEST
 

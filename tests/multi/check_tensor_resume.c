@@ -144,22 +144,28 @@ START_TEST(a_checkpoint_is_that_of_one_rank_and_opens_everywhere)
     if (ranks > 4) return; /* the models' heads */
     const hdt_job_layout tensor = {.data = 1, .tensor = ranks},
                          sharded = {.data = ranks / 2, .tensor = 2, .shard_state = 1},
+                         both = {.data = 1,
+                                 .sequence = ranks / 2,
+                                 .ring = ranks / 2,
+                                 .tensor = 2,
+                                 .shard_state = 1},
                          piped = {.data = 1, .pipeline = ranks / 2, .tensor = 2},
                          data = {.data = ranks, .shard_state = 1};
     const hdt_job_layout *others[] = {&tensor, ranks == 4 ? &sharded : NULL,
-                                      ranks == 4 ? &piped : NULL, ranks == 3 ? NULL : &data};
+                                      ranks == 4 ? &both : NULL, ranks == 4 ? &piped : NULL,
+                                      ranks == 3 ? NULL : &data};
     const char *alone = hdt_job_directory(), *whole = hdt_job_directory();
     hd_train_result seen = {0}, result = {0};
     hdt_job_text();
     hdt_assert_ok(train_alone(alone, family, STOP, "", &result));
-    for (int from = 0; from < 3; from++) {
+    for (int from = 0; from < 4; from++) {
         if (!others[from]) continue;
         const char *split = hdt_job_directory();
         hdt_assert_ok(train(split, family, others[from], STOP, "", &seen));
         if (_i < 2) compare_checkpoints(split, alone);
         hdt_assert_ok(train_alone(split, family, STOP, "", &result));
         ck_assert_uint_eq(result.weights_hash, seen.weights_hash);
-        for (int to = 0; to < 4; to++) {
+        for (int to = 0; to < 5; to++) {
             if (!others[to]) continue;
             hdt_assert_ok(train(split, family, others[to], STOP, "", &result));
             ck_assert_uint_eq(result.weights_hash, seen.weights_hash);

@@ -226,6 +226,43 @@ START_TEST(a_run_goes_on_with_other_ranks_as_if_it_had_not_stopped)
 }
 END_TEST
 
+/* Two steps, of a pipeline of pairs of ranks that share the layers, or of one rank without MPI. */
+static hd_status train_in_pairs(const char *directory, bool pairs, int model,
+                                hd_train_result *result)
+{
+    const hdt_job_layout half = {.data = 1, .pipeline = hd_comm_size(hdt_world) / 2, .tensor = 2};
+    hd_config *config = configure(directory, pairs ? &half : NULL, model);
+    hdt_set(config, "layout.reduction", "fast");
+    hdt_set(config, "train.steps", "2");
+    if (pairs) hdt_set(config, "layout.tensor_groups", "1");
+    return hdt_job_train(config, result);
+}
+
+/* A clip has 48 tokens, and a tiny model four layers of eight roundings. */
+START_TEST(layers_that_ranks_share_train_alike_and_open_on_one)
+{
+    if (hd_comm_size(hdt_world) == 1) return;
+    const double bound = hdt_tolerance(HD_DTYPE_F32, 48 * 4 * 8);
+    const char *split = hdt_job_directory(), *alone = hdt_job_directory();
+    hd_train_result seen = {0}, opened = {0}, wanted = {0};
+    data_path();
+    hd_status status = train_in_pairs(split, true, _i, &seen), read = HD_OK, single = HD_OK;
+    hdt_assert_ok(hd_comm_barrier(hdt_world));
+    if (hd_comm_rank(hdt_world) == 0) {
+        read = train_in_pairs(split, false, _i, &opened);
+        single = train_in_pairs(alone, false, _i, &wanted);
+    }
+    hdt_assert_ok(hd_comm_barrier(hdt_world));
+    hdt_assert_ok(status);
+    if (hd_comm_rank(hdt_world) > 0) return;
+    hdt_assert_ok(read);
+    hdt_assert_ok(single);
+    ck_assert_uint_eq(opened.weights_hash, seen.weights_hash);
+    ck_assert_double_eq_tol(seen.validation_loss, wanted.validation_loss,
+                            bound * wanted.validation_loss);
+}
+END_TEST
+
 /* What knows the data but cannot see the noise in its input has a loss of 1, that of the noise. */
 START_TEST(training_learns)
 {
@@ -307,6 +344,7 @@ int main(int argc, char **argv)
     TCase *tests = tcase_create("video_train");
     tcase_add_loop_test(tests, weights_and_averages_are_equal_on_every_layout, 0, MODELS);
     tcase_add_loop_test(tests, a_run_goes_on_with_other_ranks_as_if_it_had_not_stopped, 1, MODELS);
+    tcase_add_loop_test(tests, layers_that_ranks_share_train_alike_and_open_on_one, 0, MODELS);
     tcase_add_loop_test(tests, training_learns, 0, 2);
     tcase_add_test(tests, the_log_grows_while_the_run_goes_on_and_signals_have_a_stack);
     tcase_add_test(tests, batches_that_follow_from_memory_are_refused_in_exact_mode);

@@ -12,7 +12,7 @@ START_TEST(every_token_has_one_rank)
         for (int ring = 1; ring <= ranks; ring++)
             for (int zigzag = 0; zigzag < 2 && ranks % ring == 0; zigzag++)
                 for (int64_t tokens = 2 * ranks; tokens < MOST; tokens += 7) {
-                    const hdi_sequence_cut cut = {ranks, ring, zigzag};
+                    const hdi_sequence_cut cut = {.ranks = ranks, .ring = ring, .zigzag = zigzag};
                     int owners[MOST] = {0};
                     for (int r = 0; r < ranks; r++) {
                         hdi_token_run runs[HDI_SEQUENCE_RUNS];
@@ -43,8 +43,10 @@ START_TEST(a_zigzag_gives_all_places_the_same_work)
 {
     const int places = 2 + _i;
     const int64_t tokens = 2 * places * 11;
-    hdi_ring_options o = {
-        .places = {places, places, true}, .sequences = 1, .tokens = tokens, .causal = true};
+    hdi_ring_options o = {.places = {.ranks = places, .ring = places, .zigzag = true},
+                          .sequences = 1,
+                          .tokens = tokens,
+                          .causal = true};
     int64_t all = 0;
     for (int step = 0; step < places; step++)
         for (int place = 0; place < places; place++) {

@@ -9,11 +9,13 @@
 #include "jobs/setup.h"
 #include "jobs/train/plan_report.h"
 #include "jobs/train/train.h"
+#include "ops/sequence.h"
 #include "parallel/match.h"
 #include "report/format.h"
 
 #include <inttypes.h>
 #include <stdio.h>
+#include <string.h>
 
 typedef struct planning {
     const hd_config *config;
@@ -210,12 +212,11 @@ static void describe_batch(const hd_trainer_shape *is, hdi_text *text)
 static double micro_batch_flops(const planning *p, int shape)
 {
     double flops = 0;
-    const hd_axis shared =
-        hd_mesh_size(p->meshes[0], HD_AXIS_TENSOR) > 1 ? HD_AXIS_TENSOR : HD_AXIS_SEQUENCE;
-    const int ranks = hd_mesh_size(p->meshes[0], shared);
+    const int ranks = hd_mesh_size(p->meshes[0], HD_AXIS_SEQUENCE) *
+                      hd_mesh_size(p->meshes[0], HD_AXIS_TENSOR); /* neighbours, the fastest axes */
     for (int i = 0; i < p->trainers[0]->pipeline * ranks; i++) {
         const int first = hd_mesh_peer(p->meshes[0], HD_AXIS_PIPELINE, i / ranks);
-        const hd_trainer *trainer = p->trainers[hd_mesh_peer(p->meshes[first], shared, i % ranks)];
+        const hd_trainer *trainer = p->trainers[first + i % ranks];
         for (int c = 0; c < trainer->chunks; c++)
             for (int phase = 0; phase < HDI_PHASES; phase++) {
                 hd_cost cost;
@@ -226,22 +227,26 @@ static double micro_batch_flops(const planning *p, int shape)
     return flops;
 }
 
-/* How ranks share sequences; nothing where they do not. */
+/* How ranks share sequences and layers; nothing where they do not. */
 static void describe_sequence(const hd_mesh *mesh, const hd_program *program, size_t bytes,
                               char *out)
 {
-    const int ranks = hd_mesh_size(mesh, HD_AXIS_SEQUENCE), ring = hd_mesh_ring(mesh);
+    const int ranks = hd_mesh_size(mesh, HD_AXIS_SEQUENCE), ring = hdi_sequence_ring(program);
     char rings[32] = "", groups[32] = "";
-    if (ring > 1) snprintf(rings, sizeof rings, " in rings of %d", ring);
+    if (ring > 1)
+        snprintf(rings, sizeof rings, program->sequence_ring ? " in %d places" : " in rings of %d",
+                 ring);
     if (program->sequence_turns)
         snprintf(groups, sizeof groups, " (heads in %d %s)", program->sequence_turns,
                  program->sequence_turns == 1 ? "group" : "groups");
     out[0] = '\0';
     if (ranks > 1) snprintf(out, bytes, " x sequence %d%s%s", ranks, rings, groups);
     const int tensor = hd_mesh_size(mesh, HD_AXIS_TENSOR);
+    const size_t used = strlen(out);
+    groups[0] = '\0';
     if (program->tensor_pieces)
         snprintf(groups, sizeof groups, " (rows in %d groups)", program->tensor_pieces);
-    if (tensor > 1) snprintf(out, bytes, " x tensor %d%s", tensor, groups);
+    if (tensor > 1) snprintf(out + used, bytes - used, " x tensor %d%s", tensor, groups);
 }
 
 /* Seconds of a step by run.rates: the schedule, then the norm and the update, whose collectives wait for

@@ -117,7 +117,10 @@ static void describe_phase(const hd_sampler *sampler, hd_purpose phase, bool kno
                     hd_sampler_flops(sampler, phase, 0));
     if (phase == HD_PURPOSE_DENOISE && hd_sampler_slices(sampler) > 1)
         hdi_text_printf(text, ", blocks in %d slices", hd_sampler_slices(sampler));
-    const int turns = plan->units[0].program->sequence_turns;
+    const int turns = plan->units[0].program->sequence_turns,
+              places = plan->units[0].program->sequence_ring;
+    if (phase == HD_PURPOSE_DENOISE && places > 1)
+        hdi_text_printf(text, ", rows take turns in %d places", places);
     if (turns)
         hdi_text_printf(text, ", heads change places in %d group%s", turns, turns == 1 ? "" : "s");
     const int pieces = plan->units[0].program->tensor_pieces;
