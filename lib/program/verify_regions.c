@@ -68,6 +68,7 @@ static hd_status add_kept(const hd_plan *plan, int index, extents *list, size_t 
     *transient_end = unit->base[HD_REGION_TRANSIENT];
     for (int id = 1; id < unit->program->tensor_count; id++) {
         extent range = {.name = name};
+        if (unit->program->tensors[id]->within.id) continue; /* the whole stands for its parts */
         if (!whole_range(plan, unit, id, &range)) continue;
         const hdi_place_of *place = &unit->places[id];
         if (place->region == HD_REGION_TRANSIENT && *transient_end < range.end)

@@ -234,7 +234,6 @@ static hd_status train_in_pairs(const char *directory, bool pairs, int model,
     hd_config *config = configure(directory, pairs ? &half : NULL, model);
     hdt_set(config, "layout.reduction", "fast");
     hdt_set(config, "train.steps", "2");
-    if (pairs) hdt_set(config, "layout.tensor_groups", "1");
     return hdt_job_train(config, result);
 }
 
