@@ -73,6 +73,7 @@ static hd_status measure_rank(const hd_trainer_options *options, const setting *
         changed.optimizer_residency = HD_RESIDENCY_HOST;
     if (changed.gradient_residency == HD_RESIDENCY_AUTO)
         changed.gradient_residency = HD_RESIDENCY_HOST;
+    if (changed.residency == HD_RESIDENCY_AUTO) changed.residency = HD_RESIDENCY_HOST;
     if (changed.activations == HD_ACTIVATIONS_AUTO) changed.activations = HD_ACTIVATIONS_HOST;
     changed.sequences = tried->micro_batch;
     changed.accumulate = tried->accumulate;

@@ -107,6 +107,12 @@ const hdi_config_row hdi_job_schema[] = {
         "1/254 of the largest of these; auto: the first of keep, recompute and host that fits "
         "memory.budget",
         0),
+    ENUM("train.residency", "resident", residencies,
+         "of weights of blocks: on the device; host: in pinned host memory with the optimizer's "
+         "state, "
+         "copied in beside computing; auto: on the host as few as memory.budget asks for, if "
+         "nothing else fits",
+         0),
     ENUM("train.gradient_residency", "device", state_residencies,
          "of gradients' sums; host: a bucket goes there when the backward has made it; auto: if "
          "nothing "

@@ -1,5 +1,5 @@
 /* The rank's pinned host memory: one arena beside the device's, in the same space of addresses. Weights
- * that stream are not in it; several ranks may share those. */
+ * that programs only read are not in it; several ranks may share those. */
 #include "program/place.h"
 #include "program/plan.h"
 
@@ -24,7 +24,8 @@ void hdi_plan_lay_out_host(hd_plan *plan)
 {
     size_t cursor = HDI_HOST_BASE;
     lay_out_host_saved(plan);
-    for (int r = HD_REGION_HOST_OPTIMIZER; r < HD_ALL_REGIONS; r++) {
+    plan->bytes[HD_REGION_HOST_WEIGHTS] = plan->residency.host_bytes;
+    for (int r = hdi_plan_first_host(plan); r < HD_ALL_REGIONS; r++) {
         plan->bytes[r] = hdi_place_round(plan->bytes[r]);
         for (int i = 0; i < plan->unit_count; i++)
             plan->units[i].base[r] =
@@ -32,10 +33,10 @@ void hdi_plan_lay_out_host(hd_plan *plan)
         cursor += plan->bytes[r];
     }
     plan->host_arena_bytes = cursor - HDI_HOST_BASE;
-    plan->bytes[HD_REGION_HOST_WEIGHTS] = plan->residency.host_bytes;
 }
 
 size_t hd_plan_host_bytes(const hd_plan *plan)
 {
-    return plan->host_arena_bytes + plan->bytes[HD_REGION_HOST_WEIGHTS];
+    return plan->host_arena_bytes +
+           (plan->residency.updates ? 0 : plan->bytes[HD_REGION_HOST_WEIGHTS]);
 }

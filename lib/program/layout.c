@@ -234,16 +234,29 @@ static void store_gradients(hdi_layout *layout)
         layout->gradient_elements = HDI_BLOCK_ELEMENTS_LAYOUT;
 }
 
+static void store_bucket(const hdi_layout *layout, hdi_bucket *bucket, int64_t *stored)
+{
+    const int64_t own = bucket->counts[layout->shard];
+    bucket->weights_first = *stored;
+    *stored += bucket->sharded ? hdi_round_up(own, HDI_FLAT_ALIGNMENT) : bucket->elements;
+}
+
 static void store_weights(hdi_layout *layout)
 {
-    int64_t stored = 0;
     for (int b = 0; b < layout->bucket_count; b++) {
         hdi_bucket *bucket = &layout->buckets[b];
-        int64_t first, own = hdi_layout_shard(layout, b, layout->shard, &first);
-        bucket->weights_first = stored;
-        stored += bucket->block < 0 ? bucket->elements : hdi_round_up(own, HDI_FLAT_ALIGNMENT);
+        bucket->sharded = layout->weights_sharded && bucket->block >= 0;
+        bucket->host = bucket->block >= 0 &&
+                       hdi_block_is_host(bucket->block, layout->host_blocks, layout->block_count);
     }
-    layout->weights_elements = stored;
+    layout->weights_elements = 0;
+    for (int b = 0; b < layout->bucket_count; b++)
+        if (!layout->buckets[b].host)
+            store_bucket(layout, &layout->buckets[b], &layout->weights_elements);
+    for (int block = 0; block < layout->block_count; block++)
+        for (int b = 0; b < layout->bucket_count; b++)
+            if (layout->buckets[b].host && layout->buckets[b].block == block)
+                store_bucket(layout, &layout->buckets[b], &layout->host_weights_elements);
 }
 
 hd_status hdi_layout_create(hd_program *const *programs, int count,
@@ -263,8 +276,11 @@ hd_status hdi_layout_create(hd_program *const *programs, int count,
     layout->accumulates = options->accumulates;
     hd_status status = collect_entries(layout, programs, count, options);
     if (status == HD_OK) status = collect_instances(layout, programs, count);
-    if (status == HD_OK && layout->weights_sharded)
+    if (status == HD_OK &&
+        (layout->weights_sharded || options->cuts_blocks || options->host_blocks > 0))
         status = hdi_residency_blocks(layout, programs, count);
+    layout->host_blocks =
+        options->host_blocks < layout->block_count ? options->host_blocks : layout->block_count;
     if (status == HD_OK)
         status =
             make_buckets(layout, options->bucket_elements ? options->bucket_elements : 8 << 20);
@@ -348,5 +364,5 @@ int64_t hdi_layout_stored_gradient(const hdi_layout *layout, int bucket, int64_t
 int64_t hdi_layout_stored_weights(const hdi_layout *layout, int bucket, int64_t first)
 {
     const hdi_bucket *b = &layout->buckets[bucket];
-    return b->weights_first + first - (b->block < 0 ? b->first : b->shard_first[layout->shard]);
+    return b->weights_first + first - (b->sharded ? b->shard_first[layout->shard] : b->first);
 }

@@ -7,8 +7,8 @@
  * HDI_BLOCK_ELEMENTS within each entry, so that a block's owner never depends on the layout.
  *
  * Flat positions name elements. What is sharded is stored as this rank's shards, one after another:
- * hdi_layout_stored_gradient and _weights say where. Weights are sharded block by block (residency.h),
- * and buckets end where blocks do. */
+ * hdi_layout_stored_gradient and _weights say where. Weights are sharded, or kept on the host, block by
+ * block (residency.h), and buckets then end where blocks do. */
 #ifndef HDI_PROGRAM_LAYOUT_H
 #define HDI_PROGRAM_LAYOUT_H
 
@@ -22,7 +22,7 @@ typedef struct hdi_entry {
     const hd_parameter_options *options; /* borrowed from the program */
     int64_t elements, first;
     int bucket;
-    int block;   /* of weights that are sharded, else -1 */
+    int block;   /* where buckets end with blocks; -1: in none */
     int program; /* the first that uses it */
     bool tied;   /* lives on several stages: a bucket of its own */
     int instances;
@@ -58,8 +58,9 @@ typedef struct hdi_bucket {
         *part_offsets;   /* [copies] one copy of this rank's part from each of them */
     int64_t state_first; /* this rank's optimizer state of the bucket, in flat optimizer elements */
     int64_t gradient_first; /* and its gradients, in stored gradients */
-    int64_t weights_first;  /* and weights, in stored weights */
-    int block;              /* of weights that are sharded, else -1 */
+    int64_t weights_first;  /* and weights, in stored weights of the device or of the host */
+    int block;              /* where buckets end with blocks; -1: in none */
+    bool sharded, host;     /* its weights; those on the host lie block by block */
 } hdi_bucket;
 
 typedef struct hdi_layout {
@@ -70,11 +71,13 @@ typedef struct hdi_layout {
     hdi_bucket *buckets;
     int bucket_count, bucket_capacity;
     int64_t weights_elements, gradient_elements, optimizer_elements; /* stored */
+    int64_t host_weights_elements;                                   /* stored on the host */
     hd_axis axis;      /* of the ranks that have the same parameters, */
     int shards, shard; /* which share the optimizer's work; this rank's place */
     int copies, copy;  /* of the shards, on HD_AXIS_COPY; gradients are sums over them, too */
     bool state_sharded, gradients_sharded, weights_sharded;
-    int block_count;  /* of sharded weights */
+    int block_count;  /* where buckets end with blocks, else 0 */
+    int host_blocks;  /* those that are kept on the host */
     bool accumulates; /* steps have several micro-batches */
 } hdi_layout;
 
@@ -85,7 +88,11 @@ typedef struct hdi_layout_options {
     int copies, copy; /* zero copies mean 1; more want sharding of gradients */
     int sharding;     /* 1: of optimizer state; 2: of gradients, too; 3: of blocks' weights, too. Of
                          one shard 1 at most */
-    bool accumulates; /* steps have several micro-batches */
+    int host_blocks;  /* so many blocks are kept on the host, or all if there are fewer */
+    bool
+        cuts_blocks; /* buckets end where blocks do, whatever is kept where: ranks that differ in that
+                         then still have the same buckets */
+    bool accumulates;                              /* steps have several micro-batches */
     bool (*is_tied)(void *user, const char *name); /* lives on other stages too; may be NULL */
     void *user;
 } hdi_layout_options;
@@ -114,5 +121,13 @@ int64_t hdi_layout_shard(const hdi_layout *layout, int bucket, int shard, int64_
  * sharded, this rank's only. And where in the stored weights the weight is. */
 int64_t hdi_layout_stored_gradient(const hdi_layout *layout, int bucket, int64_t first);
 int64_t hdi_layout_stored_weights(const hdi_layout *layout, int bucket, int64_t first);
+
+/* Is block `block` one of `host` blocks on the host, which are spread evenly among `blocks`? A copy then has
+ * the time of several blocks, where the same number in a row would have that of one each while the link
+ * rests for the others. */
+static inline bool hdi_block_is_host(int block, int host, int blocks)
+{
+    return (int64_t)(block + 1) * host / blocks > (int64_t)block * host / blocks;
+}
 
 #endif

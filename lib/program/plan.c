@@ -219,7 +219,7 @@ static hd_region flat_region(const hdi_tensor *tensor)
     switch (tensor->flat) {
     case HDI_FLAT_GRADIENTS: return tensor->host ? HD_REGION_HOST_GRADIENTS : HD_REGION_GRADIENTS;
     case HDI_FLAT_OPTIMIZER: return tensor->host ? HD_REGION_HOST_OPTIMIZER : HD_REGION_OPTIMIZER;
-    case HDI_FLAT_WEIGHTS:
+    case HDI_FLAT_WEIGHTS: return tensor->host ? HD_REGION_HOST_WEIGHTS : HD_REGION_WEIGHTS;
     case HDI_FLAT_NONE: break;
     }
     return HD_REGION_WEIGHTS;
@@ -330,7 +330,8 @@ static hd_status decide_residency(hd_plan *plan)
                          "plan: weights are sharded over %d ranks and wanted on "
                          "the host; want one of the two",
                          plan->layout->shards);
-    if (plan->layout->weights_sharded) return hdi_residency_gather(plan, slots);
+    if (plan->layout->weights_sharded || plan->layout->host_blocks)
+        return hdi_residency_laid_out(plan, slots);
     if (o->residency == HD_RESIDENCY_RESIDENT) return HD_OK;
     HD_RETURN_IF_ERROR(hdi_residency_find(plan));
     const int blocks = residency->block_count;

@@ -55,7 +55,7 @@ struct hd_plan {
     int state_count, state_capacity;
     size_t bytes[HD_ALL_REGIONS]; /* persistent ones, and scratch of the largest group */
     size_t gradient_level_bytes;
-    size_t arena_bytes, host_arena_bytes; /* the host's without weights, which are streamed */
+    size_t arena_bytes, host_arena_bytes; /* the host's without weights that are only read */
     bool finished;
 };
 
@@ -66,8 +66,12 @@ void hdi_plan_set_layout(hd_plan *plan, hdi_layout *layout);
 size_t hdi_plan_address(const hd_plan *plan, int unit, hd_tensor tensor, int micro_batch,
                         int level);
 
-/* Regions of the host's arena (host_arena.c), once all that lies there has a place. */
+/* Regions of the host's arena (host_arena.c), once all that lies there has a place; and its first one. */
 void hdi_plan_lay_out_host(hd_plan *plan);
+static inline int hdi_plan_first_host(const hd_plan *plan)
+{
+    return plan->residency.updates ? HD_REGION_HOST_WEIGHTS : HD_REGION_HOST_OPTIMIZER;
+}
 
 /* Places of one unit's activations, inputs and outputs (lib/program/lifetime.c). */
 hd_status hdi_unit_place(hdi_unit *unit);
@@ -80,7 +84,7 @@ hd_rates hdi_rates_filled(const hd_rates *given);
 double hdi_op_seconds(const hdi_op *op, const hd_rates *rates);
 double hdi_program_seconds(const hd_program *program, hdi_phase phase, const hd_rates *rates);
 
-/* What the copies of ops take in a run of a program, by the rates of the options. */
+/* What copies, of ops and of blocks, take in a run of a program, by the rates of the options. */
 typedef struct hdi_copies {
     size_t in_bytes, out_bytes;
     double compute_seconds,

@@ -164,18 +164,16 @@ static size_t spacing(const hdi_entry *entry, const hdi_home *home)
            (home->bytes / (size_t)entry->elements);
 }
 
-/* Spread evenly, a copy has the time of several blocks, where the same blocks in a row would have that
- * of one each while the link rests for the others. */
 void hdi_residency_choose(hd_plan *plan, int count, int slots)
 {
     hdi_residency *it = &plan->residency;
-    const int64_t blocks = it->block_count;
+    const int blocks = it->block_count;
     it->host_blocks = count;
     it->slots = slots < count ? slots : count;
     it->slot_bytes = it->host_bytes = 0;
-    for (int64_t b = 0; b < blocks; b++) {
+    for (int b = 0; b < blocks; b++) {
         hdi_block *block = &it->blocks[b];
-        block->host = (b + 1) * count / blocks > b * count / blocks;
+        block->host = hdi_block_is_host(b, count, blocks);
         if (!block->host) continue;
         block->host_offset = it->host_bytes;
         it->host_bytes += block->bytes;

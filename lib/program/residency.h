@@ -7,7 +7,8 @@
  * the computation of at least one other block to hide under, whatever the number of blocks.
  *
  * Sharded weights pass through in the same way: a block is gathered from the ranks that have a shard of it,
- * instead of copied from the host. */
+ * instead of copied from the host. So do those that programs update on the host, which lie in the rank's
+ * arena there; what else is on the host several ranks may share. */
 #ifndef HDI_PROGRAM_RESIDENCY_H
 #define HDI_PROGRAM_RESIDENCY_H
 
@@ -50,6 +51,7 @@ typedef struct hdi_residency {
     hdi_home *homes; /* [layout entries] */
     int host_blocks; /* 0: all is resident, and homes are not used */
     bool gathers; /* blocks are put together from the ranks' shards of them, in place of the host */
+    bool updates; /* programs write the host's weights, which lie in the rank's arena there */
     int slots;
     size_t slot_bytes, host_bytes;
 } hdi_residency;
@@ -65,9 +67,9 @@ void hdi_residency_choose(hd_plan *plan, int count, int slots);
  * on several stages are in none. */
 hd_status hdi_residency_blocks(hdi_layout *layout, hd_program *const *programs, int count);
 
-/* Of a layout with sharded weights: all of its blocks pass through `slots` slots (gathered.c). Sets
- * homes, and the bytes of the weights' regions. */
-hd_status hdi_residency_gather(hd_plan *plan, int slots);
+/* Of a layout that shards weights, or has blocks on the host: these blocks pass through `slots` slots
+ * (laid_out.c). Sets homes, and the bytes of the weights' regions. */
+hd_status hdi_residency_laid_out(hd_plan *plan, int slots);
 
 /* Uses of host blocks in a unit's phases, and when their copies are queued. */
 hd_status hdi_unit_uses(hd_plan *plan, int index);

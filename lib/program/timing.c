@@ -157,7 +157,7 @@ static hd_status run_again(model *m, const hd_plan *plan, const hd_program *prog
     run(m);
     const double first = m->computed;
     m->worked = 0;
-    m->loaded = m->stored_bytes = 0;
+    m->loaded = m->stored_bytes = m->bytes = 0;
     run(m);
     *out = m->computed - first;
     hdi_free(m->ended);
@@ -170,7 +170,7 @@ hd_status hdi_plan_copies(const hd_plan *plan, const hd_program *program, hdi_co
     double seconds = 0;
     *out = (hdi_copies){0};
     HD_RETURN_IF_ERROR(run_again(&m, plan, program, &seconds));
-    *out = (hdi_copies){.in_bytes = m.loaded,
+    *out = (hdi_copies){.in_bytes = m.loaded + (plan->residency.gathers ? 0 : m.bytes),
                         .out_bytes = m.stored_bytes,
                         .compute_seconds = m.worked,
                         .exposed_seconds = seconds - m.worked};

@@ -261,19 +261,20 @@ char *hdi_session_weights_at(const hd_session *session, int64_t first)
     const size_t width = hd_dtype_bytes(hdi_session_weights_dtype(session));
     char *weights = session->arena + plan->units[0].base[HD_REGION_WEIGHTS];
     if (!plan->residency.host_blocks) return weights + (size_t)first * width;
-    const int entry = entry_at(layout, first);
-    if (plan->residency.gathers)
-        return weights + width * (size_t)hdi_layout_stored_weights(
-                                     layout, layout->entries[entry].bucket, first);
-    return weights + plan->residency.homes[entry].offset +
-           (size_t)(first - layout->entries[entry].first) * width;
+    const hdi_entry *entry = &layout->entries[entry_at(layout, first)];
+    if (!layout->block_count)
+        return weights + plan->residency.homes[entry - layout->entries].offset +
+               (size_t)(first - entry->first) * width;
+    if (layout->buckets[entry->bucket].host)
+        weights = hdi_session_at(session, plan->units[0].base[HD_REGION_HOST_WEIGHTS]);
+    return weights + width * (size_t)hdi_layout_stored_weights(layout, entry->bucket, first);
 }
 
 void hdi_session_clip(const hd_session *session, const hdi_entry *entry, int64_t *first,
                       int64_t *count)
 {
     const hdi_layout *layout = session->plan->layout;
-    if (layout->buckets[entry->bucket].block < 0) return;
+    if (!layout->buckets[entry->bucket].sharded) return;
     int64_t own_first, own = hdi_layout_shard(layout, entry->bucket, layout->shard, &own_first);
     const int64_t begin = *first > own_first ? *first : own_first;
     const int64_t end = *first + *count < own_first + own ? *first + *count : own_first + own;

@@ -77,7 +77,8 @@ hd_status hdi_session_synchronize(hd_session *session);
 hd_status hdi_session_write_flat(hd_session *session, int64_t first, int64_t elements,
                                  const float *values);
 
-/* Where on the device the weight at flat position `first` is; of sharded ones, this rank's only. */
+/* Where the weight at flat position `first` is, on the device or, of those that programs update there, on
+ * the host; of sharded ones, this rank's only. */
 char *hdi_session_weights_at(const hd_session *session, int64_t first);
 
 /* Clip flat [*first, *first + *count) of an entry to what this rank has of its weights. */

@@ -8,11 +8,14 @@
 
 _Static_assert((int)HD_STREAM_SLOTS == (int)HDI_STREAM_FETCHES, "a fetch for each slot");
 
-/* The one place that takes memory for weights on the host. */
+/* The one place that takes memory for weights on the host, but for those that programs update, which are in
+ * the session's arena there. */
 static hd_status reserve_host(hd_session *session)
 {
     const hd_context *context = session->context;
     void *memory = session->streaming.copy.shared.memory;
+    if (session->plan->residency.updates)
+        memory = hdi_session_at(session, session->plan->units[0].base[HD_REGION_HOST_WEIGHTS]);
     if (!memory)
         HD_RETURN_IF_ERROR(context->backend->reserve_host(
             context->device, session->plan->residency.host_bytes, &memory));
@@ -23,7 +26,8 @@ static hd_status reserve_host(hd_session *session)
 static void release_host(hd_session *session)
 {
     const hd_context *context = session->context;
-    if (session->streaming.host && !session->streaming.copy.shared.memory)
+    if (session->streaming.host && !session->streaming.copy.shared.memory &&
+        !session->plan->residency.updates)
         context->backend->release_host(context->device, session->streaming.host,
                                        session->plan->residency.host_bytes);
     session->streaming.host = NULL;

@@ -10,7 +10,8 @@
 #include <heddle/session.h>
 
 typedef struct hdi_streaming {
-    char *host;                /* owned, pinned: all host blocks; NULL without any */
+    char *
+        host; /* pinned: all host blocks; NULL without any. Owned, but for those that programs update */
     hdi_node_copy copy;        /* what `host` is in, if ranks share it */
     hdi_gathers gathers;       /* of a plan with sharded weights, which has no `host` */
     int held[HD_STREAM_SLOTS]; /* the block that a slot has or is about to have; -1: none */

@@ -6,6 +6,7 @@
 #include "parallel/data.h"
 #include "parallel/gradients.h"
 
+#include <limits.h>
 #include <string.h>
 
 static hd_status out_of_memory(void)
@@ -121,6 +122,22 @@ static hd_status check_gradient_residency(hd_trainer_options *o)
                      o->exact ? "reduction exact and " : "", ranks);
 }
 
+/* What is kept for a weight is larger than the weight and used once a step: it leaves the device first. */
+static hd_status check_residency(hd_trainer_options *o)
+{
+    if (o->host_blocks < 0)
+        return hdi_error(HD_ERROR_ARGUMENT, "trainer: %d blocks on the host, want >= 0",
+                         o->host_blocks);
+    if (o->residency != HD_RESIDENCY_HOST) return HD_OK;
+    if (o->shard_state == 3 && hd_mesh_size(o->mesh, HD_AXIS_SHARD) > 1)
+        return hdi_error(HD_ERROR_UNSUPPORTED,
+                         "trainer: weights are sharded over %d ranks (shard_state 3) and wanted on "
+                         "the host; want one of the two",
+                         hd_mesh_size(o->mesh, HD_AXIS_SHARD));
+    o->optimizer_residency = HD_RESIDENCY_HOST;
+    return HD_OK;
+}
+
 static hd_status check_options(hd_trainer *trainer, const hd_trainer_options *given)
 {
     hd_trainer_options *o = &trainer->options;
@@ -155,6 +172,7 @@ static hd_status check_options(hd_trainer *trainer, const hd_trainer_options *gi
     if (o->adamw.epsilon == 0) o->adamw.epsilon = 1e-8F;
     HD_RETURN_IF_ERROR(check_dtype(trainer));
     HD_RETURN_IF_ERROR(check_gradient_residency(o));
+    HD_RETURN_IF_ERROR(check_residency(o));
     HD_RETURN_IF_ERROR(take_shapes(trainer));
     trainer->pipeline = hd_mesh_size(o->mesh, HD_AXIS_PIPELINE);
     trainer->stage = hd_mesh_index(o->mesh, HD_AXIS_PIPELINE);
@@ -193,6 +211,12 @@ static int most_micro_batches(const hd_trainer *trainer)
     return most;
 }
 
+static int host_blocks(const hd_trainer_options *o)
+{
+    if (o->residency != HD_RESIDENCY_HOST) return 0;
+    return o->host_blocks ? o->host_blocks : INT_MAX;
+}
+
 /* Laid out for the first shape; programs of the others write the same gradients. Training programs
  * are the plan's first, shape by shape. */
 static hd_status make_layout(hd_trainer *trainer, hdi_layout **out)
@@ -215,6 +239,8 @@ static hd_status make_layout(hd_trainer *trainer, hdi_layout **out)
                                                 .copies = hd_mesh_size(mesh, HD_AXIS_COPY),
                                                 .copy = hd_mesh_index(mesh, HD_AXIS_COPY),
                                                 .sharding = trainer->options.shard_state,
+                                                .host_blocks = host_blocks(&trainer->options),
+                                                .cuts_blocks = trainer->cuts_blocks,
                                                 .accumulates = most_micro_batches(trainer) > 1,
                                                 .is_tied = is_tied,
                                                 .user = trainer},
@@ -319,10 +345,12 @@ static hd_status make_plan(hd_trainer *trainer)
     return hd_plan_finish(trainer->plan);
 }
 
-static hd_status create(const hd_trainer_options *options, hd_trainer **out)
+hd_status hdi_trainer_create_as(const hd_trainer_options *options, bool cuts_blocks,
+                                hd_trainer **out)
 {
     hd_trainer *trainer = hdi_alloc(sizeof *trainer);
     if (!trainer) return out_of_memory();
+    trainer->cuts_blocks = cuts_blocks;
     hd_status status = check_options(trainer, options);
     if (status == HD_OK) status = make_schedules(trainer);
     if (status == HD_OK) status = hdi_census_take(trainer);
@@ -335,61 +363,6 @@ static hd_status create(const hd_trainer_options *options, hd_trainer **out)
     }
     *out = trainer;
     return HD_OK;
-}
-
-/* From cheap to dear. Copies of optimizer state cost a part of a step's end; computing again, a third of
- * all micro-batches; copies of activations, what the link is too slow for; those of gradients, both ways
- * in every micro-batch, the most. */
-static const struct rung {
-    hd_activations activations;
-    hd_residency optimizer, gradients;
-} rungs[] = {
-    {HD_ACTIVATIONS_KEEP, HD_RESIDENCY_RESIDENT, HD_RESIDENCY_RESIDENT},
-    {HD_ACTIVATIONS_KEEP, HD_RESIDENCY_HOST, HD_RESIDENCY_RESIDENT},
-    {HD_ACTIVATIONS_RECOMPUTE, HD_RESIDENCY_RESIDENT, HD_RESIDENCY_RESIDENT},
-    {HD_ACTIVATIONS_RECOMPUTE, HD_RESIDENCY_HOST, HD_RESIDENCY_RESIDENT},
-    {HD_ACTIVATIONS_HOST, HD_RESIDENCY_RESIDENT, HD_RESIDENCY_RESIDENT},
-    {HD_ACTIVATIONS_HOST, HD_RESIDENCY_HOST, HD_RESIDENCY_RESIDENT},
-    {HD_ACTIVATIONS_KEEP, HD_RESIDENCY_HOST, HD_RESIDENCY_HOST},
-    {HD_ACTIVATIONS_RECOMPUTE, HD_RESIDENCY_HOST, HD_RESIDENCY_HOST},
-    {HD_ACTIVATIONS_HOST, HD_RESIDENCY_HOST, HD_RESIDENCY_HOST},
-};
-
-/* What the user has decided stays. */
-static void choose(const hd_trainer_options *wanted, const struct rung *rung,
-                   hd_trainer_options *out)
-{
-    *out = *wanted;
-    if (wanted->activations == HD_ACTIVATIONS_AUTO) out->activations = rung->activations;
-    if (wanted->optimizer_residency == HD_RESIDENCY_AUTO)
-        out->optimizer_residency = rung->optimizer;
-    if (wanted->gradient_residency == HD_RESIDENCY_AUTO) out->gradient_residency = rung->gradients;
-}
-
-static bool is_same_choice(const hd_trainer_options *a, const hd_trainer_options *b)
-{
-    return a->activations == b->activations && a->optimizer_residency == b->optimizer_residency &&
-           a->gradient_residency == b->gradient_residency;
-}
-
-/* What fits is the cheapest that does. */
-hd_status hd_trainer_create(const hd_trainer_options *options, hd_trainer **out)
-{
-    hd_status status = HD_OK;
-    *out = NULL;
-    for (size_t r = 0; r < sizeof rungs / sizeof rungs[0]; r++) {
-        hd_trainer_options tried, before;
-        bool is_new = true;
-        choose(options, &rungs[r], &tried);
-        for (size_t earlier = 0; earlier < r && is_new; earlier++) {
-            choose(options, &rungs[earlier], &before);
-            is_new = !is_same_choice(&tried, &before);
-        }
-        if (!is_new) continue;
-        status = create(&tried, out);
-        if (status != HD_ERROR_BUDGET) return status;
-    }
-    return status;
 }
 
 static void release_shape(const hd_trainer *trainer, hdi_trainer_shape *shape)

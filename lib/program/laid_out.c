@@ -1,4 +1,5 @@
-/* Blocks whose weights are sharded over ranks: where their shards and slots are. */
+/* Blocks of a layout that says where weights are kept, on the host or in shards over ranks: their homes
+ * and slots. */
 #include "core/error.h"
 #include "core/memory.h"
 #include "program/place.h"
@@ -34,11 +35,13 @@ static const char *name_of(const hd_plan *plan, const hdi_entry *entry)
     return best;
 }
 
-/* A block's slot has its buckets one after another, each whole as it is gathered. */
+/* A block's slot has what its weights are copied from: on the host all of it lies as it will there; what is
+ * gathered comes bucket by bucket, each whole. */
 static void place_bucket(hd_plan *plan, const hdi_bucket *bucket, size_t width)
 {
     hdi_residency *it = &plan->residency;
     hdi_block *block = bucket->block < 0 ? NULL : &it->blocks[bucket->block];
+    const size_t before = block ? block->bytes : 0;
     for (int e = bucket->first_entry; e < bucket->first_entry + bucket->entries; e++) {
         const hdi_entry *entry = &plan->layout->entries[e];
         const size_t inside = (size_t)(entry->first - bucket->first) * width;
@@ -47,13 +50,16 @@ static void place_bucket(hd_plan *plan, const hdi_bucket *bucket, size_t width)
         home->bytes = (size_t)entry->elements * width;
         home->offset = (size_t)bucket->weights_first * width + inside;
         if (!block) continue;
-        home->in_block = block->bytes + inside;
+        home->in_block = before + inside;
         block->name = name_of(plan, entry);
     }
-    if (block) block->bytes += hdi_place_round((size_t)bucket->elements * width);
+    if (!block) return;
+    const size_t bytes = (size_t)bucket->elements * width;
+    if (!before) block->host_offset = (size_t)bucket->weights_first * width;
+    block->bytes += it->gathers ? hdi_place_round(bytes) : bytes;
 }
 
-hd_status hdi_residency_gather(hd_plan *plan, int slots)
+hd_status hdi_residency_laid_out(hd_plan *plan, int slots)
 {
     hdi_residency *it = &plan->residency;
     const hdi_layout *layout = plan->layout;
@@ -62,15 +68,21 @@ hd_status hdi_residency_gather(hd_plan *plan, int slots)
     it->homes = hdi_alloc_array((size_t)layout->entry_count + 1, sizeof *it->homes);
     it->blocks = hdi_alloc_array((size_t)layout->block_count + 1, sizeof *it->blocks);
     if (!it->homes || !it->blocks) return hdi_error(HD_ERROR_MEMORY, "plan: out of host memory");
-    it->block_count = it->host_blocks = layout->block_count;
-    it->gathers = true;
-    it->slots = slots < layout->block_count ? slots : layout->block_count;
+    it->block_count = layout->block_count;
+    it->gathers = layout->weights_sharded;
+    it->updates = layout->host_blocks > 0;
+    it->host_blocks = it->gathers ? layout->block_count : layout->host_blocks;
+    it->slots = slots < it->host_blocks ? slots : it->host_blocks;
+    it->host_bytes = (size_t)layout->host_weights_elements * width;
     for (int b = 0; b < layout->bucket_count; b++)
         place_bucket(plan, &layout->buckets[b], width);
     for (int b = 0; b < it->block_count; b++) {
-        it->blocks[b].host = true;
-        if (it->slot_bytes < it->blocks[b].bytes) it->slot_bytes = it->blocks[b].bytes;
+        it->blocks[b].host =
+            it->gathers || hdi_block_is_host(b, layout->host_blocks, layout->block_count);
+        if (it->blocks[b].host && it->slot_bytes < it->blocks[b].bytes)
+            it->slot_bytes = it->blocks[b].bytes;
     }
+    it->slot_bytes = hdi_place_round(it->slot_bytes);
     plan->bytes[HD_REGION_WEIGHTS] = (size_t)layout->weights_elements * width;
     plan->bytes[HD_REGION_STREAMED] = (size_t)it->slots * it->slot_bytes;
     return HD_OK;
