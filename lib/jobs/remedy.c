@@ -45,6 +45,23 @@ static int useful_savers(const hd_trainer_options *options, const setting *tried
     return savers;
 }
 
+/* The least that one rank needs: what is AUTO still, activations alone, in each way that may be it. */
+static hd_status measure_least(hd_trainer_options options, size_t *bytes)
+{
+    static const hd_activations ways[] = {HD_ACTIVATIONS_RECOMPUTE, HD_ACTIVATIONS_HOST};
+    const bool open = options.activations == HD_ACTIVATIONS_AUTO;
+    *bytes = SIZE_MAX;
+    for (int way = 0; way < (open ? 2 : 1); way++) {
+        hd_trainer *trainer = NULL;
+        if (open) options.activations = ways[way];
+        HD_RETURN_IF_ERROR(hd_trainer_create(&options, &trainer));
+        const size_t total = hd_plan_total_bytes(hd_trainer_plan(trainer));
+        if (total < *bytes) *bytes = total;
+        hd_trainer_destroy(trainer);
+    }
+    return HD_OK;
+}
+
 static hd_status measure_rank(const hd_trainer_options *options, const setting *tried, int stage,
                               int data, size_t *largest)
 {
@@ -65,7 +82,6 @@ static hd_status measure_rank(const hd_trainer_options *options, const setting *
     const int rank = line * tensor + hd_mesh_index(options->mesh, HD_AXIS_TENSOR);
     hd_trainer_options changed = *options;
     hd_mesh *mesh;
-    hd_trainer *trainer = NULL;
     HD_RETURN_IF_ERROR(hd_mesh_create_fake(rank, ranks, &sizes, &mesh));
     changed.mesh = mesh;
     changed.budget = 0; /* what is chosen by it was tried with all that saves */
@@ -74,7 +90,6 @@ static hd_status measure_rank(const hd_trainer_options *options, const setting *
     if (changed.gradient_residency == HD_RESIDENCY_AUTO)
         changed.gradient_residency = HD_RESIDENCY_HOST;
     if (changed.residency == HD_RESIDENCY_AUTO) changed.residency = HD_RESIDENCY_HOST;
-    if (changed.activations == HD_ACTIVATIONS_AUTO) changed.activations = HD_ACTIVATIONS_HOST;
     changed.sequences = tried->micro_batch;
     changed.accumulate = tried->accumulate;
     hd_trainer_shape *shapes = hdi_alloc_array((size_t)options->shape_count + 1, sizeof *shapes);
@@ -90,10 +105,9 @@ static hd_status measure_rank(const hd_trainer_options *options, const setting *
     if (tried->savers & SHARD_STATE) changed.shard_state = 1;
     changed.recompute = options->recompute || (tried->savers & RECOMPUTE);
     if (tried->savers & ONE_F_ONE_B) changed.schedule = "1f1b";
-    hd_status status = hd_trainer_create(&changed, &trainer);
-    if (status == HD_OK && hd_plan_total_bytes(hd_trainer_plan(trainer)) > *largest)
-        *largest = hd_plan_total_bytes(hd_trainer_plan(trainer));
-    hd_trainer_destroy(trainer);
+    size_t bytes = 0;
+    const hd_status status = measure_least(changed, &bytes);
+    if (status == HD_OK && bytes > *largest) *largest = bytes;
     hd_mesh_destroy(mesh);
     hdi_free(shapes);
     return status;
