@@ -38,11 +38,16 @@ typedef enum hd_region {
 typedef struct hd_plan hd_plan;
 
 /* Where the weights of blocks are. A block is a scope without scopes inside, such as a transformer
- * layer; weights that ops outside it read, too, are always resident. Results are the same bits. */
+ * layer; weights that ops outside it read, too, are always resident. Results are the same bits.
+ * Of the ranks that have the same blocks each may keep a share: they gather a block while the blocks
+ * before compute, so that all must run programs equally often. */
 typedef enum hd_residency {
     HD_RESIDENCY_RESIDENT, /* in device memory */
     HD_RESIDENCY_HOST,     /* in pinned host memory, copied in while the blocks before compute */
-    HD_RESIDENCY_AUTO      /* on the host as few blocks as the budget allows; none without one */
+    HD_RESIDENCY_AUTO, /* as few blocks as the budget asks for elsewhere, over the fastest link; none
+                          without one */
+    HD_RESIDENCY_SHARDED,     /* a share in each rank's device memory */
+    HD_RESIDENCY_HOST_SHARDED /* in pinned host memory, of which each rank copies in a share */
 } hd_residency;
 
 enum { HD_STREAM_SLOTS = 8 };
@@ -68,7 +73,10 @@ typedef struct hd_plan_options {
     int gradient_levels; /* buffers of partial gradient sums; zero means 1 */
 
     hd_residency residency; /* but for RESIDENT: of plans whose programs write no weights */
-    int host_blocks;        /* HOST: so many, or all if there are fewer; zero: all */
+    int host_blocks;   /* so many are not resident, or all if there are fewer; zero: all. But for
+                               AUTO, which finds the number */
+    int shards, shard; /* ranks of HD_AXIS_SHARD, and this one's place: SHARDED and HOST_SHARDED
+                               want at least 2, AUTO may use them; zero: 1 */
     int stream_slots; /* blocks from the host that have room on the device, at most HD_STREAM_SLOTS;
                          zero means 2. AUTO takes fewer where nothing else fits: with one, copies
                          and computation take turns. */
@@ -109,9 +117,9 @@ HD_API const char *hd_region_name(hd_region region);
 /* What streaming takes, by the rates of the options. Zeros if all weights are resident. */
 typedef struct hd_streaming {
     int blocks, host_blocks, slots;
-    bool gathered;     /* from the ranks' shards, not from host memory */
+    bool gathered;     /* from the ranks' shards; without host_bytes these are on the devices */
     size_t host_bytes; /* of pinned host memory */
-    size_t run_bytes;  /* copied in by a run that follows one of the same program */
+    size_t run_bytes;  /* copied or gathered by a run that follows one of the same program */
     double copy_seconds, compute_seconds;
     double exposed_seconds; /* in which computation waits for copies */
 } hd_streaming;

@@ -81,6 +81,7 @@ typedef struct hd_session_run_options {
                                fetched already; NULL: the same program again */
     hd_phase next_phase;    /* of `next` */
     bool no_next;           /* the weights may change before anything runs: fetch nothing ahead */
+    bool idle; /* only take part in what other ranks gather in their run of the phase: no op runs */
 } hd_session_run_options;
 
 /* Queue the ops of a phase. Communication may still be under way on return: hd_session_drain.

@@ -22,8 +22,9 @@ static const char *const sample_dtypes[] = {"auto", "f32", "bf16", "f16", NULL};
 static const char *const activations[] = {"keep", "recompute", "host",
                                           "int8", "auto",      NULL}; /* as hd_activations */
 static const char *const state_residencies[] = {"device", "host", "auto",
-                                                NULL};                       /* as hd_residency */
-static const char *const residencies[] = {"resident", "host", "auto", NULL}; /* as hd_residency */
+                                                NULL}; /* as hd_residency */
+static const char *const residencies[] = {"resident", "host",         "auto",
+                                          "sharded",  "host-sharded", NULL}; /* as hd_residency */
 static const char *const resumes[] = {"auto", "never", "require", NULL};
 
 #define BOOL(k, f, h, g)                                                        \
@@ -275,7 +276,7 @@ const hdi_config_row hdi_job_schema[] = {
          "of weights, caches and activations; auto: what Hugging Face files have on GPUs, else f32",
          QUIET),
     ENUM("generate.residency", "auto", residencies,
-         "weights of blocks, as in sample.residency; auto: on the host where nothing else fits",
+         "weights of blocks, as in sample.residency; auto: elsewhere where nothing else fits",
          QUIET),
 
     STRING("sample.checkpoint", "",
@@ -322,9 +323,11 @@ const hdi_config_row hdi_job_schema[] = {
      .help = "of the noise: a video for each seed and input",
      .flags = QUIET},
     ENUM("sample.residency", "auto", residencies,
-         "weights of blocks: on the device; on the host, copied in beside computing; auto: on the "
-         "host "
-         "as few as memory.budget asks for",
+         "weights of blocks: on the device; on the host, copied in beside computing; sharded: a "
+         "share "
+         "on each of the data and sequence ranks, which gather them; host-sharded: each copies a "
+         "share "
+         "from the host, then they gather; auto: as few elsewhere as memory.budget asks for",
          QUIET),
     INT("sample.slices", "0", "0", "64", NULL,
         "of a block's heads and rows that are in memory one by one; zero: as few as memory.budget "

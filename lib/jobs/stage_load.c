@@ -68,8 +68,11 @@ static hd_status read_entry(hd_session *session, source *from, const hdi_entry *
         own == HD_DTYPE_F32 ||
         (from->weights && hdi_model_is_stored_as(from->weights, entry->options, own));
     stored as = {from, entry->options, name, straight ? own : HD_DTYPE_F32};
-    for (int64_t at = 0; at < entry->elements; at += LOAD_ELEMENTS) {
-        const int64_t left = entry->elements - at;
+    int64_t first = entry->first, elements = entry->elements; /* of which this rank keeps these */
+    hdi_session_clip(session, entry, &first, &elements);
+    const int64_t begin = first - entry->first, end = begin + elements;
+    for (int64_t at = begin; at < end; at += LOAD_ELEMENTS) {
+        const int64_t left = end - at;
         const int64_t count = left < LOAD_ELEMENTS ? left : LOAD_ELEMENTS;
         char *host = NULL;
         if (straight)
@@ -96,10 +99,11 @@ static hd_status read_all(hd_session *session, const hdi_layout *layout, source 
     void *room;
     HD_RETURN_IF_ERROR(context->backend->reserve_host(context->device, bytes, &room));
     hd_status status = HD_OK;
-    for (int i = 0; i < layout->entry_count && status == HD_OK; i++)
-        status = hdi_streaming_is_mine(session, i)
-                     ? read_entry(session, from, &layout->entries[i], room)
-                     : hdi_streaming_forget(session, i);
+    for (int i = 0; i < layout->entry_count && status == HD_OK; i++) {
+        status = hdi_streaming_forget(session, i);
+        if (status == HD_OK && hdi_streaming_is_mine(session, i))
+            status = read_entry(session, from, &layout->entries[i], room);
+    }
     context->backend->release_host(context->device, room, bytes);
     return status;
 }

@@ -1,5 +1,5 @@
 /* What jobs that only run forward (generation, sampling) share: stages cut by cost, their ends, and
- * their weights. */
+ * their weights, kept alike by ranks that gather them from each other. */
 #ifndef HDI_JOBS_STAGES_H
 #define HDI_JOBS_STAGES_H
 
@@ -19,6 +19,27 @@ hd_status hdi_stage_cut(const hdi_balance_options *balance, const int *given, in
 
 /* The stage's last activation becomes the tensor that travels. Sticky error of the program. */
 void hdi_stage_end(hd_program *program, hd_tensor out);
+
+/* How a plan keeps weights, for hd_plan_options. */
+typedef struct hdi_keeping {
+    hd_residency residency;
+    int host_blocks, stream_slots;
+} hdi_keeping;
+
+/* Ranks plan by themselves, and AUTO may choose otherwise on each; those that gather from each other must keep
+ * weights alike. If any of them gathers and `plan` (NULL: none) is not as the one that keeps least on the
+ * device, that becomes *inout and *changes is true: plan again. Collective over HD_AXIS_SHARD. */
+hd_status hdi_stage_agree(const hd_mesh *mesh, const hd_plan *plan, hdi_keeping *inout,
+                          bool *changes);
+
+/* Runs of programs after which the last of the lines of ranks that gather from each other is through:
+ * the largest of their `own`; `own` itself if `plan` (NULL: none) does not gather. Collective over
+ * HD_AXIS_SHARD. */
+hd_status hdi_stage_most_runs(const hd_mesh *mesh, const hd_plan *plan, int64_t own, int64_t *out);
+
+/* Take part in what the others gather in their runs from number *run on, until there were `most`. */
+hd_status hdi_stage_idle(hd_session *session, const hd_program *program, int64_t *run,
+                         int64_t most);
 
 /* Wait unless nothing was posted. */
 static inline hd_status hdi_stage_wait(hd_comm *comm, hd_request *request)

@@ -56,7 +56,26 @@ static void place_bucket(hd_plan *plan, const hdi_bucket *bucket, size_t width)
     if (!block) return;
     const size_t bytes = (size_t)bucket->elements * width;
     if (!before) block->host_offset = (size_t)bucket->weights_first * width;
-    block->bytes += it->gathers ? hdi_place_round(bytes) : bytes;
+    block->bytes += bucket->sharded ? hdi_place_round(bytes) : bytes;
+}
+
+size_t hdi_residency_shard_bytes(const hdi_layout *layout, const hdi_bucket *bucket, size_t width)
+{
+    return hdi_place_round((size_t)bucket->counts[layout->shard] * width);
+}
+
+/* The most that a block's shard of this rank takes. */
+static size_t largest_shard(const hdi_layout *layout, size_t width)
+{
+    size_t most = 0;
+    for (int block = 0; block < layout->block_count; block++) {
+        size_t bytes = 0;
+        for (int b = 0; b < layout->bucket_count; b++)
+            if (layout->buckets[b].host && layout->buckets[b].block == block)
+                bytes += hdi_residency_shard_bytes(layout, &layout->buckets[b], width);
+        if (most < bytes) most = bytes;
+    }
+    return most;
 }
 
 hd_status hdi_residency_laid_out(hd_plan *plan, int slots)
@@ -69,21 +88,22 @@ hd_status hdi_residency_laid_out(hd_plan *plan, int slots)
     it->blocks = hdi_alloc_array((size_t)layout->block_count + 1, sizeof *it->blocks);
     if (!it->homes || !it->blocks) return hdi_error(HD_ERROR_MEMORY, "plan: out of host memory");
     it->block_count = layout->block_count;
-    it->gathers = layout->weights_sharded;
-    it->updates = layout->host_blocks > 0;
-    it->host_blocks = it->gathers ? layout->block_count : layout->host_blocks;
+    it->host_blocks = layout->weights_sharded ? layout->sharded_blocks : layout->host_blocks;
+    const bool shares = layout->weights_sharded || plan->options.shards > 1;
+    it->gathers = it->host_blocks && shares;
+    it->updates = layout->host_blocks > 0 && !shares;
     it->slots = slots < it->host_blocks ? slots : it->host_blocks;
     it->host_bytes = (size_t)layout->host_weights_elements * width;
     for (int b = 0; b < layout->bucket_count; b++)
         place_bucket(plan, &layout->buckets[b], width);
     for (int b = 0; b < it->block_count; b++) {
-        it->blocks[b].host =
-            it->gathers || hdi_block_is_host(b, layout->host_blocks, layout->block_count);
+        it->blocks[b].host = hdi_block_is_host(b, it->host_blocks, it->block_count);
         if (it->blocks[b].host && it->slot_bytes < it->blocks[b].bytes)
             it->slot_bytes = it->blocks[b].bytes;
     }
     it->slot_bytes = hdi_place_round(it->slot_bytes);
     plan->bytes[HD_REGION_WEIGHTS] = (size_t)layout->weights_elements * width;
-    plan->bytes[HD_REGION_STREAMED] = (size_t)it->slots * it->slot_bytes;
+    it->shard_bytes = it->gathers && it->host_bytes ? largest_shard(layout, width) : 0;
+    plan->bytes[HD_REGION_STREAMED] = (size_t)it->slots * it->slot_bytes + it->shard_bytes;
     return HD_OK;
 }

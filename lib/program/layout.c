@@ -241,15 +241,19 @@ static void store_bucket(const hdi_layout *layout, hdi_bucket *bucket, int64_t *
     *stored += bucket->sharded ? hdi_round_up(own, HDI_FLAT_ALIGNMENT) : bucket->elements;
 }
 
+static bool is_kept(const hdi_layout *layout, const hdi_bucket *bucket, int count)
+{
+    return bucket->block >= 0 && hdi_block_is_host(bucket->block, count, layout->block_count);
+}
+
 static void store_weights(hdi_layout *layout)
 {
     for (int b = 0; b < layout->bucket_count; b++) {
         hdi_bucket *bucket = &layout->buckets[b];
-        bucket->sharded = layout->weights_sharded && bucket->block >= 0;
-        bucket->host = bucket->block >= 0 &&
-                       hdi_block_is_host(bucket->block, layout->host_blocks, layout->block_count);
+        bucket->sharded = is_kept(layout, bucket, layout->sharded_blocks);
+        bucket->host = is_kept(layout, bucket, layout->host_blocks);
     }
-    layout->weights_elements = 0;
+    layout->weights_elements = layout->host_weights_elements = 0;
     for (int b = 0; b < layout->bucket_count; b++)
         if (!layout->buckets[b].host)
             store_bucket(layout, &layout->buckets[b], &layout->weights_elements);
@@ -279,6 +283,7 @@ hd_status hdi_layout_create(hd_program *const *programs, int count,
     if (status == HD_OK &&
         (layout->weights_sharded || options->cuts_blocks || options->host_blocks > 0))
         status = hdi_residency_blocks(layout, programs, count);
+    layout->sharded_blocks = layout->weights_sharded ? layout->block_count : 0;
     layout->host_blocks =
         options->host_blocks < layout->block_count ? options->host_blocks : layout->block_count;
     if (status == HD_OK)
@@ -294,6 +299,14 @@ hd_status hdi_layout_create(hd_program *const *programs, int count,
     }
     *out = layout;
     return HD_OK;
+}
+
+void hdi_layout_keep(hdi_layout *layout, int sharded, int host)
+{
+    layout->weights_sharded = sharded > 0;
+    layout->sharded_blocks = sharded;
+    layout->host_blocks = host;
+    store_weights(layout);
 }
 
 void hdi_layout_destroy(hdi_layout *layout)

@@ -76,9 +76,9 @@ typedef struct hdi_layout {
     int shards, shard; /* which share the optimizer's work; this rank's place */
     int copies, copy;  /* of the shards, on HD_AXIS_COPY; gradients are sums over them, too */
     bool state_sharded, gradients_sharded, weights_sharded;
-    int block_count;  /* where buckets end with blocks, else 0 */
-    int host_blocks;  /* those that are kept on the host */
-    bool accumulates; /* steps have several micro-batches */
+    int block_count;                 /* where buckets end with blocks, else 0 */
+    int sharded_blocks, host_blocks; /* those that are kept in shards, or on the host */
+    bool accumulates;                /* steps have several micro-batches */
 } hdi_layout;
 
 typedef struct hdi_layout_options {
@@ -101,6 +101,10 @@ typedef struct hdi_layout_options {
 hd_status hdi_layout_create(hd_program *const *programs, int count,
                             const hdi_layout_options *options, hdi_layout **out);
 void hdi_layout_destroy(hdi_layout *layout); /* takes NULL */
+
+/* Of blocks that are cut, keep so many in shards and so many on the host, evenly spread; one of the two is
+ * 0. Sets where weights are stored. */
+void hdi_layout_keep(hdi_layout *layout, int sharded, int host);
 
 /* Give the gradients of `program`, which takes turns with `like` (number `like_index`, one of those
  * laid out) and uses the same parameters in the same order, the places of like's. `index` numbers

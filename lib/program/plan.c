@@ -112,8 +112,15 @@ static hd_status plain_layout(hd_plan *plan)
     if (!programs) return out_of_memory();
     for (int i = 0; i < plan->unit_count; i++)
         programs[i] = plan->units[i].program;
-    hd_status status =
-        hdi_layout_create(programs, plan->unit_count, &(hdi_layout_options){0}, &plan->layout);
+    const hd_plan_options *o = &plan->options;
+    const bool cuts = o->shards > 1 && o->residency != HD_RESIDENCY_RESIDENT;
+    const hdi_layout_options sharing = {.axis = HD_AXIS_SHARD,
+                                        .shards = o->shards,
+                                        .shard = o->shard,
+                                        .bucket_elements = INT64_MAX,
+                                        .cuts_blocks = true};
+    hd_status status = hdi_layout_create(programs, plan->unit_count,
+                                         cuts ? &sharing : &(hdi_layout_options){0}, &plan->layout);
     hdi_free(programs);
     return status;
 }
@@ -318,12 +325,11 @@ static void lay_out_arena(hd_plan *plan)
     plan->bytes[HD_REGION_TRANSPORT] = plan->options.transport;
 }
 
-/* Which blocks stay on the host. With a budget: the fewest that it allows, all that is not weights being
+/* Which blocks are not resident. With a budget: the fewest that it allows, all that is not weights being
  * the same for every number of them. */
 static hd_status decide_residency(hd_plan *plan)
 {
     const hd_plan_options *o = &plan->options;
-    const hdi_residency *residency = &plan->residency;
     const int slots = o->stream_slots ? o->stream_slots : 2;
     if (plan->layout->weights_sharded && o->residency != HD_RESIDENCY_RESIDENT)
         return hdi_error(HD_ERROR_UNSUPPORTED,
@@ -334,24 +340,13 @@ static hd_status decide_residency(hd_plan *plan)
         return hdi_residency_laid_out(plan, slots);
     if (o->residency == HD_RESIDENCY_RESIDENT) return HD_OK;
     HD_RETURN_IF_ERROR(hdi_residency_find(plan));
-    const int blocks = residency->block_count;
-    if (o->residency == HD_RESIDENCY_HOST) {
-        hdi_residency_choose(
-            plan, o->host_blocks && o->host_blocks < blocks ? o->host_blocks : blocks, slots);
-        return HD_OK;
-    }
+    if (o->residency != HD_RESIDENCY_AUTO)
+        return hdi_residency_keep(plan, o->residency, o->host_blocks, slots);
     hdi_residency_choose(plan, 0, slots);
     if (!o->budget) return HD_OK;
     lay_out_arena(plan);
     const size_t rest = hd_plan_total_bytes(plan) - plan->bytes[HD_REGION_WEIGHTS];
-    for (int room = slots; room > 0; room--) { /* fewer slots only if nothing fits with more */
-        for (int count = 0; count <= blocks; count++) {
-            hdi_residency_choose(plan, count, room);
-            const size_t weights = plan->bytes[HD_REGION_WEIGHTS] + plan->bytes[HD_REGION_STREAMED];
-            if (rest + weights <= o->budget) return HD_OK;
-        }
-    }
-    return HD_OK; /* with all blocks on the host and one slot, which check_budget refuses */
+    return hdi_residency_fit(plan, rest, slots);
 }
 
 static hd_status check_budget(const hd_plan *plan)
@@ -377,6 +372,13 @@ static hd_status check_budget(const hd_plan *plan)
                  "\nno smaller budget would do: the weights of all %d blocks are on the host, with "
                  "room for one of them",
                  plan->residency.host_blocks);
+    if (plan->least_weights)
+        snprintf(
+            least, sizeof least,
+            "\nwith all blocks on the host (residency host, or auto) a budget of %zu bytes would "
+            "do",
+            need - plan->bytes[HD_REGION_WEIGHTS] - plan->bytes[HD_REGION_STREAMED] +
+                plan->least_weights);
     return hdi_error(
         HD_ERROR_BUDGET,
         "does not fit: needs %zu bytes, the budget is %zu (%zu short); the largest region "

@@ -55,6 +55,7 @@ struct hd_plan {
     int state_count, state_capacity;
     size_t bytes[HD_ALL_REGIONS]; /* persistent ones, and scratch of the largest group */
     size_t gradient_level_bytes;
+    size_t least_weights; /* bytes of weights with all blocks on the host; 0: not known */
     size_t arena_bytes, host_arena_bytes; /* the host's without weights that are only read */
     bool finished;
 };
@@ -84,7 +85,7 @@ hd_rates hdi_rates_filled(const hd_rates *given);
 double hdi_op_seconds(const hdi_op *op, const hd_rates *rates);
 double hdi_program_seconds(const hd_program *program, hdi_phase phase, const hd_rates *rates);
 
-/* What copies, of ops and of blocks, take in a run of a program, by the rates of the options. */
+/* What the copies of ops take in a run of a program, by the rates of the options. */
 typedef struct hdi_copies {
     size_t in_bytes, out_bytes;
     double compute_seconds,

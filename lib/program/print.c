@@ -38,8 +38,11 @@ static bool write_uses(const hd_plan *plan, const hdi_unit *unit, hd_write_fn wr
              "%d of %d blocks %s, %d slots: %zu bytes a run, %.3g s of copies beside "
              "%.3g s of computation, %.3g s exposed\n",
              streaming.host_blocks, streaming.blocks,
-             streaming.gathered ? "gathered" : "on the host", streaming.slots, streaming.run_bytes,
-             streaming.copy_seconds, streaming.compute_seconds, streaming.exposed_seconds);
+             !streaming.gathered    ? "on the host"
+             : streaming.host_bytes ? "gathered from the host"
+                                    : "gathered",
+             streaming.slots, streaming.run_bytes, streaming.copy_seconds,
+             streaming.compute_seconds, streaming.exposed_seconds);
     bool more = write(user, text);
     for (int phase = 0; phase < HDI_PHASES; phase++) {
         const hdi_stream_run *run = &unit->streamed[phase];

@@ -7,7 +7,8 @@
  * the computation of at least one other block to hide under, whatever the number of blocks.
  *
  * Sharded weights pass through in the same way: a block is gathered from the ranks that have a shard of it,
- * instead of copied from the host. So do those that programs update on the host, which lie in the rank's
+ * instead of copied from the host; or each rank first copies its shard from the host to a place beside the
+ * slots, while the block before is gathered. So do those that programs update on the host, which lie in the rank's
  * arena there; what else is on the host several ranks may share. */
 #ifndef HDI_PROGRAM_RESIDENCY_H
 #define HDI_PROGRAM_RESIDENCY_H
@@ -50,11 +51,23 @@ typedef struct hdi_residency {
     int block_count, block_capacity;
     hdi_home *homes; /* [layout entries] */
     int host_blocks; /* 0: all is resident, and homes are not used */
-    bool gathers; /* blocks are put together from the ranks' shards of them, in place of the host */
-    bool updates; /* programs write the host's weights, which lie in the rank's arena there */
+    bool gathers;    /* blocks are put together from the ranks' shards of them */
+    bool updates;    /* programs write the host's weights, which lie in the rank's arena there */
     int slots;
     size_t slot_bytes, host_bytes;
+    size_t shard_bytes; /* of shards that come from the host: room for one, behind the slots */
 } hdi_residency;
+
+/* Are the blocks' weights on the device, as the shard of each that is this rank's? */
+static inline bool hdi_residency_is_sharded(const hdi_residency *residency)
+{
+    return residency->gathers && !residency->host_bytes;
+}
+
+/* Decide for a plan whose programs only read weights (decide.c): `count` of the blocks, 0 for all, are
+ * kept as `kind` says; or, where all but weights takes `rest` bytes, the fewest that fit the budget. */
+hd_status hdi_residency_keep(hd_plan *plan, hd_residency kind, int count, int slots);
+hd_status hdi_residency_fit(hd_plan *plan, size_t rest, int slots);
 
 /* Find blocks and homes. HD_ERROR_UNSUPPORTED if a program writes weights. */
 hd_status hdi_residency_find(hd_plan *plan);
@@ -85,6 +98,9 @@ static inline int hdi_stream_common(const hdi_stream_run *run, const hdi_stream_
     return next && run->use_count && next->use_count &&
            run->uses[run->use_count - 1].block == next->uses[0].block;
 }
+
+/* Bytes of this rank's shard of a bucket, where shards lie one after another. */
+size_t hdi_residency_shard_bytes(const hdi_layout *layout, const hdi_bucket *bucket, size_t width);
 
 /* The home of an entry if it is on the host; else NULL. */
 const hdi_home *hdi_residency_host(const hdi_residency *residency, int entry);

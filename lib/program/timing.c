@@ -29,11 +29,15 @@ static hdi_phase phase_after(const model *m, hdi_phase phase)
     return m->trains && phase == HDI_PHASE_FORWARD ? HDI_PHASE_BACKWARD : HDI_PHASE_FORWARD;
 }
 
-/* From the host, or from the ranks that have shards. */
+/* From the host, or from the ranks that have shards, which each may take from the host. */
 static double fetch_seconds(const model *m, size_t bytes)
 {
-    if (!m->plan->residency.gathers) return (double)bytes / m->rates.link;
-    return m->rates.peer > 0 ? (double)bytes / m->rates.peer : 0;
+    const hdi_residency *it = &m->plan->residency;
+    if (!it->gathers) return (double)bytes / m->rates.link;
+    const double peers = m->rates.peer > 0 ? (double)bytes / m->rates.peer : 0;
+    if (!it->host_bytes) return peers;
+    const double own = (double)bytes / m->rates.link / m->plan->layout->shards;
+    return own > peers ? own : peers;
 }
 
 static void copy_in(model *m, hdi_phase phase, int use)

@@ -40,7 +40,7 @@ static int add_shards(const hd_plan *plan, piece *pieces, int count)
         const hdi_entry *entry = &layout->entries[bucket->first_entry];
         const hdi_home *home = &plan->residency.homes[bucket->first_entry];
         int64_t first, own = hdi_layout_shard(layout, b, layout->shard, &first);
-        if (bucket->block < 0 || !own) continue;
+        if (!bucket->sharded || !own) continue;
         const size_t width = home->bytes / (size_t)entry->elements;
         const size_t begin = (size_t)bucket->weights_first * width;
         pieces[count++] = (piece){begin, begin + (size_t)own * width, entry->name};
@@ -58,7 +58,7 @@ static hd_status check_homes(const hd_plan *plan, piece *pieces)
             pieces[count++] =
                 (piece){it->blocks[b].host_offset, it->blocks[b].host_offset + it->blocks[b].bytes,
                         it->blocks[b].name};
-    if (!it->gathers)
+    if (it->host_bytes)
         HD_RETURN_IF_ERROR(check_apart(pieces, count, it->host_bytes, "the host's copy"));
     for (int b = -1; b < it->block_count; b++) {
         const bool resident = b < 0;
@@ -71,7 +71,7 @@ static hd_status check_homes(const hd_plan *plan, piece *pieces)
             pieces[count++] =
                 (piece){begin, begin + it->homes[e].bytes, plan->layout->entries[e].name};
         }
-        if (resident && it->gathers) count = add_shards(plan, pieces, count);
+        if (resident && hdi_residency_is_sharded(it)) count = add_shards(plan, pieces, count);
         HD_RETURN_IF_ERROR(check_apart(
             pieces, count, resident ? plan->bytes[HD_REGION_WEIGHTS] : it->blocks[b].bytes,
             resident ? "the weights" : it->blocks[b].name));

@@ -152,6 +152,7 @@ hd_status hd_session_run(hd_session *session, const hd_program *program,
             HD_RETURN_IF_ERROR(wait_for(session, index, unit->waits[w]));
         if ((op->last_only && !options->last) || (op->adds_only && !options->accumulate)) continue;
         HD_RETURN_IF_ERROR(hdi_streaming_before(session, &walk, i));
+        if (options->idle) continue;
         HD_RETURN_IF_ERROR(run_op(session, index, i, hdi_streaming_slot(session, &walk), options));
         hdi_comm_progress(hd_mesh_device_comm(session->mesh, HD_AXIS_NONE));
     }

@@ -18,6 +18,7 @@ hd_status hdi_gathers_open(hd_session *session)
 {
     const hd_plan *plan = session->plan;
     hdi_gathers *it = &session->streaming.gathers;
+    it->prepared = -1;
     for (int b = 0; b < plan->residency.block_count; b++)
         if (buckets_of(plan->layout, b) > it->most) it->most = buckets_of(plan->layout, b);
     it->requests =
@@ -35,8 +36,61 @@ static hd_comm *comm_of(const hd_session *session)
     return hd_mesh_device_comm(session->mesh, session->plan->layout->axis);
 }
 
+/* Behind the slots. */
+static char *prepared_shard(const hd_session *session)
+{
+    const hdi_residency *it = &session->plan->residency;
+    return session->arena + session->plan->units[0].base[HD_REGION_STREAMED] +
+           (size_t)it->slots * it->slot_bytes;
+}
+
+/* One transfer beside the slots' at a time, each of all of a block's buckets. */
+enum { SHARD_FETCH = 0 };
+
+hd_status hdi_gather_prepare(hd_session *session, int block)
+{
+    const hd_context *context = session->context;
+    const hdi_residency *it = &session->plan->residency;
+    const hdi_layout *layout = session->plan->layout;
+    const size_t width = hd_dtype_bytes(hdi_session_weights_dtype(session));
+    int *prepared = &session->streaming.gathers.prepared;
+    if (!it->shard_bytes || *prepared == block) return HD_OK;
+    *prepared = -1;
+    char *to = prepared_shard(session);
+    for (int b = 0; b < layout->bucket_count; b++) {
+        const hdi_bucket *bucket = &layout->buckets[b];
+        int64_t first, own = hdi_layout_shard(layout, b, layout->shard, &first);
+        if (bucket->block != block || !own) continue;
+        const char *from = session->streaming.host + it->blocks[block].host_offset +
+                           it->homes[bucket->first_entry].in_block +
+                           (size_t)(first - bucket->first) * width;
+        HD_RETURN_IF_ERROR(
+            context->backend->fetch(context->stream, SHARD_FETCH, to, from, (size_t)own * width));
+        to += hdi_residency_shard_bytes(layout, bucket, width);
+    }
+    hdi_session_touch(session, (size_t)(prepared_shard(session) - session->arena), it->shard_bytes);
+    *prepared = block;
+    return HD_OK;
+}
+
+static hd_status await_shard(const hd_session *session)
+{
+    const hd_context *context = session->context;
+    return context->backend->await(context->stream, SHARD_FETCH);
+}
+
+hd_status hdi_gather_forget(hd_session *session)
+{
+    const hd_context *context = session->context;
+    if (session->streaming.gathers.prepared < 0) return HD_OK;
+    session->streaming.gathers.prepared = -1;
+    HD_RETURN_IF_ERROR(await_shard(session));
+    return context->backend->synchronize(context->stream);
+}
+
 /* This rank's shard takes its place; then all ranks exchange theirs. */
-static hd_status gather_bucket(hd_session *session, int index, char *to, hd_request *request)
+static hd_status gather_bucket(hd_session *session, int index, const char *shard, char *to,
+                               hd_request *request)
 {
     const hd_context *context = session->context;
     const hdi_layout *layout = session->plan->layout;
@@ -45,9 +99,9 @@ static hd_status gather_bucket(hd_session *session, int index, char *to, hd_requ
     const size_t width = hd_dtype_bytes(dtype);
     int64_t first, own = hdi_layout_shard(layout, index, layout->shard, &first);
     if (own)
-        HD_RETURN_IF_ERROR(
-            context->backend->copy(context->stream, to + (size_t)(first - bucket->first) * width,
-                                   hdi_session_weights_at(session, first), (size_t)own * width));
+        HD_RETURN_IF_ERROR(context->backend->copy(
+            context->stream, to + (size_t)(first - bucket->first) * width,
+            shard ? shard : hdi_session_weights_at(session, first), (size_t)own * width));
     HD_RETURN_IF_ERROR(
         hd_comm_all_gather(comm_of(session), to, bucket->counts, bucket->offsets, dtype, request));
     hdi_comm_set_label(
@@ -61,13 +115,18 @@ hd_status hdi_gather_begin(hd_session *session, int slot, int block, size_t at)
 {
     const hd_plan *plan = session->plan;
     const hdi_gathers *it = &session->streaming.gathers;
+    const size_t width = hd_dtype_bytes(hdi_session_weights_dtype(session));
     hd_request *request = it->requests + (ptrdiff_t)slot * it->most;
+    const char *shard = plan->residency.shard_bytes ? prepared_shard(session) : NULL;
     HD_RETURN_IF_ERROR(hdi_gather_await(session, slot));
+    HD_RETURN_IF_ERROR(hdi_gather_prepare(session, block));
+    if (shard) HD_RETURN_IF_ERROR(await_shard(session));
     for (int b = 0; b < plan->layout->bucket_count; b++) {
         const hdi_bucket *bucket = &plan->layout->buckets[b];
         if (bucket->block != block) continue;
         char *to = session->arena + at + plan->residency.homes[bucket->first_entry].in_block;
-        HD_RETURN_IF_ERROR(gather_bucket(session, b, to, request++));
+        HD_RETURN_IF_ERROR(gather_bucket(session, b, shard, to, request++));
+        if (shard) shard += hdi_residency_shard_bytes(plan->layout, bucket, width);
     }
     return HD_OK;
 }

@@ -262,7 +262,7 @@ char *hdi_session_weights_at(const hd_session *session, int64_t first)
     char *weights = session->arena + plan->units[0].base[HD_REGION_WEIGHTS];
     if (!plan->residency.host_blocks) return weights + (size_t)first * width;
     const hdi_entry *entry = &layout->entries[entry_at(layout, first)];
-    if (!layout->block_count)
+    if (!plan->residency.gathers && !plan->residency.updates)
         return weights + plan->residency.homes[entry - layout->entries].offset +
                (size_t)(first - entry->first) * width;
     if (layout->buckets[entry->bucket].host)
@@ -346,10 +346,14 @@ hd_status hdi_session_write_weights(hd_session *session, int64_t first, int64_t 
                                     const void *weights)
 {
     const hd_context *context = session->context;
-    const hd_dtype dtype = hdi_session_weights_dtype(session);
-    HD_RETURN_IF_ERROR(context->backend->copy_in(context->stream,
-                                                 hdi_session_weights_at(session, first), weights,
-                                                 (size_t)elements * hd_dtype_bytes(dtype)));
+    const size_t width = hd_dtype_bytes(hdi_session_weights_dtype(session));
+    const hdi_layout *layout = session->plan->layout;
+    int64_t begin = first;
+    hdi_session_clip(session, &layout->entries[entry_at(layout, first)], &begin, &elements);
+    if (!elements) return HD_OK;
+    HD_RETURN_IF_ERROR(context->backend->copy_in(
+        context->stream, hdi_session_weights_at(session, begin),
+        (const char *)weights + (size_t)(begin - first) * width, (size_t)elements * width));
     return context->backend->synchronize(context->stream);
 }
 
@@ -372,7 +376,7 @@ static hd_status find(const hd_session *session, const hd_program *program, hd_t
 static bool is_sharded(const hd_session *session, int unit, hd_tensor tensor)
 {
     const hd_plan *plan = session->plan;
-    return plan->residency.gathers &&
+    return hdi_residency_is_sharded(&plan->residency) &&
            plan->units[unit].places[tensor.id].region == HD_REGION_STREAMED;
 }
 

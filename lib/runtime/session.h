@@ -92,7 +92,7 @@ hd_dtype hdi_session_weights_dtype(const hd_session *session);
  * the slots forget; NULL for one that is resident. */
 hd_status hdi_session_host_weights(hd_session *session, int64_t first, char **out);
 
-/* `elements` weights, in their own dtype, to a resident entry. */
+/* `elements` weights, in their own dtype, to an entry on the device; of a sharded one, this rank's of them. */
 hd_status hdi_session_write_weights(hd_session *session, int64_t first, int64_t elements,
                                     const void *weights);
 

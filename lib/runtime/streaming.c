@@ -43,8 +43,8 @@ static void forget_all(hdi_streaming *streaming)
 hd_status hdi_streaming_open(hd_session *session)
 {
     forget_all(&session->streaming);
-    if (session->plan->residency.gathers) return hdi_gathers_open(session);
-    return session->plan->residency.host_blocks ? reserve_host(session) : HD_OK;
+    if (session->plan->residency.host_bytes) HD_RETURN_IF_ERROR(reserve_host(session));
+    return session->plan->residency.gathers ? hdi_gathers_open(session) : HD_OK;
 }
 
 void hdi_streaming_close(hd_session *session)
@@ -70,29 +70,44 @@ static hd_status await(hd_session *session, int slot)
     return session->context->backend->await(session->context->stream, slot);
 }
 
-/* Behind the run's own uses come the first ones of the next run. */
+/* The block of a use and its slot; -1: none, or it is there already. Behind the run's own uses come the first
+ * ones of the next run. */
+static int wanted(const hd_session *session, const hdi_streaming_walk *walk, int use, int *slot)
+{
+    const hdi_stream_run *run = walk->run, *next = walk->next;
+    const int ahead = use - run->use_count, common = ahead < 0 ? 0 : hdi_stream_common(run, next);
+    *slot = slot_of(session, use - common);
+    if (ahead >= 0 && (!next || next->use_count == 0)) return -1;
+    const int number = ahead < 0 ? run->uses[use].block : next->uses[ahead % next->use_count].block;
+    return session->streaming.held[*slot] == number ? -1 : number;
+}
+
+/* What is gathered after use number `use`: this rank's shard of it comes from the host meanwhile. */
+static hd_status prepare(hd_session *session, const hdi_streaming_walk *walk, int use)
+{
+    int slot;
+    const int block = wanted(session, walk, use + 1, &slot);
+    return block < 0 ? HD_OK : hdi_gather_prepare(session, block);
+}
+
 static hd_status fetch(hd_session *session, const hdi_streaming_walk *walk, int use)
 {
     const hd_plan *plan = session->plan;
-    const hdi_stream_run *run = walk->run, *next = walk->next;
-    const int ahead = use - run->use_count, common = ahead < 0 ? 0 : hdi_stream_common(run, next);
-    const int slot = slot_of(session, use - common);
-    if (ahead >= 0 && (!next || next->use_count == 0)) return HD_OK;
-    const int number = ahead < 0 ? run->uses[use].block : next->uses[ahead % next->use_count].block;
-    int *held = &session->streaming.held[slot];
-    if (*held == number) return HD_OK;
+    int slot;
+    const int number = wanted(session, walk, use, &slot);
+    if (number < 0) return HD_OK;
     const hdi_block *block = &plan->residency.blocks[number];
     const size_t at = slot_address(session, slot);
-    *held = -1; /* until the copy is on its way */
+    session->streaming.held[slot] = -1; /* until the copy is on its way */
     if (plan->residency.gathers)
         HD_RETURN_IF_ERROR(hdi_gather_begin(session, slot, number, at));
     else
         HD_RETURN_IF_ERROR(session->context->backend->fetch(
             session->context->stream, slot, session->arena + at,
             session->streaming.host + block->host_offset, block->bytes));
-    *held = number;
+    session->streaming.held[slot] = number;
     hdi_session_touch(session, at, block->bytes);
-    return HD_OK;
+    return plan->residency.gathers ? prepare(session, walk, use) : HD_OK;
 }
 
 hd_status hdi_streaming_before(hd_session *session, hdi_streaming_walk *walk, int op)
@@ -124,7 +139,7 @@ char *hdi_streaming_weights(const hd_session *session, int entry)
 {
     const hdi_residency *residency = &session->plan->residency;
     const hdi_home *home = hdi_residency_host(residency, entry);
-    if (!home || residency->gathers) return NULL;
+    if (!home || hdi_residency_is_sharded(residency)) return NULL;
     return session->streaming.host + residency->blocks[home->block].host_offset + home->in_block;
 }
 
@@ -132,7 +147,7 @@ bool hdi_streaming_is_mine(const hd_session *session, int entry)
 {
     const hdi_residency *residency = &session->plan->residency;
     const hdi_home *home = hdi_residency_host(residency, entry);
-    return !home || residency->gathers ||
+    return !home || hdi_residency_is_sharded(residency) ||
            hdi_node_copy_is_mine(&session->streaming.copy,
                                  residency->blocks[home->block].host_offset + home->in_block);
 }
@@ -150,14 +165,15 @@ hd_status hdi_streaming_forget(hd_session *session, int entry)
     const hdi_home *home = hdi_residency_host(&session->plan->residency, entry);
     for (int s = 0; s < session->plan->residency.slots && home; s++)
         if (session->streaming.held[s] == home->block) HD_RETURN_IF_ERROR(forget(session, s));
-    return HD_OK;
+    return home && session->streaming.gathers.prepared == home->block ? hdi_gather_forget(session)
+                                                                      : HD_OK;
 }
 
 hd_status hdi_streaming_stale(hd_session *session)
 {
     for (int s = 0; s < session->plan->residency.slots; s++)
         if (session->streaming.held[s] >= 0) HD_RETURN_IF_ERROR(forget(session, s));
-    return HD_OK;
+    return hdi_gather_forget(session);
 }
 
 char *hdi_streaming_scratch(hd_session *session)

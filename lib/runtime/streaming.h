@@ -13,7 +13,7 @@ typedef struct hdi_streaming {
     char *
         host; /* pinned: all host blocks; NULL without any. Owned, but for those that programs update */
     hdi_node_copy copy;        /* what `host` is in, if ranks share it */
-    hdi_gathers gathers;       /* of a plan with sharded weights, which has no `host` */
+    hdi_gathers gathers;       /* of a plan whose ranks have shards of the blocks */
     int held[HD_STREAM_SLOTS]; /* the block that a slot has or is about to have; -1: none */
     int turn;                  /* slot of the next run's first use */
 } hdi_streaming;

@@ -39,6 +39,7 @@ static hd_status check_options(hd_generator *generator, const hd_generator_optio
             HD_ERROR_UNSUPPORTED,
             "layout: sequence %d: generation splits over data, pipeline and tensor only", sequence);
     if (o->prefill > o->capacity) o->prefill = o->capacity;
+    generator->keep = (hdi_keeping){.residency = o->residency, .host_blocks = o->host_blocks};
     generator->stages = hd_mesh_size(o->mesh, HD_AXIS_PIPELINE);
     generator->stage = hd_mesh_index(o->mesh, HD_AXIS_PIPELINE);
     generator->slot_count = o->slots ? o->slots : 2 * generator->stages;
@@ -50,12 +51,17 @@ static hd_status check_options(hd_generator *generator, const hd_generator_optio
 static hd_status make_plan(hd_generator *generator, hd_residency residency)
 {
     const hd_generator_options *o = &generator->options;
+    const hdi_keeping *keep = &generator->keep;
     hd_plan_destroy(generator->plan);
-    HD_RETURN_IF_ERROR(hd_plan_create(&(hd_plan_options){.budget = o->budget,
-                                                         .foreign = o->foreign,
-                                                         .residency = residency,
-                                                         .host_blocks = o->host_blocks},
-                                      &generator->plan));
+    HD_RETURN_IF_ERROR(
+        hd_plan_create(&(hd_plan_options){.budget = o->budget,
+                                          .foreign = o->foreign,
+                                          .residency = residency,
+                                          .host_blocks = keep->host_blocks,
+                                          .stream_slots = keep->stream_slots,
+                                          .shards = hd_mesh_size(o->mesh, HD_AXIS_SHARD),
+                                          .shard = hd_mesh_index(o->mesh, HD_AXIS_SHARD)},
+                       &generator->plan));
     const hd_plan_program_options use = {.cache_slots = generator->slot_count,
                                          .boundary_slots = generator->slot_count};
     for (int pass = 0; pass < HDI_PASSES; pass++)
@@ -69,7 +75,7 @@ static hd_status make_plan(hd_generator *generator, hd_residency residency)
  * so that these are the last to give way. */
 static hd_status plan_slots(hd_generator *generator)
 {
-    const hd_residency wanted = generator->options.residency;
+    const hd_residency wanted = generator->keep.residency;
     for (;;) {
         hd_status status =
             make_plan(generator, wanted == HD_RESIDENCY_AUTO ? HD_RESIDENCY_RESIDENT : wanted);
@@ -155,6 +161,15 @@ static hd_status agree_on_slots(hd_generator *generator)
     return HD_OK;
 }
 
+static hd_status agree_on_weights(hd_generator *generator)
+{
+    bool changes = false;
+    if (generator->options.residency != HD_RESIDENCY_AUTO) return HD_OK;
+    HD_RETURN_IF_ERROR(
+        hdi_stage_agree(generator->options.mesh, generator->plan, &generator->keep, &changes));
+    return changes ? plan_slots(generator) : HD_OK;
+}
+
 static hd_status make_room(hd_generator *generator)
 {
     if (generator->session) return hdi_error(HD_ERROR_ARGUMENT, "generator: started already");
@@ -193,6 +208,7 @@ hd_status hd_generator_start(hd_generator *generator, hd_context *context, uint6
                          "hd_generator_options.backend what hd_context_backend says",
                          planned->name, context->backend->name);
     hd_comm *world = hd_mesh_comm(generator->options.mesh, HD_AXIS_NONE);
+    if (world) HD_RETURN_IF_ERROR(hd_comm_agree(world, agree_on_weights(generator)));
     hd_status status = start_here(generator, context, seed);
     if (world) status = hd_comm_agree(world, status);
     return status == HD_OK ? agree_on_slots(generator) : status;

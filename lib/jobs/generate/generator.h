@@ -2,6 +2,7 @@
 #ifndef HDI_JOBS_GENERATE_GENERATOR_H
 #define HDI_JOBS_GENERATE_GENERATOR_H
 
+#include "jobs/stages.h"
 #include "program/plan.h"
 #include "runtime/session.h"
 
@@ -47,6 +48,7 @@ struct hd_generator {
     hdi_generator_facts facts;
     hdi_generator_program programs[HDI_PASSES];
     hd_plan *plan;
+    hdi_keeping keep; /* of weights: as wanted, then as ranks agreed */
     int slot_count;
 
     hd_session *session;

@@ -29,6 +29,9 @@ typedef struct call {
     int bad_prompt;  /* whose logits left no choice; -1: none */
     int64_t bad_position;
     double busy;
+    int64_t runs,
+        most; /* runs so far, and those of the longest of the lines that gather weights from
+                           each other */
 } call;
 
 /* One step of a slot. */
@@ -136,8 +139,8 @@ static hd_status compute(call *it, const hdi_generator_program *program, int ind
     if (program->ids.id) HD_RETURN_IF_ERROR(write_ids(it, program, slot, index, now->count));
     HD_RETURN_IF_ERROR(write_scalar(it, program, program->position, index, slot->done));
     HD_RETURN_IF_ERROR(write_scalar(it, program, program->count, index, now->count));
-    HD_RETURN_IF_ERROR(hd_session_run(generator->session, program->program,
-                                      &(hd_session_run_options){.micro_batch = index}));
+    const hd_session_run_options run = {.micro_batch = index, .no_next = ++it->runs == it->most};
+    HD_RETURN_IF_ERROR(hd_session_run(generator->session, program->program, &run));
     if (now->samples && program->logits.id)
         HD_RETURN_IF_ERROR(read_logits(generator, program, index));
     it->busy += hdi_clock_seconds() - begin;
@@ -223,7 +226,20 @@ static hd_status run_waves(call *it)
         for (int pass = 0; pass < HDI_PASSES; pass++)
             HD_RETURN_IF_ERROR(hdi_stage_wait(it->device, &generator->slots[s].send[pass]));
     }
-    return HD_OK;
+    return hdi_stage_idle(generator->session, generator->programs[HDI_PASS_DECODE].program,
+                          &it->runs, it->most);
+}
+
+/* A prompt takes passes for runs of its tokens, the last of which decides one, and one for each other. */
+static int64_t count_runs(const call *it)
+{
+    const hd_mesh *mesh = it->generator->options.mesh;
+    const int64_t prefill = it->generator->options.prefill;
+    int64_t runs = 0;
+    for (int p = hd_mesh_index(mesh, HD_AXIS_DATA); p < it->count;
+         p += hd_mesh_size(mesh, HD_AXIS_DATA))
+        runs += (it->prompts[p].length + prefill - 1) / prefill + it->tokens - 1;
+    return runs;
 }
 
 static hd_status check_prompts(const call *it)
@@ -310,6 +326,8 @@ static hd_status run_call(call *it)
     if (status == HD_OK && world) status = check_equal(it, world);
     HD_RETURN_IF_ERROR(status);
     memset(it->out, 0, (size_t)(it->count * it->tokens) * sizeof *it->out);
+    HD_RETURN_IF_ERROR(hdi_stage_most_runs(it->generator->options.mesh, it->generator->plan,
+                                           count_runs(it), &it->most));
     HD_RETURN_IF_ERROR(run_waves(it));
     if (it->bad_prompt >= 0)
         status = hdi_error(HD_ERROR_ARGUMENT,

@@ -57,6 +57,8 @@ hd_status hd_sampler_create(const hd_sampler_options *options, hd_sampler **out)
     sampler->options = *options;
     sampler->model = *options->model;
     sampler->options.model = &sampler->model;
+    sampler->keep_condition = sampler->keep_denoise =
+        (hdi_keeping){.residency = options->residency, .host_blocks = options->host_blocks};
     sampler->stages = hd_mesh_size(options->mesh, HD_AXIS_PIPELINE);
     sampler->stage = hd_mesh_index(options->mesh, HD_AXIS_PIPELINE);
     sampler->sets = hdi_alloc_array((size_t)options->text_lengths, sizeof *sampler->sets);
@@ -142,7 +144,9 @@ hd_status hd_sampler_start(hd_sampler *sampler, hd_context *context,
     }
     sampler->context = context;
     hd_comm *world = hd_mesh_comm(sampler->options.mesh, HD_AXIS_NONE);
-    return world ? hd_comm_agree(world, status) : status;
+    if (!world) return status;
+    HD_RETURN_IF_ERROR(hd_comm_agree(world, status));
+    return hd_comm_agree(world, hdi_sampler_agree(sampler));
 }
 
 hd_status hdi_sampler_open_session(const hd_sampler *sampler, const hd_plan *plan, hd_session **out)

@@ -2,6 +2,7 @@
 #ifndef HDI_JOBS_SAMPLE_SAMPLER_H
 #define HDI_JOBS_SAMPLE_SAMPLER_H
 
+#include "jobs/stages.h"
 #include "program/plan.h"
 #include "runtime/session.h"
 
@@ -51,6 +52,7 @@ struct hd_sampler {
     int first_layer, layers; /* of this rank's stage */
     hdi_sampler_set *sets;   /* [options.text_lengths] */
     hd_plan *condition, *denoise;
+    hdi_keeping keep_condition, keep_denoise; /* their weights: as wanted, then as ranks agreed */
     int boundary_slots; /* copies of what travels: 2 overlap it with computing */
     int slices;         /* of the denoising programs */
 
@@ -78,8 +80,10 @@ static inline int64_t hdi_sampler_elements(const hd_sampler *sampler)
 hd_status hdi_sampler_build_conditions(hd_sampler *sampler);
 hd_status hdi_sampler_build_denoising(hd_sampler *sampler, int slices);
 
-/* sampler_plan.c: both phases' plans, and the slices that they ask for. */
+/* sampler_plan.c: both phases' plans, and the slices that they ask for; then, again where ranks that
+ * gather weights from each other differ. The second is collective. */
 hd_status hdi_sampler_plan(hd_sampler *sampler);
+hd_status hdi_sampler_agree(hd_sampler *sampler);
 
 /* A run in progress. */
 typedef struct hdi_sampler_call {

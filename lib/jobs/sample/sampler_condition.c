@@ -63,20 +63,42 @@ static hd_status write_input(const hdi_sampler_call *it, const hdi_sampler_set *
     return status;
 }
 
-static hd_status make_store(hdi_sampler_call *it, hd_session *session, int index)
+static const hdi_sampler_set *set_of(const hdi_sampler_call *it, int text)
+{
+    return hdi_sampler_set_of(it->sampler, it->texts[text].tokens);
+}
+
+static hd_status make_store(hdi_sampler_call *it, hd_session *session, int index, bool is_last)
 {
     const hd_sampler_text *text = &it->texts[index];
-    const hdi_sampler_set *set = hdi_sampler_set_of(it->sampler, text->tokens);
-    if (!set->condition) return HD_OK;
+    const hdi_sampler_set *set = set_of(it, index);
     it->stores[index] = hdi_alloc(set->store_bytes);
     if (!it->stores[index]) return out_of_memory();
     for (int i = 0; i < set->condition_input_count; i++)
         HD_RETURN_IF_ERROR(write_input(it, set, &set->condition_inputs[i], session, text));
-    HD_RETURN_IF_ERROR(hd_session_run(session, set->condition, &(hd_session_run_options){0}));
+    HD_RETURN_IF_ERROR(
+        hd_session_run(session, set->condition, &(hd_session_run_options){.no_next = is_last}));
     for (int i = 0; i < set->output_count; i++)
         HD_RETURN_IF_ERROR(hd_session_read(session, set->condition, set->outputs[i].tensor, 0,
                                            it->stores[index] + set->outputs[i].offset));
     return HD_OK;
+}
+
+/* Those of this line's texts; lines that gather weights from each other go on until all are through. */
+static hd_status make_stores(hdi_sampler_call *it, hd_session *session)
+{
+    const hd_plan *plan = it->sampler->condition;
+    int64_t runs = 0, most, run = 0;
+    const hd_program *any = NULL;
+    for (int t = 0; t < it->text_count; t++) {
+        any = any ? any : set_of(it, t)->condition;
+        runs += set_of(it, t)->condition && needs_text(it, t);
+    }
+    HD_RETURN_IF_ERROR(hdi_stage_most_runs(it->sampler->options.mesh, plan, runs, &most));
+    for (int t = 0; t < it->text_count; t++)
+        if (set_of(it, t)->condition && needs_text(it, t))
+            HD_RETURN_IF_ERROR(make_store(it, session, t, ++run == most));
+    return hdi_stage_idle(session, any, &run, most);
 }
 
 hd_status hdi_sampler_make_conditions(hdi_sampler_call *it)
@@ -84,8 +106,7 @@ hd_status hdi_sampler_make_conditions(hdi_sampler_call *it)
     hd_comm *world = hd_mesh_comm(it->sampler->options.mesh, HD_AXIS_NONE);
     hd_session *session;
     hd_status status = hdi_sampler_open_session(it->sampler, it->sampler->condition, &session);
-    for (int t = 0; t < it->text_count && status == HD_OK; t++)
-        if (needs_text(it, t)) status = make_store(it, session, t);
+    if (status == HD_OK) status = make_stores(it, session);
     if (session) it->result.condition_high_water = hd_session_high_water(session);
     hd_session_destroy(session);
     return world ? hd_comm_agree(world, status) : status;

@@ -11,14 +11,20 @@
 static hd_status plan_phase(const hd_sampler *sampler, hd_purpose phase, hd_plan **out)
 {
     const hd_sampler_options *o = &sampler->options;
+    const hdi_keeping *keep =
+        phase == HD_PURPOSE_CONDITION ? &sampler->keep_condition : &sampler->keep_denoise;
     hd_plan_destroy(*out);
-    HD_RETURN_IF_ERROR(hd_plan_create(&(hd_plan_options){.budget = o->budget,
-                                                         .foreign = o->foreign,
-                                                         .transport = o->transport,
-                                                         .rates = o->rates,
-                                                         .residency = o->residency,
-                                                         .host_blocks = o->host_blocks},
-                                      out));
+    HD_RETURN_IF_ERROR(
+        hd_plan_create(&(hd_plan_options){.budget = o->budget,
+                                          .foreign = o->foreign,
+                                          .transport = o->transport,
+                                          .rates = o->rates,
+                                          .residency = keep->residency,
+                                          .host_blocks = keep->host_blocks,
+                                          .stream_slots = keep->stream_slots,
+                                          .shards = hd_mesh_size(o->mesh, HD_AXIS_SHARD),
+                                          .shard = hd_mesh_index(o->mesh, HD_AXIS_SHARD)},
+                       out));
     bool any = false;
     for (int s = 0; s < o->text_lengths; s++) {
         const hdi_sampler_set *set = &sampler->sets[s];
@@ -95,6 +101,17 @@ hd_status hdi_sampler_plan(hd_sampler *sampler)
                              "sampler, denoising in %d slices (a budget of %zu bytes would do; a "
                              "smaller video, bf16 or more pipeline stages need less)",
                              sampler->slices, least);
+}
+
+hd_status hdi_sampler_agree(hd_sampler *sampler)
+{
+    const hd_mesh *mesh = sampler->options.mesh;
+    bool conditions = false, steps = false;
+    if (sampler->options.residency != HD_RESIDENCY_AUTO) return HD_OK;
+    HD_RETURN_IF_ERROR(
+        hdi_stage_agree(mesh, sampler->condition, &sampler->keep_condition, &conditions));
+    HD_RETURN_IF_ERROR(hdi_stage_agree(mesh, sampler->denoise, &sampler->keep_denoise, &steps));
+    return conditions || steps ? hdi_sampler_plan(sampler) : HD_OK;
 }
 
 hd_status hdi_sampler_seconds(const hd_sampler *sampler, double *out)

@@ -52,6 +52,9 @@ typedef struct phase {
     float *masks;           /* owned: the condition of which masks alone are left */
     int32_t *frame_entries; /* owned */
     int bad_video;          /* whose latents are not finite; -1: none */
+    int64_t runs,
+        most; /* runs so far, and those of the longest of the lines that gather weights from
+                           each other */
 } phase;
 
 static int64_t elements_of(const phase *it)
@@ -199,8 +202,9 @@ static hd_status compute(phase *it, const turn *now)
     const double begin = hdi_clock_seconds();
     for (int i = 0; i < set->input_count; i++)
         HD_RETURN_IF_ERROR(write_input(it, now, &set->inputs[i]));
-    HD_RETURN_IF_ERROR(hd_session_run(session, set->denoise,
-                                      &(hd_session_run_options){.micro_batch = now->boundary}));
+    const hd_session_run_options run = {.micro_batch = now->boundary,
+                                        .no_next = ++it->runs == it->most};
+    HD_RETURN_IF_ERROR(hd_session_run(session, set->denoise, &run));
     HD_RETURN_IF_ERROR(it->last ? hd_session_read(session, set->denoise, set->velocity,
                                                   now->boundary, it->velocity[now->pass.branch])
                                 : hd_session_drain(session));
@@ -305,7 +309,7 @@ static hd_status run_turns(phase *it)
     for (int l = 0; l < it->sampler->options.text_lengths; l++)
         for (int s = 0; s < HDI_SAMPLER_SLOTS; s++)
             HD_RETURN_IF_ERROR(hdi_stage_wait(it->device, &it->lanes[l].send[s]));
-    return HD_OK;
+    return hdi_stage_idle(it->call->session, it->sampler->sets[0].denoise, &it->runs, it->most);
 }
 
 static hd_status allocate(phase *it)
@@ -386,11 +390,15 @@ hd_status hdi_sampler_take_steps(hdi_sampler_call *call)
                 .last = hdi_sampler_is_last(call->sampler),
                 .walk = make_walk(call),
                 .bad_video = -1};
+    const int line = hd_mesh_index(mesh, HD_AXIS_DATA);
     hd_status status = allocate(&it);
     if (world) status = hd_comm_agree(world, status);
+    if (status == HD_OK)
+        status = hdi_stage_most_runs(mesh, call->sampler->denoise, hdi_walk_passes(&it.walk, line),
+                                     &it.most);
     if (status == HD_OK) {
         const double begin = hdi_clock_seconds();
-        hdi_walk_begin(&it.walk, hd_mesh_index(mesh, HD_AXIS_DATA));
+        hdi_walk_begin(&it.walk, line);
         status = run_turns(&it);
         call->result.seconds = hdi_clock_seconds() - begin;
         if (status == HD_OK && it.bad_video >= 0)

@@ -47,6 +47,15 @@ bool hdi_walk_next(hdi_walk *walk, hdi_pass *out)
     return true;
 }
 
+int64_t hdi_walk_passes(const hdi_walk *walk, int first)
+{
+    int64_t passes = 0;
+    for (int v = first; v < walk->count; v += walk->stride)
+        for (int64_t step = walk->videos[v].step; step < walk->steps; step++)
+            passes += hdi_guidance_at(&walk->guidance, step, walk->steps).branches;
+    return passes;
+}
+
 /* When the last branch of a step has entered the first stage, `stages` - 1 more passes go by before the
  * step is over; one more hides the way back. Steps that rest from guidance have one branch. */
 int hdi_walk_in_flight(const hdi_guidance *guidance, int stages)

@@ -38,6 +38,9 @@ void hdi_walk_begin(hdi_walk *walk, int first);
 /* The next pass; false when there is none. Slots take turns, each with all branches of a step. */
 bool hdi_walk_next(hdi_walk *walk, hdi_pass *out);
 
+/* The passes of the line whose first video is `first`. */
+int64_t hdi_walk_passes(const hdi_walk *walk, int first);
+
 /* Videos in flight that keep `stages` stages busy. */
 int hdi_walk_in_flight(const hdi_guidance *guidance, int stages);
 
