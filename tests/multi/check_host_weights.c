@@ -25,7 +25,13 @@ static const layout layouts[] = {
     {{.pipeline = 4}, 1, 0, false},
     {{.data = 2, .pipeline = 2}, 2, 1, true},
     {{.data = 2, .tensor = 2}, 1, 2, false},
+    {{.data = 2}, 2, 3, true},
+    {{.data = 2}, 1, 3, false},
     {{.data = 4, .shard_group = 2}, 1, 2, true},
+    {{.data = 4}, 1, 3, false},
+    {{.data = 2, .pipeline = 2}, 2, 3, true},
+    {{.data = 4, .shard_group = 2}, 1, 3, true},
+    {{.data = 2, .tensor = 2}, 1, 3, false},
 };
 enum { LAYOUTS = sizeof layouts / sizeof layouts[0] };
 

@@ -138,7 +138,8 @@ static void describe_blocks(const hd_trainer *trainer, hdi_text *text)
     hdi_text_printf(text,
                     "       train.residency=host: %d of %d blocks, %zu bytes, through %d slots; "
                     "%.3g s of waiting for them in a micro-batch\n",
-                    all.host_blocks, all.blocks, all.host_bytes, all.slots, seconds);
+                    trainer->plan->layout->host_blocks, all.blocks, all.host_bytes, all.slots,
+                    seconds);
 }
 
 /* What the planner, or the user, has chosen; nothing where all is as by default. */

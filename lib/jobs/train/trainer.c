@@ -128,13 +128,7 @@ static hd_status check_residency(hd_trainer_options *o)
     if (o->host_blocks < 0)
         return hdi_error(HD_ERROR_ARGUMENT, "trainer: %d blocks on the host, want >= 0",
                          o->host_blocks);
-    if (o->residency != HD_RESIDENCY_HOST) return HD_OK;
-    if (o->shard_state == 3 && hd_mesh_size(o->mesh, HD_AXIS_SHARD) > 1)
-        return hdi_error(HD_ERROR_UNSUPPORTED,
-                         "trainer: weights are sharded over %d ranks (shard_state 3) and wanted on "
-                         "the host; want one of the two",
-                         hd_mesh_size(o->mesh, HD_AXIS_SHARD));
-    o->optimizer_residency = HD_RESIDENCY_HOST;
+    if (o->residency == HD_RESIDENCY_HOST) o->optimizer_residency = HD_RESIDENCY_HOST;
     return HD_OK;
 }
 

@@ -54,12 +54,14 @@ static hd_status keep_blocks(const hd_trainer_options *options, bool cuts_blocks
 {
     const hd_plan *plan = (*inout)->plan;
     const hdi_residency *it = &plan->residency;
+    const int blocks = plan->layout->host_blocks;
     const size_t room = options->budget - hd_plan_total_bytes(plan);
-    if (!it->host_blocks || room < it->slot_bytes) return HD_OK;
-    const size_t fit = room / it->slot_bytes, most = (size_t)it->host_blocks - 1;
+    const size_t each = it->gathers ? it->shard_bytes : it->slot_bytes;
+    if (!blocks || room < each) return HD_OK;
+    const size_t fit = room / each, most = (size_t)blocks - 1;
     hd_trainer_options fewer = *options;
     hd_trainer *kept = NULL;
-    fewer.host_blocks = it->host_blocks - (int)(fit < most ? fit : most);
+    fewer.host_blocks = blocks - (int)(fit < most ? fit : most);
     const hd_status status = hdi_trainer_create_as(&fewer, cuts_blocks, &kept);
     if (status == HD_ERROR_BUDGET) return HD_OK;
     HD_RETURN_IF_ERROR(status);
