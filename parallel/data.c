@@ -4,6 +4,8 @@
 #include "core/error.h"
 #include "core/memory.h"
 #include "ops/collective.h"
+#include "ops/host_copy.h"
+#include "ops/shard_sum.h"
 
 #include <stdlib.h>
 
@@ -15,12 +17,16 @@ typedef struct bucket_run {
     int after;      /* the op that finishes it */
     hd_tensor staging;
     hd_tensor copies; /* staging of the sum over copies */
+    hd_tensor shard;  /* of sums that are kept on the host: all levels, on their way */
 } bucket_run;
+
+enum { MOST_OPS = 9 }; /* that are appended for a run */
 
 typedef struct reducer {
     hd_program *program;
     int index; /* of the program in the layout */
     const hdi_layout *layout;
+    const hdi_host_gradients *host; /* NULL: shards stay on the device */
     bucket_run *runs;
     int run_count, run_capacity;
     int original_ops;
@@ -72,7 +78,7 @@ static int earlier_run(const void *left, const void *right)
 static void append(reducer *r, const hd_op_kind *kind, const void *options, int after,
                    bool last_only, const hd_tensor *in, hd_tensor out)
 {
-    hdi_op *op = hdi_op_append(r->program, kind, options, in ? 1 : 0, in, 1, &out);
+    hdi_op *op = hdi_op_append(r->program, kind, options, in ? 1 : 0, in, out.id != 0, &out);
     if (!op) return;
     op->last_only = last_only;
     op->scope = 0;
@@ -110,11 +116,14 @@ static hd_tensor bucket_tensor(const reducer *r, const bucket_run *run)
     return whole;
 }
 
+/* Of one shard nothing needs to travel. */
 static void append_exchange(reducer *r, bucket_run *run)
 {
     const hdi_bucket *bucket = run->bucket;
     int64_t own = bucket->own_counts[0], received = own * r->layout->shards;
     hd_tensor whole = bucket_tensor(r, run);
+    run->staging = whole;
+    if (r->layout->shards == 1) return;
     run->staging = hdi_tensor_add(r->program, "gradient.staging", r->program->gradients,
                                   HD_ROLE_ACTIVATION, 1, &received);
     append(r, &hdi_op_all_to_all,
@@ -126,24 +135,69 @@ static void append_exchange(reducer *r, bucket_run *run)
            run->after, !r->layout->gradients_sharded, &whole, run->staging);
 }
 
-/* What has come of one micro-batch joins the sum that this rank keeps. */
-static void append_shard_sum(reducer *r, const bucket_run *run, int after)
+static hdi_shard_sum_options sum_options(const reducer *r)
 {
-    const int64_t own = run->bucket->own_counts[0];
-    if (!own) return;
-    hd_tensor shard = hdi_flat_tensor(r->program, "gradient.shard", HDI_FLAT_GRADIENTS,
-                                      r->program->gradients, run->stored, own);
-    append(r, &hdi_op_shard_sum,
-           &(hdi_shard_sum_options){.parts = r->layout->shards,
-                                    .exact = r->program->exact,
-                                    .accumulates = r->layout->accumulates},
-           after, false, &run->staging, shard);
+    return (hdi_shard_sum_options){.parts = r->layout->shards,
+                                   .levels = r->layout->levels,
+                                   .exact = r->program->exact,
+                                   .accumulates = r->layout->accumulates};
 }
 
+/* All levels of a run's shard on the device. */
+static hd_tensor all_levels(reducer *r, bucket_run *run)
+{
+    const int64_t elements = r->layout->levels * run->bucket->own_counts[0];
+    if (!r->host)
+        return hdi_flat_tensor(r->program, "gradient.shard", HDI_FLAT_GRADIENTS,
+                               r->program->gradients, run->stored, elements);
+    if (!run->shard.id)
+        run->shard = hdi_tensor_add(r->program, "gradient.shard", r->program->gradients,
+                                    HD_ROLE_ACTIVATION, 1, &elements);
+    return run->shard;
+}
+
+static hd_tensor kept_levels(const reducer *r, const bucket_run *run)
+{
+    return hdi_host_gradient(r->program, run->stored,
+                             r->layout->levels * run->bucket->own_counts[0]);
+}
+
+static void append_load(reducer *r, bucket_run *run, int after)
+{
+    const hdi_shard_sum_options options = sum_options(r);
+    if (!r->host || !r->host->accumulates || !run->bucket->own_counts[0]) return;
+    const hd_tensor kept = kept_levels(r, run);
+    append(r, &hdi_op_shard_load, &options, after, false, &kept, all_levels(r, run));
+}
+
+/* What has come of one micro-batch joins the sum that this rank keeps. */
+static void append_shard_sum(reducer *r, bucket_run *run, int after)
+{
+    const hdi_shard_sum_options options = sum_options(r);
+    if (run->bucket->own_counts[0])
+        append(r, &hdi_op_shard_sum, &options, after, false, &run->staging, all_levels(r, run));
+}
+
+/* A part of the sum. */
 static hd_tensor own_shard(const reducer *r, const bucket_run *run, int64_t begin, int64_t count)
 {
+    if (r->host) return hdi_tensor_view(r->program, run->shard, begin, count);
     return hdi_flat_tensor(r->program, "gradient.shard", HDI_FLAT_GRADIENTS, r->program->gradients,
                            run->stored + begin, count);
+}
+
+/* A sum goes back to the host; its bytes are free when that of the next has had its turn. */
+static void append_store(reducer *r, bucket_run *run, bucket_run *before, int after)
+{
+    const hdi_shard_sum_options options = sum_options(r);
+    if (!r->host || !run->shard.id) return;
+    hdi_squares_options squares;
+    if (hdi_squares_of(r->host, run->bucket, run->stored, run->bucket->own_counts[0], &squares))
+        append(r, &hdi_op_squares, &squares, after, true, &run->shard,
+               hdi_squares_state(r->program, r->host));
+    append(r, &hdi_op_shard_store, &options, after, false, &run->shard, kept_levels(r, run));
+    if (before && before->shard.id)
+        append(r, &hdi_op_hold, NULL, after, false, &before->shard, (hd_tensor){0});
 }
 
 /* The shard is complete but for what the other copies have of it: parts go to those that sum them. */
@@ -181,7 +235,7 @@ static void append_copy_sum(reducer *r, const bucket_run *run, int after)
 }
 
 /* Sum what has come, after op `after`; then send the sum to the others if they need it. */
-static void append_sum(reducer *r, const bucket_run *run, int after)
+static void append_sum(reducer *r, bucket_run *run, int after)
 {
     if (r->layout->gradients_sharded) {
         append_shard_sum(r, run, after);
@@ -206,23 +260,32 @@ static void append_sum(reducer *r, const bucket_run *run, int after)
            after, true, NULL, whole);
 }
 
+/* The run that is `late` steps behind step `step`, or NULL. */
+static bucket_run *run_behind(reducer *r, int step, int late)
+{
+    const int index = step - late;
+    return index >= 0 && index < r->run_count ? &r->runs[index] : NULL;
+}
+
 /* Two buckets travel at a time: a third waits until the first has been summed, and a fourth until copies
- * of the first have. */
+ * of the first have. Shards from the host come one bucket ahead of their sums. */
 static void append_work(reducer *r)
 {
     enum { UNDER_WAY = 2, STAGES = UNDER_WAY + 1 };
-    const bool exchange = r->layout->shards > 1;
+    const int complete = r->layout->copies > 1 ? STAGES : UNDER_WAY;
     for (int i = 0; i < r->run_count + STAGES; i++) {
-        bucket_run *run = i < r->run_count ? &r->runs[i] : NULL;
-        const int after = run ? run->after : r->original_ops - 1, arrived = i - UNDER_WAY;
+        bucket_run *run = run_behind(r, i, 0), *arrived = run_behind(r, i, UNDER_WAY);
+        bucket_run *copied = run_behind(r, i, STAGES), *done = run_behind(r, i, complete);
+        bucket_run *next = run_behind(r, i, UNDER_WAY - 1);
+        const int after = run ? run->after : r->original_ops - 1;
         if (run && r->program->exact && !r->layout->gradients_sharded) append_fold(r, run);
-        if (!exchange) continue;
-        if (i >= STAGES) append_copy_sum(r, &r->runs[i - STAGES], after);
-        if (arrived >= 0 && arrived < r->run_count) {
-            append_sum(r, &r->runs[arrived], after);
-            append_copy_exchange(r, &r->runs[arrived], after);
-        }
+        if (r->layout->shards == 1 && !r->layout->gradients_sharded) continue;
+        if (copied) append_copy_sum(r, copied, after);
+        if (arrived) append_sum(r, arrived, after);
+        if (arrived) append_copy_exchange(r, arrived, after);
+        if (done) append_store(r, done, run_behind(r, i, complete + 1), after);
         if (run) append_exchange(r, run);
+        if (next) append_load(r, next, after);
     }
 }
 
@@ -263,15 +326,23 @@ static void check_gradients(hd_program *program, int index, const hdi_layout *la
     }
 }
 
-void hdi_data_reduce(hd_program *program, int index, const hdi_layout *layout)
+void hdi_data_reduce(hd_program *program, int index, const hdi_layout *layout,
+                     const hdi_host_gradients *host)
 {
     check_gradients(program, index, layout);
+    if (host && !layout->gradients_sharded) {
+        hdi_gradients_to_host(program, index, layout, host);
+        return;
+    }
     if (program->status != HD_OK || (layout->shards == 1 && !program->exact)) return;
-    reducer r = {
-        .program = program, .index = index, .layout = layout, .original_ops = program->op_count};
+    reducer r = {.program = program,
+                 .index = index,
+                 .layout = layout,
+                 .host = host,
+                 .original_ops = program->op_count};
     collect_runs(&r);
     if (r.run_count) qsort(r.runs, (size_t)r.run_count, sizeof *r.runs, earlier_run);
-    r.after_capacity = program->op_count + 6 * r.run_count;
+    r.after_capacity = program->op_count + MOST_OPS * r.run_count;
     r.after = hdi_alloc_array((size_t)r.after_capacity, sizeof *r.after);
     if (r.after && program->status == HD_OK) {
         program->phase = HDI_PHASE_BACKWARD;

@@ -24,7 +24,6 @@ typedef struct mover {
     int run_count, run_capacity;
     int original_ops, first_backward;
     int *before; /* [appended op] */
-    hd_tensor squares;
 } mover;
 
 hd_tensor hdi_host_gradient(hd_program *program, int64_t first, int64_t elements)
@@ -89,21 +88,32 @@ static hdi_op *append(mover *m, const hd_op_kind *kind, const void *options, int
     return op;
 }
 
+bool hdi_squares_of(const hdi_host_gradients *options, const hdi_bucket *bucket, int64_t first,
+                    int64_t elements, hdi_squares_options *out)
+{
+    int begin = 0, end;
+    while (begin < options->count && options->pieces[begin].first < first)
+        begin++;
+    for (end = begin; end < options->count && options->pieces[end].first < first + elements;)
+        end++;
+    *out = (hdi_squares_options){
+        .pieces = options->pieces + begin, .count = end - begin, .first = first, .adds = true};
+    return !bucket->late && out->count > 0;
+}
+
+hd_tensor hdi_squares_state(hd_program *program, const hdi_host_gradients *options)
+{
+    const hd_tensor found = hd_tensor_find(program, HDI_SQUARES);
+    return found.id ? found : hd_state(program, HDI_SQUARES, HD_DTYPE_F64, 1, &options->blocks);
+}
+
 static void append_squares(mover *m, const bucket_run *run)
 {
-    const hdi_host_gradients *o = m->options;
-    const int64_t end = run->first + run->bucket->elements;
-    int first = 0, count = 0;
-    while (first < o->count && o->pieces[first].first < run->first)
-        first++;
-    while (first + count < o->count && o->pieces[first + count].first < end)
-        count++;
-    if (run->bucket->tied || !count) return;
-    hdi_op *op =
-        append(m, &hdi_op_squares,
-               &(hdi_squares_options){
-                   .pieces = o->pieces + first, .count = count, .first = run->first, .adds = true},
-               run->after + 1, run->whole, m->squares);
+    hdi_squares_options options;
+    if (!hdi_squares_of(m->options, run->bucket, run->first, run->bucket->elements, &options))
+        return;
+    hdi_op *op = append(m, &hdi_op_squares, &options, run->after + 1, run->whole,
+                        hdi_squares_state(m->program, m->options));
     if (op) op->last_only = true;
 }
 
@@ -158,7 +168,6 @@ void hdi_gradients_to_host(hd_program *program, int index, const hdi_layout *lay
                .first_backward = program->op_count};
     for (int i = program->op_count - 1; i >= 0; i--)
         if (program->ops[i]->phase == HDI_PHASE_BACKWARD) m.first_backward = i;
-    m.squares = hd_state(program, HDI_SQUARES, HD_DTYPE_F64, 1, &options->blocks);
     collect_runs(&m);
     m.before = hdi_alloc_array(4 * (size_t)m.run_count + 1, sizeof *m.before);
     if (!m.before) hd_program_fail(program, HD_ERROR_MEMORY, "out of host memory");

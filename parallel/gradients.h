@@ -14,12 +14,18 @@ typedef struct hdi_host_gradients {
 
 #define HDI_SQUARES "squares.sums"
 
-/* Let a program's gradients, number `index` of a layout of one shard, lie in buckets that pass: a bucket
- * comes in, if it is added to, one bucket ahead; once its last gradient is there, squares are taken, in
- * the last micro-batch, and it goes to the host beside the computation. The pieces of tied buckets are
- * left out, whose sums are not complete yet. Sticky errors of the program apply. */
+/* Let a program's gradients, number `index` of a layout that does not shard them, lie in buckets that
+ * pass: a bucket comes in, if it is added to, one bucket ahead; once its last gradient is there, squares
+ * are taken, in the last micro-batch, and it goes to the host beside the computation. The pieces of late
+ * buckets are left out, whose sums are not complete yet. Sticky errors of the program apply. */
 void hdi_gradients_to_host(hd_program *program, int index, const hdi_layout *layout,
                            const hdi_host_gradients *options);
+
+/* The squares of what of `elements` stored gradients from `first` on is complete in its bucket; false:
+ * none. */
+bool hdi_squares_of(const hdi_host_gradients *options, const hdi_bucket *bucket, int64_t first,
+                    int64_t elements, hdi_squares_options *out);
+hd_tensor hdi_squares_state(hd_program *program, const hdi_host_gradients *options);
 
 /* A range of the host's flat gradients as a tensor. */
 hd_tensor hdi_host_gradient(hd_program *program, int64_t first, int64_t elements);

@@ -5,6 +5,7 @@
 #include "comm/comm.h"
 #include "core/error.h"
 #include "core/memory.h"
+#include "ops/shard_sum.h"
 #include "parallel/data.h"
 
 struct hdi_pipeline {

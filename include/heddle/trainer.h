@@ -82,7 +82,8 @@ typedef struct hd_trainer_options {
     hd_residency
         gradient_residency;  /* of gradients' sums: HOST: a bucket goes there when the backward
                                          has made it, and comes in to be added to; AUTO: if nothing
-                                         else fits. One data and sequence rank, not `exact` */
+                                         else fits. With several data and sequence ranks it wants
+                                         shard_state 2 or 3. The same bits. */
     int64_t chunk_elements;  /* that pass at a time; zero means 4 Mi */
     size_t budget, foreign;  /* bytes of device memory; zero budget: no limit */
     size_t transport;        /* bytes of it that communicators take */

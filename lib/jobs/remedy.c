@@ -8,12 +8,18 @@
 #include <inttypes.h>
 #include <string.h>
 
-/* Savers, in the order of what they cost in time: the bits of a choice, tried in rising order. */
+/* Savers: bits, so that of two choices the larger number costs more time. Of the levels of sharding the
+ * highest counts. */
 enum {
-    ONE_F_ONE_B = 1, /* fewer micro-batches in flight than gpipe, for nothing */
-    SHARD_STATE = 2, /* weights travel once a step */
-    RECOMPUTE = 4,   /* a third more computation */
-    CHOICES = 8
+    ONE_F_ONE_B = 1,     /* fewer micro-batches in flight than gpipe, for nothing */
+    LEVEL_1 = 2,         /* weights travel once a step */
+    LEVEL_2 = 4,         /* gradients travel with each micro-batch */
+    HOST_OPTIMIZER = 8,  /* the update waits for copies */
+    RECOMPUTE = 16,      /* a third more computation */
+    LEVEL_3 = 32,        /* weights travel twice with each micro-batch */
+    HOST_GRADIENTS = 64, /* copies both ways with each micro-batch */
+    HOST_WEIGHTS = 128,  /* copies in for each forward and backward */
+    LEVELS = LEVEL_1 | LEVEL_2 | LEVEL_3
 };
 
 typedef struct setting {
@@ -35,17 +41,60 @@ static bool is_gpipe(const hd_trainer_options *options)
     return options->schedule && strcmp(options->schedule, "gpipe") == 0;
 }
 
-/* Savers that would change something. */
+/* Ranks that share out what is sharded. */
+static int replicas(const hd_trainer_options *options, const setting *tried)
+{
+    return tried->data * hd_mesh_size(options->mesh, HD_AXIS_SEQUENCE);
+}
+
+static int shard_state(const hd_trainer_options *options, const setting *tried)
+{
+    if (tried->savers & LEVEL_3) return 3;
+    if (tried->savers & LEVEL_2) return 2;
+    return tried->savers & LEVEL_1 ? 1 : options->shard_state;
+}
+
+static bool gradients_may_leave(const hd_trainer_options *options, const setting *tried)
+{
+    return replicas(options, tried) == 1 || shard_state(options, tried) >= 2;
+}
+
+/* Savers that would change something, beside levels. */
 static int useful_savers(const hd_trainer_options *options, const setting *tried)
 {
     int savers = 0;
     if (is_gpipe(options) && tried->pipeline > 1) savers |= ONE_F_ONE_B;
-    if (!options->shard_state && tried->data > 1) savers |= SHARD_STATE;
+    if (options->optimizer_residency == HD_RESIDENCY_RESIDENT) savers |= HOST_OPTIMIZER;
     if (options->activations == HD_ACTIVATIONS_KEEP && !options->recompute) savers |= RECOMPUTE;
+    if (options->gradient_residency == HD_RESIDENCY_RESIDENT && gradients_may_leave(options, tried))
+        savers |= HOST_GRADIENTS;
+    if (options->residency == HD_RESIDENCY_RESIDENT) savers |= HOST_WEIGHTS;
     return savers;
 }
 
-/* The least that one rank needs: what is AUTO still, activations alone, in each way that may be it. */
+/* What is chosen by the budget was tried with all that saves. */
+static hd_trainer_options changed(const hd_trainer_options *options, const setting *tried)
+{
+    hd_trainer_options out = *options;
+    out.budget = 0;
+    out.sequences = tried->micro_batch;
+    out.accumulate = tried->accumulate;
+    out.shard_state = shard_state(options, tried);
+    if (tried->savers & RECOMPUTE) out.recompute = true;
+    if (tried->savers & ONE_F_ONE_B) out.schedule = "1f1b";
+    if (tried->savers & HOST_OPTIMIZER || out.optimizer_residency == HD_RESIDENCY_AUTO)
+        out.optimizer_residency = HD_RESIDENCY_HOST;
+    if (out.gradient_residency == HD_RESIDENCY_AUTO)
+        out.gradient_residency =
+            gradients_may_leave(options, tried) ? HD_RESIDENCY_HOST : HD_RESIDENCY_RESIDENT;
+    if (tried->savers & HOST_GRADIENTS) out.gradient_residency = HD_RESIDENCY_HOST;
+    if (tried->savers & HOST_WEIGHTS || out.residency == HD_RESIDENCY_AUTO)
+        out.residency = HD_RESIDENCY_HOST;
+    return out;
+}
+
+/* The least that a rank needs: of the ways of activations that AUTO may mean, one needs less for one model,
+ * one for another. */
 static hd_status measure_least(hd_trainer_options options, size_t *bytes)
 {
     static const hd_activations ways[] = {HD_ACTIVATIONS_RECOMPUTE, HD_ACTIVATIONS_HOST};
@@ -62,97 +111,97 @@ static hd_status measure_least(hd_trainer_options options, size_t *bytes)
     return HD_OK;
 }
 
-static hd_status measure_rank(const hd_trainer_options *options, const setting *tried, int stage,
-                              int data, size_t *largest)
+static hd_status measure_rank(const hd_trainer_options *options, const setting *tried, int rank,
+                              size_t *largest)
 {
-    const int sequence = hd_mesh_size(options->mesh, HD_AXIS_SEQUENCE);
-    const int tensor = hd_mesh_size(options->mesh, HD_AXIS_TENSOR);
-    const int copies = hd_mesh_size(options->mesh, HD_AXIS_COPY);
-    const int group = hd_mesh_size(options->mesh, HD_AXIS_DATA) / copies;
+    const hd_mesh *mesh = options->mesh;
+    const int copies = hd_mesh_size(mesh, HD_AXIS_COPY);
+    const int group = hd_mesh_size(mesh, HD_AXIS_DATA) / copies;
     const hd_mesh_options sizes = {.data = tried->data,
                                    .pipeline = tried->pipeline,
-                                   .sequence = sequence,
+                                   .sequence = hd_mesh_size(mesh, HD_AXIS_SEQUENCE),
                                    .shard_group =
                                        copies > 1 && tried->data % group == 0 ? group : 0,
-                                   .ring = hd_mesh_ring(options->mesh),
-                                   .tensor = tensor};
-    const int ranks = tried->data * tried->pipeline * sequence * tensor;
-    const int line =
-        (stage * tried->data + data) * sequence + hd_mesh_index(options->mesh, HD_AXIS_SEQUENCE);
-    const int rank = line * tensor + hd_mesh_index(options->mesh, HD_AXIS_TENSOR);
-    hd_trainer_options changed = *options;
-    hd_mesh *mesh;
-    HD_RETURN_IF_ERROR(hd_mesh_create_fake(rank, ranks, &sizes, &mesh));
-    changed.mesh = mesh;
-    changed.budget = 0; /* what is chosen by it was tried with all that saves */
-    if (changed.optimizer_residency == HD_RESIDENCY_AUTO)
-        changed.optimizer_residency = HD_RESIDENCY_HOST;
-    if (changed.gradient_residency == HD_RESIDENCY_AUTO)
-        changed.gradient_residency = HD_RESIDENCY_HOST;
-    if (changed.residency == HD_RESIDENCY_AUTO) changed.residency = HD_RESIDENCY_HOST;
-    changed.sequences = tried->micro_batch;
-    changed.accumulate = tried->accumulate;
+                                   .ring = hd_mesh_ring(mesh),
+                                   .tensor = hd_mesh_size(mesh, HD_AXIS_TENSOR)};
+    hd_trainer_options with = changed(options, tried);
+    hd_mesh *fake = NULL;
+    size_t bytes = 0;
     hd_trainer_shape *shapes = hdi_alloc_array((size_t)options->shape_count + 1, sizeof *shapes);
-    if (!shapes) {
-        hd_mesh_destroy(mesh);
-        return hdi_error(HD_ERROR_MEMORY, "remedy: out of host memory");
-    }
+    if (!shapes) return hdi_error(HD_ERROR_MEMORY, "remedy: out of host memory");
     for (int i = 0; i < options->shape_count; i++) {
         shapes[i] = options->shapes[i];
         shapes[i].accumulate *= tried->accumulate; /* of 1 as it is */
     }
-    changed.shapes = shapes;
-    if (tried->savers & SHARD_STATE) changed.shard_state = 1;
-    changed.recompute = options->recompute || (tried->savers & RECOMPUTE);
-    if (tried->savers & ONE_F_ONE_B) changed.schedule = "1f1b";
-    size_t bytes = 0;
-    const hd_status status = measure_least(changed, &bytes);
+    with.shapes = shapes;
+    hd_status status = hd_mesh_create_fake(
+        rank, replicas(options, tried) * tried->pipeline * sizes.tensor, &sizes, &fake);
+    with.mesh = fake;
+    if (status == HD_OK) status = measure_least(with, &bytes);
     if (status == HD_OK && bytes > *largest) *largest = bytes;
-    hd_mesh_destroy(mesh);
+    hd_mesh_destroy(fake);
     hdi_free(shapes);
     return status;
 }
 
-/* What the hungriest of the first data ranks needs, or of all. */
-static hd_status measure_ranks(const search *s, const setting *tried, int data_ranks, size_t *bytes)
+/* What the hungriest rank needs: first the first one of each stage, and where these fit all the others,
+ * whose shards and parts are almost equal. What is over `enough` need not be known better. */
+static hd_status measure(const hd_trainer_options *options, const setting *tried, size_t enough,
+                         size_t *bytes)
 {
+    const int each = replicas(options, tried) * hd_mesh_size(options->mesh, HD_AXIS_TENSOR);
+    const bool alike = each == tried->data && !shard_state(options, tried);
     *bytes = 0;
-    for (int stage = 0; stage < tried->pipeline; stage++)
-        for (int data = 0; data < data_ranks; data++)
-            HD_RETURN_IF_ERROR(measure_rank(s->options, tried, stage, data, bytes));
+    for (int later = 0; later <= !alike; later++)
+        for (int rank = 0; rank < each * tried->pipeline && *bytes <= enough; rank++)
+            if ((rank % each > 0) == later)
+                HD_RETURN_IF_ERROR(measure_rank(options, tried, rank, bytes));
     return HD_OK;
 }
 
-/* Data ranks differ only by their shards of the state, which are almost equal. */
-static hd_status measure(const search *s, const setting *tried, size_t *bytes)
+/* A choice that cannot be planned does not fit. */
+static bool fits(search *s, const setting *tried, size_t *bytes)
 {
-    const bool differ = s->options->shard_state > 0 || (tried->savers & SHARD_STATE);
-    HD_RETURN_IF_ERROR(measure_ranks(s, tried, 1, bytes));
-    if (!differ || *bytes > s->options->budget) return HD_OK;
-    return measure_ranks(s, tried, tried->data, bytes);
+    const size_t budget = s->options->budget;
+    const size_t enough = s->best_bytes > budget ? s->best_bytes : budget;
+    if (measure(s->options, tried, s->best_bytes ? enough : SIZE_MAX, bytes) != HD_OK) return false;
+    if (!s->best_bytes || *bytes < s->best_bytes) {
+        s->best_bytes = *bytes;
+        s->best = *tried;
+    }
+    return *bytes <= budget;
 }
 
-/* The cheapest choice of savers on a layout; true if one fits. A choice that cannot be planned is
- * passed over. */
+/* The cheapest choice of savers on a layout; true if one fits. At each level of sharding: if it fits with
+ * all that saves, the dear ones are left out first. */
 static bool try_savers(search *s, setting tried)
 {
-    const int useful = useful_savers(s->options, &tried);
-    size_t bytes;
-    tried.savers = useful;
-    if (measure(s, &tried, &bytes) != HD_OK) return false;
-    if (!s->best_bytes || bytes < s->best_bytes) {
-        s->best_bytes = bytes;
-        s->best = tried;
+    static const int levels[] = {0, LEVEL_1, LEVEL_2, LEVEL_3};
+    setting found = {.savers = -1};
+    size_t bytes, found_bytes = 0;
+    for (int level = 0; level < 4; level++) {
+        if (level && (level <= s->options->shard_state || replicas(s->options, &tried) == 1))
+            continue;
+        if (found.savers >= 0 && levels[level] > found.savers) break;
+        tried.savers = levels[level];
+        tried.savers |= useful_savers(s->options, &tried);
+        if (!fits(s, &tried, &bytes)) continue;
+        for (int bit = HOST_WEIGHTS; bit; bit >>= 1) {
+            setting fewer = tried;
+            size_t fewer_bytes;
+            fewer.savers &= ~bit;
+            if (!(tried.savers & bit & ~LEVELS) || !fits(s, &fewer, &fewer_bytes)) continue;
+            tried = fewer;
+            bytes = fewer_bytes;
+        }
+        if (found.savers >= 0 && found.savers < tried.savers) continue;
+        found = tried;
+        found_bytes = bytes;
     }
-    if (bytes > s->options->budget) return false; /* then fewer savers do not fit either */
-    for (tried.savers = 0; tried.savers < CHOICES; tried.savers++) {
-        if (tried.savers & ~useful) continue;
-        if (measure(s, &tried, &bytes) != HD_OK || bytes > s->options->budget) continue;
-        s->best = tried;
-        s->best_bytes = bytes;
-        return true;
-    }
-    return false;
+    if (found.savers < 0) return false;
+    s->best = found;
+    s->best_bytes = found_bytes;
+    return true;
 }
 
 /* Smaller and smaller micro-batches, more of them, the same batch. */
@@ -203,12 +252,14 @@ static void name_changes(const search *s, hdi_text *text)
         !hdi_config_int(values, "train.tokens_per_step"))
         add_key(text, "train.accumulate", best->accumulate);
     if (best->savers & ONE_F_ONE_B) hdi_text_append(text, " layout.schedule=1f1b");
-    if (best->savers & SHARD_STATE) hdi_text_append(text, " layout.shard_state=true");
+    if (best->savers & LEVELS) add_key(text, "layout.shard_state", shard_state(s->options, best));
+    if (best->savers & HOST_OPTIMIZER) hdi_text_append(text, " optimizer.residency=host");
     if (best->savers & RECOMPUTE) hdi_text_append(text, " layout.recompute=layer");
+    if (best->savers & HOST_GRADIENTS) hdi_text_append(text, " train.gradient_residency=host");
+    if (best->savers & HOST_WEIGHTS) hdi_text_append(text, " train.residency=host");
     if (best->data * best->pipeline != now->data * now->pipeline)
         hdi_text_printf(text, " on %d ranks",
-                        best->data * best->pipeline *
-                            hd_mesh_size(s->options->mesh, HD_AXIS_SEQUENCE) *
+                        replicas(s->options, best) * best->pipeline *
                             hd_mesh_size(s->options->mesh, HD_AXIS_TENSOR));
 }
 
@@ -234,7 +285,7 @@ hd_status hdi_remedy_add(const hd_config *config, const hd_trainer_options *opti
         hdi_text_append(&text, "\nnothing tried needs less");
     hdi_text_free(&changes);
     size_t bytes;
-    if (measure_ranks(&s, &s.now, options->shard_state ? s.now.data : 1, &bytes) == HD_OK)
+    if (measure(options, &s.now, SIZE_MAX, &bytes) == HD_OK)
         hdi_text_printf(&text, "\nas it is, memory.budget=%zu is the smallest that would do",
                         bytes);
     hd_status status = text.failed ? hdi_error(HD_ERROR_BUDGET, "does not fit memory.budget")

@@ -114,11 +114,12 @@ const hdi_config_row hdi_job_schema[] = {
          "copied in beside computing; auto: on the host as few as memory.budget asks for, if "
          "nothing else fits",
          0),
-    ENUM("train.gradient_residency", "device", state_residencies,
-         "of gradients' sums; host: a bucket goes there when the backward has made it; auto: if "
-         "nothing "
-         "else fits memory.budget",
-         QUIET),
+    ENUM(
+        "train.gradient_residency", "device", state_residencies,
+        "of gradients' sums; host: a bucket goes there when the backward has made it, with several "
+        "data ranks each one's share (layout.shard_state 2 or 3); auto: if nothing else fits "
+        "memory.budget",
+        QUIET),
     FLOAT("train.clip", "1", "0", NULL, NULL, "global gradient norm; zero: no clipping", 0),
     INT("train.validate_every", "0", "0", NULL, "steps", "zero: at the end only", QUIET),
     INT("train.validate_batches", "4", "0", "65536", "micro-batches",

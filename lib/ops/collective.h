@@ -35,32 +35,11 @@ typedef struct hdi_tree_sum_options {
 } hdi_tree_sum_options;
 extern const hd_op_kind hdi_op_tree_sum;
 
-/* in[0]: a micro-batch's gradients of this rank's shard, `parts` runs of out[0]'s length from as many
- * ranks. out[0]: their sum over the step's micro-batches, begun by the first. In exact mode it has
- * levels, as gradients of whole buckets have: runs join in the tree over (micro-batch, rank). */
-typedef struct hdi_shard_sum_options {
-    int parts;
-    bool exact, accumulates; /* accumulates: there are several micro-batches */
-} hdi_shard_sum_options;
-extern const hd_op_kind hdi_op_shard_sum;
-
-/* Leaves of the tree that a micro-batch adds to an exact sum over `parts` ranks: runs that are a whole
- * subtree are summed at once. */
-int hdi_shard_leaves(int parts, bool accumulates);
-
 /* out[0] += in[0], ranges of flat storage; out[0] is read, too. */
 extern const hd_op_kind hdi_op_gradient_join;
 
 /* Join the level that out[0] was written at with run->folds levels below, fp32; no inputs. */
 extern const hd_op_kind hdi_op_gradient_fold;
-
-/* The gradient level that local micro-batch `micro_batch` of `count` writes, and how often it then
- * joins levels below: micro-batches meet in a binary tree over their index. */
-int hdi_gradient_level(int micro_batch);
-int hdi_gradient_folds(int micro_batch, int count);
-
-/* Levels needed for `count` micro-batches. */
-int hdi_gradient_levels(int count);
 
 /* NULL unless the op is one of these; a user's own ops may communicate by other means. */
 const hdi_collective *hdi_op_collective(const hd_op *op);

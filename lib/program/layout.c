@@ -92,8 +92,9 @@ static hd_status collect_instances(hdi_layout *layout, hd_program *const *progra
     return HD_OK;
 }
 
-static hd_status make_buckets(hdi_layout *layout, int64_t limit)
+static hd_status make_buckets(hdi_layout *layout, const hdi_layout_options *options)
 {
+    const int64_t limit = options->bucket_elements ? options->bucket_elements : 8 << 20;
     int64_t position = 0;
     for (int i = 0; i < layout->entry_count; i++) {
         hdi_entry *entry = &layout->entries[i];
@@ -107,11 +108,13 @@ static hd_status make_buckets(hdi_layout *layout, int64_t limit)
             if (!HDI_GROW(layout->buckets, layout->bucket_count, layout->bucket_capacity))
                 return out_of_memory();
             open = &layout->buckets[layout->bucket_count++];
-            *open = (hdi_bucket){.first = position,
-                                 .first_entry = i,
-                                 .program = entry->program,
-                                 .block = entry->block,
-                                 .tied = alone};
+            *open =
+                (hdi_bucket){.first = position,
+                             .first_entry = i,
+                             .program = entry->program,
+                             .block = entry->block,
+                             .tied = alone,
+                             .late = alone || (options->sums_alike && !hdi_entry_is_part(entry))};
         }
         entry->first = position;
         entry->bucket = layout->bucket_count - 1;
@@ -208,25 +211,33 @@ static hd_status make_shards(hdi_layout *layout)
     return HD_OK;
 }
 
-/* Sums that are sharded lie as the optimizer's state does, those of further instances after them. */
+/* Levels of a shard together; a multiple of HDI_FLAT_ALIGNMENT, as shards are. */
+static int64_t stored_shard(const hdi_layout *layout, int bucket)
+{
+    int64_t first;
+    return layout->levels * hdi_layout_shard(layout, bucket, layout->shard, &first);
+}
+
+/* Shards in the order of the buckets, those of further instances after them. */
 static void store_gradients(hdi_layout *layout)
 {
+    int64_t stored = 0;
     for (int b = 0; b < layout->bucket_count; b++) {
         hdi_bucket *bucket = &layout->buckets[b];
-        bucket->gradient_first = layout->gradients_sharded ? bucket->state_first : bucket->first;
+        bucket->gradient_first = layout->gradients_sharded ? stored : bucket->first;
+        stored += stored_shard(layout, b);
     }
-    if (layout->gradients_sharded) layout->gradient_elements = layout->optimizer_elements;
+    if (layout->gradients_sharded) layout->gradient_elements = stored;
     for (int i = 0; i < layout->instance_count; i++) {
         hdi_instance *instance = &layout->instances[i];
         const hdi_entry *entry = &layout->entries[instance->entry];
         instance->stored = instance->first;
         if (!layout->gradients_sharded) continue;
-        int64_t own_first, own = hdi_layout_shard(layout, entry->bucket, layout->shard, &own_first);
         if (instance->first == entry->first) {
             instance->stored = layout->buckets[entry->bucket].gradient_first;
         } else {
             instance->stored = layout->gradient_elements;
-            layout->gradient_elements += hdi_round_up(own, HDI_FLAT_ALIGNMENT);
+            layout->gradient_elements += stored_shard(layout, entry->bucket);
         }
     }
     /* Values pass through these bytes on their way in, on ranks that own nothing, too. */
@@ -275,8 +286,10 @@ hd_status hdi_layout_create(hd_program *const *programs, int count,
     layout->copies = options->copies > 0 ? options->copies : 1;
     layout->copy = options->copy;
     layout->state_sharded = options->sharding >= 1;
-    layout->gradients_sharded = options->sharding >= 2 && layout->shards > 1;
+    layout->gradients_sharded =
+        options->shards_alone || (options->sharding >= 2 && layout->shards > 1);
     layout->weights_sharded = options->sharding >= 3 && layout->shards > 1;
+    layout->levels = layout->gradients_sharded && options->levels > 1 ? options->levels : 1;
     layout->accumulates = options->accumulates;
     hd_status status = collect_entries(layout, programs, count, options);
     if (status == HD_OK) status = collect_instances(layout, programs, count);
@@ -286,9 +299,7 @@ hd_status hdi_layout_create(hd_program *const *programs, int count,
     layout->sharded_blocks = layout->weights_sharded ? layout->block_count : 0;
     layout->host_blocks =
         options->host_blocks < layout->block_count ? options->host_blocks : layout->block_count;
-    if (status == HD_OK)
-        status =
-            make_buckets(layout, options->bucket_elements ? options->bucket_elements : 8 << 20);
+    if (status == HD_OK) status = make_buckets(layout, options);
     if (status == HD_OK) status = place_instances(layout);
     if (status == HD_OK) status = make_shards(layout);
     if (status == HD_OK) store_gradients(layout);

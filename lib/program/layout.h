@@ -58,9 +58,11 @@ typedef struct hdi_bucket {
         *part_offsets;   /* [copies] one copy of this rank's part from each of them */
     int64_t state_first; /* this rank's optimizer state of the bucket, in flat optimizer elements */
     int64_t gradient_first; /* and its gradients, in stored gradients */
-    int64_t weights_first;  /* and weights, in stored weights of the device or of the host */
-    int block;              /* where buckets end with blocks; -1: in none */
-    bool sharded, host;     /* its weights; those on the host lie block by block */
+    bool late; /* its sums are complete only when those of other stages, of further uses or of the
+                  tensor axis have joined */
+    int64_t weights_first; /* and weights, in stored weights of the device or of the host */
+    int block;             /* where buckets end with blocks; -1: in none */
+    bool sharded, host;    /* its weights; those on the host lie block by block */
 } hdi_bucket;
 
 typedef struct hdi_layout {
@@ -76,6 +78,8 @@ typedef struct hdi_layout {
     int shards, shard; /* which share the optimizer's work; this rank's place */
     int copies, copy;  /* of the shards, on HD_AXIS_COPY; gradients are sums over them, too */
     bool state_sharded, gradients_sharded, weights_sharded;
+    int levels; /* of partial sums: of gradients that are sharded each shard is stored so many times,
+                   one after another, the sum first. Of others 1: their levels are the plan's */
     int block_count;                 /* where buckets end with blocks, else 0 */
     int sharded_blocks, host_blocks; /* those that are kept in shards, or on the host */
     bool accumulates;                /* steps have several micro-batches */
@@ -87,12 +91,15 @@ typedef struct hdi_layout_options {
     int shards, shard;
     int copies, copy; /* zero copies mean 1; more want sharding of gradients */
     int sharding;     /* 1: of optimizer state; 2: of gradients, too; 3: of blocks' weights, too. Of
-                         one shard 1 at most */
+                         one shard 1 at most, but for shards_alone */
     int host_blocks;  /* so many blocks are kept on the host, or all if there are fewer */
     bool
         cuts_blocks; /* buckets end where blocks do, whatever is kept where: ranks that differ in that
                          then still have the same buckets */
-    bool accumulates;                              /* steps have several micro-batches */
+    bool accumulates;  /* steps have several micro-batches */
+    int levels;        /* of partial sums of gradients that are sharded; zero means 1 */
+    bool shards_alone; /* of one shard, too, gradients are transients that join a stored sum */
+    bool sums_alike;   /* ranks of the tensor axis sum gradients of what all of them have */
     bool (*is_tied)(void *user, const char *name); /* lives on other stages too; may be NULL */
     void *user;
 } hdi_layout_options;

@@ -161,7 +161,8 @@ static bool is_activations(const hd_program *program, const hd_op *op)
     for (int k = 0; k < op->inputs + op->outputs; k++) {
         const hd_tensor x = k < op->inputs ? op->in[k] : op->out[k - op->inputs];
         const hdi_tensor *tensor = hdi_tensor_of(program, x);
-        if (!tensor || tensor->flat || tensor->holds || tensor->use >= 0) return false;
+        if (!tensor || tensor->flat || tensor->holds || tensor->within.id || tensor->use >= 0)
+            return false;
     }
     return op->inputs > 0;
 }

@@ -273,6 +273,19 @@ hd_tensor hdi_flat_tensor(hd_program *program, const char *name, hdi_flat flat, 
     return handle;
 }
 
+hd_tensor hdi_tensor_view(hd_program *program, hd_tensor whole, int64_t first, int64_t elements)
+{
+    const hdi_tensor *of = hdi_tensor_of(program, whole);
+    if (!of) return (hd_tensor){0};
+    const hd_tensor view =
+        hdi_tensor_add(program, of->info.name, of->info.dtype, HD_ROLE_ACTIVATION, 1, &elements);
+    hdi_tensor *tensor = hdi_tensor_of(program, view);
+    if (!tensor) return view;
+    tensor->within = whole;
+    tensor->within_first = first;
+    return view;
+}
+
 hd_tensor hd_output(hd_program *program, hd_tensor x, const char *name)
 {
     hdi_tensor *tensor = hdi_tensor_of(program, x);

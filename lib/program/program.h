@@ -34,7 +34,8 @@ typedef struct hdi_tensor {
     bool level_zero; /* GRADIENT: the joined sum, not the micro-batch's leaf */
     bool host;       /* lives in pinned host memory: only loads read it, only stores write it */
 
-    hd_tensor within; /* GRADIENT: lies in this activation, from its element within_first on */
+    hd_tensor
+        within; /* GRADIENT, views: lies in this activation, from its element within_first on */
     int64_t within_first;
     bool holds; /* ACTIVATION: gradients lie within it, whose ops make it */
 
@@ -115,6 +116,9 @@ hd_tensor hdi_tensor_add(hd_program *program, const char *name, hd_dtype dtype, 
 /* A range of flat storage as a tensor: `first` and `elements` count elements of it. */
 hd_tensor hdi_flat_tensor(hd_program *program, const char *name, hdi_flat flat, hd_dtype dtype,
                           int64_t first, int64_t elements);
+
+/* A range of an activation that an op makes as a whole. */
+hd_tensor hdi_tensor_view(hd_program *program, hd_tensor whole, int64_t first, int64_t elements);
 
 /* A constant table made by `fill(user)` at start; user_bytes are copied. Shared by name. */
 hd_tensor hdi_table(hd_program *program, const char *name, int rank, const int64_t *dims,

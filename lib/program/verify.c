@@ -45,6 +45,14 @@ static bool in_place(const hd_op *op, int id, int other)
     return false;
 }
 
+/* What an op updates in place, it has read, and with it its parts and what overlaps it in its whole. */
+static bool updates_whole(const hd_program *program, const hd_op *op, int id, int other)
+{
+    if (!(op->kind->flags & HD_OP_UPDATES) || !id) return false;
+    const int whole = program->tensors[id]->within.id;
+    return program->tensors[other]->within.id == (whole ? whole : id);
+}
+
 /* Nothing that is still wanted may lie in [begin, end), written by op `index` as tensor `id`. */
 static hd_status check_write(const replay *r, int index, int id, size_t begin, size_t end)
 {
@@ -59,6 +67,7 @@ static hd_status check_write(const replay *r, int index, int id, size_t begin, s
             continue;
         if (begin >= other_end || other_begin >= end) continue;
         if (id && r->unit->program->tensors[id]->within.id == other) continue;
+        if (updates_whole(r->unit->program, op, id, other)) continue;
         bool allowed = id && in_place(op, id, other) && r->last_read[other] == index &&
                        begin == other_begin && end == other_end;
         if (!allowed) return broken(r, index, "overwrites live", other);
@@ -77,6 +86,12 @@ static void let_die(replay *r, int index)
     r->live_count = kept;
 }
 
+/* Nobody writes it: a way to read a part of what is made as a whole. */
+static bool is_view(const hdi_tensor *tensor)
+{
+    return tensor->within.id && tensor->info.role == HD_ROLE_ACTIVATION && tensor->producer < 0;
+}
+
 static hd_status replay_op(replay *r, int index)
 {
     const hd_program *program = r->unit->program;
@@ -86,9 +101,12 @@ static hd_status replay_op(replay *r, int index)
         if (!id) continue;
         if (!r->unit->places[id].placed) return broken(r, index, "reads unplaced", id);
         int producer = program->tensors[id]->producer;
-        if (producer >= 0 && !r->written[id]) return broken(r, index, "reads unwritten", id);
+        const int made = is_view(program->tensors[id]) ? program->tensors[id]->within.id : id;
+        if ((producer >= 0 || made != id) && !r->written[made])
+            return broken(r, index, "reads unwritten", id);
         for (int part = 1; part < program->tensor_count; part++)
-            if (program->tensors[part]->within.id == id && !r->written[part])
+            if (program->tensors[part]->within.id == id && !r->written[part] &&
+                !is_view(program->tensors[part]))
                 return broken(r, index, "reads, before it is written,", part);
         /* Between the phases other micro-batches run and use the transients. */
         if (producer >= 0 && program->ops[producer]->phase != program->ops[index]->phase &&

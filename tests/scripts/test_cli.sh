@@ -120,7 +120,7 @@ check "it_takes_seconds_at_most" awk -v s="$seconds" -v most="$limit" 'BEGIN { e
 check "plan_writes_json_and_a_picture" says 0 ranks -- "$heddle" plan config.json --ranks 2 --layout.pipeline=2 --directory plans
 check "both_are_there" test -s plans/plan.json -a -s plans/plan.svg
 plan=("$heddle" plan --model.preset=gpt2-xl --ranks 2 --layout.sequence=2)
-check "plan_says_in_how_many_groups_heads_change_places" says 0 "sequence 2 (heads in 1 group" -- "${plan[@]}"
+check "plan_says_in_how_many_groups_heads_change_places" says 0 "sequence 2 (heads in 1 group), 1 chunk each" -- "${plan[@]}"
 check "large_exchanges_are_in_groups" says 0 "(heads in 2 groups)" -- "${plan[@]}" --train.tokens=1024 --train.micro_batch=32 --train.dtype=bf16
 check "and_so_are_others_if_asked" says 0 "(heads in 4 groups)" -- "${plan[@]}" --layout.sequence_groups=4
 check "print_lists_ops" says 0 "attn.c_attn" attention -- "$heddle" plan config.json --print

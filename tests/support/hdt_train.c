@@ -3,7 +3,9 @@
 
 #include "core/memory.h"
 #include "core/random.h"
+#include "runtime/session.h"
 #include "tests/support/hdt_device.h"
+#include "tests/support/hdt_late.h"
 
 #include <stdio.h>
 
@@ -78,6 +80,10 @@ hd_status hdt_train(hd_comm *comm, const hdt_training *training, hdt_trained *ou
     hd_model *model = hdt_tiny_model(training->family, training->layers);
     hd_status status = hd_mesh_create(comm, &training->mesh, &mesh);
     if (status == HD_OK) status = hdt_open_context(comm, mesh, &context);
+    if (status == HD_OK && training->late_copies && context->backend == &hdi_backend_cpu) {
+        context->backend = hdt_late_backend();
+        context->attached = mesh;
+    }
     if (status == HD_OK) {
         hd_trainer_options options = training->options;
         options.build = hd_model_build;

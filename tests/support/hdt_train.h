@@ -20,6 +20,7 @@ typedef struct hdt_training {
     int layers, steps;
     int global_batches; /* zero: HDT_GLOBAL_BATCHES */
     hd_mesh_options mesh;
+    bool late_copies;           /* on the CPU, of hdt_late.h */
     hd_trainer_options options; /* what concerns model, mesh and batches is filled in */
 } hdt_training;
 

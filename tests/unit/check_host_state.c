@@ -276,18 +276,20 @@ START_TEST(what_cannot_be_on_the_host_is_refused)
     hdt_assert_ok(hd_mesh_create_fake(0, 2, &(hd_mesh_options){.data = 2}, &mesh));
     options.mesh = mesh;
     hdt_assert_status(hd_trainer_create(&options, &trainer), HD_ERROR_UNSUPPORTED,
-                      "gradients on the host with 2 data and sequence ranks");
+                      "with 2 data and sequence ranks and shard_state 0");
+    options.shard_state = 1;
+    hdt_assert_status(hd_trainer_create(&options, &trainer), HD_ERROR_UNSUPPORTED,
+                      "want shard_state 2 or 3");
     options.gradient_residency = HD_RESIDENCY_AUTO; /* never on the host here */
-    hdt_assert_ok(hd_trainer_create(&options, &trainer));
-    hd_trainer_destroy(trainer);
+    options.budget = 1;
+    hdt_assert_status(hd_trainer_create(&options, &trainer), HD_ERROR_BUDGET, " gradients ");
+    options.shard_state = 2;
+    hdt_assert_status(hd_trainer_create(&options, &trainer), HD_ERROR_BUDGET, "does not fit");
+    ck_assert_ptr_null(strstr(hd_last_error(), " gradients "));
     hd_mesh_destroy(mesh);
     hdt_assert_ok(hd_mesh_create_fake(0, 1, &(hd_mesh_options){0}, &mesh));
     options.mesh = mesh;
-    options.gradient_residency = HD_RESIDENCY_HOST;
-    options.exact = true;
-    hdt_assert_status(hd_trainer_create(&options, &trainer), HD_ERROR_UNSUPPORTED,
-                      "reduction exact");
-    options.exact = false;
+    options.budget = 0;
     options.chunk_elements = -1;
     hdt_assert_status(hd_trainer_create(&options, &trainer), HD_ERROR_ARGUMENT, "chunks of -1");
     hd_mesh_destroy(mesh);

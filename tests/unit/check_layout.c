@@ -5,6 +5,7 @@
 
 #include "backend/backend.h"
 #include "core/random.h"
+#include "ops/shard_sum.h"
 #include "parallel/data.h"
 #include "tests/support/hdt_program.h"
 
@@ -230,7 +231,7 @@ START_TEST(a_parameter_that_the_loss_does_not_reach_is_refused)
     hd_program *p = program_of(letters, (const int64_t[]){100, 100}, 2, false);
     p->uses[1].gradient = (hd_tensor){0};
     hdi_layout *layout = layout_of(&p, 1, (hdi_layout_options){0});
-    hdi_data_reduce(p, 0, layout);
+    hdi_data_reduce(p, 0, layout, NULL);
     hdt_assert_status(hd_program_finish(p), HD_ERROR_ARGUMENT, "parameter 'b' has no gradient");
     hdi_layout_destroy(layout);
     hd_program_destroy(p);

@@ -135,7 +135,7 @@ static void make_gathered(void)
         &layout));
     hdt_assert_ok(hd_plan_create(&(hd_plan_options){0}, &plan));
     hdi_plan_set_layout(plan, layout);
-    hdi_data_reduce(program, 0, layout);
+    hdi_data_reduce(program, 0, layout, NULL);
     hdt_assert_ok(hd_plan_add(plan, program, NULL));
     hdt_assert_ok(hd_plan_finish(plan));
     unit = &plan->units[0];

@@ -141,7 +141,7 @@ static void make_trained(int sharding)
                               .shard = sharding ? 0 : 1, /* the first has blocks of its own */
                               .sharding = sharding},
         &layout));
-    hdi_data_reduce(p, 0, layout);
+    hdi_data_reduce(p, 0, layout, NULL);
     finish(&(hd_plan_program_options){.saved_slots = 2, .io_slots = 2, .boundary_slots = 2},
            layout);
 }

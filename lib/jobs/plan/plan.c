@@ -250,7 +250,8 @@ static void describe_sequence(const hd_mesh *mesh, const hd_program *program, si
     char rings[32] = "", groups[32] = "";
     if (ring > 1) snprintf(rings, sizeof rings, " in rings of %d", ring);
     if (program->sequence_turns)
-        snprintf(groups, sizeof groups, " (heads in %d groups)", program->sequence_turns);
+        snprintf(groups, sizeof groups, " (heads in %d %s)", program->sequence_turns,
+                 program->sequence_turns == 1 ? "group" : "groups");
     out[0] = '\0';
     if (ranks > 1) snprintf(out, bytes, " x sequence %d%s%s", ranks, rings, groups);
     const int tensor = hd_mesh_size(mesh, HD_AXIS_TENSOR);
@@ -287,11 +288,11 @@ static hd_status describe_shape(const planning *p, int index, hdi_text *text)
     double ideal;
     HD_RETURN_IF_ERROR(simulate(p, index, &timing, &ideal));
     if (any->shape_count > 1) hdi_text_printf(text, "shape %d: ", index);
-    hdi_text_printf(text,
-                    "%d ranks: data %d x pipeline %d%s, %d chunks each, schedule %s, %d "
-                    "micro-batches of ",
-                    p->ranks, data, any->pipeline, sequences, any->chunks,
-                    hdi_schedule_kind_name(shape->schedule->options.kind), shape->is.accumulate);
+    hdi_text_printf(text, "%d %s: data %d x pipeline %d%s, %d %s each, schedule %s, %d %s of ",
+                    p->ranks, p->ranks == 1 ? "rank" : "ranks", data, any->pipeline, sequences,
+                    any->chunks, any->chunks == 1 ? "chunk" : "chunks",
+                    hdi_schedule_kind_name(shape->schedule->options.kind), shape->is.accumulate,
+                    shape->is.accumulate == 1 ? "micro-batch" : "micro-batches");
     describe_batch(&shape->is, text);
     hdi_text_printf(text, "\n%" PRId64 " parameters, ", hd_model_parameters(p->model));
     const int64_t batches = (int64_t)shape->is.accumulate * data;

@@ -3,8 +3,8 @@
 #include "core/checked.h"
 #include "core/error.h"
 #include "core/memory.h"
+#include "ops/shard_sum.h"
 #include "parallel/data.h"
-#include "parallel/gradients.h"
 
 #include <limits.h>
 #include <string.h>
@@ -102,24 +102,14 @@ static hd_status take_shapes(hd_trainer *trainer)
     return HD_OK;
 }
 
-static hd_status check_gradient_residency(hd_trainer_options *o)
+static hd_status check_gradient_residency(const hd_trainer_options *o)
 {
-    const int ranks = hd_mesh_size(o->mesh, HD_AXIS_REPLICA);
-    const int tensor = hd_mesh_size(o->mesh, HD_AXIS_TENSOR);
-    const bool possible = !o->exact && ranks == 1 && tensor == 1;
-    if (o->gradient_residency == HD_RESIDENCY_AUTO && !possible)
-        o->gradient_residency = HD_RESIDENCY_RESIDENT;
-    if (o->gradient_residency != HD_RESIDENCY_HOST || possible) return HD_OK;
-    if (tensor > 1)
-        return hdi_error(HD_ERROR_UNSUPPORTED,
-                         "trainer: gradients on the host with tensor %d, want 1: those of what all "
-                         "ranks have are sums over that axis, made on the device",
-                         tensor);
+    if (o->gradient_residency != HD_RESIDENCY_HOST || hdi_trainer_gradients_may_leave(o))
+        return HD_OK;
     return hdi_error(HD_ERROR_UNSUPPORTED,
-                     "trainer: gradients on the host with %s%d data and sequence ranks; want "
-                     "reduction fast and one of them, with more split them over these (shard_state "
-                     "2)",
-                     o->exact ? "reduction exact and " : "", ranks);
+                     "trainer: gradients on the host with %d data and sequence ranks and "
+                     "shard_state %d: all would come and go on each; want shard_state 2 or 3",
+                     hd_mesh_size(o->mesh, HD_AXIS_REPLICA), o->shard_state);
 }
 
 /* What is kept for a weight is larger than the weight and used once a step: it leaves the device first. */
@@ -211,6 +201,16 @@ static int host_blocks(const hd_trainer_options *o)
     return o->host_blocks ? o->host_blocks : INT_MAX;
 }
 
+/* Of partial sums of gradients. */
+static int levels(const hd_trainer *trainer)
+{
+    const hd_trainer_options *o = &trainer->options;
+    const int most = most_micro_batches(trainer), shards = hd_mesh_size(o->mesh, HD_AXIS_SHARD);
+    if (!o->exact) return 1;
+    return hdi_gradient_levels(most *
+                               (o->shard_state >= 2 ? hdi_shard_leaves(shards, most > 1) : 1));
+}
+
 /* Laid out for the first shape; programs of the others write the same gradients. Training programs
  * are the plan's first, shape by shape. */
 static hd_status make_layout(hd_trainer *trainer, hdi_layout **out)
@@ -219,26 +219,30 @@ static hd_status make_layout(hd_trainer *trainer, hdi_layout **out)
     const hdi_trainer_shape *first = &trainer->shapes[0];
     hd_program **programs = hdi_alloc_array((size_t)trainer->chunks, sizeof(hd_program *));
     if (!programs) return out_of_memory();
-    const hd_mesh *mesh = trainer->options.mesh;
+    const hd_trainer_options *o = &trainer->options;
+    const hd_mesh *mesh = o->mesh;
     hd_axis axis = hd_mesh_size(mesh, HD_AXIS_SEQUENCE) > 1 ? HD_AXIS_REPLICA : HD_AXIS_DATA;
     if (hd_mesh_size(mesh, HD_AXIS_COPY) > 1) axis = HD_AXIS_SHARD;
     for (int c = 0; c < trainer->chunks; c++)
         programs[c] = first->train[c].program;
-    hd_status status =
-        hdi_layout_create(programs, trainer->chunks,
-                          &(hdi_layout_options){.bucket_elements = trainer->options.bucket_elements,
-                                                .axis = axis,
-                                                .shards = hd_mesh_size(mesh, HD_AXIS_SHARD),
-                                                .shard = hd_mesh_index(mesh, HD_AXIS_SHARD),
-                                                .copies = hd_mesh_size(mesh, HD_AXIS_COPY),
-                                                .copy = hd_mesh_index(mesh, HD_AXIS_COPY),
-                                                .sharding = trainer->options.shard_state,
-                                                .host_blocks = host_blocks(&trainer->options),
-                                                .cuts_blocks = trainer->cuts_blocks,
-                                                .accumulates = most_micro_batches(trainer) > 1,
-                                                .is_tied = is_tied,
-                                                .user = trainer},
-                          out);
+    hd_status status = hdi_layout_create(
+        programs, trainer->chunks,
+        &(hdi_layout_options){.bucket_elements = o->bucket_elements,
+                              .axis = axis,
+                              .shards = hd_mesh_size(mesh, HD_AXIS_SHARD),
+                              .shard = hd_mesh_index(mesh, HD_AXIS_SHARD),
+                              .copies = hd_mesh_size(mesh, HD_AXIS_COPY),
+                              .copy = hd_mesh_index(mesh, HD_AXIS_COPY),
+                              .sharding = o->shard_state,
+                              .host_blocks = host_blocks(o),
+                              .cuts_blocks = trainer->cuts_blocks,
+                              .accumulates = most_micro_batches(trainer) > 1,
+                              .levels = levels(trainer),
+                              .shards_alone = o->exact && hdi_trainer_gradients_on_host(trainer),
+                              .sums_alike = hd_mesh_size(mesh, HD_AXIS_TENSOR) > 1,
+                              .is_tied = is_tied,
+                              .user = trainer},
+        out);
     hdi_free(programs);
     for (int s = 1; s < trainer->shape_count; s++)
         for (int c = 0; c < trainer->chunks && status == HD_OK; c++)
@@ -276,13 +280,12 @@ static hd_status add_training(hd_trainer *trainer, const hdi_layout *layout)
         const hdi_trainer_shape *shape = &trainer->shapes[s];
         for (int c = 0; c < trainer->chunks; c++) {
             hd_program *program = shape->train[c].program;
-            hdi_data_reduce(program, s * trainer->chunks + c, layout);
-            if (hdi_trainer_gradients_on_host(trainer))
-                hdi_gradients_to_host(program, s * trainer->chunks + c, layout,
-                                      &(hdi_host_gradients){.accumulates = shape->is.accumulate > 1,
-                                                            .pieces = trainer->square_pieces,
-                                                            .count = trainer->square_count,
-                                                            .blocks = trainer->census.blocks});
+            const hdi_host_gradients host = {.accumulates = shape->is.accumulate > 1,
+                                             .pieces = trainer->square_pieces,
+                                             .count = trainer->square_count,
+                                             .blocks = trainer->census.blocks};
+            hdi_data_reduce(program, s * trainer->chunks + c, layout,
+                            hdi_trainer_gradients_on_host(trainer) ? &host : NULL);
             HD_RETURN_IF_ERROR(hd_program_finish(program));
             hd_plan_program_options use = {
                 .group = 2 * s,
@@ -305,26 +308,19 @@ static hd_status add_validation(hd_trainer *trainer)
     return HD_OK;
 }
 
-static int levels(const hd_trainer *trainer, const hdi_layout *layout)
-{
-    int leaves = 1;
-    if (!trainer->options.exact) return 1;
-    if (layout->gradients_sharded) leaves = hdi_shard_leaves(layout->shards, layout->accumulates);
-    return hdi_gradient_levels(most_micro_batches(trainer) * leaves);
-}
-
 static hd_status make_plan(hd_trainer *trainer)
 {
     const hd_trainer_options *o = &trainer->options;
     hdi_layout *layout;
     hd_status status = make_layout(trainer, &layout);
     if (status == HD_OK)
-        status = hd_plan_create(&(hd_plan_options){.budget = o->budget,
-                                                   .foreign = o->foreign,
-                                                   .transport = o->transport,
-                                                   .rates = o->rates,
-                                                   .gradient_levels = levels(trainer, layout)},
-                                &trainer->plan);
+        status = hd_plan_create(
+            &(hd_plan_options){.budget = o->budget,
+                               .foreign = o->foreign,
+                               .transport = o->transport,
+                               .rates = o->rates,
+                               .gradient_levels = layout->gradients_sharded ? 1 : levels(trainer)},
+            &trainer->plan);
     if (status != HD_OK) {
         hdi_layout_destroy(layout);
         return status;
@@ -433,9 +429,8 @@ hd_status hd_trainer_start(hd_trainer *trainer, hd_context *context, uint64_t se
                          "what hd_context_backend says",
                          planned->name, context->backend->name);
     HD_RETURN_IF_ERROR(hd_session_create(context, trainer->plan, o->mesh, &trainer->session));
-    const hdi_gradient_sum sum = trainer->plan->layout->gradients_sharded ? HDI_GRADIENT_LEAVES
-                                 : o->exact                               ? HDI_GRADIENT_TREE
-                                                                          : HDI_GRADIENT_ADDED;
+    hdi_gradient_sum sum = o->exact ? HDI_GRADIENT_TREE : HDI_GRADIENT_ADDED;
+    if (trainer->plan->layout->gradients_sharded) sum = HDI_GRADIENT_LEAVES;
     size_t largest = 0;
     for (int s = 0; s < trainer->shape_count; s++) {
         hdi_trainer_shape *shape = &trainer->shapes[s];

@@ -126,6 +126,18 @@ static inline bool hdi_trainer_gradients_on_host(const hd_trainer *trainer)
     return trainer->options.gradient_residency == HD_RESIDENCY_HOST;
 }
 
+/* May they be? Of several ranks each adds up its share. */
+static inline bool hdi_trainer_gradients_may_leave(const hd_trainer_options *options)
+{
+    return hd_mesh_size(options->mesh, HD_AXIS_REPLICA) == 1 || options->shard_state >= 2;
+}
+
+/* In program `norm`, a range of the stored gradients on the device, of those on the host a copy; which,
+ * if it was changed, goes back to where it is kept. */
+hd_tensor hdi_trainer_take(const hd_trainer *trainer, int64_t first, int64_t elements);
+void hdi_trainer_give_back(const hd_trainer *trainer, int64_t first, int64_t elements,
+                           hd_tensor copy);
+
 /* trainer_alike.c: in the norm program, sums over the tensor axis. */
 hd_status hdi_trainer_sum_alike(hd_trainer *trainer, const hdi_layout *layout);
 

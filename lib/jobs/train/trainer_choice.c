@@ -37,7 +37,10 @@ static void choose(const hd_trainer_options *wanted, const struct rung *rung,
     *out = *wanted;
     if (wanted->activations == HD_ACTIVATIONS_AUTO) out->activations = rung->activations;
     choose_place(rung, OPTIMIZER, &out->optimizer_residency);
-    choose_place(rung, GRADIENTS, &out->gradient_residency);
+    if (hdi_trainer_gradients_may_leave(wanted))
+        choose_place(rung, GRADIENTS, &out->gradient_residency);
+    else if (wanted->gradient_residency == HD_RESIDENCY_AUTO)
+        out->gradient_residency = HD_RESIDENCY_RESIDENT;
     choose_place(rung, WEIGHTS, &out->residency);
 }
 

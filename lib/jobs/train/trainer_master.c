@@ -1,6 +1,6 @@
 /* The fp32 values behind 16-bit weights: their masters, or what weights and remainders make together.
  * Between steps gradients are dead, so values pass through their bytes, as many as fit at a time; where
- * they are on the host, through the room of the update's chunks. */
+ * they are on the host, through the transients, which hold a bucket of them at least. */
 #include "core/error.h"
 #include "jobs/train/trainer.h"
 
@@ -31,9 +31,10 @@ static float *passing(const hd_trainer *trainer, int64_t *fits)
 {
     const hd_plan *plan = trainer->plan;
     if (hdi_trainer_gradients_on_host(trainer)) {
-        const hdi_unit *update = &plan->units[hdi_session_unit(trainer->session, trainer->update)];
-        *fits = (int64_t)(update->bytes[HD_REGION_TRANSIENT] / sizeof(float));
-        return (float *)(void *)(trainer->session->arena + update->base[HD_REGION_TRANSIENT]);
+        const hdi_unit *train =
+            &plan->units[hdi_session_unit(trainer->session, trainer->shapes[0].train[0].program)];
+        *fits = (int64_t)(train->bytes[HD_REGION_TRANSIENT] / sizeof(float));
+        return (float *)(void *)(trainer->session->arena + train->base[HD_REGION_TRANSIENT]);
     }
     *fits = (int64_t)(plan->gradient_level_bytes / sizeof(float));
     char *base = trainer->session->arena + plan->units[0].base[HD_REGION_GRADIENTS];

@@ -112,8 +112,7 @@ static hd_tensor gradients(hd_program *program, int64_t first, int64_t elements)
                            elements);
 }
 
-/* A range of the gradients' sums on the device; of those on the host, a copy. */
-static hd_tensor take(const hd_trainer *trainer, int64_t first, int64_t elements)
+hd_tensor hdi_trainer_take(const hd_trainer *trainer, int64_t first, int64_t elements)
 {
     hd_program *program = trainer->norm;
     if (!hdi_trainer_gradients_on_host(trainer)) return gradients(program, first, elements);
@@ -125,8 +124,8 @@ static hd_tensor take(const hd_trainer *trainer, int64_t first, int64_t elements
     return copy;
 }
 
-/* What take() has given, and was changed, goes back to where it is kept. */
-static void give_back(const hd_trainer *trainer, int64_t first, int64_t elements, hd_tensor copy)
+void hdi_trainer_give_back(const hd_trainer *trainer, int64_t first, int64_t elements,
+                           hd_tensor copy)
 {
     if (!hdi_trainer_gradients_on_host(trainer) || !elements) return;
     const hd_tensor host = hdi_host_gradient(trainer->norm, first, elements);
@@ -144,10 +143,10 @@ static void join_instances(const hd_trainer *trainer, const hdi_layout *layout)
         if (!count) continue;
         const int64_t into_first = hdi_layout_stored_gradient(layout, entry->bucket, first);
         const int64_t inside = into_first - layout->buckets[entry->bucket].gradient_first;
-        hd_tensor extra = take(trainer, instance->stored + inside, count);
-        hd_tensor into = take(trainer, into_first, count);
+        hd_tensor extra = hdi_trainer_take(trainer, instance->stored + inside, count);
+        hd_tensor into = hdi_trainer_take(trainer, into_first, count);
         hdi_op_append(trainer->norm, &hdi_op_gradient_join, NULL, 1, &extra, 1, &into);
-        give_back(trainer, into_first, count, into);
+        hdi_trainer_give_back(trainer, into_first, count, into);
     }
 }
 
@@ -197,7 +196,7 @@ static void sum_tie(hd_trainer *trainer, const hdi_layout *layout, const hdi_tie
         first = hdi_layout_stored_gradient(layout, bucket, first);
     }
     int64_t received = elements * tie->members;
-    hd_tensor own = take(trainer, first, elements);
+    hd_tensor own = hdi_trainer_take(trainer, first, elements);
     hd_tensor all =
         hdi_tensor_add(program, "tied", program->gradients, HD_ROLE_ACTIVATION, 1, &received);
     hdi_op_append(program, &hdi_op_all_to_all,
@@ -211,11 +210,11 @@ static void sum_tie(hd_trainer *trainer, const hdi_layout *layout, const hdi_tie
     if (elements)
         hdi_op_append(program, &hdi_op_tree_sum, &(hdi_tree_sum_options){tie->members}, 1, &all, 1,
                       &own);
-    give_back(trainer, first, elements, own);
+    hdi_trainer_give_back(trainer, first, elements, own);
 }
 
-/* Of gradients on the host, those of tied buckets, which are complete only now; the others' squares were
- * taken on their way. */
+/* Of gradients on the host, those that are complete only now; the others' squares were taken on their
+ * way. */
 static void take_late_squares(hd_trainer *trainer, const hdi_layout *layout)
 {
     hd_program *program = trainer->norm;
@@ -223,8 +222,8 @@ static void take_late_squares(hd_trainer *trainer, const hdi_layout *layout)
         hd_state(program, HDI_SQUARES, HD_DTYPE_F64, 1, &(int64_t){trainer->census.blocks});
     for (int i = 0; i < trainer->square_count; i++) {
         const hdi_piece *piece = &trainer->square_pieces[i];
-        if (!layout->buckets[piece->bucket].tied) continue;
-        const hd_tensor taken = take(trainer, piece->first, piece->elements);
+        if (!layout->buckets[piece->bucket].late) continue;
+        const hd_tensor taken = hdi_trainer_take(trainer, piece->first, piece->elements);
         hdi_op_append(program, &hdi_op_squares,
                       &(hdi_squares_options){
                           .pieces = piece, .count = 1, .first = piece->first, .adds = true},
