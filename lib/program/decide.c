@@ -1,18 +1,11 @@
 /* Where blocks of plans that only read weights are kept: as the caller says, or the fewest elsewhere that a
  * budget asks for, over the fastest link. */
 #include "core/error.h"
-#include "program/place.h"
 #include "program/plan.h"
 
 static bool is_gathered(hd_residency kind)
 {
     return kind == HD_RESIDENCY_SHARDED || kind == HD_RESIDENCY_HOST_SHARDED;
-}
-
-static size_t weights_bytes(const hd_plan *plan)
-{
-    return hdi_place_round(plan->bytes[HD_REGION_WEIGHTS]) +
-           hdi_place_round(plan->bytes[HD_REGION_STREAMED]);
 }
 
 /* Homes and blocks as `kind` has them; all blocks, until their number is chosen. */
@@ -68,7 +61,7 @@ hd_status hdi_residency_keep(hd_plan *plan, hd_residency kind, int count, int sl
     if (is_gathered(kind)) {
         HD_RETURN_IF_ERROR(begin_kind(plan, HD_RESIDENCY_HOST));
         HD_RETURN_IF_ERROR(choose(plan, HD_RESIDENCY_HOST, blocks, 1));
-        plan->least_weights = weights_bytes(plan);
+        plan->least_weights = hdi_residency_most_bytes(plan);
     }
     return choose(plan, kind, count && count < blocks ? count : blocks, slots);
 }
@@ -106,6 +99,8 @@ static int order_ways(const hd_plan *plan, way out[WAYS])
     return WAYS;
 }
 
+/* Each rank decides for itself. As all reckon with the largest shards, what one of them must take because
+ * another has less room fits as well as what it would have taken. */
 static hd_status fit_kind(hd_plan *plan, hd_residency kind, size_t rest, int slots, bool *out)
 {
     bool marches = true;
@@ -116,7 +111,7 @@ static hd_status fit_kind(hd_plan *plan, hd_residency kind, size_t rest, int slo
     const int blocks = plan->residency.block_count;
     for (int count = 1; count <= blocks && !*out; count++) {
         HD_RETURN_IF_ERROR(choose(plan, kind, count, slots));
-        *out = rest + weights_bytes(plan) <= plan->options.budget;
+        *out = rest + hdi_residency_most_bytes(plan) <= plan->options.budget;
     }
     return HD_OK;
 }
@@ -125,7 +120,7 @@ hd_status hdi_residency_fit(hd_plan *plan, size_t rest, int slots)
 {
     way ways[WAYS];
     const int count = order_ways(plan, ways);
-    bool fits = rest + weights_bytes(plan) <= plan->options.budget;
+    bool fits = rest + hdi_residency_most_bytes(plan) <= plan->options.budget;
     for (int room = slots; room > 0 && !fits;
          room--) /* fewer slots only if nothing fits with more */
         for (int i = 0; i < count && !fits; i++)

@@ -1,5 +1,6 @@
 /* Blocks of a layout that says where weights are kept, on the host or in shards over ranks: their homes
  * and slots. */
+#include "core/checked.h"
 #include "core/error.h"
 #include "core/memory.h"
 #include "program/place.h"
@@ -59,20 +60,42 @@ static void place_bucket(hd_plan *plan, const hdi_bucket *bucket, size_t width)
     block->bytes += bucket->sharded ? hdi_place_round(bytes) : bytes;
 }
 
-size_t hdi_residency_shard_bytes(const hdi_layout *layout, const hdi_bucket *bucket, size_t width)
+size_t hdi_residency_shard_bytes(const hdi_bucket *bucket, int shard, size_t width)
 {
-    return hdi_place_round((size_t)bucket->counts[layout->shard] * width);
+    return hdi_place_round((size_t)bucket->counts[shard] * width);
 }
 
-/* The most that a block's shard of this rank takes. */
-static size_t largest_shard(const hdi_layout *layout, size_t width)
+/* The most that a block's shard takes, of those that come from the host. */
+static size_t largest_shard(const hdi_layout *layout, int shard, size_t width)
 {
     size_t most = 0;
     for (int block = 0; block < layout->block_count; block++) {
         size_t bytes = 0;
         for (int b = 0; b < layout->bucket_count; b++)
             if (layout->buckets[b].host && layout->buckets[b].block == block)
-                bytes += hdi_residency_shard_bytes(layout, &layout->buckets[b], width);
+                bytes += hdi_residency_shard_bytes(&layout->buckets[b], shard, width);
+        if (most < bytes) most = bytes;
+    }
+    return most;
+}
+
+size_t hdi_residency_most_bytes(const hd_plan *plan)
+{
+    const hdi_residency *it = &plan->residency;
+    const hdi_layout *layout = plan->layout;
+    const size_t width = width_of(plan);
+    size_t most = hdi_place_round(plan->bytes[HD_REGION_WEIGHTS]) +
+                  hdi_place_round(plan->bytes[HD_REGION_STREAMED]);
+    for (int shard = 0; shard < layout->shards && it->gathers; shard++) {
+        size_t bytes = 0;
+        for (int b = 0; b < layout->bucket_count; b++) {
+            const hdi_bucket *bucket = &layout->buckets[b];
+            const int64_t kept = bucket->sharded ? bucket->counts[shard] : bucket->elements;
+            if (!bucket->host) bytes += (size_t)hdi_round_up(kept, HDI_FLAT_ALIGNMENT) * width;
+        }
+        const size_t slots = (size_t)it->slots * it->slot_bytes;
+        bytes =
+            hdi_place_round(bytes) + hdi_place_round(slots + largest_shard(layout, shard, width));
         if (most < bytes) most = bytes;
     }
     return most;
@@ -103,7 +126,8 @@ hd_status hdi_residency_laid_out(hd_plan *plan, int slots)
     }
     it->slot_bytes = hdi_place_round(it->slot_bytes);
     plan->bytes[HD_REGION_WEIGHTS] = (size_t)layout->weights_elements * width;
-    it->shard_bytes = it->gathers && it->host_bytes ? largest_shard(layout, width) : 0;
+    it->shard_bytes =
+        it->gathers && it->host_bytes ? largest_shard(layout, layout->shard, width) : 0;
     plan->bytes[HD_REGION_STREAMED] = (size_t)it->slots * it->slot_bytes + it->shard_bytes;
     return HD_OK;
 }

@@ -100,8 +100,11 @@ static inline int hdi_stream_common(const hdi_stream_run *run, const hdi_stream_
            run->uses[run->use_count - 1].block == next->uses[0].block;
 }
 
-/* Bytes of this rank's shard of a bucket, where shards lie one after another. */
-size_t hdi_residency_shard_bytes(const hdi_layout *layout, const hdi_bucket *bucket, size_t width);
+/* Bytes of a rank's shard of a bucket, where shards lie one after another. */
+size_t hdi_residency_shard_bytes(const hdi_bucket *bucket, int shard, size_t width);
+
+/* Bytes of the weights' regions on the rank that has the largest shards. */
+size_t hdi_residency_most_bytes(const hd_plan *plan);
 
 /* The home of an entry if it is on the host; else NULL. */
 const hdi_home *hdi_residency_host(const hdi_residency *residency, int entry);

@@ -2,6 +2,7 @@
  * of their tensors, without the code that found the uses. */
 #include "core/error.h"
 #include "core/memory.h"
+#include "program/place.h"
 #include "program/plan.h"
 
 #include <stdlib.h>
@@ -48,28 +49,6 @@ static int add_shards(const hd_plan *plan, bool host, piece *pieces, int count)
     return count;
 }
 
-/* Behind the slots there is room for each shard that comes from the host. */
-static hd_status check_shard_room(const hd_plan *plan)
-{
-    const hdi_residency *it = &plan->residency;
-    const size_t behind = plan->bytes[HD_REGION_STREAMED] - (size_t)it->slots * it->slot_bytes;
-    for (int block = 0; block < it->block_count && it->shard_bytes; block++) {
-        size_t bytes = 0;
-        for (int b = 0; b < plan->layout->bucket_count; b++) {
-            const hdi_bucket *bucket = &plan->layout->buckets[b];
-            const hdi_entry *entry = &plan->layout->entries[bucket->first_entry];
-            if (bucket->block != block || !bucket->host) continue;
-            const size_t width = it->homes[bucket->first_entry].bytes / (size_t)entry->elements;
-            bytes += (size_t)bucket->counts[plan->layout->shard] * width;
-        }
-        if (bytes > it->shard_bytes || bytes > behind)
-            return hdi_error(HD_ERROR_INTERNAL,
-                             "verifier: %zu bytes of '%s' come from the host into %zu", bytes,
-                             it->blocks[block].name, it->shard_bytes);
-    }
-    return HD_OK;
-}
-
 /* Blocks, or shards of them, in the host's copy. */
 static hd_status check_host(const hd_plan *plan, piece *pieces)
 {
@@ -105,6 +84,32 @@ static hd_status check_homes(const hd_plan *plan, piece *pieces)
         HD_RETURN_IF_ERROR(check_apart(
             pieces, count, resident ? plan->bytes[HD_REGION_WEIGHTS] : it->blocks[b].bytes,
             resident ? "the weights" : it->blocks[b].name));
+    }
+    return HD_OK;
+}
+
+/* Behind the slots there is room for what a rank copies of any block from the host, before it is gathered. */
+static hd_status check_shard_room(const hd_plan *plan)
+{
+    const hdi_residency *it = &plan->residency;
+    const hdi_layout *layout = plan->layout;
+    const size_t slots = (size_t)it->slots * it->slot_bytes;
+    if (!it->gathers || !it->host_bytes) return HD_OK;
+    for (int block = 0; block < it->block_count; block++) {
+        size_t end = slots;
+        for (int b = 0; b < layout->bucket_count; b++) {
+            const hdi_bucket *bucket = &layout->buckets[b];
+            const hdi_home *home = &it->homes[bucket->first_entry];
+            if (bucket->block != block || !it->blocks[block].host) continue;
+            end += hdi_place_round((size_t)bucket->counts[layout->shard] * home->bytes /
+                                   (size_t)layout->entries[bucket->first_entry].elements);
+        }
+        if (end > slots + it->shard_bytes || end > plan->bytes[HD_REGION_STREAMED])
+            return hdi_error(HD_ERROR_INTERNAL,
+                             "verifier: this rank's shard of '%s' ends at %zu of the slots and %zu "
+                             "bytes behind them, in a region of %zu",
+                             it->blocks[block].name, end, it->shard_bytes,
+                             plan->bytes[HD_REGION_STREAMED]);
     }
     return HD_OK;
 }

@@ -80,7 +80,7 @@ hd_status hdi_gather_prepare(hd_session *session, int block)
         HD_RETURN_IF_ERROR(context->backend->fetch(context->stream, SHARD_FETCH, to,
                                                    host_shard(session, bucket, first),
                                                    (size_t)own * width));
-        to += hdi_residency_shard_bytes(layout, bucket, width);
+        to += hdi_residency_shard_bytes(bucket, layout->shard, width);
     }
     hdi_session_touch(session, (size_t)(prepared_shard(session) - session->arena), it->shard_bytes);
     *prepared = block;
@@ -140,7 +140,7 @@ hd_status hdi_gather_begin(hd_session *session, int slot, int block, size_t at)
         if (bucket->block != block) continue;
         char *to = session->arena + at + plan->residency.homes[bucket->first_entry].in_block;
         HD_RETURN_IF_ERROR(gather_bucket(session, b, shard, to, request++));
-        if (shard) shard += hdi_residency_shard_bytes(plan->layout, bucket, width);
+        if (shard) shard += hdi_residency_shard_bytes(bucket, plan->layout->shard, width);
     }
     return HD_OK;
 }

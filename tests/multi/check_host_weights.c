@@ -53,6 +53,12 @@ static int ranks_of(const hd_mesh_options *mesh)
     return of(mesh->data) * of(mesh->pipeline) * of(mesh->sequence) * of(mesh->tensor);
 }
 
+static bool gradients_may_leave(const layout *split)
+{
+    return of(split->mesh.data) * of(split->mesh.sequence) == 1 || split->shard_state >= 2;
+}
+
+/* What is on the host is copied at the last moment. */
 static hdt_trained train(const layout *split, hd_trainer_options options)
 {
     hdt_trained trained;
@@ -65,6 +71,7 @@ static hdt_trained train(const layout *split, hd_trainer_options options)
                                             .layers = LAYERS,
                                             .steps = STEPS,
                                             .mesh = split->mesh,
+                                            .late_copies = options.residency == HD_RESIDENCY_HOST,
                                             .options = options},
                             &trained));
     return trained;
@@ -99,6 +106,12 @@ START_TEST(weights_on_the_host_train_the_same_bits_on_every_layout)
         options.residency = HD_RESIDENCY_HOST;
         const hdt_trained host = train(split, options);
         assert_same(split, "all blocks", &host, &device);
+        if (_i == 3 && gradients_may_leave(split)) {
+            options.gradient_residency = HD_RESIDENCY_HOST;
+            const hdt_trained all = train(split, options);
+            assert_same(split, "all blocks and gradients", &all, &device);
+            options.gradient_residency = HD_RESIDENCY_RESIDENT;
+        }
         if (_i % 3) continue;
         options.host_blocks = 1;
         const hdt_trained one = train(split, options);

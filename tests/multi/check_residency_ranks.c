@@ -1,6 +1,7 @@
 /* ranks: 1 2 4 */
-/* Weights on the host in whole jobs: texts and videos of the same bits as with resident weights, on every
- * stage of a pipeline, within budgets that hold no resident weights. */
+/* Weights on the host, or in shares of ranks that have the same, in whole jobs: texts and videos of the same
+ * bits as with resident weights, on every stage of a pipeline, within budgets that hold no resident
+ * weights. */
 #include <stdlib.h>
 
 #include "core/error.h"
@@ -50,11 +51,13 @@ typedef struct sampling {
     hdt_mmdit file;
     float *text, *seen; /* seen: [elements], on the ends of the pipeline */
     int64_t elements;
+    hd_mesh_options layout;
     hd_residency residency;
     int host_blocks;
     size_t budget;
     size_t planned, streamed, high_water; /* of denoising, on this rank */
     int blocks_on_host;
+    bool gathers;
 } sampling;
 
 static hd_status keep_last(void *user, const hd_sampler_event *event)
@@ -79,6 +82,7 @@ static hd_status run_sampler(sampling *it, hd_sampler *sampler, hd_context *cont
     it->streamed = hd_plan_region_bytes(plan, HD_REGION_STREAMED);
     it->high_water = result.high_water;
     it->blocks_on_host = plan->residency.host_blocks;
+    it->gathers = plan->residency.gathers;
     return HD_OK;
 }
 
@@ -88,8 +92,7 @@ static hd_status sample(sampling *it)
     hd_context *context = NULL;
     hd_sampler *sampler = NULL;
     const int64_t *dims = it->file.dims;
-    const hd_mesh_options layout = hdt_deepest(hdt_world, (int)hd_model_layers(it->file.model));
-    hd_status status = hd_mesh_create(hdt_world, &layout, &mesh);
+    hd_status status = hd_mesh_create(hdt_world, &it->layout, &mesh);
     if (status == HD_OK) status = hdt_open_context(hdt_world, mesh, &context);
     if (status == HD_OK)
         status = hd_sampler_create(
@@ -114,9 +117,10 @@ static hd_status sample(sampling *it)
     return status;
 }
 
-static sampling open_sampling(void)
+static sampling open_sampling(int model)
 {
-    sampling it = {.file = hdt_mmdit_open(HDT_HUNYUAN, NULL)};
+    sampling it = {.file = hdt_mmdit_open(model, NULL)};
+    it.layout = hdt_deepest(hdt_world, (int)hd_model_layers(it.file.model));
     const int64_t *dims = it.file.dims,
                   words = it.file.valid * hd_model_video(it.file.model)->text_columns;
     it.elements = dims[0] * dims[1] * dims[2] * dims[3];
@@ -135,7 +139,7 @@ static void close_sampling(sampling *it)
 
 START_TEST(videos_of_an_mmdit_have_the_same_bits)
 {
-    sampling it = open_sampling();
+    sampling it = open_sampling(HDT_HUNYUAN);
     const size_t bytes = (size_t)it.elements * sizeof *it.seen;
     float *resident = malloc(bytes);
     hdt_assert_ok(sample(&it));
@@ -156,9 +160,51 @@ START_TEST(videos_of_an_mmdit_have_the_same_bits)
 }
 END_TEST
 
+static const hd_residency shared[] = {HD_RESIDENCY_SHARDED, HD_RESIDENCY_HOST_SHARDED};
+
+/* Of ranks that share a video's tokens, or layers, or make videos of their own; of the last, all but one idle. */
+START_TEST(ranks_that_share_blocks_make_the_same_videos)
+{
+    const int ranks = hd_comm_size(hdt_world);
+    const hd_mesh_options layouts[] = {
+        {.sequence = ranks},
+        {.sequence = ranks, .ring = 2},
+        {.sequence = 2, .pipeline = ranks / 2},
+        {.sequence = 2, .data = ranks / 2},
+        {.tensor = 2, .data = ranks / 2},
+        {.data = ranks},
+    };
+    sampling it = open_sampling(HDT_OPEN_SORA);
+    const size_t bytes = (size_t)it.elements * sizeof *it.seen;
+    float *resident = malloc(bytes);
+    for (size_t l = 0; l < sizeof layouts / sizeof *layouts && ranks > 1; l++) {
+        it.layout = layouts[l];
+        if (it.layout.sequence <= 1 && it.layout.data <= 1) continue;
+        it.residency = HD_RESIDENCY_RESIDENT;
+        memset(it.seen, 0, bytes);
+        hdt_assert_ok(hd_comm_agree(hdt_world, sample(&it)));
+        memcpy(resident, it.seen, bytes);
+        for (int k = 0; k < 4; k++) {
+            it.residency = shared[k % 2];
+            it.host_blocks = k / 2; /* all, one */
+            memset(it.seen, 0, bytes);
+            hdt_assert_ok(hd_comm_agree(hdt_world, sample(&it)));
+            const bool same =
+                !memcmp(it.seen, resident, bytes); /* zeros where nobody hears of it */
+            ck_assert_msg(hd_comm_agree(hdt_world, same ? HD_OK : HD_ERROR_INTERNAL) == HD_OK,
+                          "layout %zu, way %d: other bits", l, k);
+            ck_assert(it.gathers);
+            ck_assert_uint_le(it.high_water, it.planned);
+        }
+    }
+    free(resident);
+    close_sampling(&it);
+}
+END_TEST
+
 START_TEST(budgets_of_samplers_are_kept)
 {
-    sampling it = open_sampling();
+    sampling it = open_sampling(HDT_HUNYUAN);
     const size_t bytes = (size_t)it.elements * sizeof *it.seen;
     float *resident = malloc(bytes);
     hdt_assert_ok(sample(&it));
@@ -200,10 +246,11 @@ static void make_prompts(void)
 
 /* What a generator planned, and its texts. */
 typedef struct generated {
-    int32_t out[PROMPTS * TOKENS];
+    int32_t out[PROMPTS * TOKENS], again[PROMPTS * TOKENS]; /* again: of a second run */
     size_t planned, high_water;
     uint64_t allocations; /* of the run */
     int blocks_on_host;
+    bool gathers;
 } generated;
 
 static hd_status generate(const hdt_generating *with, generated *got)
@@ -216,11 +263,14 @@ static hd_status generate(const hdt_generating *with, generated *got)
     if (status == HD_OK)
         status = hd_generator_run(it.generator, prompts, PROMPTS, TOKENS, &by, got->out, NULL);
     got->allocations = hdi_alloc_count() - before;
+    if (status == HD_OK)
+        status = hd_generator_run(it.generator, prompts, PROMPTS, TOKENS, &by, got->again, NULL);
     if (status == HD_OK) {
         const hd_plan *plan = hd_generator_plan(it.generator);
         got->planned = hd_plan_total_bytes(plan);
         got->high_water = hd_session_high_water(hd_generator_session(it.generator));
         got->blocks_on_host = plan->residency.host_blocks;
+        got->gathers = plan->residency.gathers;
     }
     hdt_close_generator(&it);
     return status;
@@ -264,13 +314,78 @@ START_TEST(texts_are_equal_within_any_budget)
 }
 END_TEST
 
+/* Three prompts of different lengths on two lines or four: one of which has none. */
+START_TEST(ranks_that_share_blocks_write_the_same_texts)
+{
+    const int ranks = hd_comm_size(hdt_world);
+    const hd_mesh_options layouts[] = {
+        {.data = ranks}, {.data = ranks / 2, .pipeline = 2}, {.data = ranks / 2, .tensor = 2}};
+    generated resident, got;
+    make_prompts();
+    hdt_generating with = {.model = hdt_tiny_model(_i ? "llama" : "gpt2", LAYERS),
+                           .capacity = CAPACITY,
+                           .prefill = 4,
+                           .slots = 2};
+    for (int l = 0; l < 3 && ranks > 1; l++) {
+        with.mesh = layouts[l];
+        if (with.mesh.data < 2) continue;
+        with.residency = HD_RESIDENCY_RESIDENT;
+        hdt_assert_ok(generate(&with, &resident));
+        for (int k = 0; k < 4; k++) {
+            with.residency = shared[k % 2];
+            with.host_blocks = k / 2 * 3; /* all, three */
+            hdt_assert_ok(hd_comm_agree(hdt_world, generate(&with, &got)));
+            ck_assert_mem_eq(got.out, resident.out, sizeof got.out);
+            ck_assert_mem_eq(got.again, resident.out, sizeof got.out);
+            ck_assert(got.gathers);
+            ck_assert_uint_le(got.high_water, got.planned);
+            if (strcmp(hdt_device(), "cpu") == 0) ck_assert_uint_eq(got.allocations, 0);
+        }
+    }
+    hd_model_destroy(with.model);
+}
+END_TEST
+
+/* Rank 0 has room for all weights, the others for the less the higher their number. */
+START_TEST(ranks_with_other_budgets_agree)
+{
+    const int ranks = hd_comm_size(hdt_world), rank = hd_comm_rank(hdt_world);
+    generated resident, least, got;
+    make_prompts();
+    hdt_generating with = {.model = hdt_tiny_model("llama", LAYERS),
+                           .capacity = CAPACITY,
+                           .prefill = 4,
+                           .slots = 1,
+                           .mesh = {.data = ranks}};
+    hdt_assert_ok(generate(&with, &resident));
+    with.residency = ranks > 1 ? HD_RESIDENCY_SHARDED : HD_RESIDENCY_HOST;
+    hdt_assert_ok(hd_comm_agree(hdt_world, generate(&with, &least)));
+    ck_assert_uint_lt(least.planned, resident.planned);
+    with.residency = HD_RESIDENCY_AUTO;
+    with.budget = resident.planned - (resident.planned - most(least.planned)) / (size_t)ranks *
+                                         (size_t)(ranks > 1 ? rank : 1);
+    const hd_status status = hd_comm_agree(hdt_world, generate(&with, &got));
+    hd_model_destroy(with.model);
+    hdt_assert_ok(status);
+    ck_assert_mem_eq(got.out, resident.out, sizeof got.out);
+    hdt_assert_ok(hd_comm_check_equal(hdt_world, &got.blocks_on_host, sizeof got.blocks_on_host,
+                                      "the blocks that are shared"));
+    ck_assert_int_gt(got.blocks_on_host, 0);
+    ck_assert_int_eq(got.gathers, ranks > 1);
+    ck_assert_uint_le(got.planned, with.budget);
+}
+END_TEST
+
 int main(int argc, char **argv)
 {
     TCase *videos = tcase_create("videos");
     tcase_add_loop_test(videos, videos_have_the_same_bits, 0, 2);
     tcase_add_test(videos, videos_of_an_mmdit_have_the_same_bits);
+    tcase_add_test(videos, ranks_that_share_blocks_make_the_same_videos);
     tcase_add_test(videos, budgets_of_samplers_are_kept);
     TCase *texts = tcase_create("texts");
     tcase_add_loop_test(texts, texts_are_equal_within_any_budget, 0, 2);
+    tcase_add_loop_test(texts, ranks_that_share_blocks_write_the_same_texts, 0, 2);
+    tcase_add_test(texts, ranks_with_other_budgets_agree);
     return hdt_main_ranks(argc, argv, "residency", videos, texts);
 }

@@ -92,6 +92,36 @@ START_TEST(blocks_on_the_host_leave_room_for_two)
 }
 END_TEST
 
+/* Of level 3 each rank has its shard there, and room for one on the device. */
+START_TEST(shards_on_the_host_are_what_is_left_of_the_weights)
+{
+    enum { RANKS = 3 };
+    size_t whole = 0, shards = 0;
+    for (int rank = 0; rank <= RANKS; rank++) {
+        model = hdt_tiny_model("llama", LAYERS);
+        hdt_assert_ok(
+            hd_mesh_create_fake(rank % RANKS, RANKS, &(hd_mesh_options){.data = RANKS}, &mesh));
+        hd_trainer *trainer = make((hd_trainer_options){.residency = HD_RESIDENCY_HOST,
+                                                        .shard_state = rank < RANKS ? 3 : 0});
+        const hdi_residency *it = &trainer->plan->residency;
+        const hdi_layout *layout = trainer->plan->layout;
+        const size_t bytes = (size_t)layout->host_weights_elements * sizeof(float);
+        ck_assert_uint_eq(hd_plan_region_bytes(trainer->plan, HD_REGION_HOST_WEIGHTS),
+                          hdi_place_round(bytes));
+        ck_assert_uint_eq(hd_plan_region_bytes(trainer->plan, HD_REGION_STREAMED),
+                          hdi_place_round(2 * it->slot_bytes + it->shard_bytes));
+        if (rank < RANKS)
+            shards += bytes;
+        else
+            whole = bytes;
+        ck_assert_int_eq(it->shard_bytes > 0, rank < RANKS);
+        hd_trainer_destroy(trainer);
+        end();
+    }
+    ck_assert_uint_eq(shards, whole);
+}
+END_TEST
+
 /* From room for all but one block to room for two. */
 START_TEST(a_budget_keeps_as_many_blocks_on_the_device_as_it_holds)
 {
@@ -233,6 +263,7 @@ int main(void)
     Suite *suite = suite_create("host_blocks");
     TCase *tests = tcase_create("host_blocks");
     tcase_add_test(tests, blocks_on_the_host_leave_room_for_two);
+    tcase_add_test(tests, shards_on_the_host_are_what_is_left_of_the_weights);
     tcase_add_test(tests, a_budget_keeps_as_many_blocks_on_the_device_as_it_holds);
     tcase_add_test(tests, ranks_have_the_same_buckets_wherever_their_weights_are);
     tcase_add_test(tests, what_cannot_be_is_refused);

@@ -1,0 +1,164 @@
+/* Shares of blocks that ranks gather from each other: which way of keeping weights a budget gets, and what is
+ * refused. */
+#include <heddle/nn.h>
+
+#include <stdio.h>
+
+#include "program/plan.h"
+#include "tests/support/hdt_program.h"
+
+enum { BLOCKS = 10, WIDTH = 128 }; /* shares of a matrix are halves */
+
+static hd_program *programs[2];
+static int program_count;
+static hd_plan *plan;
+
+/* A program of blocks first, first + 1, ... */
+static void use(int number, int first, int count)
+{
+    hd_program *p;
+    hdt_assert_ok(hd_program_create(&(hd_program_options){.name = "blocks"}, &p));
+    hd_tensor x = hd_input(p, "x", HD_DTYPE_F32, 2, (int64_t[]){1, WIDTH});
+    for (int b = first; b < first + count; b++) {
+        hd_scope_begin(p, "block.%d", b);
+        x = hd_linear(p, x, &(hd_linear_options){.name = "w", .outputs = WIDTH, .std = 0.1});
+        hd_scope_end(p);
+    }
+    hd_output(p, x, "y");
+    hdt_assert_ok(hd_program_finish(p));
+    programs[number] = p;
+    program_count = number + 1;
+}
+
+static void begin(void)
+{
+    use(0, 0, BLOCKS);
+}
+
+static hd_status try_plan(const hd_plan_options *options)
+{
+    hdt_assert_ok(hd_plan_create(options, &plan));
+    for (int i = 0; i < program_count; i++)
+        hdt_assert_ok(hd_plan_add(plan, programs[i], NULL));
+    return hd_plan_finish(plan);
+}
+
+static void make_plan(const hd_plan_options *options)
+{
+    hdt_assert_ok(try_plan(options));
+}
+
+static void drop_plan(void)
+{
+    hd_plan_destroy(plan);
+    plan = NULL;
+}
+
+static void drop(void)
+{
+    drop_plan();
+    for (int i = 0; i < program_count; i++)
+        hd_program_destroy(programs[i]);
+}
+
+static hd_residency kept(void)
+{
+    const hdi_residency *it = &plan->residency;
+    if (!it->host_blocks) return HD_RESIDENCY_RESIDENT;
+    if (!it->gathers) return HD_RESIDENCY_HOST;
+    return it->host_bytes ? HD_RESIDENCY_HOST_SHARDED : HD_RESIDENCY_SHARDED;
+}
+
+/* Of two ranks, at links and between ranks so fast: what blocks that do not fit become, from budgets for the
+ * most resident bytes down. */
+START_TEST(what_does_not_fit_goes_over_the_fastest_link)
+{
+    static const struct {
+        double link, peer;
+        hd_residency kinds[4];
+        int count;
+    } cases[] = {
+        {25e9, 0, {HD_RESIDENCY_RESIDENT, HD_RESIDENCY_SHARDED, HD_RESIDENCY_HOST}, 3},
+        {25e9, 25e9, {HD_RESIDENCY_RESIDENT, HD_RESIDENCY_SHARDED, HD_RESIDENCY_HOST}, 3},
+        {25e9,
+         300e9,
+         {HD_RESIDENCY_RESIDENT, HD_RESIDENCY_SHARDED, HD_RESIDENCY_HOST_SHARDED,
+          HD_RESIDENCY_HOST},
+         4},
+        {25e9, 10e9, {HD_RESIDENCY_RESIDENT, HD_RESIDENCY_HOST}, 2},
+    };
+    const hd_plan_options resident = {.residency = HD_RESIDENCY_RESIDENT};
+    const hd_plan_options least = {.residency = HD_RESIDENCY_HOST, .stream_slots = 1};
+    make_plan(&resident);
+    const size_t most_bytes = hd_plan_total_bytes(plan);
+    drop_plan();
+    make_plan(&least);
+    const size_t least_bytes = hd_plan_total_bytes(plan);
+    drop_plan();
+    for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
+        int at = 0, room = 2;
+        bool seen[4] = {false};
+        for (size_t budget = most_bytes; budget >= least_bytes; budget -= 4096) {
+            make_plan(&(hd_plan_options){.residency = HD_RESIDENCY_AUTO,
+                                         .budget = budget,
+                                         .shards = 2,
+                                         .rates = {.link = cases[c].link, .peer = cases[c].peer}});
+            const int slots = plan->residency.slots;
+            ck_assert_uint_le(hd_plan_total_bytes(plan), budget);
+            if (plan->residency.host_blocks > 1 && slots < room) {
+                room = slots; /* then all kinds once more, each with less room for blocks */
+                at = 0;
+            }
+            while (at < cases[c].count && cases[c].kinds[at] != kept())
+                at++;
+            ck_assert_int_lt(at, cases[c].count);
+            seen[at] = true;
+            drop_plan();
+        }
+        for (int k = 0; k < cases[c].count; k++)
+            ck_assert_msg(seen[k], "case %zu, kind %d: never chosen", c, k);
+    }
+}
+END_TEST
+
+START_TEST(shares_of_blocks_are_refused_with_the_reason)
+{
+    hd_plan_options options = {.residency = HD_RESIDENCY_SHARDED, .shards = 1};
+    hdt_assert_status(try_plan(&options), HD_ERROR_UNSUPPORTED,
+                      "shards of 1 rank, want at least 2");
+    drop_plan();
+    options.shards = 2;
+    options.budget = 1;
+    hdt_assert_status(try_plan(&options), HD_ERROR_BUDGET, "does not fit");
+    drop_plan();
+    make_plan(&(hd_plan_options){.residency = HD_RESIDENCY_HOST, .stream_slots = 1});
+    char text[128];
+    snprintf(text, sizeof text,
+             "with all blocks on the host (residency host, or auto) a budget of %zu",
+             hd_plan_total_bytes(plan));
+    drop_plan();
+    hdt_assert_status(try_plan(&options), HD_ERROR_BUDGET, text);
+    drop_plan();
+    use(1, 2, 3);
+    options.budget = 0;
+    hdt_assert_status(try_plan(&options), HD_ERROR_UNSUPPORTED, "read other blocks");
+    drop_plan();
+    options.residency = HD_RESIDENCY_AUTO; /* ranks need not go together to the host */
+    make_plan(&(hd_plan_options){.residency = HD_RESIDENCY_RESIDENT});
+    options.budget = hd_plan_total_bytes(plan) - 256;
+    drop_plan();
+    make_plan(&options);
+    ck_assert_int_eq((int)kept(), (int)HD_RESIDENCY_HOST);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("residency shares");
+    TCase *tests = tcase_create("residency shares");
+    tcase_add_checked_fixture(tests, begin, drop);
+    tcase_add_test(tests, what_does_not_fit_goes_over_the_fastest_link);
+    tcase_add_test(tests, shares_of_blocks_are_refused_with_the_reason);
+    suite_add_tcase(suite, tests);
+    return hdt_main(suite);
+}
