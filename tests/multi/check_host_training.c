@@ -99,7 +99,7 @@ static void set(hd_config *config, const char *key, const char *value)
 typedef const char *const settings[][2];
 
 /* A run of all ranks, from step `first` or where it stopped, by these settings. Collective. */
-static uint64_t run(const char *directory, const char *stop_after, const char *const place[2])
+static uint64_t run(const char *directory, const char *stop_after, const char *const place[4])
 {
     static settings common = {
         {"model.layers", "2"},         {"model.hidden", "24"},
@@ -121,7 +121,8 @@ static uint64_t run(const char *directory, const char *stop_after, const char *c
     set(config, "run.device", hdt_device());
     set(config, "run.share_gpu", "true");
     set(config, "train.stop_after", stop_after);
-    set(config, place[0], place[1]);
+    for (int i = 0; i < 4 && place[i]; i += 2)
+        set(config, place[i], place[i + 1]);
     hd_train_result result;
     const hd_status status = hd_train_run(config, NULL, NULL, &result);
     hd_config_destroy(config);
@@ -146,11 +147,12 @@ static void write_text(void)
     hdt_assert_ok(hd_comm_barrier(hdt_world));
 }
 
-static const char *const places[][2] = {
+static const char *const places[][4] = {
     {"optimizer.residency", "device"},
     {"optimizer.residency", "host"},
     {"train.activations", "host"},
     {"train.residency", "host"},
+    {"train.residency", "host", "layout.shard_state", "3"},
 };
 enum { PLACES = sizeof places / sizeof places[0] };
 
@@ -160,9 +162,10 @@ START_TEST(a_run_resumes_wherever_its_state_was)
     write_text();
     snprintf(directory, sizeof directory, "%s/whole", hdt_shared_temp_dir());
     const uint64_t whole = run(directory, "0", places[0]);
-    for (int from = 0; from < PLACES; from++)
-        for (int to = 0; to < PLACES; to++) {
-            if ((from == to && from != 1) || from + to == 5) continue;
+    for (int from = 0; from < PLACES;
+         from++) /* on to the next one; from one of them, to the same */
+        for (int step = 0; step <= (from == 1); step++) {
+            const int to = step ? from : (from + 1) % PLACES;
             snprintf(directory, sizeof directory, "%s/from-%d-%d", hdt_shared_temp_dir(), from, to);
             run(directory, "3", places[from]);
             ck_assert_uint_eq(run(directory, "0", places[to]), whole);
