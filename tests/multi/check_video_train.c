@@ -19,11 +19,13 @@ enum { CHANNELS = 4, COLUMNS = 24, POOLED = 12, CLASSES = 3, CLIPS = 24, IMAGES 
 typedef struct layout {
     int data, pipeline, chunks;
     bool shard_state;
+    bool host; /* weights of blocks are there */
 } layout;
 
 static const layout layouts[] = {
-    {1, 1, 1, false}, {1, 1, 2, false}, {2, 1, 1, true},  {2, 1, 1, false}, {1, 2, 1, false},
-    {1, 2, 2, false}, {4, 1, 1, true},  {1, 4, 1, false}, {2, 2, 1, true},
+    {1, 1, 1, false, false}, {1, 1, 2, false, true},  {2, 1, 1, true, true},
+    {2, 1, 1, false, false}, {1, 2, 1, false, false}, {1, 2, 2, false, true},
+    {4, 1, 1, true, false},  {1, 4, 1, false, false}, {2, 2, 1, true, true},
 };
 enum { LAYOUTS = sizeof layouts / sizeof layouts[0] };
 
@@ -147,6 +149,7 @@ static hd_config *configure(const char *directory, const layout *split, int mode
     set_number(config, "layout.pipeline", split->pipeline);
     set_number(config, "layout.chunks", split->chunks);
     set(config, "layout.shard_state", split->shard_state ? "true" : "false");
+    set(config, "train.residency", split->host ? "host" : "resident");
     return config;
 }
 
