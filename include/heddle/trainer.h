@@ -41,10 +41,11 @@ typedef struct hd_trainer_shape {
 typedef enum hd_activations {
     HD_ACTIVATIONS_KEEP,      /* what the backward reads */
     HD_ACTIVATIONS_RECOMPUTE, /* what enters them; the rest is made again, a third more computation */
-    HD_ACTIVATIONS_HOST,      /* copied to pinned host memory and back beside the computation */
+    HD_ACTIVATIONS_RECOMPUTE_HOST, /* so, but what enters them waits in pinned host memory */
+    HD_ACTIVATIONS_HOST, /* copied to pinned host memory and back beside the computation */
     HD_ACTIVATIONS_INT8, /* 8 bits an element and a scale for 128: each is off by up to 1/254 of the
                                  largest of its 128 */
-    HD_ACTIVATIONS_AUTO  /* the first of keep, recompute and host that fits the budget */
+    HD_ACTIVATIONS_AUTO  /* the first of the others, but for int8, that fits the budget */
 } hd_activations;
 
 typedef struct hd_trainer_options {

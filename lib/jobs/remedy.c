@@ -11,14 +11,15 @@
 /* Savers: bits, so that of two choices the larger number costs more time. Of the levels of sharding the
  * highest counts. */
 enum {
-    ONE_F_ONE_B = 1,     /* fewer micro-batches in flight than gpipe, for nothing */
-    LEVEL_1 = 2,         /* weights travel once a step */
-    LEVEL_2 = 4,         /* gradients travel with each micro-batch */
-    HOST_OPTIMIZER = 8,  /* the update waits for copies */
-    RECOMPUTE = 16,      /* a third more computation */
-    LEVEL_3 = 32,        /* weights travel twice with each micro-batch */
-    HOST_GRADIENTS = 64, /* copies both ways with each micro-batch */
-    HOST_WEIGHTS = 128,  /* copies in for each forward and backward */
+    ONE_F_ONE_B = 1,      /* fewer micro-batches in flight than gpipe, for nothing */
+    LEVEL_1 = 2,          /* weights travel once a step */
+    LEVEL_2 = 4,          /* gradients travel with each micro-batch */
+    HOST_INPUTS = 8,      /* of blocks, if these are computed again: copies beside that */
+    HOST_OPTIMIZER = 16,  /* the update waits for copies */
+    RECOMPUTE = 32,       /* a third more computation */
+    LEVEL_3 = 64,         /* weights travel twice with each micro-batch */
+    HOST_GRADIENTS = 128, /* copies both ways with each micro-batch */
+    HOST_WEIGHTS = 256,   /* copies in for each forward and backward */
     LEVELS = LEVEL_1 | LEVEL_2 | LEVEL_3
 };
 
@@ -59,16 +60,26 @@ static bool gradients_may_leave(const hd_trainer_options *options, const setting
     return replicas(options, tried) == 1 || shard_state(options, tried) >= 2;
 }
 
+static bool inputs_leave(const hd_trainer_options *options, const setting *tried)
+{
+    const bool again = options->recompute || options->activations == HD_ACTIVATIONS_RECOMPUTE ||
+                       tried->savers & RECOMPUTE;
+    return again && tried->savers & HOST_INPUTS;
+}
+
 /* Savers that would change something, beside levels. */
 static int useful_savers(const hd_trainer_options *options, const setting *tried)
 {
     int savers = 0;
     if (is_gpipe(options) && tried->pipeline > 1) savers |= ONE_F_ONE_B;
     if (options->optimizer_residency == HD_RESIDENCY_RESIDENT) savers |= HOST_OPTIMIZER;
-    if (options->activations == HD_ACTIVATIONS_KEEP && !options->recompute) savers |= RECOMPUTE;
+    const bool keeps = options->activations == HD_ACTIVATIONS_KEEP;
+    if (keeps && !options->recompute) savers |= RECOMPUTE;
+    if (keeps || options->activations == HD_ACTIVATIONS_RECOMPUTE) savers |= HOST_INPUTS;
     if (options->gradient_residency == HD_RESIDENCY_RESIDENT && gradients_may_leave(options, tried))
         savers |= HOST_GRADIENTS;
-    if (options->residency == HD_RESIDENCY_RESIDENT) savers |= HOST_WEIGHTS;
+    const bool fills_slots = options->layers <= 2 * tried->pipeline;
+    if (options->residency == HD_RESIDENCY_RESIDENT && !fills_slots) savers |= HOST_WEIGHTS;
     return savers;
 }
 
@@ -80,7 +91,9 @@ static hd_trainer_options changed(const hd_trainer_options *options, const setti
     out.sequences = tried->micro_batch;
     out.accumulate = tried->accumulate;
     out.shard_state = shard_state(options, tried);
+    if (out.activations == HD_ACTIVATIONS_AUTO) out.activations = HD_ACTIVATIONS_RECOMPUTE_HOST;
     if (tried->savers & RECOMPUTE) out.recompute = true;
+    if (inputs_leave(options, tried)) out.activations = HD_ACTIVATIONS_RECOMPUTE_HOST;
     if (tried->savers & ONE_F_ONE_B) out.schedule = "1f1b";
     if (tried->savers & HOST_OPTIMIZER || out.optimizer_residency == HD_RESIDENCY_AUTO)
         out.optimizer_residency = HD_RESIDENCY_HOST;
@@ -91,24 +104,6 @@ static hd_trainer_options changed(const hd_trainer_options *options, const setti
     if (tried->savers & HOST_WEIGHTS || out.residency == HD_RESIDENCY_AUTO)
         out.residency = HD_RESIDENCY_HOST;
     return out;
-}
-
-/* The least that a rank needs: of the ways of activations that AUTO may mean, one needs less for one model,
- * one for another. */
-static hd_status measure_least(hd_trainer_options options, size_t *bytes)
-{
-    static const hd_activations ways[] = {HD_ACTIVATIONS_RECOMPUTE, HD_ACTIVATIONS_HOST};
-    const bool open = options.activations == HD_ACTIVATIONS_AUTO;
-    *bytes = SIZE_MAX;
-    for (int way = 0; way < (open ? 2 : 1); way++) {
-        hd_trainer *trainer = NULL;
-        if (open) options.activations = ways[way];
-        HD_RETURN_IF_ERROR(hd_trainer_create(&options, &trainer));
-        const size_t total = hd_plan_total_bytes(hd_trainer_plan(trainer));
-        if (total < *bytes) *bytes = total;
-        hd_trainer_destroy(trainer);
-    }
-    return HD_OK;
 }
 
 static hd_status measure_rank(const hd_trainer_options *options, const setting *tried, int rank,
@@ -126,7 +121,7 @@ static hd_status measure_rank(const hd_trainer_options *options, const setting *
                                    .tensor = hd_mesh_size(mesh, HD_AXIS_TENSOR)};
     hd_trainer_options with = changed(options, tried);
     hd_mesh *fake = NULL;
-    size_t bytes = 0;
+    hd_trainer *trainer = NULL;
     hd_trainer_shape *shapes = hdi_alloc_array((size_t)options->shape_count + 1, sizeof *shapes);
     if (!shapes) return hdi_error(HD_ERROR_MEMORY, "remedy: out of host memory");
     for (int i = 0; i < options->shape_count; i++) {
@@ -137,8 +132,10 @@ static hd_status measure_rank(const hd_trainer_options *options, const setting *
     hd_status status = hd_mesh_create_fake(
         rank, replicas(options, tried) * tried->pipeline * sizes.tensor, &sizes, &fake);
     with.mesh = fake;
-    if (status == HD_OK) status = measure_least(with, &bytes);
-    if (status == HD_OK && bytes > *largest) *largest = bytes;
+    if (status == HD_OK) status = hd_trainer_create(&with, &trainer);
+    if (status == HD_OK && hd_plan_total_bytes(hd_trainer_plan(trainer)) > *largest)
+        *largest = hd_plan_total_bytes(hd_trainer_plan(trainer));
+    hd_trainer_destroy(trainer);
     hd_mesh_destroy(fake);
     hdi_free(shapes);
     return status;
@@ -254,7 +251,10 @@ static void name_changes(const search *s, hdi_text *text)
     if (best->savers & ONE_F_ONE_B) hdi_text_append(text, " layout.schedule=1f1b");
     if (best->savers & LEVELS) add_key(text, "layout.shard_state", shard_state(s->options, best));
     if (best->savers & HOST_OPTIMIZER) hdi_text_append(text, " optimizer.residency=host");
-    if (best->savers & RECOMPUTE) hdi_text_append(text, " layout.recompute=layer");
+    if (inputs_leave(s->options, best))
+        hdi_text_append(text, " train.activations=recompute-host");
+    else if (best->savers & RECOMPUTE)
+        hdi_text_append(text, " layout.recompute=layer");
     if (best->savers & HOST_GRADIENTS) hdi_text_append(text, " train.gradient_residency=host");
     if (best->savers & HOST_WEIGHTS) hdi_text_append(text, " train.residency=host");
     if (best->data * best->pipeline != now->data * now->pipeline)

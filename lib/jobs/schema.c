@@ -19,9 +19,11 @@ static const char *const times[] = {"logit-normal", "uniform", NULL};
 static const char *const time_shifts[] = {"constant", "open-sora-2", "open-sora-1", NULL};
 static const char *const schedulers[] = {"auto", "flow", "open-sora-2", "open-sora-1.2", NULL};
 static const char *const sample_dtypes[] = {"auto", "f32", "bf16", "f16", NULL};
-static const char *const activations[] = {"keep", "recompute", "host",
-                                          "int8", "auto",      NULL}; /* as hd_activations */
+static const char *const activations[] = {"keep", "recompute", "recompute-host", "host", "int8",
+                                          "auto", NULL}; /* as hd_activations */
 static const char *const state_residencies[] = {"device", "host", "auto",
+                                                NULL}; /* as hd_residency */
+static const char *const train_residencies[] = {"resident", "host", "auto",
                                                 NULL}; /* as hd_residency */
 static const char *const residencies[] = {"resident", "host",         "auto",
                                           "sharded",  "host-sharded", NULL}; /* as hd_residency */
@@ -104,15 +106,15 @@ const hdi_config_row hdi_job_schema[] = {
     ENUM(
         "train.activations", "keep", activations,
         "of blocks, between forward and backward; recompute: made again, a third more computation; "
-        "host: in pinned host memory; int8: 8 bits each and a scale for 128 of them, off by up to "
-        "1/254 of the largest of these; auto: the first of keep, recompute and host that fits "
+        "recompute-host: so, and what enters blocks waits in pinned host memory; host: in pinned "
+        "host memory; int8: 8 bits each and a scale for 128 of them, off by up to "
+        "1/254 of the largest of these; auto: the first of the others but int8 that fits "
         "memory.budget",
         0),
-    ENUM("train.residency", "resident", residencies,
+    ENUM("train.residency", "resident", train_residencies,
          "of weights of blocks: on the device; host: in pinned host memory with the optimizer's "
-         "state, "
-         "copied in beside computing; auto: on the host as few as memory.budget asks for, if "
-         "nothing else fits",
+         "state, copied in beside computing; auto: on the host as few as memory.budget asks for, "
+         "if nothing else fits",
          0),
     ENUM(
         "train.gradient_residency", "device", state_residencies,

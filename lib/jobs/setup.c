@@ -175,7 +175,8 @@ size_t hdi_job_transport(const hd_config *config, const hd_mesh *mesh, const hd_
 
 /* What a device takes once it works. CUDA loads kernels when they are first called: those of this library,
  * of attention, and up to eight candidates for each shape of product. An arena is rounded up to 2 MiB,
- * and 16 MiB are taken while a product is timed that adds to its result. */
+ * and 16 MiB are taken while a product is timed that adds to its result. Ranks that share a device take as
+ * much as each other of what is taken before. */
 static const size_t later_bytes = (size_t)192 << 20;
 
 hd_status hdi_job_foreign(const hd_config *config, const hd_mesh *mesh, const hd_context *context,
@@ -186,13 +187,14 @@ hd_status hdi_job_foreign(const hd_config *config, const hd_mesh *mesh, const hd
     if (context->backend == &hdi_backend_cpu) return HD_OK;
     hdi_memory_info info;
     HD_RETURN_IF_ERROR(context->backend->memory_info(context->device, &info));
-    *out = info.total_bytes - info.free_bytes;
-    if (*transport && *out > context->taken_bytes) {
-        const size_t attached = *out - context->taken_bytes;
-        *out = context->taken_bytes;
+    const size_t sharers = context->sharers > 1 ? (size_t)context->sharers : 1;
+    size_t taken = info.total_bytes - info.free_bytes;
+    if (*transport && taken > context->taken_bytes) {
+        const size_t attached = (taken - context->taken_bytes) / sharers;
+        taken = context->taken_bytes;
         if (attached > *transport) *transport = attached;
     }
-    *out += later_bytes;
+    *out = taken / sharers + later_bytes;
     return HD_OK;
 }
 

@@ -176,11 +176,15 @@ void hdi_linear_data_gradient(hd_backward *context, const hd_op *op, hd_tensor g
                      hd_custom_op(hd_backward_program(context), &data_gradient, NULL, 2, in));
 }
 
+/* What is wider than the result is free for its own gradient once the weights' is made. Else the gradient
+ * comes first, which others may wait for. */
 static void linear_backward(hd_backward *context, const hd_op *op)
 {
     const hd_tensor gradient = hd_backward_output_gradient(context, 0);
+    const bool narrows = hdi_columns(op->in_info[0]) > hdi_columns(op->out_info[0]);
+    if (narrows) hdi_linear_weight_gradients(context, op, gradient);
     hdi_linear_data_gradient(context, op, gradient);
-    hdi_linear_weight_gradients(context, op, gradient);
+    if (!narrows) hdi_linear_weight_gradients(context, op, gradient);
 }
 
 const hd_op_kind hdi_op_linear = {

@@ -71,14 +71,15 @@ static hd_status after_gelu_shape(hd_program *program, const hd_op *op)
     return hdi_check_dims(op, 3, "pre", x->dtype, x->rank, x->dims);
 }
 
+/* Weight gradients first: what they read, the widest of a block, is then free for pre's gradient. */
 static void after_gelu_backward(hd_backward *context, const hd_op *op)
 {
     const hd_tensor gradient = hd_backward_output_gradient(context, 0);
     const hd_tensor in[] = {gradient, op->in[1], op->in[3]};
+    hdi_linear_weight_gradients(context, op, gradient);
     if (hd_backward_wants(context, 3))
         hd_backward_give(context, 3,
                          hd_custom_op(hd_backward_program(context), &pre_gradient, NULL, 3, in));
-    hdi_linear_weight_gradients(context, op, gradient);
 }
 
 static const hd_op_kind after_gelu = {

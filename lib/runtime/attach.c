@@ -40,7 +40,7 @@ static void detach(void *user)
 static hd_status pose_as_hosts(const hd_mesh *mesh, const hd_context *context)
 {
     char name[64];
-    if (!context->shares_gpu) return HD_OK;
+    if (context->sharers < 2) return HD_OK;
     snprintf(name, sizeof name, "heddle-%d-%ld", hd_mesh_rank(mesh), (long)getpid());
     /* They take turns on the GPU: more than one block each would only take longer to set up. */
     if (setenv("NCCL_HOSTID", name, 1) || setenv("NCCL_MAX_CTAS", "1", 0) ||

@@ -29,16 +29,28 @@ hd_status hdi_choose_device(int local_rank, int local_size, int visible, bool sh
     return HD_OK;
 }
 
+static bool is_same_gpu(const hdi_device_record *a, const hdi_device_record *b)
+{
+    return a->ordinal >= 0 && b->ordinal >= 0 && memcmp(a->uuid, b->uuid, sizeof a->uuid) == 0;
+}
+
 bool hdi_find_shared_device(const hdi_device_record *records, int ranks, hdi_rank_pair *out)
 {
     for (int first = 0; first < ranks; first++)
-        for (int second = first + 1; second < ranks && records[first].ordinal >= 0; second++) {
-            if (records[second].ordinal < 0) continue;
-            if (memcmp(records[first].uuid, records[second].uuid, sizeof records->uuid)) continue;
+        for (int second = first + 1; second < ranks; second++) {
+            if (!is_same_gpu(&records[first], &records[second])) continue;
             *out = (hdi_rank_pair){first, second};
             return true;
         }
     return false;
+}
+
+int hdi_count_sharers(const hdi_device_record *records, int ranks, int rank)
+{
+    int count = 1;
+    for (int other = 0; other < ranks; other++)
+        count += other != rank && is_same_gpu(&records[rank], &records[other]);
+    return count;
 }
 
 bool hdi_find_mixed_devices(const hdi_device_record *records, int ranks, hdi_rank_pair *out)

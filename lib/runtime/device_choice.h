@@ -25,6 +25,9 @@ hd_status hdi_choose_device(int local_rank, int local_size, int visible, bool sh
 /* The first two ranks that have one GPU. */
 bool hdi_find_shared_device(const hdi_device_record *records, int ranks, hdi_rank_pair *out);
 
+/* How many ranks have the device of `rank`, itself included; the CPU is each rank's own. */
+int hdi_count_sharers(const hdi_device_record *records, int ranks, int rank);
+
 /* The first rank on a GPU and the first on the CPU, if there are both. */
 bool hdi_find_mixed_devices(const hdi_device_record *records, int ranks, hdi_rank_pair *out);
 

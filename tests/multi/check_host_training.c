@@ -85,6 +85,9 @@ START_TEST(what_is_on_the_host_trains_the_same_bits_on_every_layout)
             ck_assert_uint_eq(all.gradients, 0);
         }
         options.gradient_residency = HD_RESIDENCY_RESIDENT;
+        options.activations = HD_ACTIVATIONS_RECOMPUTE_HOST;
+        const hdt_trained inputs = train(split, options);
+        assert_same(split, "optimizer state and what enters blocks", &inputs, &device);
         options.activations = HD_ACTIVATIONS_KEEP;
     }
 }

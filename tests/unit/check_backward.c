@@ -1,6 +1,10 @@
 /* The shape of a backward: which gradient ops there are, what is summed, what runs again. */
 #include "program/program.h"
 
+#include <heddle/nn.h>
+#include <heddle/ops.h>
+#include <heddle/plan.h>
+
 #include "tests/support/hdt_interpret.h"
 #include "tests/support/hdt_program.h"
 
@@ -244,6 +248,34 @@ START_TEST(recompute_clones_what_the_backward_reads_and_no_more)
 }
 END_TEST
 
+/* Of what is computed again four times as wide as the rest, two are there at a time: the gradient of what
+ * entered the second map has its bytes. */
+START_TEST(the_gradient_of_what_is_wide_takes_its_bytes)
+{
+    enum { ROWS = 256, WIDTH = 16, WIDE = 4 * WIDTH };
+    const hd_linear_options up = {.name = "up", .outputs = WIDE, .bias = true};
+    const hd_linear_options down = {.name = "down", .outputs = WIDTH, .bias = true};
+    const int64_t dims[] = {ROWS, WIDTH};
+    hd_plan *plan;
+    const hd_tensor x = hd_input(p, "x", HD_DTYPE_F32, 2, dims);
+    hd_input_needs_gradient(p, x);
+    hd_scope_begin(p, "block");
+    hd_scope_recompute(p);
+    const hd_tensor y =
+        _i ? hd_linear(p, hd_silu(p, hd_linear(p, x, &up)), &down) : hd_gelu_mlp(p, x, &up, &down);
+    hd_scope_end(p);
+    hd_program_backward(p, y, hd_input(p, "seed", HD_DTYPE_F32, 2, dims));
+    hdt_assert_ok(hd_program_finish(p));
+    hdt_assert_ok(hd_plan_create(&(hd_plan_options){0}, &plan));
+    hdt_assert_ok(hd_plan_add(plan, p, NULL));
+    hdt_assert_ok(hd_plan_finish(plan));
+    const size_t transients = hd_plan_region_bytes(plan, HD_REGION_TRANSIENT);
+    hd_plan_destroy(plan);
+    ck_assert_uint_ge(transients, 2 * ROWS * WIDE * sizeof(float));
+    ck_assert_uint_lt(transients, 3 * ROWS * WIDE * sizeof(float));
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("backward");
@@ -259,6 +291,7 @@ int main(void)
     tcase_add_test(tests, a_weight_gradient_is_of_a_parameter);
     tcase_add_loop_test(tests, a_backward_is_made_once_with_a_seed_that_fits, 0, 3);
     tcase_add_test(tests, only_a_program_for_training_has_a_backward);
+    tcase_add_loop_test(tests, the_gradient_of_what_is_wide_takes_its_bytes, 0, 2);
     tcase_add_loop_test(tests, recompute_clones_what_the_backward_reads_and_no_more, 0, 4);
     suite_add_tcase(suite, tests);
     return hdt_main(suite);

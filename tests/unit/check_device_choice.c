@@ -66,6 +66,8 @@ START_TEST(the_first_two_ranks_with_one_gpu_are_found)
     ck_assert_int_eq(pair.first, 0);
     ck_assert_int_eq(pair.second, 3);
     ck_assert(!hdi_find_shared_device(masked, 2, &pair));
+    ck_assert_int_eq(hdi_count_sharers(masked, 4, 3), 2);
+    ck_assert_int_eq(hdi_count_sharers(masked, 2, 0), 1);
     /* The same ordinal on two hosts is two GPUs. */
     const hdi_device_record apart[] = {gpu(0, 1), gpu(1, 1), gpu(2, 2), gpu(3, 2)};
     ck_assert(!hdi_find_shared_device(apart, 4, &pair));
@@ -73,6 +75,7 @@ START_TEST(the_first_two_ranks_with_one_gpu_are_found)
     ck_assert(hdi_is_one_host(apart, 2));
     const hdi_device_record host_only[] = {cpu, cpu, cpu};
     ck_assert(!hdi_find_shared_device(host_only, 3, &pair));
+    ck_assert_int_eq(hdi_count_sharers(host_only, 3, 1), 1);
 }
 END_TEST
 

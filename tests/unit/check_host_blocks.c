@@ -179,6 +179,8 @@ START_TEST(what_cannot_be_is_refused)
     hd_trainer_options options =
         complete((hd_trainer_options){.residency = HD_RESIDENCY_HOST, .host_blocks = -1});
     hdt_assert_status(hd_trainer_create(&options, &trainer), HD_ERROR_ARGUMENT, "-1 blocks");
+    options = complete((hd_trainer_options){.residency = HD_RESIDENCY_SHARDED});
+    hdt_assert_status(hd_trainer_create(&options, &trainer), HD_ERROR_ARGUMENT, "shard_state 3");
     end();
 }
 END_TEST

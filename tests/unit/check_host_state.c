@@ -182,6 +182,24 @@ START_TEST(activations_on_the_host_give_the_same_bits)
 }
 END_TEST
 
+/* What is computed again is the same bits, so what enters blocks may wait anywhere. */
+START_TEST(what_enters_blocks_waits_on_the_host)
+{
+    hd_trainer_options options = kinds[_i];
+    options.schedule = _i % 2 ? "gpipe" : NULL;
+    const trained device = train(options);
+    options.activations = HD_ACTIVATIONS_RECOMPUTE;
+    const trained again = train(options);
+    options.activations = HD_ACTIVATIONS_RECOMPUTE_HOST;
+    const trained host = train(options);
+    assert_same(&host, &device);
+    ck_assert_int_gt(host.copies, 0);
+    ck_assert_uint_eq(again.host, 0);
+    ck_assert_uint_le(host.planned, again.planned);
+    if (options.schedule) ck_assert_uint_lt(host.planned, again.planned);
+}
+END_TEST
+
 START_TEST(gradients_on_the_host_give_the_same_bits)
 {
     hd_trainer_options options = kinds[_i];
@@ -350,6 +368,7 @@ int main(void)
     tcase_add_loop_test(tests, only_three_chunks_of_the_state_are_on_the_device, 0, count);
     tcase_add_test(tests, auto_puts_the_state_on_the_host_only_if_the_budget_asks_for_it);
     tcase_add_loop_test(tests, activations_on_the_host_give_the_same_bits, 0, count);
+    tcase_add_loop_test(tests, what_enters_blocks_waits_on_the_host, 0, count);
     tcase_add_loop_test(tests, gradients_on_the_host_give_the_same_bits, 0, count);
     tcase_add_loop_test(tests, weights_on_the_host_give_the_same_bits, 0, count);
     tcase_add_test(tests, auto_takes_the_cheapest_that_fits);

@@ -147,6 +147,7 @@ static void describe_places(const hd_trainer *trainer, hdi_text *text)
 {
     static const char *const names[] = {[HD_ACTIVATIONS_KEEP] = "keep",
                                         [HD_ACTIVATIONS_RECOMPUTE] = "recompute",
+                                        [HD_ACTIVATIONS_RECOMPUTE_HOST] = "recompute-host",
                                         [HD_ACTIVATIONS_HOST] = "host",
                                         [HD_ACTIVATIONS_INT8] = "int8"};
     const hd_trainer_options *o = &trainer->options;

@@ -69,7 +69,8 @@ static hd_status train_options(const hd_config *config, hd_model *model, const h
                          hdi_config_string(values, "train.dtype"));
     const hd_activations activations = (hd_activations)hdi_config_enum(values, "train.activations");
     const bool recompute = hdi_config_enum(values, "layout.recompute") == HDI_RECOMPUTE_LAYER;
-    if (recompute && activations != HD_ACTIVATIONS_KEEP && activations != HD_ACTIVATIONS_RECOMPUTE)
+    if (recompute && activations != HD_ACTIVATIONS_KEEP &&
+        activations != HD_ACTIVATIONS_RECOMPUTE && activations != HD_ACTIVATIONS_RECOMPUTE_HOST)
         return hdi_error(HD_ERROR_CONFIG,
                          "layout.recompute: seen layer with train.activations %s, want none",
                          hdi_config_string(values, "train.activations"));

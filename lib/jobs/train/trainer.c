@@ -118,6 +118,10 @@ static hd_status check_residency(hd_trainer_options *o)
     if (o->host_blocks < 0)
         return hdi_error(HD_ERROR_ARGUMENT, "trainer: %d blocks on the host, want >= 0",
                          o->host_blocks);
+    if (o->residency == HD_RESIDENCY_SHARDED || o->residency == HD_RESIDENCY_HOST_SHARDED)
+        return hdi_error(HD_ERROR_ARGUMENT,
+                         "trainer: weights in shards are shard_state 3's, seen as residency; want "
+                         "RESIDENT, HOST or AUTO");
     if (o->residency == HD_RESIDENCY_HOST) o->optimizer_residency = HD_RESIDENCY_HOST;
     return HD_OK;
 }
@@ -145,7 +149,8 @@ static hd_status check_options(hd_trainer *trainer, const hd_trainer_options *gi
     if (o->chunks < 1) o->chunks = 1;
     if (o->recompute && o->activations == HD_ACTIVATIONS_KEEP)
         o->activations = HD_ACTIVATIONS_RECOMPUTE;
-    o->recompute = o->activations == HD_ACTIVATIONS_RECOMPUTE;
+    o->recompute = o->activations == HD_ACTIVATIONS_RECOMPUTE ||
+                   o->activations == HD_ACTIVATIONS_RECOMPUTE_HOST;
     if (o->chunk_elements == 0) o->chunk_elements = 4 << 20;
     if (o->chunk_elements < 1)
         return hdi_error(HD_ERROR_ARGUMENT, "trainer: chunks of %lld elements, want >= 1",

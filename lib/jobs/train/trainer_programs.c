@@ -40,7 +40,7 @@ static void move_activations(const hd_trainer *trainer, const hdi_trainer_shape 
 {
     const hd_activations how = trainer->options.activations;
     const int in_flight = hdi_schedule_slots(shape->schedule, chunk, HDI_BUFFER_ACTIVATIONS);
-    if (how == HD_ACTIVATIONS_HOST)
+    if (how == HD_ACTIVATIONS_HOST || how == HD_ACTIVATIONS_RECOMPUTE_HOST)
         hdi_activations_move(program, HDI_SAVED_ON_HOST, in_flight <= 1);
     if (how == HD_ACTIVATIONS_INT8) hdi_activations_move(program, HDI_SAVED_AS_INT8, false);
 }
@@ -93,7 +93,7 @@ hd_status hdi_trainer_build_chunk(hd_trainer *trainer, int shape_index, int chun
                       .sequences = shape->is.sequences,
                       .tokens = shape->is.tokens,
                       .video = shape->is.video,
-                      .recompute = options->activations == HD_ACTIVATIONS_RECOMPUTE};
+                      .recompute = options->recompute};
     out->out = options->build(options->user, program, &stage, out->x);
     if (train) {
         add_backward(program, shape, last, out);
