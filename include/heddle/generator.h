@@ -29,7 +29,7 @@ typedef struct hd_generator_options {
                   if the budget does not hold their caches. */
     size_t budget, foreign; /* bytes of device memory; zero budget: no limit */
     hd_residency
-        residency;   /* of weights; AUTO: on the host only where one sequence does not fit else */
+        residency;   /* of weights; AUTO: elsewhere only where one sequence does not fit else */
     int host_blocks; /* as hd_plan_options has it */
 } hd_generator_options;
 
@@ -38,7 +38,7 @@ typedef struct hd_generator_options {
 HD_API hd_status hd_generator_create(const hd_generator_options *options, hd_generator **out);
 HD_API void hd_generator_destroy(hd_generator *generator); /* takes NULL */
 
-/* The plan; borrowed. Local. */
+/* The plan; borrowed, until hd_generator_start, which may plan again. Local. */
 HD_API const hd_plan *hd_generator_plan(const hd_generator *generator);
 
 /* Classes of the logits, and sequences in flight (after start: those that all ranks have room
@@ -46,7 +46,8 @@ HD_API const hd_plan *hd_generator_plan(const hd_generator *generator);
 HD_API int64_t hd_generator_vocab(const hd_generator *generator);
 HD_API int hd_generator_slots(const hd_generator *generator);
 
-/* Reserve the arena on `context` (borrowed) and initialise the parameters from `seed`. Collective. */
+/* Ranks that gather weights from each other first plan again where AUTO chose otherwise on each. Reserve the
+ * arena on `context` (borrowed) and initialise the parameters from `seed`. Collective. */
 HD_API hd_status hd_generator_start(hd_generator *generator, hd_context *context, uint64_t seed);
 
 /* Fill the parameters from a heddle checkpoint (a run directory or one step-N) or Hugging Face

@@ -33,7 +33,7 @@ typedef struct hd_sampler_options {
     size_t budget, foreign; /* bytes of device memory; zero budget: no limit */
     size_t transport;       /* bytes of it that communicators take */
     hd_rates rates;         /* that plans predict seconds by; zeros: of no device in particular */
-    hd_residency residency; /* of weights, in both phases */
+    hd_residency residency; /* of weights, in both phases; ranks of HD_AXIS_SHARD may share them */
     int host_blocks;        /* as hd_plan_options has it */
     int slices; /* as hd_program_options has it, of denoising; zero: 1, or with a budget that this
                    does not fit, even with all blocks on the host, 2, 4, 8 or 16 */
@@ -48,7 +48,7 @@ HD_API hd_status hd_sampler_create(const hd_sampler_options *options, hd_sampler
 HD_API void hd_sampler_destroy(hd_sampler *sampler); /* takes NULL */
 
 /* The plan of HD_PURPOSE_CONDITION or HD_PURPOSE_DENOISE; NULL where a stage has nothing to compute in
- * that phase. Borrowed. Local. */
+ * that phase. Borrowed, until hd_sampler_start, which may plan again. Local. */
 HD_API const hd_plan *hd_sampler_plan(const hd_sampler *sampler, hd_purpose phase);
 
 /* Floating-point operations of this rank's stage, for the text length of that index: of one denoising
@@ -70,7 +70,8 @@ typedef struct hd_sampler_weights {
 } hd_sampler_weights;
 
 /* Say where to run and with which weights. They are read when a run needs them, by each rank those of
- * its stage. `context` is borrowed. Collective. */
+ * its stage. Ranks that gather weights from each other plan again where AUTO chose otherwise on each.
+ * `context` is borrowed. Collective. */
 HD_API hd_status hd_sampler_start(hd_sampler *sampler, hd_context *context,
                                   const hd_sampler_weights *weights);
 

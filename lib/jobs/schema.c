@@ -330,7 +330,9 @@ const hdi_config_row hdi_job_schema[] = {
          "share "
          "on each of the data and sequence ranks, which gather them; host-sharded: each copies a "
          "share "
-         "from the host, then they gather; auto: as few elsewhere as memory.budget asks for",
+         "from the host, then they gather; auto: as few elsewhere as memory.budget asks for, over "
+         "the "
+         "fastest link",
          QUIET),
     INT("sample.slices", "0", "0", "64", NULL,
         "of a block's heads and rows that are in memory one by one; zero: as few as memory.budget "

@@ -156,6 +156,7 @@ START_TEST(any_rank_may_idle)
         const size_t bytes = hd_plan_total_bytes(it.plan);
         const size_t high_water = it.session ? hd_session_high_water(it.session) : 0;
         const hdi_residency is = it.plan->residency;
+        const int copies_of = it.session ? it.session->streaming.copy.ranks : 0;
         bool same = true;
         for (int half = 0; half < 2; half++)
             same = same && !memcmp(seen[half], wanted[half], (size_t)own * sizeof(values));
@@ -164,6 +165,8 @@ START_TEST(any_rank_may_idle)
         same = hd_comm_agree(hdt_world, same ? HD_OK : HD_ERROR_INTERNAL) == HD_OK;
         ck_assert_msg(same, "%d slots, %d blocks, late %d: other bits", slots, blocks, late);
         ck_assert(is.gathers && is.host_blocks == blocks && (is.host_bytes > 0) == on_host);
+        ck_assert_int_eq(copies_of, on_host ? ranks : 0); /* one copy for all ranks of the host */
+        ck_assert_uint_lt(is.shard_bytes, is.slot_bytes);
         ck_assert_uint_le(high_water, bytes);
         if (on_host && blocks == BLOCKS && slots < 3) ck_assert_uint_lt(bytes, resident);
         if (late && strcmp(hdt_device(), "cpu") == 0) ck_assert_int_eq(hdt_late_pending(), 0);
@@ -183,8 +186,10 @@ START_TEST(videos_have_the_same_bits)
         videos[v] = (hd_sampler_video){.text = {v % 2, 3, 2}, .seed = 5, .number = (uint64_t)v};
     videos[1].step = 2;
     videos[1].latents = begun;
-    const hd_mesh_options layouts[] = {{.data = ranks}, {.data = ranks / 2, .pipeline = 2}};
-    for (int l = 0; l < 2 && layouts[l].data > 1; l++) {
+    const hd_mesh_options layouts[] = {
+        {.data = ranks}, {.data = ranks / 2, .pipeline = 2}, {.data = ranks, .shard_group = 2}};
+    for (int l = 0; l < 3; l++) {
+        if (layouts[l].data < 2) continue;
         hdt_sampling with = {.run = {.shift = 3, .branches = 2, .guidance = 4},
                              .videos = videos,
                              .count = VIDEOS,

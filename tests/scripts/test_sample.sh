@@ -148,6 +148,24 @@ plan_720p() { # budget
 }
 whole_within_24() { plan_720p 24GiB && ! grep -q slices "$work/out"; }
 check blocks_are_whole_where_that_fits whole_within_24
+# Two ranks that hold the same blocks: half of each, then all of them on the host.
+shared_within() { # ranks' axis, budget, pattern
+    "$heddle" plan --sample --ranks=2 --layout."$1"=2 --model.preset=hunyuan-video-13b --run.device=cpu \
+        --sample.dtype=bf16 --sample.width=512 --sample.height=384 --sample.frames=129 \
+        --memory.budget="$2" "${@:4}" >"$work/out" 2>&1
+    grep -q "$3" "$work/out"
+}
+check plans_share_blocks_of_ranks_that_make_videos_of_their_own \
+    shared_within data 18GiB '[1-5]*[0-9] of 60 blocks in shares of 2 ranks; a run gathers'
+check and_of_ranks_that_share_a_video \
+    shared_within sequence 17GiB '[1-5]*[0-9] of 60 blocks in shares of 2 ranks; a run gathers'
+check and_go_to_the_host_where_shares_are_too_large \
+    shared_within data 9GiB '[1-5]*[0-9] of 60 blocks on the host, .*; a run copies in'
+check or_to_shares_of_it_as_told shared_within data 9GiB 'each of 2 ranks copies in its share of' \
+    --sample.residency=host-sharded
+check a_refusal_of_shares_names_what_the_host_would_need \
+    shared_within data 9GiB 'with all blocks on the host .* a budget of [0-9]* bytes would do' \
+    --sample.residency=sharded
 sliced_within() { plan_720p "$1" && grep -q 'one pass, .*, blocks in [0-9]* slices' "$work/out"; }
 check slices_fit_720p_into_6_gib sliced_within 6GiB
 check and_into_4_gib sliced_within 4GiB

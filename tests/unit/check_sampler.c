@@ -5,6 +5,7 @@
 
 #include "core/memory.h"
 #include "core/random.h"
+#include "jobs/sample/sampler_walk.h"
 #include "tests/support/hdt_video.h"
 
 enum { VIDEOS = 3 };
@@ -324,6 +325,39 @@ START_TEST(stages_add_up_to_the_whole)
 }
 END_TEST
 
+/* Whatever a line has to do: videos that are done, begun or new, steps that rest from guidance. */
+START_TEST(passes_are_counted_before_they_are_made)
+{
+    enum { MANY = 5, STEPS = 20 };
+    hd_sampler_video videos[MANY];
+    hdi_walk_slot slots[MANY];
+    for (int v = 0; v < MANY; v++)
+        videos[v] = (hd_sampler_video){.step = v % 2 ? v * 4 : STEPS * (v == 2)};
+    for (int trial = 0; trial < 3 * 3 * 2 * 3; trial++) {
+        const int branches = 1 + trial % 3, stride = 1 + trial / 3 % 3, in_flight = 1 + trial / 18;
+        hdi_walk walk = {.videos = videos,
+                         .count = MANY,
+                         .stride = stride,
+                         .steps = STEPS,
+                         .guidance = {.branches = branches,
+                                      .text = 4,
+                                      .image = 3,
+                                      .oscillate = trial / 9 % 2,
+                                      .ramp = branches == 3},
+                         .slots = slots,
+                         .slot_count = in_flight};
+        for (int first = 0; first < stride; first++) {
+            int64_t passes = 0;
+            hdi_pass pass;
+            hdi_walk_begin(&walk, first);
+            while (hdi_walk_next(&walk, &pass))
+                passes++;
+            ck_assert_int_eq(hdi_walk_passes(&walk, first), passes);
+        }
+    }
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("sampler");
@@ -342,6 +376,7 @@ int main(void)
     tcase_add_test(errors, texts_of_other_lengths_and_early_runs_are_told);
     TCase *plans = tcase_create("plans");
     tcase_add_test(plans, stages_add_up_to_the_whole);
+    tcase_add_test(plans, passes_are_counted_before_they_are_made);
     suite_add_tcase(suite, runs);
     suite_add_tcase(suite, errors);
     suite_add_tcase(suite, plans);

@@ -80,6 +80,33 @@ static hd_status plan_stages(planning *p)
     return HD_OK;
 }
 
+/* Where the weights are that are not resident, and what they cost. */
+static void describe_residency(const hd_plan *plan, bool known, hdi_text *text)
+{
+    hd_streaming is;
+    hd_plan_streaming(plan, plan->units[0].program, &is);
+    const int ranks = plan->layout->shards;
+    if (!is.host_blocks) return;
+    hdi_text_printf(text, "         %d of %d blocks ", is.host_blocks, is.blocks);
+    if (is.host_bytes)
+        hdi_text_printf(text, "on the host, %zu bytes of pinned memory; ", is.host_bytes);
+    else
+        hdi_text_printf(text, "in shares of %d ranks; ", ranks);
+    if (!is.gathered)
+        hdi_text_printf(text, "a run copies in %zu bytes\n", is.run_bytes);
+    else if (!is.host_bytes)
+        hdi_text_printf(text, "a run gathers %zu bytes\n", is.run_bytes);
+    else
+        hdi_text_printf(text, "each of %d ranks copies in its share of %zu bytes a run\n", ranks,
+                        is.run_bytes);
+    if (is.gathered && !is.host_bytes && !known)
+        return; /* what links between ranks do is unknown */
+    hdi_text_printf(text,
+                    "         %s%.3g s of copies beside %.3g s of computing, %.3g s exposed\n",
+                    known ? "" : "at 25 GB/s and 100 TFLOP/s: ", is.copy_seconds,
+                    is.compute_seconds, is.exposed_seconds);
+}
+
 static void describe_phase(const hd_sampler *sampler, hd_purpose phase, bool known, hdi_text *text)
 {
     const hd_plan *plan = hd_sampler_plan(sampler, phase);
@@ -98,19 +125,7 @@ static void describe_phase(const hd_sampler *sampler, hd_purpose phase, bool kno
             hdi_text_printf(text, "         %-16s %16zu bytes\n", hd_region_name((hd_region)r),
                             hd_plan_region_bytes(plan, (hd_region)r));
     hdi_text_printf(text, "         %-16s %16zu bytes\n", "total", hd_plan_total_bytes(plan));
-    hd_streaming streaming;
-    hd_plan_streaming(plan, plan->units[0].program, &streaming);
-    if (!streaming.host_blocks) return;
-    hdi_text_printf(
-        text,
-        "         %d of %d blocks on the host, %zu bytes of pinned memory; a run copies "
-        "in %zu bytes\n",
-        streaming.host_blocks, streaming.blocks, streaming.host_bytes, streaming.run_bytes);
-    hdi_text_printf(text,
-                    "         %s%.3g s of copies beside %.3g s of "
-                    "computing, %.3g s exposed\n",
-                    known ? "" : "at 25 GB/s and 100 TFLOP/s: ", streaming.copy_seconds,
-                    streaming.compute_seconds, streaming.exposed_seconds);
+    describe_residency(plan, known, text);
 }
 
 /* Seconds by run.rates: of a step of one video, and of the longest stage, which is all that videos in

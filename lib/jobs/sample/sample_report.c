@@ -17,6 +17,15 @@ static void report_prediction(const hdi_sample_speed *it, const hd_sampler_resul
             result->busy_seconds / (double)result->passes);
 }
 
+static void report_residency(const hd_sampler *sampler)
+{
+    const hdi_residency *is = &sampler->denoise->residency;
+    if (is->host_blocks)
+        hdi_log(HD_LOG_INFO, "memory: %d of %d blocks %s%s", is->host_blocks, is->block_count,
+                is->host_bytes ? "on the host" : "in shares of the ranks",
+                is->gathers && is->host_bytes ? ", of which each rank copies in a share" : "");
+}
+
 hd_status hdi_sample_report_speed(const hdi_sample_speed *it, const hd_sampler_result *result,
                                   hd_sample_result *out)
 {
@@ -37,6 +46,7 @@ hd_status hdi_sample_report_speed(const hdi_sample_speed *it, const hd_sampler_r
     if (status == HD_OK && rank == 0) {
         if (hd_sampler_slices(it->sampler) > 1)
             hdi_log(HD_LOG_INFO, "memory: blocks in %d slices", hd_sampler_slices(it->sampler));
+        report_residency(it->sampler);
         hdi_log(HD_LOG_INFO,
                 "%d videos: conditions %.2f s, weights %.2f s, steps %.2f s; ranks computed for %s "
                 "%% of the steps' time",
