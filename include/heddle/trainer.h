@@ -72,7 +72,8 @@ typedef struct hd_trainer_options {
         residency;   /* of the weights of blocks: on the device (zero); HOST: in pinned host memory,
                                from where blocks are copied in while the ones before them compute, in
                                each forward and backward, and where the update changes them. The
-                               optimizer's state is there, too, then. AUTO: as few blocks as the
+                               optimizer's state is there, too, then; of level 3 of shard_state the
+                               rank's shards. AUTO: as few blocks as the
                                budget asks for, if nothing else fits and optimizer_residency is not
                                RESIDENT. The same bits. */
     int host_blocks; /* HOST: so many, evenly spread, or all if there are fewer; zero: all */

@@ -121,9 +121,34 @@ START_TEST(weights_on_the_host_train_the_same_bits_on_every_layout)
 }
 END_TEST
 
+/* Rank 0 has a byte less than it needs with all blocks on the device, the others have plenty. Stages of two
+ * blocks need as much either way. */
+START_TEST(ranks_that_need_the_host_and_ranks_that_do_not_train_together)
+{
+    const bool tight = hd_comm_rank(hdt_world) == 0;
+    for (int l = 0; l < LAYOUTS; l++) {
+        const layout *split = &layouts[l];
+        if (ranks_of(&split->mesh) != hd_comm_size(hdt_world) || of(split->mesh.pipeline) > 1)
+            continue;
+        hd_trainer_options options = {.dtype = HD_DTYPE_BF16,
+                                      .optimizer_residency = HD_RESIDENCY_HOST};
+        const hdt_trained device = train(split, options);
+        options.residency = HD_RESIDENCY_AUTO;
+        options.budget = 1 << 30;
+        const hdt_trained roomy = train(split, options);
+        if (tight) options.budget = roomy.planned - 1;
+        const hdt_trained mixed = train(split, options);
+        ck_assert_uint_eq(mixed.hash, device.hash);
+        ck_assert_int_eq(mixed.planned < roomy.planned, tight);
+        ck_assert_int_eq(mixed.host_planned > roomy.host_planned, tight);
+    }
+}
+END_TEST
+
 int main(int argc, char **argv)
 {
     TCase *tests = tcase_create("host_weights");
     tcase_add_loop_test(tests, weights_on_the_host_train_the_same_bits_on_every_layout, 0, KINDS);
+    tcase_add_test(tests, ranks_that_need_the_host_and_ranks_that_do_not_train_together);
     return hdt_main_ranks(argc, argv, "jobs", tests);
 }

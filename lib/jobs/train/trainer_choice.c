@@ -83,12 +83,13 @@ static hd_status keep_blocks(const hd_trainer_options *options, bool cuts_blocks
     return HD_OK;
 }
 
-/* What fits is the cheapest that does. Ranks that share gradients may choose differently, since their
- * shards differ by a little: their buckets must not. */
+/* What fits is the cheapest that does. Ranks that sum gradients may choose differently, since their shards
+ * and parts differ by a little: their buckets must not. */
 hd_status hd_trainer_create(const hd_trainer_options *options, hd_trainer **out)
 {
     const bool may_stream = options->residency == HD_RESIDENCY_AUTO && options->budget;
-    const bool cuts_blocks = may_stream && hd_mesh_size(options->mesh, HD_AXIS_SHARD) > 1;
+    const int others = hd_mesh_ranks(options->mesh) / hd_mesh_size(options->mesh, HD_AXIS_PIPELINE);
+    const bool cuts_blocks = may_stream && others > 1;
     hd_status status = HD_OK;
     *out = NULL;
     for (size_t r = 0; r < sizeof rungs / sizeof rungs[0]; r++) {
