@@ -1,4 +1,5 @@
-/* Contiguous partition of layers into stages by dynamic programming over suffixes. */
+/* Contiguous partition of layers into stages by dynamic programming over suffixes; with several stages on
+ * a rank, by moves of one layer from there. */
 #include "parallel/balance.h"
 
 #include <math.h>
@@ -65,6 +66,80 @@ static void solve(partition *part, double limit)
         }
 }
 
+/* How good a partition is, what matters most first. */
+typedef struct quality {
+    double rank, stage, squares; /* the most expensive of each; the sum of squares of stages */
+} quality;
+
+static quality judge(const partition *part, const int *counts, double *loads)
+{
+    const int stages = part->options->stages, ranks = part->options->ranks;
+    quality it = {0};
+    for (int r = 0; r < ranks; r++)
+        loads[r] = 0;
+    for (int stage = 0, layer = 0; stage < stages; layer += counts[stage++]) {
+        const double cost = stage_cost(part, stage, layer, counts[stage]);
+        loads[stage % ranks] += cost;
+        it.stage = fmax(it.stage, cost);
+        it.squares += cost * cost;
+    }
+    for (int r = 0; r < ranks; r++)
+        it.rank = fmax(it.rank, loads[r]);
+    return it;
+}
+
+static bool is_less(double a, double b)
+{
+    return a < b - rounding * fabs(b);
+}
+
+static bool is_better(const quality *a, const quality *b)
+{
+    if (is_less(a->rank, b->rank) || is_less(b->rank, a->rank)) return is_less(a->rank, b->rank);
+    if (is_less(a->stage, b->stage) || is_less(b->stage, a->stage))
+        return is_less(a->stage, b->stage);
+    return is_less(a->squares, b->squares);
+}
+
+/* The best move of a layer from the most expensive rank to another stage, made; false when none is better
+ * than none. */
+static bool move_layer(const partition *part, int *counts, double *loads)
+{
+    const int stages = part->options->stages, ranks = part->options->ranks;
+    quality best = judge(part, counts, loads);
+    const double most = best.rank;
+    int from = -1, to = -1;
+    for (int a = 0; a < stages; a++) {
+        if (is_less(loads[a % ranks], most) || counts[a] <= fewest(part->options, a)) continue;
+        for (int b = 0; b < stages; b++) {
+            if (a == b) continue;
+            counts[a]--;
+            counts[b]++;
+            const quality moved = judge(part, counts, loads + ranks);
+            counts[a]++;
+            counts[b]--;
+            if (!is_better(&moved, &best)) continue;
+            best = moved;
+            from = a;
+            to = b;
+        }
+    }
+    if (from < 0) return false;
+    counts[from]--;
+    counts[to]++;
+    return true;
+}
+
+static hd_status even_out_ranks(const partition *part, int *counts)
+{
+    double *loads = hdi_alloc_array(2 * (size_t)part->options->ranks, sizeof *loads);
+    if (!loads) return hdi_error(HD_ERROR_MEMORY, "balance: out of host memory");
+    while (move_layer(part, counts, loads))
+        continue;
+    hdi_free(loads);
+    return HD_OK;
+}
+
 static hd_status check_sizes(const hdi_balance_options *options)
 {
     if (options->stages < 1 || options->layers < 0)
@@ -123,6 +198,8 @@ hd_status hdi_balance(const hdi_balance_options *options, int *counts_out)
             counts_out[stage] = part.count[cell(&part, stage, layer)];
             layer += counts_out[stage];
         }
+        if (options->ranks && options->ranks < options->stages)
+            status = even_out_ranks(&part, counts_out);
     }
     hdi_free(part.prefix);
     hdi_free(part.best);

@@ -6,6 +6,7 @@
 
 typedef struct hdi_balance_options {
     int layers, stages;      /* stages: virtual stages, chunks times pipeline ranks */
+    int ranks;               /* stage s is on rank s modulo ranks; 0: as many as stages */
     const double *costs;     /* [layers], any unit; NULL: all 1 */
     double first_cost;       /* on top of the first stage's layers: the embedding, in that unit */
     double last_cost;        /* on top of the last stage's: the head and the loss */
@@ -15,8 +16,9 @@ typedef struct hdi_balance_options {
 
 /* Cut the layers, in order, into `stages` runs so that the most expensive stage costs as little as
  * can be; then so that costs are as even as can be (least sum of squares); then so that later
- * stages get more layers, because earlier ones keep more micro-batches in flight. Fills
- * counts_out[stages]. Local; the same on every rank. ARGUMENT on costs that are negative or not
+ * stages get more layers, because earlier ones keep more micro-batches in flight. With several stages
+ * on a rank layers then move while that makes the most expensive rank cheaper, which bounds a step: a
+ * pipeline stays busy with uneven chunks, not with uneven ranks. Fills counts_out[stages]. Local; the same on every rank. ARGUMENT on costs that are negative or not
  * finite, CONFIG where there are fewer layers than stages. */
 hd_status hdi_balance(const hdi_balance_options *options, int *counts_out);
 

@@ -322,6 +322,8 @@ struct hd_backend {
     hd_status (*copy)(hd_stream *stream, void *out, const void *x, size_t bytes);
     hd_status (*zero)(hd_stream *stream, void *out, size_t bytes);
     hd_status (*synchronize)(hd_stream *stream);
+    /* Whether all that was queued on `stream` is done. NULL: nothing is ever left. */
+    hd_status (*is_idle)(hd_stream *stream, bool *idle);
 
     /* Copies from and to pinned host memory beside `stream`, those of one direction one after another.
      * They begin when all that was queued on `stream` before them is done; what is queued after await

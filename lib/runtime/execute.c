@@ -40,15 +40,35 @@ static hd_status wait_for(hd_session *session, int unit, int op)
                              hdi_op_label(program, program->ops[op], label, sizeof label));
 }
 
-/* Offset in the arena of a tensor of op's; weights from the host are in the slot `streamed`. */
-static size_t locate(hd_session *session, int index, hd_tensor tensor, int streamed,
-                     const hd_session_run_options *options)
+static bool is_posted(const hd_session *session, int unit, int op)
+{
+    const hdi_posted *posted = &session->posted[unit][op];
+    return posted->comm || posted->copy;
+}
+
+hd_status hdi_session_await(hd_session *session, size_t at, size_t bytes)
+{
+    int kept = 0;
+    for (int i = 0; i < session->unfinished_count; i++) {
+        const hdi_unfinished left = session->unfinished[i];
+        if (left.begin < at + bytes && at < left.end)
+            HD_RETURN_IF_ERROR(wait_for(session, left.unit, left.op));
+        if (is_posted(session, left.unit, left.op)) session->unfinished[kept++] = left;
+    }
+    session->unfinished_count = kept;
+    return HD_OK;
+}
+
+/* Address of a tensor of op's, ready for it; weights from the host are in the slot `streamed`. */
+static hd_status locate(hd_session *session, int index, hd_tensor tensor, int streamed,
+                        const hd_session_run_options *options, void **out)
 {
     const hdi_place_of *place = &session->plan->units[index].places[tensor.id];
     const int copy = place->region == HD_REGION_STREAMED ? streamed : options->micro_batch;
     const size_t at = hdi_plan_address(session->plan, index, tensor, copy, options->level);
     if (at < HDI_HOST_BASE) hdi_session_touch(session, at, place->bytes);
-    return at;
+    *out = hdi_session_at(session, at);
+    return hdi_session_await(session, at, place->bytes);
 }
 
 static hd_status run_op(hd_session *session, int index, int op_index, int streamed,
@@ -72,12 +92,12 @@ static hd_status run_op(hd_session *session, int index, int op_index, int stream
                   .posted_on = &posted->comm};
     for (int k = 0; k < op->op.inputs; k++) {
         if (!op->op.in[k].id) continue;
-        run.in[k] =
-            hdi_session_at(session, locate(session, index, op->op.in[k], streamed, options));
+        void *in;
+        HD_RETURN_IF_ERROR(locate(session, index, op->op.in[k], streamed, options, &in));
+        run.in[k] = in;
     }
     for (int k = 0; k < op->op.outputs; k++)
-        run.out[k] =
-            hdi_session_at(session, locate(session, index, op->op.out[k], streamed, options));
+        HD_RETURN_IF_ERROR(locate(session, index, op->op.out[k], streamed, options, &run.out[k]));
     if (unit->workspace_bytes[op_index]) {
         size_t at = unit->base[HD_REGION_TRANSIENT] + unit->workspaces[op_index];
         hdi_session_touch(session, at, unit->workspace_bytes[op_index]);
@@ -98,19 +118,41 @@ static hd_status run_op(hd_session *session, int index, int op_index, int stream
                              hdi_op_label(unit->program, op, label, sizeof label));
 }
 
+/* Communication goes on behind its program until somebody touches its bytes. */
+static void leave(hd_session *session, int index, int op_index,
+                  const hd_session_run_options *options)
+{
+    const hdi_unit *unit = &session->plan->units[index];
+    const hd_op *op = &unit->program->ops[op_index]->op;
+    for (int i = 0; i < session->unfinished_count; i++)
+        if (session->unfinished[i].unit == index && session->unfinished[i].op == op_index) return;
+    for (int k = 0; k < op->inputs + op->outputs; k++) {
+        const hd_tensor tensor = k < op->inputs ? op->in[k] : op->out[k - op->inputs];
+        if (!tensor.id) continue;
+        const size_t at =
+            hdi_plan_address(session->plan, index, tensor, options->micro_batch, options->level);
+        session->unfinished[session->unfinished_count++] = (hdi_unfinished){
+            .unit = index, .op = op_index, .begin = at, .end = at + unit->places[tensor.id].bytes};
+    }
+}
+
 /* Other programs share the transients, so what was posted on them ends with its program. */
-static hd_status end_transient_communication(hd_session *session, int index)
+static hd_status end_communication(hd_session *session, int index,
+                                   const hd_session_run_options *options)
 {
     const hdi_unit *unit = &session->plan->units[index];
     for (int i = 0; i < unit->program->op_count; i++) {
-        if (!session->posted[index][i].comm && !session->posted[index][i].copy) continue;
+        if (!is_posted(session, index, i)) continue;
         const hd_op *op = &unit->program->ops[i]->op;
         bool transient = false;
         for (int k = 0; k < op->inputs; k++)
             transient = transient || unit->places[op->in[k].id].region == HD_REGION_TRANSIENT;
         for (int k = 0; k < op->outputs; k++)
             transient = transient || unit->places[op->out[k].id].region == HD_REGION_TRANSIENT;
-        if (transient) HD_RETURN_IF_ERROR(wait_for(session, index, i));
+        if (transient)
+            HD_RETURN_IF_ERROR(wait_for(session, index, i));
+        else if (session->posted[index][i].comm)
+            leave(session, index, i, options);
     }
     return HD_OK;
 }
@@ -157,7 +199,7 @@ hd_status hd_session_run(hd_session *session, const hd_program *program,
         hdi_comm_progress(hd_mesh_device_comm(session->mesh, HD_AXIS_NONE));
     }
     HD_RETURN_IF_ERROR(hdi_streaming_end(session, &walk));
-    return end_transient_communication(session, index);
+    return end_communication(session, index, options);
 }
 
 hd_status hd_session_drain(hd_session *session)
@@ -165,12 +207,28 @@ hd_status hd_session_drain(hd_session *session)
     for (int u = 0; u < session->plan->unit_count; u++)
         for (int i = 0; i < session->plan->units[u].program->op_count; i++)
             HD_RETURN_IF_ERROR(wait_for(session, u, i));
+    session->unfinished_count = 0;
     return hdi_session_synchronize(session);
+}
+
+hd_status hdi_session_settle(hd_session *session)
+{
+    enum { SPINS = 200 };
+    const hd_context *context = session->context;
+    HD_RETURN_IF_ERROR(hdi_comm_settle(hd_mesh_device_comm(session->mesh, HD_AXIS_NONE)));
+    if (!context->backend->is_idle || hd_mesh_ranks(session->mesh) < 2) return HD_OK;
+    for (int64_t look = 0;; look++) {
+        bool idle;
+        HD_RETURN_IF_ERROR(context->backend->is_idle(context->stream, &idle));
+        if (idle) return HD_OK;
+        hdi_comm_progress(hd_mesh_comm(session->mesh, HD_AXIS_NONE));
+        hdi_comm_back_off(look, SPINS);
+    }
 }
 
 hd_status hdi_session_synchronize(hd_session *session)
 {
-    HD_RETURN_IF_ERROR(hdi_comm_settle(hd_mesh_device_comm(session->mesh, HD_AXIS_NONE)));
+    HD_RETURN_IF_ERROR(hdi_session_settle(session));
     return session->context->backend->synchronize(session->context->stream);
 }
 

@@ -67,12 +67,19 @@ static hd_status open_parts(hd_session *session)
     const hd_context *context = session->context;
     session->posted = hdi_alloc_array((size_t)plan->unit_count, sizeof *session->posted);
     bool ok = session->posted != NULL;
+    size_t most_unfinished = 1;
     for (int i = 0; i < plan->unit_count && ok; i++) {
-        session->posted[i] =
-            hdi_alloc_array((size_t)plan->units[i].program->op_count, sizeof **session->posted);
+        const hd_program *program = plan->units[i].program;
+        session->posted[i] = hdi_alloc_array((size_t)program->op_count, sizeof **session->posted);
         ok = session->posted[i] != NULL;
+        for (int k = 0; k < program->op_count; k++) {
+            const hd_op *op = &program->ops[k]->op;
+            if (hdi_op_is_posted(op)) most_unfinished += (size_t)(op->inputs + op->outputs);
+        }
     }
-    if (!ok) return hdi_error(HD_ERROR_MEMORY, "session: out of host memory");
+    session->unfinished = hdi_alloc_array(most_unfinished, sizeof *session->unfinished);
+    if (!ok || !session->unfinished)
+        return hdi_error(HD_ERROR_MEMORY, "session: out of host memory");
     void *arena = NULL;
     HD_RETURN_IF_ERROR(context->backend->reserve(context->device, plan->arena_bytes, &arena));
     session->arena = arena;
@@ -135,6 +142,7 @@ hd_status hdi_session_create_shared(hd_context *context, const hd_plan *plan, co
 void hd_session_destroy(hd_session *session)
 {
     if (!session) return;
+    if (session->unfinished_count) (void)hd_session_drain(session); /* it goes to this memory */
     if (session->arena)
         session->context->backend->release(session->context->device, session->arena,
                                            session->plan->arena_bytes);
@@ -145,6 +153,7 @@ void hd_session_destroy(hd_session *session)
     for (int i = 0; i < session->plan->unit_count && session->posted; i++)
         hdi_free(session->posted[i]);
     hdi_free(session->posted);
+    hdi_free(session->unfinished);
     hdi_free(session);
 }
 
@@ -409,6 +418,15 @@ static int host_entry(const hd_session *session, int unit, hd_tensor tensor)
     return hdi_layout_find(plan->layout, plan->units[unit].program->tensors[tensor.id]->info.name);
 }
 
+/* Where a tensor is, when what is under way there has been waited for. */
+static hd_status settled_place(hd_session *session, int unit, hd_tensor tensor, int micro_batch,
+                               char **out)
+{
+    const size_t at = hdi_plan_address(session->plan, unit, tensor, micro_batch, 0);
+    *out = hdi_session_at(session, at);
+    return hdi_session_await(session, at, session->plan->units[unit].places[tensor.id].bytes);
+}
+
 hd_status hd_session_write(hd_session *session, const hd_program *program, hd_tensor tensor,
                            int micro_batch, const void *host)
 {
@@ -422,9 +440,10 @@ hd_status hd_session_write(hd_session *session, const hd_program *program, hd_te
                program->tensors[tensor.id]->info.bytes);
         return HD_OK;
     }
-    HD_RETURN_IF_ERROR(session->context->backend->copy_in(
-        session->context->stream, hdi_session_address(session, unit, tensor, micro_batch), host,
-        program->tensors[tensor.id]->info.bytes));
+    char *place;
+    HD_RETURN_IF_ERROR(settled_place(session, unit, tensor, micro_batch, &place));
+    HD_RETURN_IF_ERROR(session->context->backend->copy_in(session->context->stream, place, host,
+                                                          program->tensors[tensor.id]->info.bytes));
     return hdi_session_synchronize(session);
 }
 
@@ -444,9 +463,12 @@ hd_status hd_session_read(hd_session *session, const hd_program *program, hd_ten
                program->tensors[tensor.id]->info.bytes);
         return HD_OK;
     }
+    char *place;
+    HD_RETURN_IF_ERROR(settled_place(session, unit, tensor, micro_batch, &place));
+    HD_RETURN_IF_ERROR(
+        hdi_session_settle(session)); /* the copy may hold the host until it is done */
     HD_RETURN_IF_ERROR(session->context->backend->copy_out(
-        session->context->stream, host, hdi_session_address(session, unit, tensor, micro_batch),
-        program->tensors[tensor.id]->info.bytes));
+        session->context->stream, host, place, program->tensors[tensor.id]->info.bytes));
     return hdi_session_synchronize(session);
 }
 

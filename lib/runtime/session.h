@@ -17,6 +17,7 @@ struct hd_context {
     size_t taken_bytes;  /* of the device's memory, before communicators of it were made */
     int sharers;         /* ranks that have the device, this one included; zero means 1 */
     bool is_on_one_host; /* all ranks are */
+    bool has_budget;     /* memory is counted: communicators take little of it */
 };
 
 typedef struct hdi_posted {
@@ -25,14 +26,22 @@ typedef struct hdi_posted {
     int copy;      /* of a load or store under way: 1 + its slot; 0: none */
 } hdi_posted;
 
+/* Bytes that communication goes on with after its program has ended. */
+typedef struct hdi_unfinished {
+    int unit, op;
+    size_t begin, end;
+} hdi_unfinished;
+
 struct hd_session {
     hd_context *context;
     const hd_plan *plan;
     const hd_mesh *mesh;
-    char *arena;         /* owned, on the device */
-    char *host;          /* owned, pinned: the host's arena; NULL without any */
-    int loads, stores;   /* the last slots that copies of ops took */
-    hdi_posted **posted; /* [unit][op] communication that nobody has waited for yet */
+    char *arena;                /* owned, on the device */
+    char *host;                 /* owned, pinned: the host's arena; NULL without any */
+    int loads, stores;          /* the last slots that copies of ops took */
+    hdi_posted **posted;        /* [unit][op] communication that nobody has waited for yet */
+    hdi_unfinished *unfinished; /* owned; room for all that a plan can leave */
+    int unfinished_count;
     size_t high_water;
     hdi_streaming streaming;
 };
@@ -69,7 +78,14 @@ int hdi_session_unit(const hd_session *session, const hd_program *program);
 /* Device address of a tensor in the slot of a micro-batch (level 0). */
 void *hdi_session_address(const hd_session *session, int unit, hd_tensor tensor, int micro_batch);
 
-/* Wait for what has been queued, communication that it waits for included, with its deadline. */
+/* What programs before have left under way at an address of the plan ends before what is queued next. */
+hd_status hdi_session_await(hd_session *session, size_t at, size_t bytes);
+
+/* Wait for what has been queued, communication that it waits for included, with its deadline. With several
+ * ranks the host's own messages move on meanwhile: a peer may need one before it can go on. */
+hd_status hdi_session_settle(hd_session *session);
+
+/* The same, and what the device has to say about it. */
 hd_status hdi_session_synchronize(hd_session *session);
 
 /* Make `elements` fp32 values at flat weight position `first` the weights there, rounded to the

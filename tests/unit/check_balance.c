@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "parallel/balance.h"
+#include "parallel/cut.h"
 #include "tests/support/hdt.h"
 
 enum { MOST_LAYERS = 10, MOST_STAGES = 5 };
@@ -110,6 +110,59 @@ START_TEST(embedding_and_head_take_the_place_of_layers)
 }
 END_TEST
 
+/* The most expensive rank, of two with two stages each. */
+static double largest_of_two(const hdi_balance_options *options, const int *counts)
+{
+    const double zero = options->first_cost + counts[0] + counts[2];
+    const double one = options->last_cost + counts[1] + counts[3];
+    return zero > one ? zero : one;
+}
+
+START_TEST(chunks_of_a_rank_are_balanced_together)
+{
+    for (int head = 0; head < 8; head++)
+        for (int layers = 4; layers < 16; layers++) {
+            const hdi_balance_options options = {
+                .layers = layers, .stages = 4, .ranks = 2, .last_cost = head, .first_cost = 1};
+            int counts[4], tried[4];
+            hdt_assert_ok(hdi_balance(&options, counts));
+            hdt_assert_ok(hdi_balance_check(counts, 4, &options));
+            for (tried[0] = 1; tried[0] < layers; tried[0]++)
+                for (tried[1] = 1; tried[1] < layers; tried[1]++)
+                    for (tried[2] = 1; tried[2] < layers; tried[2]++) {
+                        tried[3] = layers - tried[0] - tried[1] - tried[2];
+                        if (tried[3] < 1) continue;
+                        ck_assert_msg(largest_of_two(&options, counts) <=
+                                          largest_of_two(&options, tried),
+                                      "%d layers, head %d: %d,%d,%d,%d is better than %d,%d,%d,%d",
+                                      layers, head, tried[0], tried[1], tried[2], tried[3],
+                                      counts[0], counts[1], counts[2], counts[3]);
+                    }
+        }
+}
+END_TEST
+
+/* 12 layers and a head of 4.9 of them: even stages leave a rank 2 layers more than the other, and even
+ * ranks are faster. */
+START_TEST(the_cut_is_what_the_schedule_is_faster_with)
+{
+    static const int wanted[][4] = {{8, 4}, {4, 3, 4, 1}};
+    for (int chunks = 1; chunks <= 2; chunks++) {
+        const hdi_schedule_options schedule = {.kind = chunks > 1 ? HDI_SCHEDULE_INTERLEAVED
+                                                                  : HDI_SCHEDULE_ONE_F_ONE_B,
+                                               .stages = 2,
+                                               .micro_batches = 16,
+                                               .chunks = chunks};
+        int counts[4];
+        hdt_assert_ok(
+            hdi_cut(&(hdi_balance_options){.layers = 12, .last_cost = 4.9}, &schedule, counts));
+        for (int s = 0; s < 2 * chunks; s++)
+            ck_assert_msg(counts[s] == wanted[chunks - 1][s], "%d chunks: stage %d has %d, not %d",
+                          chunks, s, counts[s], wanted[chunks - 1][s]);
+    }
+}
+END_TEST
+
 START_TEST(bad_costs_are_refused)
 {
     int counts[2];
@@ -162,6 +215,8 @@ int main(void)
     tcase_add_loop_test(tests, balance_equals_brute_force, 0, 20);
     tcase_add_test(tests, equal_layers_are_spread_evenly_with_more_at_the_end);
     tcase_add_test(tests, embedding_and_head_take_the_place_of_layers);
+    tcase_add_test(tests, chunks_of_a_rank_are_balanced_together);
+    tcase_add_test(tests, the_cut_is_what_the_schedule_is_faster_with);
     tcase_add_test(tests, bad_costs_are_refused);
     tcase_add_test(tests, lists_of_layers_are_read_and_checked);
     Suite *suite = suite_create("balance");

@@ -18,6 +18,7 @@ const hd_backend hdi_backend_cuda = {
     .copy = hdi_cuda_copy,
     .zero = hdi_cuda_zero,
     .synchronize = hdi_cuda_synchronize,
+    .is_idle = hdi_cuda_is_idle,
     .fetch = hdi_cuda_fetch,
     .await = hdi_cuda_await,
     .store = hdi_cuda_store,

@@ -100,6 +100,7 @@ hd_status hdi_cuda_copy_out(hd_stream *stream, void *host, const void *device_me
 hd_status hdi_cuda_copy(hd_stream *stream, void *out, const void *x, size_t bytes);
 hd_status hdi_cuda_zero(hd_stream *stream, void *out, size_t bytes);
 hd_status hdi_cuda_synchronize(hd_stream *stream);
+hd_status hdi_cuda_is_idle(hd_stream *stream, bool *idle);
 
 hd_status hdi_cuda_open_fetches(hdi_device *device);
 void hdi_cuda_wait_for_fetches(hdi_device *device); /* of a device that is half open, too */

@@ -253,6 +253,15 @@ static hd_status fault_status(const hdi_cuda_fault *fault)
         fault->kind == HDI_FAULT_TARGET ? " (negative: ignored)" : " and not negative");
 }
 
+hd_status hdi_cuda_is_idle(hd_stream *stream, bool *idle)
+{
+    const cudaError_t error = cudaStreamQuery(stream->handle);
+    *idle = error == cudaSuccess;
+    if (error != cudaErrorNotReady) return hdi_cuda_status(error, "cudaStreamQuery");
+    (void)cudaGetLastError();
+    return HD_OK;
+}
+
 hd_status hdi_cuda_synchronize(hd_stream *stream)
 {
     HD_RETURN_IF_ERROR(

@@ -371,8 +371,8 @@ static hdi_walk make_walk(const hdi_sampler_call *it)
                                   .oscillate = o->oscillate,
                                   .ramp = o->ramp}};
     const int share = (it->video_count - first + lines - 1) / lines;
-    walk.slot_count =
-        o->in_flight ? o->in_flight : hdi_walk_in_flight(&walk.guidance, it->sampler->stages);
+    walk.slot_count = o->in_flight ? o->in_flight
+                                   : hdi_walk_in_flight(&walk.guidance, it->sampler->stages, share);
     if (walk.slot_count > share) walk.slot_count = share;
     if (walk.slot_count < 1) walk.slot_count = 1;
     return walk;

@@ -58,9 +58,11 @@ int64_t hdi_walk_passes(const hdi_walk *walk, int first)
 
 /* When the last branch of a step has entered the first stage, `stages` - 1 more passes go by before the
  * step is over; one more hides the way back. Steps that rest from guidance have one branch. */
-int hdi_walk_in_flight(const hdi_guidance *guidance, int stages)
+int hdi_walk_in_flight(const hdi_guidance *guidance, int stages, int videos)
 {
-    if (stages == 1) return 1;
+    if (stages == 1 || videos < 1) return 1;
     const int branches = guidance->oscillate ? 1 : guidance->branches;
-    return 1 + (stages + branches - 1) / branches;
+    const int busy = 1 + (stages + branches - 1) / branches;
+    const int rounds = videos > busy ? videos / busy : 1;
+    return (videos + rounds - 1) / rounds;
 }

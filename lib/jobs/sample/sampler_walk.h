@@ -41,7 +41,8 @@ bool hdi_walk_next(hdi_walk *walk, hdi_pass *out);
 /* The passes of the line whose first video is `first`. */
 int64_t hdi_walk_passes(const hdi_walk *walk, int first);
 
-/* Videos in flight that keep `stages` stages busy. */
-int hdi_walk_in_flight(const hdi_guidance *guidance, int stages);
+/* How many of a line's `videos` are in flight: as many as keep `stages` stages busy, and more where the last
+ * ones would else run on their own. At least 1. */
+int hdi_walk_in_flight(const hdi_guidance *guidance, int stages, int videos);
 
 #endif

@@ -217,6 +217,12 @@ static void log_step(hdi_train_job *job, const hd_progress *progress, double now
                 progress->tokens_per_second);
 }
 
+static void look_ahead(void *user)
+{
+    hdi_train_feed *feed = user;
+    if (feed->ahead) feed->ahead(feed);
+}
+
 static hd_status one_step(hdi_train_job *job, const hdi_rate_options *rates, clock_state *clock,
                           hd_progress *progress, hd_train_result *out)
 {
@@ -227,6 +233,8 @@ static hd_status one_step(hdi_train_job *job, const hdi_rate_options *rates, clo
     int shape;
     double begin = hdi_clock_seconds();
     HD_RETURN_IF_ERROR(feed->begin(feed, trainer->steps, &shape));
+    trainer->meanwhile = look_ahead;
+    trainer->meanwhile_user = feed;
     HD_RETURN_IF_ERROR(hd_trainer_step_shape(trainer, shape, rate, feed->fill, feed, &result));
     feed->end(feed, &trainer->shapes[shape].is);
     if (feed->tokens) result.tokens = feed->tokens(feed, shape);

@@ -29,8 +29,10 @@ struct hdi_train_feed {
     /* Once, before the first step, which is the trainer's next. */
     hd_status (*start)(hdi_train_feed *feed, const hd_trainer *trainer);
 
-    /* Have the inputs of a step ready, whose shape *shape is; `end` says that it is over. */
+    /* Have the inputs of a step ready, whose shape *shape is; `end` says that it is over. `ahead`, while the
+     * device computes the step, gets those of the next one; NULL: nothing to do. */
     hd_status (*begin)(hdi_train_feed *feed, int64_t step, int *shape);
+    void (*ahead)(hdi_train_feed *feed);
     void (*end)(hdi_train_feed *feed, const hd_trainer_shape *shape);
 
     /* The same for part `part` of a validation, counted from 0; *shape < 0: there are no more. */

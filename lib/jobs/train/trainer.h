@@ -77,10 +77,13 @@ struct hd_trainer {
     hd_plan *plan;
 
     hd_session *session;
-    hdi_trace *trace;    /* borrowed, or NULL */
-    double *losses;      /* [2 * most micro-batches * replicas]: sum and count; owned */
-    double *square_sums; /* [blocks] */
-    void *staging;       /* of the largest input; pinned on GPUs */
+    hdi_trace *trace; /* borrowed, or NULL */
+    void (*meanwhile)(
+        void *user);      /* called while the device computes a step, or NULL; fails in silence */
+    void *meanwhile_user; /* borrowed */
+    double *losses;       /* [2 * most micro-batches * replicas]: sum and count; owned */
+    double *square_sums;  /* [blocks] */
+    void *staging;        /* of the largest input; pinned on GPUs */
     size_t staging_bytes;
     int64_t steps;       /* taken, skipped ones included */
     int64_t updates;     /* applied: AdamW's t */

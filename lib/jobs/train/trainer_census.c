@@ -5,7 +5,7 @@
 #include "core/checked.h"
 #include "core/error.h"
 #include "core/memory.h"
-#include "parallel/balance.h"
+#include "parallel/cut.h"
 
 #include <string.h>
 
@@ -173,7 +173,8 @@ static hd_status cut_stages(hd_trainer *trainer)
                                    .last_cost = census->last_cost};
     census->stage_layers = hdi_alloc_array((size_t)stages, sizeof(int));
     if (!census->stage_layers) return out_of_memory();
-    if (!trainer->options.stage_layers) return hdi_balance(&balance, census->stage_layers);
+    if (!trainer->options.stage_layers)
+        return hdi_cut(&balance, &trainer->shapes[0].schedule->options, census->stage_layers);
     HD_RETURN_IF_ERROR(hdi_balance_check(trainer->options.stage_layers, stages, &balance));
     memcpy(census->stage_layers, trainer->options.stage_layers, (size_t)stages * sizeof(int));
     return HD_OK;

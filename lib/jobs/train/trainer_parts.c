@@ -35,6 +35,7 @@ static hd_status visit_range(hd_trainer *trainer, const hdi_entry *entry, int64_
 hd_status hdi_trainer_saved_parts(hd_trainer *trainer, hdi_trainer_part_fn visit, void *user)
 {
     const hdi_layout *layout = trainer->plan->layout;
+    HD_RETURN_IF_ERROR(hd_session_drain(trainer->session));
     for (int i = 0; i < layout->entry_count; i++) {
         const hdi_entry *entry = &layout->entries[i];
         if (layout->copy > 0 || !hdi_trainer_speaks_for(trainer, entry)) continue;
@@ -47,6 +48,7 @@ hd_status hdi_trainer_saved_parts(hd_trainer *trainer, hdi_trainer_part_fn visit
 hd_status hdi_trainer_loaded_parts(hd_trainer *trainer, hdi_trainer_part_fn visit, void *user)
 {
     const hdi_layout *layout = trainer->plan->layout;
+    HD_RETURN_IF_ERROR(hd_session_drain(trainer->session));
     for (int i = 0; i < layout->entry_count; i++) {
         const hdi_entry *entry = &layout->entries[i];
         const hdi_bucket *bucket = &layout->buckets[entry->bucket];
@@ -169,6 +171,7 @@ hd_status hd_trainer_weights_hash(hd_trainer *trainer, uint64_t *out)
     const hd_mesh *mesh = trainer->options.mesh;
     int64_t *sums = hdi_alloc_array((size_t)census->count, sizeof *sums);
     hd_status status = sums ? HD_OK : hdi_error(HD_ERROR_MEMORY, "trainer: out of host memory");
+    if (status == HD_OK) status = hd_session_drain(trainer->session);
     const bool first = hd_mesh_index(mesh, HD_AXIS_REPLICA) == 0;
     for (int i = 0; i < census->count && status == HD_OK; i++)
         if (hdi_trainer_rank_of(trainer, census->parameters[i].stages[0]) == trainer->stage)

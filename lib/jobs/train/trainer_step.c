@@ -39,31 +39,42 @@ static hd_status feed_inputs(hd_trainer *trainer, const hdi_pipeline_chunk *chun
     return HD_OK;
 }
 
-/* Every micro-batch's loss from the ranks that have it or a part of it (of a tensor axis, where all have
- * it, the first), then sums in the order of the micro-batches and the parts. */
-static hd_status sum_losses(hd_trainer *trainer, const hdi_pipeline_chunk *chunks, int batches,
-                            double *loss, double *tokens)
+/* How many losses of micro-batches and parts of them a step has on all ranks. */
+static int loss_count(const hd_trainer *trainer, int batches)
+{
+    const hd_mesh *mesh = trainer->options.mesh;
+    return batches * hd_mesh_size(mesh, HD_AXIS_DATA) * hd_mesh_size(mesh, HD_AXIS_SEQUENCE);
+}
+
+/* The losses of the ranks that have them or a part of them (of a tensor axis, where all have them, the
+ * first) at their places among zeros. */
+static hd_status read_losses(hd_trainer *trainer, const hdi_pipeline_chunk *chunks, int batches)
 {
     const hd_mesh *mesh = trainer->options.mesh;
     const int parts = hd_mesh_size(mesh, HD_AXIS_SEQUENCE);
     const int part = hd_mesh_index(mesh, HD_AXIS_SEQUENCE);
-    const int total = batches * hd_mesh_size(mesh, HD_AXIS_DATA) * parts;
-    memset(trainer->losses, 0, sizeof(double) * 2 * (size_t)total);
-    if (trainer->stage == trainer->pipeline - 1 && hd_mesh_index(mesh, HD_AXIS_TENSOR) == 0) {
-        const hd_program *program = chunks[trainer->chunks - 1].program;
-        hd_tensor output = hd_tensor_find(program, "loss");
-        if (!output.id)
-            return hdi_error(HD_ERROR_ARGUMENT,
-                             "trainer: the last stage has no output named 'loss'");
-        const hdi_deal deal = hdi_trainer_deal(trainer);
-        for (int b = 0; b < batches && !(program->whole_loss && part > 0); b++) {
-            const int64_t at = hdi_deal_batch(deal, batches, b) * parts + part;
-            HD_RETURN_IF_ERROR(
-                hd_session_read(trainer->session, program, output, b, trainer->losses + 2 * at));
-        }
+    memset(trainer->losses, 0, sizeof(double) * 2 * (size_t)loss_count(trainer, batches));
+    if (trainer->stage < trainer->pipeline - 1 || hd_mesh_index(mesh, HD_AXIS_TENSOR) > 0)
+        return HD_OK;
+    const hd_program *program = chunks[trainer->chunks - 1].program;
+    const hd_tensor output = hd_tensor_find(program, "loss");
+    if (!output.id)
+        return hdi_error(HD_ERROR_ARGUMENT, "trainer: the last stage has no output named 'loss'");
+    const hdi_deal deal = hdi_trainer_deal(trainer);
+    for (int b = 0; b < batches && !(program->whole_loss && part > 0); b++) {
+        const int64_t at = hdi_deal_batch(deal, batches, b) * parts + part;
+        HD_RETURN_IF_ERROR(
+            hd_session_read(trainer->session, program, output, b, trainer->losses + 2 * at));
     }
-    hd_comm *world = hd_mesh_comm(mesh, HD_AXIS_NONE);
-    if (hd_mesh_ranks(mesh) > 1) {
+    return HD_OK;
+}
+
+/* What all ranks have read, summed in the order of the micro-batches and the parts. */
+static hd_status sum_losses(hd_trainer *trainer, int batches, double *loss, double *tokens)
+{
+    const int total = loss_count(trainer, batches);
+    hd_comm *world = hd_mesh_comm(trainer->options.mesh, HD_AXIS_NONE);
+    if (hd_mesh_ranks(trainer->options.mesh) > 1) {
         hd_request request;
         HD_RETURN_IF_ERROR(hd_comm_all_reduce(world, trainer->losses, 2 * total, HD_DTYPE_F64,
                                               HD_REDUCE_SUM, &request));
@@ -77,15 +88,12 @@ static hd_status sum_losses(hd_trainer *trainer, const hdi_pipeline_chunk *chunk
     return HD_OK;
 }
 
-/* Norm of the summed gradients: partial sums of fixed blocks, added in the blocks' global order. */
-static hd_status measure_norm(hd_trainer *trainer, double *norm)
+/* Norm of the summed gradients, whose program has run: partial sums of fixed blocks, added in the blocks'
+ * global order. */
+static hd_status read_norm(hd_trainer *trainer, double *norm)
 {
-    hd_session *session = trainer->session;
-    HD_RETURN_IF_ERROR(
-        hd_session_run(session, trainer->norm, &(hd_session_run_options){.last = true}));
-    HD_RETURN_IF_ERROR(hd_session_drain(session));
-    HD_RETURN_IF_ERROR(
-        hd_session_read(session, trainer->norm, trainer->squares, 0, trainer->square_sums));
+    HD_RETURN_IF_ERROR(hd_session_read(trainer->session, trainer->norm, trainer->squares, 0,
+                                       trainer->square_sums));
     double sum = 0;
     for (int64_t b = 0; b < trainer->census.blocks; b++)
         sum += trainer->square_sums[b];
@@ -122,7 +130,9 @@ static hd_status apply_update(hd_trainer *trainer, double learning_rate,
     }
     HD_RETURN_IF_ERROR(
         hd_session_run(trainer->session, trainer->update, &(hd_session_run_options){.last = true}));
-    HD_RETURN_IF_ERROR(hd_session_drain(trainer->session));
+    /* Weights are gathered while the next step begins. Copies from the host would not wait for it. */
+    if (trainer->plan->host_arena_bytes || trainer->plan->residency.host_blocks)
+        HD_RETURN_IF_ERROR(hd_session_drain(trainer->session));
     HD_RETURN_IF_ERROR(hdi_streaming_stale(trainer->session));
     trainer->updates++;
     return HD_OK;
@@ -175,13 +185,18 @@ hd_status hd_trainer_step_shape(hd_trainer *trainer, int index, double learning_
     HD_RETURN_IF_ERROR(feed_inputs(trainer, shape->train, batches, feed, user));
     HD_RETURN_IF_ERROR(
         hdi_pipeline_run(shape->train_run, trainer->session, trainer->trace, trainer->steps));
+    if (trainer->meanwhile) trainer->meanwhile(trainer->meanwhile_user);
     double begin = hdi_trace_now();
     HD_RETURN_IF_ERROR(hd_session_drain(trainer->session));
-    double sum;
-    HD_RETURN_IF_ERROR(sum_losses(trainer, shape->train, batches, &sum, &out->tokens));
+    HD_RETURN_IF_ERROR(read_losses(trainer, shape->train, batches));
     record(trainer, "reduce", HDI_TRACE_COMM, begin);
     begin = hdi_trace_now();
-    HD_RETURN_IF_ERROR(measure_norm(trainer, &out->grad_norm));
+    HD_RETURN_IF_ERROR(
+        hd_session_run(trainer->session, trainer->norm, &(hd_session_run_options){.last = true}));
+    double sum;
+    HD_RETURN_IF_ERROR(sum_losses(trainer, batches, &sum, &out->tokens));
+    HD_RETURN_IF_ERROR(hd_session_drain(trainer->session));
+    HD_RETURN_IF_ERROR(read_norm(trainer, &out->grad_norm));
     record(trainer, "norm", HDI_TRACE_OPTIMIZER, begin);
     out->loss = sum / out->tokens;
     out->grad_norm /= out->tokens * trainer->loss_scale;
@@ -214,7 +229,8 @@ hd_status hd_trainer_validate_shape(hd_trainer *trainer, int index, hd_feed_fn f
     HD_RETURN_IF_ERROR(hdi_pipeline_run(shape->validate_run, trainer->session, NULL, -1));
     HD_RETURN_IF_ERROR(hd_session_drain(trainer->session));
     double sum;
-    HD_RETURN_IF_ERROR(sum_losses(trainer, shape->validate, batches, &sum, &out->tokens));
+    HD_RETURN_IF_ERROR(read_losses(trainer, shape->validate, batches));
+    HD_RETURN_IF_ERROR(sum_losses(trainer, batches, &sum, &out->tokens));
     out->loss = sum / out->tokens;
     return HD_OK;
 }
