@@ -100,7 +100,11 @@ hd_tensor hdi_stdit_final_layer(hdi_stdit_build *b, const hdi_stdit_stream *from
     hd_modulation by = given; /* all frames at their sequence's time */
     by.index = (hd_tensor){0};
     by.rows_per_group = b->own;
-    hd_tensor x, h = norm(b, from, &by, &x);
+    /* Where some frames have time 0 the gate's groups of rows are not the norm's, and a table's gradient
+     * would be summed otherwise than after a block that runs again. */
+    hdi_stdit_stream apart = *from;
+    if (b->kinds == 2) apart = (hdi_stdit_stream){.x = hdi_stdit_value(b, from)};
+    hd_tensor x, h = norm(b, &apart, &by, &x);
     /* Frames at time 0 are normed and modulated twice, as the model was trained: with their sequence's
      * time and then, what came out, with time 0. */
     if (b->kinds == 2) h = hdi_stdit_choose(b, h, hd_modulated_norm(b->p, h, &given, 0));

@@ -41,7 +41,7 @@ static void detach(void *user)
 static hd_status prepare_nccl(const hd_mesh *mesh, const hd_context *context)
 {
     char name[64];
-    if (context->sharers < 2)
+    if (!context->shares_gpu)
         return context->has_budget && setenv("NCCL_MAX_CTAS", "8", 0)
                    ? hdi_error(HD_ERROR_MEMORY, "mesh_attach: out of host memory")
                    : HD_OK;

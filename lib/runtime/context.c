@@ -129,12 +129,15 @@ hd_status hd_context_create_ranked(hd_comm *comm, const hd_context_options *opti
     records[hd_comm_rank(comm)] = own;
     HD_RETURN_IF_ERROR(hdi_comm_gather(comm, sizeof *records));
     const int ranks = hd_comm_size(comm);
+    hdi_rank_pair pair;
+    const bool shares = hdi_find_shared_device(records, ranks, &pair);
     const int sharers = hdi_count_sharers(records, ranks, hd_comm_rank(comm));
     const bool one_host = hdi_is_one_host(records, ranks);
     HD_RETURN_IF_ERROR(check_records(comm, records, options->share_gpu));
     hd_status status =
         open_context(backend, own.ordinal > 0 ? own.ordinal : 0, options->threads, out);
     if (status == HD_OK) {
+        (*out)->shares_gpu = shares;
         (*out)->sharers = sharers;
         (*out)->is_on_one_host = one_host;
     }

@@ -15,6 +15,7 @@ struct hd_context {
     int ordinal;
     hd_mesh *attached;   /* borrowed: carries communicators of this device's memory, or NULL */
     size_t taken_bytes;  /* of the device's memory, before communicators of it were made */
+    bool shares_gpu;     /* some ranks do */
     int sharers;         /* ranks that have the device, this one included; zero means 1 */
     bool is_on_one_host; /* all ranks are */
     bool has_budget;     /* memory is counted: communicators take little of it */

@@ -17,15 +17,14 @@
 enum { CHANNELS = 4, COLUMNS = 24, POOLED = 12, CLASSES = 3, CLIPS = 24, IMAGES = 12 };
 
 typedef struct layout {
-    int data, pipeline, chunks;
-    bool shard_state;
-    bool host; /* weights of blocks are there */
+    int data, pipeline, chunks, shard_state;
+    bool waits; /* what can, on the host */
 } layout;
 
 static const layout layouts[] = {
-    {1, 1, 1, false, false}, {1, 1, 2, false, true},  {2, 1, 1, true, true},
-    {2, 1, 1, false, false}, {1, 2, 1, false, false}, {1, 2, 2, false, true},
-    {4, 1, 1, true, false},  {1, 4, 1, false, false}, {2, 2, 1, true, true},
+    {1, 1, 1, 0, false}, {1, 1, 2, 0, true},  {2, 1, 1, 1, false},
+    {2, 1, 1, 3, true},  {1, 2, 1, 0, true},  {1, 2, 2, 0, false},
+    {4, 1, 1, 2, true},  {1, 4, 1, 0, false}, {2, 2, 1, 1, false},
 };
 enum { LAYOUTS = sizeof layouts / sizeof layouts[0] };
 
@@ -148,8 +147,12 @@ static hd_config *configure(const char *directory, const layout *split, int mode
     set_number(config, "layout.data", split->data);
     set_number(config, "layout.pipeline", split->pipeline);
     set_number(config, "layout.chunks", split->chunks);
-    set(config, "layout.shard_state", split->shard_state ? "true" : "false");
-    set(config, "train.residency", split->host ? "host" : "resident");
+    set_number(config, "layout.shard_state", split->shard_state);
+    if (split->waits) {
+        set(config, "train.activations", "recompute-host");
+        set(config, "train.gradient_residency", "host");
+        set(config, "train.residency", "host"); /* and with it the optimizer's state */
+    }
     return config;
 }
 
