@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # How heddle scales over the GPUs of this host: collectives, GPT-2 over data and pipeline, HunyuanVideo over
 # every axis, videos in flight. One table on the standard output. Usage: bench/scaling.sh BUILD_FOLDER
-# GPUS: how many, if not all that there are. PARTS: of "collectives gpt2 loss video flight". DEVICE=cpu, GPT2, VIDEO,
-# SIZES, STEPS: for trying the script out.
+# GPUS: how many, if not all that there are. PARTS: of "collectives block gpt2 loss video flight"; "peers", if asked for,
+# times a block in PyTorch, too. DEVICE=cpu, GPT2, VIDEO, SIZES, STEPS, BLOCK (heads and text of blocks): for trying the
+# script out. TOKENS, GROUPS_OF_ROWS: of blocks. NCCL_P2P_DISABLE=1: as between cards that cannot reach each other.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 build=${1:-build/release}
@@ -10,7 +11,7 @@ device=${DEVICE:-cuda}
 found=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true)
 gpus=${GPUS:-$found}
 [ "$gpus" -ge 1 ] || { echo "bench/scaling.sh: no GPU found; GPUS=2 DEVICE=cpu tries it on ranks" >&2; exit 1; }
-parts=${PARTS:-collectives gpt2 loss video flight}
+parts=${PARTS:-collectives block gpt2 loss video flight}
 steps=${STEPS:-3}
 read -r -a gpt2 <<<"${GPT2:---model.preset=gpt2-xl --model.vocab=50304 --train.dtype=bf16 --train.tokens=1024 --train.micro_batch=8}"
 read -r -a video <<<"${VIDEO:---model.preset=hunyuan-video-13b --sample.dtype=bf16}"
@@ -79,6 +80,33 @@ if wants gpt2 || wants loss; then python3 tools/make_tokens.py "$scratch/tokens.
 row what ranks speed "of linear" prediction planned "in use, loss"
 if wants collectives && [ "$device" = cuda ]; then
     for n in "${counts[@]:1}"; do launch "$n" "$build/tests/gpu/speed_collectives" 1 16 256; done
+fi
+# ranks name milliseconds-of-one tokens groups way: a single-stream block; its milliseconds are left in `block`.
+block() {
+    local ranks=$1 name=$2 one=$3
+    launch "$ranks" "$build/tests/gpu/speed_sequence" "$device" "$4" "$5" "${shape[@]}" "$6" >"$scratch/log" 2>&1 ||
+        { row "$name" "$ranks" failed - - - -; tail -n 3 "$scratch/log" >&2; return; }
+    block=$(field '[0-9.]+ ms/block' "$scratch/log")
+    row "$name" "$ranks" "$block ms" "$(share "$one" "$(awk -v s="$block" -v n="$ranks" 'BEGIN { print s * n }')")" - - -
+}
+
+if wants block; then
+    read -r -a shape <<<"${BLOCK:-24 256}"
+    for tokens in ${TOKENS:-42840 118800}; do
+        block=0
+        block 1 "block, $tokens tokens" 0 "$tokens" 1 heads
+        alone=$block
+        for n in "${counts[@]:1}"; do
+            for groups in ${GROUPS_OF_ROWS:-1 2 3}; do
+                block "$n" "heads $n, groups $groups" "$alone" "$tokens" "$groups" heads
+                block "$n" "tensor $n, groups $groups" "$alone" "$tokens" "$groups" tensor
+            done
+            block "$n" "ring $n" "$alone" "$tokens" 1 ring
+        done
+        if wants peers; then
+            for n in "${counts[@]}"; do torchrun --nproc-per-node="$n" bench/peers/torch_sequence.py 3072 24 "$tokens" 256; done
+        fi
+    done
 fi
 if wants gpt2; then
         rate=0

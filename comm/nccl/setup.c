@@ -1,6 +1,7 @@
 /* Making and ending the lanes of a communicator. NCCL's calls do not block here but are polled with the
- * deadline, so that a rank that is missing is no hang. Lanes are made one after the other: NCCL's setup
- * may wait for the device, and so for a kernel of another lane, which waits for a peer. */
+ * deadline, so that a rank that is missing is no hang. All lanes of a communicator are made at once, then
+ * connected one after the other: NCCL's setup may wait for the device, and so for a kernel of another
+ * lane, which waits for a peer; to make lanes takes no kernels. */
 #include <pthread.h>
 #include <signal.h>
 #include <string.h>
@@ -13,7 +14,7 @@
 #include "core/memory.h"
 
 /* Neighbours need little: a message of a pipeline is some MiB, and the cores are for computing. */
-enum { LINK_BLOCKS = 4, ABORT_SECONDS = 10 };
+enum { LINK_BLOCKS = 4, END_SECONDS = 5, ABORT_SECONDS = 10 };
 
 hd_status hdi_nccl_cuda_status(cudaError_t error, const char *what)
 {
@@ -52,7 +53,7 @@ hd_status hdi_nccl_poll(const hd_comm *comm, hdi_nccl_lane *lane, const char *wh
     return poll_until(comm, lane, what, hdi_clock_seconds() + comm->deadline_seconds);
 }
 
-/* The lanes that this rank is on, in an order that is the same on all ranks, as each is finished before
+/* The lanes that this rank is on, in an order that is the same on all ranks, as each is connected before
  * the next is begun. Links from even ranks go first, so that neighbours do not form one long queue. */
 static void lay_lanes(hdi_nccl_state *state, bool links)
 {
@@ -125,8 +126,9 @@ static hd_status start_lanes(hdi_nccl_state *state, const ncclUniqueId *ids)
         const ptrdiff_t maker = (ptrdiff_t)lane->from * IDS_EACH;
         HD_RETURN_IF_ERROR(
             start_lane(state, lane, lane->channel >= 0 ? ids[maker + 2 + lane->channel] : ids[i]));
-        HD_RETURN_IF_ERROR(poll_until(state->comm, lane, "init", end));
     }
+    for (int i = 0; i < state->lane_count; i++)
+        HD_RETURN_IF_ERROR(poll_until(state->comm, &state->lanes[i], "init", end));
     return HD_OK;
 }
 
@@ -201,29 +203,28 @@ hd_status hdi_nccl_open_lanes(hdi_nccl_state *state, bool links)
     return status;
 }
 
-/* Peers must come, too: those that do not are not waited for long. */
-static void end_lane(const hd_comm *comm, hdi_nccl_lane *lane, bool is_clean)
+static bool begin_end(hdi_nccl_lane *lane)
 {
-    if (!lane->nccl) return;
-    if (is_clean) {
-        const double end = hdi_clock_seconds() + 5;
-        const ncclResult_t result = ncclCommFinalize(lane->nccl);
-        is_clean = result == ncclSuccess || result == ncclInProgress;
-        is_clean = is_clean && poll_until(comm, lane, "finalize", end) == HD_OK;
-    }
-    if (is_clean)
-        (void)ncclCommDestroy(lane->nccl);
-    else
-        (void)ncclCommAbort(lane->nccl);
-    lane->nccl = NULL;
+    const ncclResult_t result = ncclCommFinalize(lane->nccl);
+    return result == ncclSuccess || result == ncclInProgress;
 }
 
+/* All lanes at once. Peers must come, too: those that do not are not waited for long. */
 void hdi_nccl_close_lanes(hdi_nccl_state *state, bool is_clean)
 {
+    const double end = hdi_clock_seconds() + END_SECONDS;
+    bool is_final[HDI_NCCL_LANES] = {false};
+    is_clean = is_clean && state->device->failed == HD_OK;
+    for (int i = 0; i < state->lane_count && is_clean; i++)
+        is_final[i] = state->lanes[i].nccl && begin_end(&state->lanes[i]);
     for (int i = 0; i < state->lane_count; i++) {
         hdi_nccl_lane *lane = &state->lanes[i];
-        end_lane(state->comm, lane, is_clean && state->device->failed == HD_OK);
+        if (is_final[i] && poll_until(state->comm, lane, "finalize", end) == HD_OK)
+            (void)ncclCommDestroy(lane->nccl);
+        else if (lane->nccl)
+            (void)ncclCommAbort(lane->nccl);
         if (lane->stream) (void)cudaStreamDestroy(lane->stream);
+        lane->nccl = NULL;
         lane->stream = NULL;
     }
 }

@@ -83,6 +83,14 @@ struct hd_op_kind {
     uint32_t in_place;
     uint32_t second_in_place; /* the same for out[1] */
 
+    /* Bit i: of rows of in[i] alone the op makes the same rows of its outputs, all of them [rows,
+     * columns]: it may run for some rows at a time. Zero: it may not. */
+    uint32_t by_rows;
+
+    /* Options with which the op makes rows first .. first + rows - 1 of its output out of all of its
+     * inputs but those by_rows: changed in place; false if it cannot. NULL: none need to change. */
+    bool (*cut)(const hd_op *op, int64_t first, int64_t rows, void *options);
+
     hd_status (*run)(const hd_run *run);
 };
 

@@ -46,6 +46,8 @@ typedef struct hd_tensor_info {
     size_t bytes;
 } hd_tensor_info;
 
+struct hd_rates;
+
 typedef struct hd_program_options {
     const char *name;    /* for messages and prints; copied */
     hd_dtype dtype;      /* of activations; zero means F32 */
@@ -59,6 +61,10 @@ typedef struct hd_program_options {
                    so many parts, for less memory */
     int sequence_groups; /* heads change places on the mesh's sequence axis in so many groups, at most
                             4, one under way while another is computed; zero: by their bytes */
+    int tensor_groups; /* pieces of products beside what travels on the mesh's tensor axis, one computed
+                          while another is under way: a rank's own rows and, of each other rank, one
+                          less; 1: all at once; zero: as many as are fastest by */
+    const struct hd_rates *rates; /* (plan.h) of the device, the same on all ranks; NULL: of none */
 } hd_program_options;
 
 HD_API hd_status hd_program_create(const hd_program_options *options, hd_program **out);

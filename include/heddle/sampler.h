@@ -38,6 +38,7 @@ typedef struct hd_sampler_options {
     int slices; /* as hd_program_options has it, of denoising; zero: 1, or with a budget that this
                    does not fit, even with all blocks on the host, 2, 4, 8 or 16 */
     int sequence_groups; /* as hd_program_options has it */
+    int tensor_groups;   /* the same */
 } hd_sampler_options;
 
 /* Build and plan; allocates host memory only. HD_ERROR_BUDGET names the phase that does not fit and

@@ -66,6 +66,7 @@ typedef struct hd_trainer_options {
     int shard_state;         /* split over the data axis: 1: optimizer state; 2: gradients, too; 3:
                                 weights of layers, too, which are gathered when they are used */
     int sequence_groups;     /* as hd_program_options has it */
+    int tensor_groups;       /* the same */
     hd_activations activations;
     bool recompute; /* short for HD_ACTIVATIONS_RECOMPUTE, where `activations` is KEEP */
     hd_residency

@@ -204,6 +204,13 @@ const hdi_config_row hdi_job_schema[] = {
         "tensor axis: ranks that share each layer's weights, at most as many as key and value "
         "heads",
         QUIET),
+    INT("layout.tensor_groups", "0", "0", "8", "groups",
+        "products beside what travels on the tensor axis are cut into so many pieces, one computed "
+        "while "
+        "another is under way: a rank's own rows, and of each other rank one less; one: all rows "
+        "at "
+        "once; zero: as many as run.rates make fastest",
+        QUIET),
     ENUM("layout.schedule", "auto", schedules,
          "pipeline schedule; auto: 1f1b, interleaved if chunks > 1", QUIET),
     INT("layout.chunks", "1", "1", "64", "stages", "virtual stages on each pipeline rank", QUIET),

@@ -139,6 +139,22 @@ hd_status hdi_job_open_mesh(const hd_config *config, hd_comm *world, hd_mesh **o
     return hd_mesh_create(world, &options, out);
 }
 
+/* Where rates choose how rows travel, all ranks must choose alike. */
+static hd_status check_rates(const hd_config *config, hd_comm *world, const hd_backend *backend)
+{
+    if (hdi_config_int(config->values, "layout.tensor") == 1 ||
+        hdi_config_int(config->values, "layout.tensor_groups") > 0)
+        return HD_OK;
+    hd_rates rates;
+    HD_RETURN_IF_ERROR(hd_comm_agree(world, hdi_job_rates(config, backend, &rates)));
+    const hd_status status = hd_comm_check_equal(world, &rates, sizeof rates, "the device's speed");
+    return status == HD_OK
+               ? HD_OK
+               : hdi_error_context(status,
+                                   "layout.tensor_groups is 0, want run.rates of one device "
+                                   "on all ranks, or a number of groups");
+}
+
 hd_status hdi_job_open_device(const hd_config *config, hd_comm *world, hd_mesh *mesh,
                               hd_context **out)
 {
@@ -154,8 +170,9 @@ hd_status hdi_job_open_device(const hd_config *config, hd_comm *world, hd_mesh *
         (*out)->backend->memory_info((*out)->device, &before) == HD_OK)
         (*out)->taken_bytes = before.total_bytes - before.free_bytes;
     (*out)->has_budget = hdi_config_bytes(config->values, "memory.budget") > 0;
-    return hd_mesh_attach(mesh, *out,
-                          transports[hdi_config_enum(config->values, "run.device_transport")]);
+    HD_RETURN_IF_ERROR(hd_mesh_attach(
+        mesh, *out, transports[hdi_config_enum(config->values, "run.device_transport")]));
+    return check_rates(config, world, (*out)->backend);
 }
 
 int hdi_job_threads(const hd_config *config)

@@ -1,5 +1,5 @@
-/* What jobs that only run forward (generation, sampling) share: stages cut by cost, their ends, and
- * their weights, kept alike by ranks that gather them from each other. */
+/* What jobs share: stages' ends; and those that only run forward (generation, sampling) stages cut by cost
+ * and their weights, kept alike by ranks that gather them from each other. */
 #ifndef HDI_JOBS_STAGES_H
 #define HDI_JOBS_STAGES_H
 

@@ -132,8 +132,8 @@ hd_tensor hdi_model_tokens(hd_program *program, const hdi_model_stage *at);
 /* Rows of the tokens by their ids. */
 hd_tensor hdi_model_embedding(hd_program *program, const hdi_model_stage *at, const char *name);
 
-/* Around layers that are split: rows for one that is split by columns, and those of the result of one
- * that is split by rows. */
+/* Around layers that are split: rows for one that is split by columns, in an order that attention alone
+ * minds, and those of the result of one that is split by rows. */
 hd_tensor hdi_model_enter(hd_program *program, const hdi_model_stage *at, hd_tensor x);
 hd_tensor hdi_model_leave(hd_program *program, const hdi_model_stage *at, hd_tensor x);
 

@@ -94,13 +94,23 @@ hd_tensor hdi_model_places(hd_program *program, const hdi_model_stage *at)
 
 hd_tensor hdi_model_enter(hd_program *program, const hdi_model_stage *at, hd_tensor x)
 {
-    return at->alike ? x : hdi_tensor_all_rows(program, x, at->stage->sequences, at->stage->tokens);
+    return at->alike ? x
+                     : hdi_tensor_gather_rows(program, x, at->stage->sequences, at->stage->tokens);
 }
 
 hd_tensor hdi_model_leave(hd_program *program, const hdi_model_stage *at, hd_tensor x)
 {
-    return at->alike ? hdi_tensor_sum_alike(program, x)
-                     : hdi_tensor_sum_rows(program, x, at->stage->sequences, at->stage->tokens);
+    return at->alike
+               ? hdi_tensor_sum_alike(program, x)
+               : hdi_tensor_exchange_rows(program, x, at->stage->sequences, at->stage->tokens);
+}
+
+/* Rows of whole sequences from those of a layer, or back. */
+static hd_tensor by_sequence(hd_program *program, const hdi_model_stage *at, hd_tensor x, bool back)
+{
+    return at->alike
+               ? x
+               : hdi_tensor_by_sequence(program, x, at->stage->sequences, at->stage->tokens, back);
 }
 
 hd_tensor hdi_model_embedding(hd_program *program, const hdi_model_stage *at, const char *name)
@@ -110,8 +120,8 @@ hd_tensor hdi_model_embedding(hd_program *program, const hdi_model_stage *at, co
                                           .columns = at->config->hidden,
                                           .std = at->config->init_std,
                                           .split = true};
-    return hdi_model_leave(program, at,
-                           hd_embedding(program, hdi_model_tokens(program, at), &options));
+    const hd_tensor x = hd_embedding(program, hdi_model_tokens(program, at), &options);
+    return hdi_model_leave(program, at, by_sequence(program, at, x, true));
 }
 
 static hd_tensor attend(hd_program *program, const hdi_model_stage *at, hd_tensor qkv,
@@ -149,10 +159,12 @@ hd_tensor hdi_model_attention(hd_program *program, const hdi_model_stage *at, hd
                               const hd_rope_options *rope)
 {
     const hdi_model_config *config = at->config;
-    if (hdi_tensor_ranks(program) > 1)
-        return attend(program, at, qkv, rope,
-                      hdi_tensor_deal(program, config->heads, config->kv_heads).count,
-                      hdi_tensor_deal(program, config->kv_heads, config->kv_heads).count);
+    if (hdi_tensor_ranks(program) > 1) {
+        qkv = attend(program, at, by_sequence(program, at, qkv, false), rope,
+                     hdi_tensor_deal(program, config->heads, config->kv_heads).count,
+                     hdi_tensor_deal(program, config->kv_heads, config->kv_heads).count);
+        return by_sequence(program, at, qkv, true);
+    }
     hdi_sequence_heads travel = {.shape = {.sequences = at->stage->sequences,
                                            .tokens = at->stage->tokens,
                                            .heads = config->heads,
@@ -209,7 +221,8 @@ hd_tensor hdi_model_finish(hd_program *program, const hdi_model_stage *at, hd_te
                            const char *head_weight)
 {
     const int64_t vocab = at->config->vocab;
-    const hd_tensor logits = hd_linear(program, hdi_model_enter(program, at, x),
+    x = by_sequence(program, at, hdi_model_enter(program, at, x), false);
+    const hd_tensor logits = hd_linear(program, x,
                                        &(hd_linear_options){.weight = head_weight,
                                                             .outputs = at->config->vocab,
                                                             .std = at->config->init_std,

@@ -67,6 +67,7 @@ const hd_op_kind hdi_op_activation = {
     .shape = activation_shape,
     .backward = activation_backward,
     .in_place = 1,
+    .by_rows = 1,
     .run = activation_run,
 };
 
@@ -158,6 +159,7 @@ const hd_op_kind hdi_op_swiglu = {
     .name = "swiglu",
     .shape = swiglu_shape,
     .backward = swiglu_backward,
+    .by_rows = 1,
     .run = swiglu_run,
 };
 

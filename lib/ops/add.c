@@ -38,6 +38,7 @@ const hd_op_kind hdi_op_add = {
     .backward = add_backward,
     .cost = add_cost,
     .in_place = 1 | 2,
+    .by_rows = 1 | 2,
     .run = add_run,
 };
 

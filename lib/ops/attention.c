@@ -11,6 +11,7 @@ typedef struct attention_options {
     int64_t heads, kv_heads, head_dim, tokens, interleave, capacity;
     float scale;
     bool causal, exact, saves; /* saves: the log-sum-exp, for the backward */
+    int64_t first, queries;    /* of one sequence: queries that are wanted; zero of them: all */
 } attention_options;
 
 static int64_t packed_columns(const attention_options *options)
@@ -57,7 +58,8 @@ static hd_status attention_shape(hd_program *program, const hd_op *op)
 static double products(const hd_op *op)
 {
     const attention_options *options = op->options;
-    const double pairs = (double)op->in_info[0]->dims[0] * (double)options->tokens;
+    const int64_t queries = options->queries ? options->queries : op->in_info[0]->dims[0];
+    const double pairs = (double)queries * (double)options->tokens;
     const double flops = 4.0 * pairs * (double)options->heads * (double)options->head_dim;
     return options->causal ? flops / 2 : flops;
 }
@@ -83,7 +85,7 @@ static hdi_attention_args arguments(const hd_op *op, const void *qkv)
     return (hdi_attention_args){
         .dtype = info->dtype,
         .batch = info->dims[0] / options->tokens,
-        .tokens = options->tokens,
+        .tokens = options->queries ? options->queries : options->tokens,
         .kv_tokens = options->tokens,
         .heads = options->heads,
         .kv_heads = options->kv_heads,
@@ -96,10 +98,19 @@ static hdi_attention_args arguments(const hd_op *op, const void *qkv)
         .causal = options->causal,
         .exact = options->exact,
         .interleave = options->interleave,
-        .q = qkv,
+        .q = head_at(qkv, options->first, columns, bytes),
         .k = head_at(qkv, options->heads, options->head_dim, bytes),
         .v = head_at(qkv, options->heads + options->kv_heads, options->head_dim, bytes),
     };
+}
+
+/* A query needs all keys, but no other query. */
+static bool cut_queries(const hd_op *op, int64_t first, int64_t rows, void *options)
+{
+    attention_options *o = options;
+    o->first = first;
+    o->queries = rows;
+    return !o->causal && !o->saves && !op->in[1].id && o->tokens == op->in_info[0]->dims[0];
 }
 
 static size_t attention_workspace(const hd_op *op)
@@ -186,6 +197,7 @@ const hd_op_kind hdi_op_attention = {
     .backward = attention_backward,
     .cost = attention_cost,
     .workspace = attention_workspace,
+    .cut = cut_queries,
     .run = attention_run,
 };
 

@@ -110,6 +110,6 @@ const hdi_collective *hdi_op_collective(const hd_op *op)
                 op->kind == &hdi_op_sequence_share || op->kind == &hdi_op_sequence_scatter ||
                 op->kind == &hdi_op_ring_shift || op->kind == &hdi_op_ring_gather ||
                 op->kind == &hdi_op_ring_scatter || op->kind == &hdi_op_tensor_gather ||
-                op->kind == &hdi_op_tensor_exchange;
+                op->kind == &hdi_op_tensor_exchange || op->kind == &hdi_op_tensor_step;
     return ours ? op->options : NULL;
 }

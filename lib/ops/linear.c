@@ -90,6 +90,7 @@ static const hd_op_kind data_gradient = {
     .name = "linear_gradient",
     .shape = hdi_linear_gradient_shape,
     .cost = hdi_linear_cost,
+    .by_rows = 1,
     .run = data_gradient_run,
 };
 
@@ -192,6 +193,7 @@ const hd_op_kind hdi_op_linear = {
     .shape = hdi_linear_shape,
     .backward = linear_backward,
     .cost = hdi_linear_cost,
+    .by_rows = 1,
     .run = hdi_linear_run,
 };
 
@@ -235,6 +237,7 @@ static const hd_op_kind linear_add = {
     .backward = linear_add_backward,
     .cost = hdi_linear_cost,
     .in_place = 1 << 3,
+    .by_rows = 1 | 1 << 3,
     .run = linear_add_run,
 };
 

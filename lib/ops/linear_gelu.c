@@ -37,6 +37,7 @@ static const hd_op_kind linear_gelu = {
     .shape = linear_gelu_shape,
     .backward = linear_gelu_backward,
     .cost = hdi_linear_cost,
+    .by_rows = 1,
     .run = linear_gelu_run,
 };
 
@@ -60,6 +61,7 @@ static const hd_op_kind pre_gradient = {
     .name = "linear_gelu_gradient",
     .shape = hdi_linear_gradient_shape,
     .cost = hdi_linear_cost,
+    .by_rows = 1 | 1 << 2,
     .run = pre_gradient_run,
 };
 
@@ -87,6 +89,7 @@ static const hd_op_kind after_gelu = {
     .shape = after_gelu_shape,
     .backward = after_gelu_backward,
     .cost = hdi_linear_cost,
+    .by_rows = 1 | 1 << 3,
     .run = hdi_linear_run,
 };
 

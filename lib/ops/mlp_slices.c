@@ -113,6 +113,7 @@ static const hd_op_kind mlp_slices = {
     .cost = mlp_cost,
     .workspace = mlp_workspace,
     .in_place = 1 << X,
+    .by_rows = 1 << X,
     .run = mlp_run,
 };
 

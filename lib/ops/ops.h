@@ -69,6 +69,11 @@ static inline int64_t hdi_partial_rows(int64_t rows)
 void hdi_norm_weight_gradient(hd_backward *context, int input, hd_tensor partials, int64_t first,
                               int64_t columns);
 
+/* Rows of each part, of an op that joins its inputs, or splits into its outputs, the rows of one sequence;
+ * NULL of other ops, and where a part is missing. */
+const int64_t *hdi_joined_rows(const hd_op *op);
+const int64_t *hdi_split_rows(const hd_op *op);
+
 /* A linear map plus `add`, of its result's shape. bias may be invalid. */
 hd_tensor hdi_linear_add(hd_program *program, hd_tensor x, hd_tensor weight, hd_tensor bias,
                          hd_tensor add);

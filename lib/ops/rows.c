@@ -163,6 +163,22 @@ static const hd_op_kind split_rows = {
     .run = split_run,
 };
 
+const int64_t *hdi_joined_rows(const hd_op *op)
+{
+    const parts_options *options = op->options;
+    if (op->kind != &join_rows || options->sequences != 1) return NULL;
+    for (int i = 0; i < options->parts; i++)
+        if (!op->in[i].id) return NULL;
+    return options->tokens;
+}
+
+const int64_t *hdi_split_rows(const hd_op *op)
+{
+    const parts_options *options = op->options;
+    const bool whole = op->kind == &split_rows && options->sequences == 1;
+    return whole && op->outputs == options->parts ? options->tokens : NULL;
+}
+
 static void join_backward(hd_backward *context, const hd_op *op)
 {
     hd_program *program = hd_backward_program(context);

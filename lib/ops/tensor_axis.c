@@ -61,10 +61,15 @@ static hd_comm *comm_of(const hd_run *run)
     return hd_mesh_device_comm(run->mesh, o->collective.axis);
 }
 
+/* A rank's own rows stay where they are. */
 static void sent_cost(const hd_op *op, hd_cost *out)
 {
+    const hdi_sequence_options *o = op->options;
+    const double columns = (double)op->in_info[0]->dims[1];
+    const double own = (double)hdi_sequence_rows_of(o, o->rank) * columns *
+                       (double)hd_dtype_bytes(op->in_info[0]->dtype);
     out->flops = 0;
-    out->bytes = (double)op->out_info[0]->bytes;
+    out->bytes = (double)op->out_info[0]->bytes - own;
 }
 
 /* Elements of each rank's chunk of rows of `columns`. */
@@ -155,8 +160,6 @@ const hd_op_kind hdi_op_tensor_exchange = {
     .run = exchange_run,
 };
 
-/* The sum of what has come from all ranks. in: that, and what this rank has sent, which is not read: it
- * takes the gradient. */
 typedef struct sum_options {
     hdi_sequence_options rows;
     bool alike; /* all ranks have the sum of all rows */
@@ -189,7 +192,7 @@ static void sum_backward(hd_backward *context, const hd_op *op)
                          : hd_custom_op(program, &hdi_op_tensor_gather, &o->rows, 1, &gradient));
 }
 
-static const hd_op_kind tensor_sum = {
+const hd_op_kind hdi_op_tensor_sum = {
     .name = "tensor_sum",
     .options_bytes = sizeof(sum_options),
     .shape = sum_shape,
@@ -223,7 +226,7 @@ static hd_tensor sum_of(hd_program *program, hd_tensor received, hd_tensor sent,
     o.rows = *rows;
     o.alike = alike;
     const hd_tensor in[] = {received, sent};
-    return hd_custom_op(program, &tensor_sum, &o, 2, in);
+    return hd_custom_op(program, &hdi_op_tensor_sum, &o, 2, in);
 }
 
 static hd_tensor sum_chunks(hd_program *program, hd_tensor x, const hdi_sequence_options *o)
@@ -245,19 +248,40 @@ hd_tensor hdi_tensor_own_rows(hd_program *program, hd_tensor x, int64_t sequence
     return hd_custom_op(program, &hdi_op_sequence_own_rows, &o, 1, &x);
 }
 
-hd_tensor hdi_tensor_all_rows(hd_program *program, hd_tensor x, int64_t sequences, int64_t tokens)
+hd_tensor hdi_tensor_gather_rows(hd_program *program, hd_tensor x, int64_t sequences,
+                                 int64_t tokens)
 {
     if (hdi_tensor_ranks(program) == 1) return x;
     const hdi_sequence_options o = start(program, x, sequences, tokens, "rows of a layer");
-    return rearrange(program, hd_custom_op(program, &hdi_op_tensor_gather, &o, 1, &x), o, true);
+    return hd_custom_op(program, &hdi_op_tensor_gather, &o, 1, &x);
 }
 
-hd_tensor hdi_tensor_sum_rows(hd_program *program, hd_tensor x, int64_t sequences, int64_t tokens)
+hd_tensor hdi_tensor_exchange_rows(hd_program *program, hd_tensor x, int64_t sequences,
+                                   int64_t tokens)
 {
     if (hdi_tensor_ranks(program) == 1) return x;
     const hdi_sequence_options o =
         start(program, x, sequences, tokens, "parts of a layer's result");
-    return sum_chunks(program, rearrange(program, x, o, false), &o);
+    return sum_chunks(program, x, &o);
+}
+
+hd_tensor hdi_tensor_by_sequence(hd_program *program, hd_tensor x, int64_t sequences,
+                                 int64_t tokens, bool back)
+{
+    if (hdi_tensor_ranks(program) == 1) return x;
+    return rearrange(program, x, start(program, x, sequences, tokens, "rows"), !back);
+}
+
+hd_tensor hdi_tensor_all_rows(hd_program *program, hd_tensor x, int64_t sequences, int64_t tokens)
+{
+    x = hdi_tensor_gather_rows(program, x, sequences, tokens);
+    return hdi_tensor_by_sequence(program, x, sequences, tokens, false);
+}
+
+hd_tensor hdi_tensor_sum_rows(hd_program *program, hd_tensor x, int64_t sequences, int64_t tokens)
+{
+    x = hdi_tensor_by_sequence(program, x, sequences, tokens, true);
+    return hdi_tensor_exchange_rows(program, x, sequences, tokens);
 }
 
 /* Each rank's copy is one token of each sequence, as if the ranks had a token each. */

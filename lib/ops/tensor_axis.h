@@ -31,6 +31,16 @@ hd_tensor hdi_tensor_all_rows(hd_program *program, hd_tensor x, int64_t sequence
  * ranks. Collective. */
 hd_tensor hdi_tensor_sum_rows(hd_program *program, hd_tensor x, int64_t sequences, int64_t tokens);
 
+/* The same where rows of one rank lie below another's, which layers that work row by row do not mind: such
+ * products are cut into pieces. hdi_tensor_by_sequence makes rows of sequences of those (back: those of
+ * these). Collective, but for that. */
+hd_tensor hdi_tensor_gather_rows(hd_program *program, hd_tensor x, int64_t sequences,
+                                 int64_t tokens);
+hd_tensor hdi_tensor_exchange_rows(hd_program *program, hd_tensor x, int64_t sequences,
+                                   int64_t tokens);
+hd_tensor hdi_tensor_by_sequence(hd_program *program, hd_tensor x, int64_t sequences,
+                                 int64_t tokens, bool back);
+
 /* That sum itself, on all ranks. Adjoint to itself. Collective. */
 hd_tensor hdi_tensor_sum_alike(hd_program *program, hd_tensor x);
 
@@ -45,6 +55,18 @@ hd_tensor hdi_tensor_all_columns(hd_program *program, hd_tensor x, int64_t group
 /* Each rank's x [rows, columns], one below another: [ranks * rows, columns]. No gradient. Collective. */
 hd_tensor hdi_tensor_collect(hd_program *program, hd_tensor x);
 
-extern const hd_op_kind hdi_op_tensor_gather, hdi_op_tensor_exchange;
+/* tensor_sum, in: what has come from all ranks, and what this rank has sent, which is not read: it takes the
+ * gradient. */
+extern const hd_op_kind hdi_op_tensor_gather, hdi_op_tensor_exchange, hdi_op_tensor_sum;
+
+/* Options of a step, in which a rank sends in[0] to one rank of the axis and has out[0] from another. */
+typedef struct hdi_tensor_step {
+    hdi_collective collective;
+    int to, from;
+} hdi_tensor_step;
+extern const hd_op_kind hdi_op_tensor_step;
+
+/* out[0] = in[0]: rows that are wanted in another place. */
+extern const hd_op_kind hdi_op_tensor_place;
 
 #endif

@@ -35,14 +35,31 @@ static void find_lifetimes(const hd_program *program, lifetime *lives)
             if (life->last < i) life->last = i;
         }
         for (int k = 0; k < op->op.inputs; k++) {
-            lifetime *life = &lives[holder(program, op->op.in[k].id)];
-            int producer = op->op.in[k].id ? program->tensors[op->op.in[k].id]->producer : -1;
+            const int id = holder(program, op->op.in[k].id);
+            lifetime *life = &lives[id];
+            const int producer = id ? program->tensors[id]->producer : -1;
             life->last = i;
             if (producer >= 0 && program->ops[producer]->phase == HDI_PHASE_FORWARD &&
                 op->phase == HDI_PHASE_BACKWARD)
                 life->saved = true;
         }
     }
+}
+
+/* Whether two tensors have bytes in common, in place or not. */
+static bool is_shared(const hd_program *program, int id, int other)
+{
+    if (id == other || !id || !other) return id == other;
+    if (holder(program, id) != holder(program, other)) return false;
+    const hdi_tensor *a = program->tensors[id], *b = program->tensors[other];
+    const int64_t a_first = a->within.id ? a->within_first : 0;
+    const int64_t b_first = b->within.id ? b->within_first : 0;
+    return a_first < b_first + b->info.elements && b_first < a_first + a->info.elements;
+}
+
+static void extend(lifetime *life, int last)
+{
+    if (life->last < last) life->last = last;
 }
 
 /* A posted operation still reads and writes its tensors until somebody waits for it: until the
@@ -56,11 +73,12 @@ static void extend_communication(const hd_program *program, lifetime *lives)
         for (int j = i + 1; j < program->op_count && over == program->op_count - 1; j++)
             for (int k = 0; k < program->ops[j]->op.inputs; k++)
                 for (int o = 0; o < op->op.outputs; o++)
-                    if (program->ops[j]->op.in[k].id == op->op.out[o].id) over = j;
+                    if (is_shared(program, program->ops[j]->op.in[k].id, op->op.out[o].id))
+                        over = j;
         for (int k = 0; k < op->op.inputs; k++)
-            if (lives[op->op.in[k].id].last < over) lives[op->op.in[k].id].last = over;
+            extend(&lives[holder(program, op->op.in[k].id)], over);
         for (int k = 0; k < op->op.outputs; k++)
-            if (lives[op->op.out[k].id].last < over) lives[op->op.out[k].id].last = over;
+            extend(&lives[holder(program, op->op.out[k].id)], over);
     }
 }
 
@@ -71,12 +89,12 @@ static void share_output(const hd_program *program, lifetime *lives, int index, 
     const hd_op *op = &program->ops[index]->op;
     if (!allowed || op->outputs <= output) return;
     const hdi_tensor *out = program->tensors[op->out[output].id];
-    if (!is_activation(out)) return;
+    if (!is_activation(out) || out->within.id) return;
     for (int k = 0; k < op->inputs; k++) {
         if (!(allowed >> k & 1) || !op->in[k].id) continue;
         const hdi_tensor *in = program->tensors[op->in[k].id];
         lifetime *life = &lives[op->in[k].id];
-        bool dies = is_activation(in) && life->last == index && !life->saved &&
+        bool dies = is_activation(in) && !in->within.id && life->last == index && !life->saved &&
                     in->info.bytes == out->info.bytes && in->producer >= 0 &&
                     program->ops[in->producer]->phase == program->ops[index]->phase;
         for (int other = 0; other < op->inputs; other++)

@@ -151,7 +151,9 @@ void hdi_program_index(hd_program *program)
         const hd_op *op = &program->ops[i]->op;
         for (int k = 0; k < op->outputs; k++) {
             hdi_tensor *tensor = hdi_tensor_of(program, op->out[k]);
-            if (tensor && tensor->info.role != HD_ROLE_GRADIENT) tensor->producer = i;
+            if (!tensor || tensor->info.role == HD_ROLE_GRADIENT) continue;
+            tensor->producer = i;
+            if (tensor->within.id) program->tensors[tensor->within.id]->producer = i;
         }
     }
 }

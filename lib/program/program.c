@@ -35,6 +35,8 @@ hd_status hd_program_create(const hd_program_options *options, hd_program **out)
     program->exact = options->exact;
     program->slices = options->slices > 1 && !options->training ? options->slices : 1;
     program->sequence_groups = options->sequence_groups;
+    program->tensor_groups = options->tensor_groups;
+    if (options->rates) program->rates = *options->rates;
     program->tensor_count = 1;
     program->scope_count = 1;
     bool grown = HDI_GROW(program->tensors, program->tensor_count, program->tensor_capacity) &&
@@ -105,6 +107,10 @@ hd_status hd_program_finish(hd_program *program)
         return hdi_error(program->status, "%s",
                          program->message ? program->message : "program: out of host memory");
     hdi_program_post_early(program);
+    hdi_program_cut(program);
+    if (program->status != HD_OK)
+        return hdi_error(program->status, "%s",
+                         program->message ? program->message : "program: out of host memory");
     program->finished = true;
     return HD_OK;
 }
@@ -208,6 +214,20 @@ hd_tensor hdi_tensor_add(hd_program *program, const char *name, hd_dtype dtype, 
     tensor->use = -1;
     program->tensors[program->tensor_count] = tensor;
     return (hd_tensor){program->tensor_count++};
+}
+
+hd_tensor hdi_tensor_rows(hd_program *program, hd_tensor whole, int64_t first, int64_t rows)
+{
+    const hdi_tensor *of = hdi_tensor_of(program, whole);
+    if (!of) return whole;
+    const int64_t dims[] = {rows, of->info.dims[1]};
+    const hd_tensor made =
+        hdi_tensor_add(program, NULL, of->info.dtype, HD_ROLE_ACTIVATION, 2, dims);
+    hdi_tensor *tensor = hdi_tensor_of(program, made);
+    if (!tensor) return made;
+    tensor->within = of->within.id ? of->within : whole;
+    tensor->within_first = of->within_first + first * of->info.dims[1];
+    return made;
 }
 
 static hd_tensor named_tensor(hd_program *program, const char *name, hd_dtype dtype, hd_role role,

@@ -3,6 +3,7 @@
 #define HDI_PROGRAM_PROGRAM_H
 
 #include <heddle/op.h>
+#include <heddle/plan.h>
 #include <heddle/program.h>
 
 /* When in a micro-batch's life an op runs. */
@@ -34,10 +35,10 @@ typedef struct hdi_tensor {
     bool level_zero; /* GRADIENT: the joined sum, not the micro-batch's leaf */
     bool host;       /* lives in pinned host memory: only loads read it, only stores write it */
 
-    hd_tensor
-        within; /* GRADIENT, views: lies in this activation, from its element within_first on */
+    hd_tensor within; /* lies in this one, which lies in none, from its element within_first on: a
+                         GRADIENT in an activation, an ACTIVATION in any that is no parameter */
     int64_t within_first;
-    bool holds; /* ACTIVATION: gradients lie within it, whose ops make it */
+    bool holds; /* ACTIVATION: the ops of what lies within it make it */
 
     int slots;           /* BOUNDARY: copies; zero means the program's boundary_slots */
     bool per_slot;       /* STATE: one copy for each slot of the program (KV caches) */
@@ -83,6 +84,9 @@ struct hd_program {
     int slices;            /* at least 1; 1 where a backward follows */
     int sequence_groups;   /* of heads that change places; 0: as many as pay */
     int sequence_turns;    /* the most that it came to; 0: nothing changes places */
+    int tensor_groups; /* pieces of products around what travels on the tensor axis; 0: by rates */
+    int tensor_pieces; /* the most that it came to; 0: no such products */
+    hd_rates rates;    /* zeros: of no device in particular */
 
     hd_status status; /* of the first error */
     char *message;
@@ -117,9 +121,6 @@ hd_tensor hdi_tensor_add(hd_program *program, const char *name, hd_dtype dtype, 
 hd_tensor hdi_flat_tensor(hd_program *program, const char *name, hdi_flat flat, hd_dtype dtype,
                           int64_t first, int64_t elements);
 
-/* A range of an activation that an op makes as a whole. */
-hd_tensor hdi_tensor_view(hd_program *program, hd_tensor whole, int64_t first, int64_t elements);
-
 /* A constant table made by `fill(user)` at start; user_bytes are copied. Shared by name. */
 hd_tensor hdi_table(hd_program *program, const char *name, int rank, const int64_t *dims,
                     hdi_table_fill fill, const void *user, size_t user_bytes);
@@ -148,9 +149,19 @@ void hdi_program_insert(hd_program *program, int original_ops, const int *before
 /* Remove ops marked recomputed whose outputs nobody reads. Keeps the order. */
 void hdi_program_remove_dead(hd_program *program);
 
+/* A range of an activation that an op makes as a whole. */
+hd_tensor hdi_tensor_view(hd_program *program, hd_tensor whole, int64_t first, int64_t elements);
+
+/* Make a tensor of `rows` rows of `whole` [rows, columns] from `first` on, with the same bytes. */
+hd_tensor hdi_tensor_rows(hd_program *program, hd_tensor whole, int64_t first, int64_t rows);
+
 /* Post communication of activations as soon as they are there: move it up to what makes them, within
  * its scope and behind other communication. Ranks' programs of one layout stay alike. */
 void hdi_program_post_early(hd_program *program);
+
+/* Cut products before and after what travels on the tensor axis into pieces of rows, of which one is
+ * computed while another travels (lib/ops/tensor_pieces.c). */
+void hdi_program_cut(hd_program *program);
 
 /* Make tensors' producers agree with the ops' order. Call after moving or removing ops. */
 void hdi_program_index(hd_program *program);

@@ -3,7 +3,8 @@
  *
  * Each tensor that lives in scratch owns its bytes from its producer to its last reader. An op may
  * write bytes of a live tensor only if it is that tensor's last reader and the bytes are exactly
- * the same (in place). A posted communication holds its bytes until an op waits for it. */
+ * the same (in place). A posted communication holds its bytes until an op waits for it. What lies within
+ * a tensor lives as long as that: who reads the one may read bytes of the other. */
 #include "core/error.h"
 #include "core/memory.h"
 #include "program/plan.h"
@@ -45,6 +46,13 @@ static bool in_place(const hd_op *op, int id, int other)
     return false;
 }
 
+/* The tensor that has `id`'s bytes. */
+static int whole_of(const replay *r, int id)
+{
+    const int whole = id ? r->unit->program->tensors[id]->within.id : 0;
+    return whole ? whole : id;
+}
+
 /* What an op updates in place, it has read, and with it its parts and what overlaps it in its whole. */
 static bool updates_whole(const hd_program *program, const hd_op *op, int id, int other)
 {
@@ -68,7 +76,9 @@ static hd_status check_write(const replay *r, int index, int id, size_t begin, s
         if (begin >= other_end || other_begin >= end) continue;
         if (id && r->unit->program->tensors[id]->within.id == other) continue;
         if (updates_whole(r->unit->program, op, id, other)) continue;
-        bool allowed = id && in_place(op, id, other) && r->last_read[other] == index &&
+        const int whole = whole_of(r, other);
+        bool allowed = id && in_place(op, id, whole) && r->last_read[other] == index &&
+                       hdi_unit_range(r->plan, r->unit, whole, &other_begin, &other_end) &&
                        begin == other_begin && end == other_end;
         if (!allowed) return broken(r, index, "overwrites live", other);
     }
@@ -86,33 +96,45 @@ static void let_die(replay *r, int index)
     r->live_count = kept;
 }
 
-/* Nobody writes it: a way to read a part of what is made as a whole. */
-static bool is_view(const hdi_tensor *tensor)
+/* Tensor `id` is read by op `index`: what makes its bytes, whole or in parts, has been. */
+static hd_status check_read(const replay *r, int index, int id)
 {
-    return tensor->within.id && tensor->info.role == HD_ROLE_ACTIVATION && tensor->producer < 0;
+    const hd_program *program = r->unit->program;
+    if (!r->unit->places[id].placed) return broken(r, index, "reads unplaced", id);
+    const int whole = whole_of(r, id);
+    const int producer = program->tensors[whole]->producer;
+    size_t begin = 0, end = 0, part_begin, part_end, made = 0;
+    hdi_unit_range(r->plan, r->unit, id, &begin, &end);
+    bool in_parts = false;
+    for (int part = 1; part < program->tensor_count; part++) {
+        const hdi_tensor *tensor = program->tensors[part];
+        const bool is_gradient = tensor->info.role == HD_ROLE_GRADIENT;
+        if (tensor->within.id != whole || (!is_gradient && r->written[whole]) ||
+            (tensor->producer < 0 && !is_gradient) ||
+            !hdi_unit_range(r->plan, r->unit, part, &part_begin, &part_end))
+            continue;
+        in_parts = in_parts || !is_gradient;
+        if (part_begin >= end || begin >= part_end) continue;
+        if (!r->written[part]) return broken(r, index, "reads, before it is written,", part);
+        made += (part_end < end ? part_end : end) - (part_begin > begin ? part_begin : begin);
+    }
+    if (in_parts && made != end - begin)
+        return broken(r, index, "reads, of which not all is written,", id);
+    if (producer >= 0 && !in_parts && !r->written[whole])
+        return broken(r, index, "reads unwritten", id);
+    /* Between the phases other micro-batches run and use the transients. */
+    if (producer >= 0 && program->ops[producer]->phase != program->ops[index]->phase &&
+        r->unit->places[id].region == HD_REGION_TRANSIENT)
+        return broken(r, index, "reads, made in another phase but not saved,", id);
+    return HD_OK;
 }
 
 static hd_status replay_op(replay *r, int index)
 {
     const hd_program *program = r->unit->program;
     const hd_op *op = &program->ops[index]->op;
-    for (int k = 0; k < op->inputs; k++) {
-        int id = op->in[k].id;
-        if (!id) continue;
-        if (!r->unit->places[id].placed) return broken(r, index, "reads unplaced", id);
-        int producer = program->tensors[id]->producer;
-        const int made = is_view(program->tensors[id]) ? program->tensors[id]->within.id : id;
-        if ((producer >= 0 || made != id) && !r->written[made])
-            return broken(r, index, "reads unwritten", id);
-        for (int part = 1; part < program->tensor_count; part++)
-            if (program->tensors[part]->within.id == id && !r->written[part] &&
-                !is_view(program->tensors[part]))
-                return broken(r, index, "reads, before it is written,", part);
-        /* Between the phases other micro-batches run and use the transients. */
-        if (producer >= 0 && program->ops[producer]->phase != program->ops[index]->phase &&
-            r->unit->places[id].region == HD_REGION_TRANSIENT)
-            return broken(r, index, "reads, made in another phase but not saved,", id);
-    }
+    for (int k = 0; k < op->inputs; k++)
+        if (op->in[k].id) HD_RETURN_IF_ERROR(check_read(r, index, op->in[k].id));
     if (r->unit->workspace_bytes[index]) {
         size_t begin = r->unit->base[HD_REGION_TRANSIENT] + r->unit->workspaces[index];
         HD_RETURN_IF_ERROR(
@@ -214,10 +236,11 @@ static hd_status verify_unit(const hd_plan *plan, const hdi_unit *unit)
         for (int i = 0; i < program->op_count; i++)
             for (int k = 0; k < program->ops[i]->op.inputs; k++)
                 r.last_read[program->ops[i]->op.in[k].id] = i;
-        for (int i = 1; i < program->tensor_count; i++) { /* who reads the whole reads the parts */
-            const int whole = program->tensors[i]->within.id;
-            if (whole && r.last_read[i] < r.last_read[whole]) r.last_read[i] = r.last_read[whole];
-        }
+        for (int to = 0; to < 2; to++) /* the whole lives as long as its parts, these as that */
+            for (int i = 1; i < program->tensor_count; i++) {
+                const int from = to ? whole_of(&r, i) : i, last = to ? i : whole_of(&r, i);
+                if (r.last_read[last] < r.last_read[from]) r.last_read[last] = r.last_read[from];
+            }
         for (int i = 1; i < program->tensor_count; i++) {
             hd_role role = program->tensors[i]->info.role;
             bool from_outside = program->tensors[i]->producer < 0 &&

@@ -2,10 +2,6 @@
  * for all; the cache; the exact backward. */
 #include "tests/gpu/hdt_gpu.h"
 
-#include <stdlib.h>
-
-#include "backend/cuda/attention.h"
-
 typedef struct sample {
     int64_t batch, heads, kv_heads, tokens, kv_tokens, head_dim;
     bool causal;
@@ -39,12 +35,6 @@ static problem make_problem(hd_dtype dtype, const sample *s)
     return p;
 }
 
-static void *element(hdt_pair pair, int side, int64_t index)
-{
-    char *base = hdt_at(pair, side);
-    return base + index * (int64_t)(side ? hd_dtype_bytes(pair.dtype) : sizeof(float));
-}
-
 static hdi_attention_args args_of(const sample *s, const problem *p, int side, bool exact)
 {
     const int64_t q = s->heads * s->head_dim, kv = s->kv_heads * s->head_dim;
@@ -64,30 +54,15 @@ static hdi_attention_args args_of(const sample *s, const problem *p, int side, b
         .causal = s->causal,
         .exact = exact,
         .q = hdt_at(p->qkv, side),
-        .k = element(p->qkv, side, p->kv_offset),
-        .v = element(p->qkv, side, p->kv_offset + kv),
+        .k = hdt_element(p->qkv, side, p->kv_offset),
+        .v = hdt_element(p->qkv, side, p->kv_offset + kv),
         .out = hdt_at(p->out, side),
         .lse = hdt_at(p->lse, side),
         .out_gradient = hdt_at(p->out_gradient, side),
         .q_gradient = hdt_at(p->gradient, side),
-        .k_gradient = element(p->gradient, side, p->kv_offset),
-        .v_gradient = element(p->gradient, side, p->kv_offset + kv),
+        .k_gradient = hdt_element(p->gradient, side, p->kv_offset),
+        .v_gradient = hdt_element(p->gradient, side, p->kv_offset + kv),
     };
-}
-
-/* The library's way, or the own kernels. */
-static void run(int side, hdi_attention_args *args, bool gradient, bool tiled)
-{
-    const hd_backend *backend = hdt_sides[side];
-    args->workspace = hdt_scratch(side, gradient ? backend->attention_gradient_workspace(args)
-                                                 : backend->attention_workspace(args));
-    if (side && tiled)
-        hdt_assert_ok(gradient ? hdi_cuda_tiled_attention_gradient(hdt_streams[1], args)
-                               : hdi_cuda_tiled_attention(hdt_streams[1], args));
-    else if (gradient)
-        HDT_CALL(side, attention_gradient, args);
-    else
-        HDT_CALL(side, attention, args);
 }
 
 static void check_sample(hd_dtype dtype, const sample *s, bool tiled, bool exact)
@@ -96,8 +71,8 @@ static void check_sample(hd_dtype dtype, const sample *s, bool tiled, bool exact
     const problem p = make_problem(dtype, s);
     for (int side = 0; side < HDT_SIDES; side++) {
         hdi_attention_args args = args_of(s, &p, side, exact);
-        run(side, &args, false, tiled);
-        run(side, &args, true, tiled);
+        hdt_run_attention(side, &args, false, tiled);
+        hdt_run_attention(side, &args, true, tiled);
     }
     /* Probabilities are rounded to the dtype by cuDNN, and so are outputs; sums of at most kv_tokens
      * terms of size 2. Gradients pass through two more products and through the rounded output. */
@@ -123,8 +98,8 @@ START_TEST(exact_gradients_are_equal_from_run_to_run)
     hdt_gpu_reset();
     const problem p = make_problem(dtype, &large);
     hdi_attention_args args = args_of(&large, &p, 1, true);
-    run(1, &args, false, false);
-    run(1, &args, true, false);
+    hdt_run_attention(1, &args, false, false);
+    hdt_run_attention(1, &args, true, false);
     const float *first = hdt_fetch(p.gradient);
     for (int again = 0; again < 5; again++) {
         HDT_CALL(1, attention_gradient, &args);
@@ -159,8 +134,8 @@ static void check_cached(hd_dtype dtype, int64_t tokens, int32_t count, int32_t 
                                           .out_stride = q,
                                           .scale = 0.3f,
                                           .q = hdt_at(qkv, side),
-                                          .k = element(qkv, side, q),
-                                          .v = element(qkv, side, q + kv),
+                                          .k = hdt_element(qkv, side, q),
+                                          .v = hdt_element(qkv, side, q + kv),
                                           .k_cache = hdt_at(k_cache, side),
                                           .v_cache = hdt_at(v_cache, side),
                                           .position = hdt_at(place, side),
@@ -220,15 +195,10 @@ END_TEST
 
 int main(void)
 {
-    setenv("CK_FORK", "no", 1); /* a CUDA context does not survive a fork */
-    if (!hdt_gpu_open()) return EXIT_SUCCESS;
-    Suite *suite = suite_create("cuda attention");
     TCase *cases = tcase_create("attention");
-    tcase_set_timeout(cases, 300);
     tcase_add_loop_test(cases, attention_is_that_of_the_cpu, 0, 6);
     tcase_add_loop_test(cases, exact_gradients_are_equal_from_run_to_run, 0, 3);
     tcase_add_loop_test(cases, cached_attention_is_that_of_the_cpu, 0, 3);
     tcase_add_test(cases, a_full_cache_is_reported);
-    suite_add_tcase(suite, cases);
-    return hdt_main(suite);
+    return hdt_main_gpu("cuda attention", cases);
 }

@@ -443,11 +443,7 @@ END_TEST
 
 int main(void)
 {
-    setenv("CK_FORK", "no", 1); /* a CUDA context does not survive a fork */
-    if (!hdt_gpu_open()) return EXIT_SUCCESS;
-    Suite *suite = suite_create("cuda backend");
     TCase *ops = tcase_create("ops");
-    tcase_set_timeout(ops, 300);
     tcase_add_loop_test(ops, gemm_multiplies_in_every_form, 0, 3);
     tcase_add_loop_test(ops, gemm_adds_weight_gradients_in_fp32, 0, 3);
     tcase_add_loop_test(ops, gemm_and_gelu_are_one, 0, 3);
@@ -459,6 +455,5 @@ int main(void)
     tcase_add_loop_test(ops, rope_rotates_and_back, 0, 6);
     tcase_add_loop_test(ops, cross_entropy_gives_loss_and_gradient_in_place, 0, 3);
     tcase_add_test(ops, bad_ids_are_reported_and_read_nothing);
-    suite_add_tcase(suite, ops);
-    return hdt_main(suite);
+    return hdt_main_gpu("cuda backend", ops);
 }

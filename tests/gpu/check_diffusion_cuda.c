@@ -2,26 +2,12 @@
  * not divide tiles; some arrays are not aligned. */
 #include "tests/gpu/hdt_gpu.h"
 
-#include <stdlib.h>
-
-static void *element(hdt_pair pair, int side, int64_t index)
-{
-    return (char *)hdt_at(pair, side) +
-           index * (int64_t)hd_dtype_bytes(hdt_side_dtype(pair.dtype, side));
-}
-
 /* The magnitude that lets an fp32 sum of `terms` carry `roundings` of its terms to `dtype`. */
 static double widened(hd_dtype dtype, double magnitude, int roundings, int64_t terms)
 {
     if (dtype == HD_DTYPE_F32) return magnitude;
     return magnitude *
            (1 + roundings * hdt_tolerance(dtype, 1) / (2 * hdt_tolerance(HD_DTYPE_F32, terms)));
-}
-
-static float *copy_of(hdt_pair pair)
-{
-    float *out = hdt_scratch(0, (size_t)pair.count * sizeof *out);
-    return memcpy(out, hdt_fetch(pair), (size_t)pair.count * sizeof *out);
 }
 
 static void check_same(const char *what, hdt_pair pair, const float *before)
@@ -95,8 +81,8 @@ static hdi_modulate_args modulate_args(const modulation *m, const tables *t, int
         .gate_rows_per_group = m->gate_rows_per_group,
         .epsilon = 1e-5f,
         .shift = hdt_at(t->table, side),
-        .scale = element(t->table, side, m->columns),
-        .gate = element(t->table, side, 2 * m->columns),
+        .scale = hdt_element(t->table, side, m->columns),
+        .gate = hdt_element(t->table, side, 2 * m->columns),
         .stride = t->width,
         .gate_stride = t->width,
         .entries = t->entries,
@@ -207,7 +193,7 @@ static void check_modulate_gradient(hd_dtype dtype, const modulation *m, int par
         };
         args.workspace = hdt_scratch(side, hdt_sides[side]->modulate_gradient_workspace(&args));
         HDT_CALL(side, modulate_gradient, &args);
-        if (run == 1) first[0] = copy_of(sums), first[1] = copy_of(gate_sums);
+        if (run == 1) first[0] = hdt_fetch(sums), first[1] = hdt_fetch(gate_sums);
     }
     float largest = 1;
     for (int64_t i = 0; i < m->rows; i++)
@@ -452,11 +438,7 @@ END_TEST
 
 int main(void)
 {
-    setenv("CK_FORK", "no", 1); /* a CUDA context does not survive a fork */
-    if (!hdt_gpu_open()) return EXIT_SUCCESS;
-    Suite *suite = suite_create("cuda diffusion");
     TCase *cases = tcase_create("diffusion");
-    tcase_set_timeout(cases, 300);
     tcase_add_loop_test(cases, sinusoids_have_angles_in_fp64, 0, 3);
     tcase_add_loop_test(cases, rows_are_modulated, 0, 3);
     tcase_add_loop_test(cases, modulation_goes_back, 0, 3);
@@ -467,6 +449,5 @@ int main(void)
     tcase_add_test(cases, blocks_on_a_grid_are_copied);
     tcase_add_loop_test(cases, patches_become_rows_and_videos_again, 0, 3);
     tcase_add_loop_test(cases, squared_errors_are_summed_in_fp64, 0, 3);
-    suite_add_tcase(suite, cases);
-    return hdt_main(suite);
+    return hdt_main_gpu("cuda diffusion", cases);
 }

@@ -1,6 +1,5 @@
 /* Copies beside the GPU's compute stream: each begins behind what was queued before it and is there for
  * what is queued after the wait. */
-#include <stdlib.h>
 
 #include "tests/gpu/hdt_gpu.h"
 
@@ -125,16 +124,11 @@ END_TEST
 
 int main(void)
 {
-    setenv("CK_FORK", "no", 1); /* a CUDA context does not survive a fork */
-    if (!hdt_gpu_open()) return EXIT_SUCCESS;
-    Suite *suite = suite_create("cuda copies");
     TCase *cases = tcase_create("copies");
     tcase_add_checked_fixture(cases, begin, end);
-    tcase_set_timeout(cases, 300);
     tcase_add_test(cases, copies_wait_for_readers_and_readers_for_copies);
     tcase_add_test(cases, stores_wait_for_writers_and_writers_for_stores);
     tcase_add_test(cases, copy_takes_pinned_memory);
     tcase_add_test(cases, memory_goes_when_copies_are_over);
-    suite_add_tcase(suite, cases);
-    return hdt_main(suite);
+    return hdt_main_gpu("cuda copies", cases);
 }

@@ -1,8 +1,6 @@
 /* Gradients of BF16 on the GPU: the bits of the CPU backend where sums have one order. */
 #include "tests/gpu/hdt_gpu.h"
 
-#include <stdlib.h>
-
 #include "core/checked.h"
 #include "core/half.h"
 
@@ -171,16 +169,11 @@ END_TEST
 
 int main(void)
 {
-    setenv("CK_FORK", "no", 1); /* a CUDA context does not survive a fork */
-    if (!hdt_gpu_open()) return EXIT_SUCCESS;
-    Suite *suite = suite_create("cuda gradient dtype");
     TCase *cases = tcase_create("bf16");
-    tcase_set_timeout(cases, 300);
     tcase_add_test(cases, sums_are_rounded_as_the_cpu_does);
     tcase_add_test(cases, trees_are_bit_equal_to_the_cpu);
     tcase_add_test(cases, squares_are_those_of_the_cpu);
     tcase_add_loop_test(cases, adamw_reads_bf16_as_the_fp32_that_it_stands_for, 0, COUNTS);
     tcase_add_test(cases, a_product_adds_to_a_gradient);
-    suite_add_tcase(suite, cases);
-    return hdt_main(suite);
+    return hdt_main_gpu("cuda gradient dtype", cases);
 }

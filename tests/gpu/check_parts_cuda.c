@@ -2,8 +2,6 @@
  * axis have. */
 #include "tests/gpu/hdt_gpu.h"
 
-#include <stdlib.h>
-
 START_TEST(parts_of_a_vocabulary_are_looked_up_and_summed_back)
 {
     enum { ROWS = 900, FIRST = 70, ENTRIES = 41, LIMIT = 150 };
@@ -88,13 +86,8 @@ END_TEST
 
 int main(void)
 {
-    setenv("CK_FORK", "no", 1); /* a CUDA context does not survive a fork */
-    if (!hdt_gpu_open()) return EXIT_SUCCESS;
-    Suite *suite = suite_create("cuda parts");
     TCase *ops = tcase_create("ops");
-    tcase_set_timeout(ops, 300);
     tcase_add_loop_test(ops, parts_of_a_vocabulary_are_looked_up_and_summed_back, 0, 6);
     tcase_add_loop_test(ops, cross_entropy_of_parts_has_the_loss_of_all, 0, 3);
-    suite_add_tcase(suite, ops);
-    return hdt_main(suite);
+    return hdt_main_gpu("cuda parts", ops);
 }

@@ -3,10 +3,7 @@
 #include "tests/gpu/hdt_gpu.h"
 
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-
-#include "backend/cuda/attention.h"
 
 typedef struct sample {
     int64_t batch, heads, kv_heads, tokens, kv_tokens, head_dim;
@@ -56,8 +53,6 @@ static void check_block(hd_dtype dtype, const sample *s, bool tiled)
     const hdt_pair counts = counts_of(s->batch, s->tokens, 37);
     const hdt_pair kv_counts = counts_of(s->batch, s->kv_tokens - 1, 13);
     for (int side = 0; side < HDT_SIDES; side++) {
-        const hd_backend *backend = hdt_sides[side];
-        const size_t bytes = hd_dtype_bytes(hdt_side_dtype(dtype, side));
         hdi_attention_args args = {.dtype = hdt_side_dtype(dtype, side),
                                    .batch = s->batch,
                                    .tokens = s->tokens,
@@ -75,14 +70,10 @@ static void check_block(hd_dtype dtype, const sample *s, bool tiled)
                                    .kv_counts = s->counted ? hdt_at(kv_counts, side) : NULL,
                                    .q = hdt_at(q, side),
                                    .k = hdt_at(kv, side),
-                                   .v = (char *)hdt_at(kv, side) + (size_t)key * bytes,
+                                   .v = hdt_element(kv, side, key),
                                    .out = hdt_at(out, side),
                                    .lse = hdt_at(lse, side)};
-        args.workspace = hdt_scratch(side, backend->attention_workspace(&args));
-        if (side && tiled)
-            hdt_assert_ok(hdi_cuda_tiled_attention(hdt_streams[1], &args));
-        else
-            HDT_CALL(side, attention, &args);
+        hdt_run_attention(side, &args, false, tiled);
         if (side == 0) {
             for (int64_t i = 0; i < lse.count; i++)
                 raised.host[i] = isinf(lse.host[i]) ? INFINITY : lse.host[i] + 0.6931472f;
@@ -95,12 +86,8 @@ static void check_block(hd_dtype dtype, const sample *s, bool tiled)
         args.out_gradient = hdt_at(gradient, side);
         args.q_gradient = hdt_at(q_gradient, side);
         args.k_gradient = hdt_at(kv_gradient, side);
-        args.v_gradient = (char *)hdt_at(kv_gradient, side) + (size_t)key * bytes;
-        args.workspace = hdt_scratch(side, backend->attention_gradient_workspace(&args));
-        if (side && tiled)
-            hdt_assert_ok(hdi_cuda_tiled_attention_gradient(hdt_streams[1], &args));
-        else
-            HDT_CALL(side, attention_gradient, &args);
+        args.v_gradient = hdt_element(kv_gradient, side, key);
+        hdt_run_attention(side, &args, true, tiled);
     }
     char what[128];
     what_of(s, tiled, what);
@@ -192,14 +179,9 @@ END_TEST
 
 int main(void)
 {
-    setenv("CK_FORK", "no", 1); /* a CUDA context does not survive a fork */
-    if (!hdt_gpu_open()) return EXIT_SUCCESS;
-    Suite *suite = suite_create("cuda ring");
     TCase *cases = tcase_create("ring");
-    tcase_set_timeout(cases, 600);
     tcase_add_loop_test(cases, attention_to_a_block_is_that_of_the_cpu, 0, 6);
     tcase_add_loop_test(cases, merged_results_are_those_of_the_cpu, 0, 3);
     tcase_add_loop_test(cases, blocks_are_added_as_on_the_cpu, 0, 3);
-    suite_add_tcase(suite, cases);
-    return hdt_main(suite);
+    return hdt_main_gpu("cuda ring", cases);
 }

@@ -2,8 +2,6 @@
  * the same bits in every run. */
 #include "tests/gpu/hdt_gpu.h"
 
-#include <stdlib.h>
-
 #include "core/random.h"
 
 static const int64_t counts[] = {1, 3, 255, 4096, 4097, 1000003};
@@ -356,11 +354,7 @@ END_TEST
 
 int main(void)
 {
-    setenv("CK_FORK", "no", 1); /* a CUDA context does not survive a fork */
-    if (!hdt_gpu_open()) return EXIT_SUCCESS;
-    Suite *suite = suite_create("cuda state");
     TCase *cases = tcase_create("state");
-    tcase_set_timeout(cases, 300);
     tcase_add_loop_test(cases, add_and_convert_round_once, 0, 9);
     tcase_add_loop_test(cases, int8_is_bit_equal_to_the_cpu, 0, 3);
     tcase_add_test(cases, sums_are_those_of_the_cpu);
@@ -373,6 +367,5 @@ int main(void)
     tcase_add_loop_test(cases, sums_are_the_same_bits_in_every_run, 0, 3);
     tcase_add_test(cases, an_arena_is_zeroed_and_comes_back);
     tcase_add_test(cases, a_device_that_is_not_there_is_refused);
-    suite_add_tcase(suite, cases);
-    return hdt_main(suite);
+    return hdt_main_gpu("cuda state", cases);
 }

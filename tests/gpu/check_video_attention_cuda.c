@@ -4,21 +4,6 @@
 #include "tests/gpu/hdt_gpu.h"
 
 #include <stdio.h>
-#include <stdlib.h>
-
-#include "backend/cuda/attention.h"
-
-static void *element(hdt_pair pair, int side, int64_t index)
-{
-    return (char *)hdt_at(pair, side) +
-           index * (int64_t)hd_dtype_bytes(hdt_side_dtype(pair.dtype, side));
-}
-
-static float *copy_of(hdt_pair pair)
-{
-    float *out = hdt_scratch(0, (size_t)pair.count * sizeof *out);
-    return memcpy(out, hdt_fetch(pair), (size_t)pair.count * sizeof *out);
-}
 
 typedef struct stream_sample {
     int64_t sequences, tokens, first, out_tokens, heads, head_dim;
@@ -97,7 +82,7 @@ static void check_stream(hd_dtype dtype, const stream_sample *s, int offset)
         };
         args.forward.rope.table = hdt_at(table, side);
         HDT_CALL(side, joint_qkv_gradient, &args);
-        if (run == 1) first = copy_of(partials);
+        if (run == 1) first = hdt_fetch(partials);
         if (s->in_place) args.forward.out = hdt_at(x, side);
         HDT_CALL(side, joint_qkv, &args.forward);
     }
@@ -180,32 +165,21 @@ static hdi_attention_args args_of(const sample *s, const problem *p, int side, b
         .interleave = s->interleave,
         .counts = s->counted ? hdt_at(p->counts, side) : NULL,
         .q = hdt_at(p->qkv, side),
-        .k = element(p->qkv, side, width),
-        .v = element(p->qkv, side, 2 * width),
+        .k = hdt_element(p->qkv, side, width),
+        .v = hdt_element(p->qkv, side, 2 * width),
         .out = hdt_at(p->out, side),
         .lse = hdt_at(p->lse, side),
         .out_gradient = hdt_at(p->out_gradient, side),
         .q_gradient = hdt_at(p->gradient, side),
-        .k_gradient = element(p->gradient, side, width),
-        .v_gradient = element(p->gradient, side, 2 * width),
+        .k_gradient = hdt_element(p->gradient, side, width),
+        .v_gradient = hdt_element(p->gradient, side, 2 * width),
     };
 }
 
-/* The library's way, or the own kernels. */
 static void run_both(int side, hdi_attention_args *args, bool tiled)
 {
-    const hd_backend *backend = hdt_sides[side];
-    for (int gradient = 0; gradient < 2; gradient++) {
-        args->workspace = hdt_scratch(side, gradient ? backend->attention_gradient_workspace(args)
-                                                     : backend->attention_workspace(args));
-        if (side && tiled)
-            hdt_assert_ok(gradient ? hdi_cuda_tiled_attention_gradient(hdt_streams[1], args)
-                                   : hdi_cuda_tiled_attention(hdt_streams[1], args));
-        else if (gradient)
-            HDT_CALL(side, attention_gradient, args);
-        else
-            HDT_CALL(side, attention, args);
-    }
+    hdt_run_attention(side, args, false, tiled);
+    hdt_run_attention(side, args, true, tiled);
 }
 
 /* Rows behind the counts are zero, not nearly. */
@@ -267,12 +241,12 @@ START_TEST(exact_gradients_are_equal_from_run_to_run)
     const problem p = make_problem(dtype, &large);
     hdi_attention_args args = args_of(&large, &p, 1, true);
     run_both(1, &args, false);
-    const float *first = copy_of(p.gradient);
+    const float *first = hdt_fetch(p.gradient);
     HDT_CALL(1, attention_gradient, &args);
     ck_assert_mem_eq(first, hdt_fetch(p.gradient), (size_t)p.gradient.count * sizeof *first);
     args.exact = false; /* all heads at once */
     hdt_pair fast = p.gradient;
-    fast.host = copy_of(p.gradient);
+    fast.host = hdt_fetch(p.gradient);
     HDT_CALL(1, attention_gradient, &args);
     hdt_pair_check("the slices' gradient and the whole", fast, 0, 8, 4 * (6001 + 64 + 32));
 }
@@ -349,13 +323,13 @@ static hdi_cross_attention_args crossing_args(const cross_sample *s, const cross
         .offsets = is_packed(s) ? hdt_at(c->offsets, side) : NULL,
         .q = hdt_at(c->q, side),
         .k = hdt_at(c->kv, side),
-        .v = element(c->kv, side, width),
+        .v = hdt_element(c->kv, side, width),
         .out = hdt_at(c->out, side),
         .lse = hdt_at(c->lse, side),
         .out_gradient = hdt_at(c->out_gradient, side),
         .q_gradient = hdt_at(c->q_gradient, side),
         .k_gradient = hdt_at(c->kv_gradient, side),
-        .v_gradient = element(c->kv_gradient, side, width),
+        .v_gradient = hdt_element(c->kv_gradient, side, width),
     };
 }
 
@@ -383,7 +357,7 @@ static void check_crossing(hd_dtype dtype, const cross_sample *s, bool exact)
     hdt_pair_check(what, c.out, 2, 3, terms);
     for (int64_t i = 0; i < s->sequences; i++) {
         const hdt_pair lse = {HD_DTYPE_F32, each, c.lse.host + i * each,
-                              element(c.lse, 1, i * each)};
+                              hdt_element(c.lse, 1, i * each)};
         if (!is_packed(s) || s->offsets[i + 1] > s->offsets[i])
             hdt_pair_check(what, lse, 32, 0, terms);
     }
@@ -407,7 +381,7 @@ START_TEST(exact_gradients_across_are_equal_from_run_to_run)
     const crossing c = make_crossing(hdt_dtypes[1 + _i], &large);
     hdi_cross_attention_args args = crossing_args(&large, &c, 1, true);
     run_crossing(1, &args);
-    const float *q = copy_of(c.q_gradient), *kv = copy_of(c.kv_gradient);
+    const float *q = hdt_fetch(c.q_gradient), *kv = hdt_fetch(c.kv_gradient);
     run_crossing(1, &args);
     ck_assert_mem_eq(q, hdt_fetch(c.q_gradient), (size_t)c.q_gradient.count * sizeof *q);
     ck_assert_mem_eq(kv, hdt_fetch(c.kv_gradient), (size_t)c.kv_gradient.count * sizeof *kv);
@@ -437,17 +411,12 @@ END_TEST
 
 int main(void)
 {
-    setenv("CK_FORK", "no", 1); /* a CUDA context does not survive a fork */
-    if (!hdt_gpu_open()) return EXIT_SUCCESS;
-    Suite *suite = suite_create("cuda video attention");
     TCase *cases = tcase_create("video attention");
-    tcase_set_timeout(cases, 600);
     tcase_add_loop_test(cases, streams_are_normed_turned_and_joined, 0, 3);
     tcase_add_loop_test(cases, attention_within_videos_is_that_of_the_cpu, 0, 6);
     tcase_add_loop_test(cases, exact_gradients_are_equal_from_run_to_run, 0, 2);
     tcase_add_loop_test(cases, attention_across_is_that_of_the_cpu, 0, 3);
     tcase_add_loop_test(cases, exact_gradients_across_are_equal_from_run_to_run, 0, 2);
     tcase_add_loop_test(cases, keys_that_are_not_there_or_too_many_are_reported, 0, 3);
-    suite_add_tcase(suite, cases);
-    return hdt_main(suite);
+    return hdt_main_gpu("cuda video attention", cases);
 }

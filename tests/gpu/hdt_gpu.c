@@ -4,6 +4,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "backend/cuda/attention.h"
+
 const hd_backend *hdt_sides[HDT_SIDES] = {&hdi_backend_cpu, &hdi_backend_cuda};
 hd_stream *hdt_streams[HDT_SIDES];
 const hd_dtype hdt_dtypes[3] = {HD_DTYPE_F32, HD_DTYPE_F16, HD_DTYPE_BF16};
@@ -14,9 +16,9 @@ static size_t used;
 static void *held[1024];
 static int held_count;
 
-bool hdt_gpu_open(void)
+/* False if there is no device. */
+static bool open_gpu(void)
 {
-    if (hdt_streams[1]) return true;
     if (hdi_cuda_device_count() == 0) {
         printf("skipped: no CUDA device\n100%%: Checks: 0, Failures: 0, Errors: 0\n");
         return false;
@@ -33,6 +35,15 @@ bool hdt_gpu_open(void)
         exit(EXIT_FAILURE);
     }
     return true;
+}
+
+int hdt_main_gpu(const char *name, TCase *tests)
+{
+    setenv("CK_FORK", "no", 1);
+    if (!open_gpu()) return EXIT_SUCCESS;
+    Suite *suite = suite_create(name);
+    suite_add_tcase(suite, tests);
+    return hdt_main(suite);
 }
 
 void hdt_gpu_reset(void)
@@ -200,4 +211,18 @@ void hdt_pair_check(const char *what, hdt_pair pair, double magnitude, int round
     for (int64_t i = 0; i < pair.count; i++)
         magnitudes[i] = bound;
     hdt_pair_check_each(what, pair, magnitudes, roundings, terms);
+}
+
+void hdt_run_attention(int side, hdi_attention_args *args, bool gradient, bool tiled)
+{
+    const hd_backend *backend = hdt_sides[side];
+    args->workspace = hdt_scratch(side, gradient ? backend->attention_gradient_workspace(args)
+                                                 : backend->attention_workspace(args));
+    if (side && tiled)
+        hdt_assert_ok(gradient ? hdi_cuda_tiled_attention_gradient(hdt_streams[1], args)
+                               : hdi_cuda_tiled_attention(hdt_streams[1], args));
+    else if (gradient)
+        HDT_CALL(side, attention_gradient, args);
+    else
+        HDT_CALL(side, attention, args);
 }

@@ -26,8 +26,9 @@ typedef struct hdt_pair {
     void *device;
 } hdt_pair;
 
-/* False if there is no device; says so. Opens it once. */
-bool hdt_gpu_open(void);
+/* Open the GPU, and run a test case on it in this process, since a CUDA context does not survive a fork;
+ * without one, say so. The value is main's. */
+int hdt_main_gpu(const char *name, TCase *tests);
 
 /* Give back all arrays: each test begins with it. */
 void hdt_gpu_reset(void);
@@ -45,6 +46,12 @@ static inline void *hdt_at(hdt_pair pair, int side)
     return side ? pair.device : (void *)pair.host;
 }
 
+static inline void *hdt_element(hdt_pair pair, int side, int64_t index)
+{
+    const size_t bytes = side ? hd_dtype_bytes(pair.dtype) : sizeof(float);
+    return (char *)hdt_at(pair, side) + index * (int64_t)bytes;
+}
+
 static inline hd_dtype hdt_side_dtype(hd_dtype dtype, int side)
 {
     return side ? dtype : HD_DTYPE_F32;
@@ -53,7 +60,7 @@ static inline hd_dtype hdt_side_dtype(hd_dtype dtype, int side)
 /* Zeroed memory of a side; NULL for 0 bytes. */
 void *hdt_scratch(int side, size_t bytes);
 
-/* The device's numbers as floats. */
+/* The device's numbers as floats, each time in memory of their own. */
 float *hdt_fetch(hdt_pair pair);
 
 /* The device's numbers are those of the host within `magnitude` times what `roundings` to the dtype
@@ -64,6 +71,9 @@ void hdt_pair_check(const char *what, hdt_pair pair, double magnitude, int round
 /* The same with a magnitude for each number. */
 void hdt_pair_check_each(const char *what, hdt_pair pair, const float *magnitudes, int roundings,
                          int64_t terms);
+
+/* Attention or its gradient: the library's way, or on the GPU by the own kernels. */
+void hdt_run_attention(int side, hdi_attention_args *args, bool gradient, bool tiled);
 
 #define HDT_CALL(side, op, ...) hdt_assert_ok(hdt_sides[side]->op(hdt_streams[side], __VA_ARGS__))
 

@@ -1,6 +1,7 @@
 /* What collectives of GPU memory reach between the ranks that mpirun starts, as nccl-tests would print it:
  * bytes of the largest buffer over the time (algorithm bandwidth), and what that asks of each link (bus
- * bandwidth). Usage: mpirun -np RANKS speed_collectives [MIB...] */
+ * bandwidth); before that, how long it takes to start and to end them. Usage: [SHARE_GPU=1] mpirun -np RANKS
+ * speed_collectives [MIB...] */
 #include <cuda_runtime_api.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -10,6 +11,7 @@
 #include "comm/comm.h"
 #include "core/clock.h"
 #include "runtime/session.h"
+#include "runtime/transport.h"
 #include "tests/support/hdt_video_speed.h"
 
 enum { RUNS = 10, MOST_RANKS = 64 };
@@ -87,6 +89,37 @@ static double measure(bench *it, hd_status (*run)(bench *))
     return (hdi_clock_seconds() - begin) / RUNS;
 }
 
+/* Seconds in which all ranks get a mesh with communicators of device memory. */
+static double measure_start(hd_comm *world, const hd_mesh_options *layout, hd_context *context,
+                            hd_mesh **out)
+{
+    hdt_must(hd_comm_barrier(world));
+    const double begin = hdi_clock_seconds();
+    hdt_must(hd_mesh_create(world, layout, out));
+    hdt_must(hd_mesh_attach(*out, context, HD_DEVICE_TRANSPORT_AUTO));
+    hdt_must(hd_comm_barrier(world));
+    return hdi_clock_seconds() - begin;
+}
+
+/* Of one axis of all ranks, first and again, and of two axes. */
+static void measure_starts(hd_comm *world, hd_context *context)
+{
+    const int ranks = hd_comm_size(world);
+    const hd_mesh_options layouts[] = {
+        {.data = ranks}, {.data = ranks}, {.pipeline = ranks}, {.data = 2, .pipeline = ranks / 2}};
+    for (int i = 0; i < (ranks >= 4 && ranks % 2 == 0 ? 4 : 3); i++) {
+        hd_mesh *mesh;
+        const double seconds = measure_start(world, &layouts[i], context, &mesh);
+        const int data = hd_mesh_size(mesh, HD_AXIS_DATA), lanes = hdi_transport_lanes(mesh);
+        const double begin = hdi_clock_seconds();
+        hd_mesh_destroy(mesh);
+        hdt_must(hd_comm_barrier(world));
+        if (hd_comm_rank(world) == 0)
+            printf("data %d x pipeline %d: %d lanes, started in %.2f s, ended in %.2f s\n", data,
+                   ranks / data, lanes, seconds, hdi_clock_seconds() - begin);
+    }
+}
+
 int main(int argc, char **argv)
 {
     static const int64_t sizes[] = {1, 16, 256};
@@ -105,11 +138,11 @@ int main(int argc, char **argv)
                {"send and receive", send_and_receive, 1}};
     hd_mesh *mesh;
     hd_context *context;
-    hdt_must(hd_mesh_create(world, &(hd_mesh_options){.pipeline = it.ranks}, &mesh));
     hdt_must(hd_context_create_ranked(
         world, &(hd_context_options){.device = "cuda", .share_gpu = getenv("SHARE_GPU") != NULL},
         &context));
-    hdt_must(hd_mesh_attach(mesh, context, HD_DEVICE_TRANSPORT_AUTO));
+    measure_starts(world, context);
+    measure_start(world, &(hd_mesh_options){.pipeline = it.ranks}, context, &mesh);
     it.comm = hd_mesh_device_comm(mesh, HD_AXIS_PIPELINE);
     if (it.rank == 0) printf("%-18s %6s %8s %12s %12s\n", "", "ranks", "MiB", "GB/s", "bus GB/s");
     for (int s = 0; s < (argc > 1 ? argc - 1 : 3); s++) {

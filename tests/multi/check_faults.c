@@ -3,13 +3,13 @@
  * layout that does not fit them, a budget that does not fit the plan. */
 #include "tests/support/hdt_train.h"
 
-#include <heddle/job.h>
 #include <heddle/ops.h>
 
 #include "core/memory.h"
 #include "jobs/train/trainer.h"
 #include "runtime/session.h"
 #include "tests/support/hdt_device.h"
+#include "tests/support/hdt_job.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -130,11 +130,6 @@ START_TEST(a_step_with_a_nan_is_skipped_by_all_ranks_alike)
 }
 END_TEST
 
-static void set(hd_config *config, const char *key, const char *value)
-{
-    hdt_assert_ok(hd_config_set(config, key, value));
-}
-
 /* A run with an arena of several megabytes. Each rank reads `text` in its own directory. */
 static hd_config *configure(void)
 {
@@ -147,9 +142,8 @@ static hd_config *configure(void)
     char directory[4200];
     snprintf(directory, sizeof directory, "%s/run", hdt_shared_temp_dir());
     hdt_assert_ok(hd_config_create(&config));
-    for (size_t i = 0; i < sizeof settings / sizeof settings[0]; i++)
-        set(config, settings[i][0], settings[i][1]);
-    set(config, "run.directory", directory);
+    hdt_set_all(config, settings);
+    hdt_set(config, "run.directory", directory);
     return config;
 }
 
@@ -201,7 +195,7 @@ START_TEST(ranks_that_were_configured_differently_all_say_so)
     if (hd_comm_size(hdt_world) == 1) return;
     write_own_text("warp");
     hd_config *config = configure();
-    if (is_last()) set(config, "optimizer.learning_rate", "0.5");
+    if (is_last()) hdt_set(config, "optimizer.learning_rate", "0.5");
     expect_one_refusal(config, HD_ERROR_MISMATCH, "optimizer.learning_rate");
     hd_config_destroy(config);
 }
@@ -221,10 +215,10 @@ START_TEST(a_layout_that_does_not_fit_the_ranks_is_refused)
 {
     write_own_text("warp");
     hd_config *config = configure();
-    set(config, "layout.pipeline", "3");
+    hdt_set(config, "layout.pipeline", "3");
     expect_one_refusal(config, HD_ERROR_CONFIG, "pipeline 3");
-    set(config, "layout.pipeline", "1");
-    set(config, "layout.data", "7");
+    hdt_set(config, "layout.pipeline", "1");
+    hdt_set(config, "layout.data", "7");
     expect_one_refusal(config, HD_ERROR_CONFIG, "7");
     hd_config_destroy(config);
 }
@@ -241,7 +235,7 @@ static void apply_remedy(hd_config *config, const char *text)
         char *value = strchr(word, '=');
         if (!value) break; /* "it needs ..." */
         *value = '\0';
-        set(config, word, value + 1);
+        hdt_set(config, word, value + 1);
     }
 }
 
@@ -252,7 +246,7 @@ START_TEST(a_budget_that_is_too_small_is_refused_with_a_remedy_that_works)
     hd_train_result result;
     char text[4096], budget[32];
     size_t smallest = 0;
-    set(config, "memory.budget", "2000");
+    hdt_set(config, "memory.budget", "2000");
     expect_refusal(config, HD_ERROR_BUDGET, "does not fit");
     snprintf(text, sizeof text, "%s", hd_last_error());
     ck_assert_msg(strstr(text, "needs ") && strstr(text, "the budget is 2000") &&
@@ -266,17 +260,17 @@ START_TEST(a_budget_that_is_too_small_is_refused_with_a_remedy_that_works)
 
     /* One byte less is refused, and names settings that then do. */
     snprintf(budget, sizeof budget, "%zu", smallest - 1);
-    set(config, "memory.budget", budget);
+    hdt_set(config, "memory.budget", budget);
     hd_status refused = hd_train_run(config, NULL, NULL, &result);
     snprintf(text, sizeof text, "%s", hd_last_error());
-    set(config, "checkpoint.resume", "never");
+    hdt_set(config, "checkpoint.resume", "never");
     hd_config *changed = configure();
-    set(changed, "memory.budget", budget);
-    set(changed, "checkpoint.resume", "never");
+    hdt_set(changed, "memory.budget", budget);
+    hdt_set(changed, "checkpoint.resume", "never");
     apply_remedy(changed, text);
     hd_status fits = hd_train_run(changed, NULL, NULL, &result);
     snprintf(budget, sizeof budget, "%zu", smallest);
-    set(config, "memory.budget", budget);
+    hdt_set(config, "memory.budget", budget);
     hd_status just = hd_train_run(config, NULL, NULL, &result);
     hd_config_destroy(changed);
     hd_config_destroy(config);

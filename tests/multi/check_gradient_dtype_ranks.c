@@ -2,12 +2,10 @@
 /* Training with gradients of BF16 on any layout: it follows fp32's, in fewer planned bytes, and a run
  * that was stopped goes on with the same bits, or nearly so on another layout. */
 #include "tests/support/hdt_device.h"
+#include "tests/support/hdt_job.h"
 #include "tests/support/hdt_train.h"
 
-#include <heddle/job.h>
-
 #include <math.h>
-#include <stdio.h>
 
 typedef struct layout {
     const char *family; /* gpt2: one parameter is used by the first stage and the last */
@@ -87,49 +85,30 @@ START_TEST(sharding_the_state_changes_no_bits)
 }
 END_TEST
 
-static void write_text(const char *path)
-{
-    FILE *file = fopen(path, "w");
-    ck_assert_ptr_nonnull(file);
-    for (int i = 0; i < 1200; i++)
-        fprintf(file, "%s", (i * i + i / 7) % 3 ? "shed " : "reed.\n");
-    ck_assert_int_eq(fclose(file), 0);
-}
-
 /* A run of all ranks; `stop` 0: to the end. Collective. */
 static hd_status run(const char *directory, const char *master, int pipeline, bool shard_state,
-                     const char *stop, hd_train_result *result)
+                     int stop, hd_train_result *result)
 {
-    char text[4300], stages[8];
-    snprintf(text, sizeof text, "%s/text", hdt_shared_temp_dir());
-    snprintf(stages, sizeof stages, "%d", pipeline);
-    const char *settings[][2] = {{"model.layers", "4"},
-                                 {"model.hidden", "48"},
-                                 {"model.heads", "2"},
-                                 {"train.tokens", "32"},
-                                 {"train.micro_batch", "1"},
-                                 {"train.batch", "8"},
-                                 {"train.steps", "8"},
-                                 {"train.ema", "0.5"},
-                                 {"optimizer.learning_rate", "3e-3"},
-                                 {"optimizer.master", master},
-                                 {"run.device", hdt_device()},
-                                 {"run.share_gpu", "true"},
-                                 {"data.path", text},
-                                 {"run.directory", directory},
-                                 {"train.dtype", "bf16"},
-                                 {"train.gradients", "bf16"},
-                                 {"train.stop_after", stop},
-                                 {"layout.pipeline", stages},
-                                 {"layout.shard_state", shard_state ? "true" : "false"},
-                                 {"train.validate_batches", "1"}};
-    hd_config *config;
-    hd_status status = hd_config_create(&config);
-    for (size_t i = 0; i < sizeof settings / sizeof settings[0] && status == HD_OK; i++)
-        status = hd_config_set(config, settings[i][0], settings[i][1]);
-    if (status == HD_OK) status = hd_train_run(config, NULL, NULL, result);
-    hd_config_destroy(config);
-    return status;
+    const char *const settings[][2] = {
+        {"model.layers", "4"},
+        {"model.hidden", "48"},
+        {"model.heads", "2"},
+        {"train.tokens", "32"},
+        {"train.micro_batch", "1"},
+        {"train.batch", "8"},
+        {"train.steps", "8"},
+        {"train.ema", "0.5"},
+        {"train.validate_batches", "1"},
+        {"train.dtype", "bf16"},
+        {"train.gradients", "bf16"},
+        {"optimizer.learning_rate", "3e-3"},
+        {"optimizer.master", master},
+    };
+    hd_config *config = hdt_job_config(hdt_job_text(), directory, false);
+    hdt_set_all(config, settings);
+    hdt_set_layout(config, &(hdt_job_layout){.pipeline = pipeline, .shard_state = shard_state});
+    hdt_set_number(config, "train.stop_after", stop);
+    return hdt_job_train(config, result);
 }
 
 static const char *const masters[] = {"remainder", "fp32"};
@@ -139,19 +118,14 @@ static const char *const masters[] = {"remainder", "fp32"};
 START_TEST(a_run_that_was_stopped_goes_on)
 {
     const bool moves = hd_comm_size(hdt_world) > 1 && _i == 0;
-    char text[4300], whole[4300], stopped[4300], moved[4300];
-    snprintf(text, sizeof text, "%s/text", hdt_shared_temp_dir());
-    snprintf(whole, sizeof whole, "%s/whole-%d", hdt_shared_temp_dir(), _i);
-    snprintf(stopped, sizeof stopped, "%s/stopped-%d", hdt_shared_temp_dir(), _i);
-    snprintf(moved, sizeof moved, "%s/moved-%d", hdt_shared_temp_dir(), _i);
-    if (hd_comm_rank(hdt_world) == 0) write_text(text);
-    hdt_assert_ok(hd_comm_barrier(hdt_world));
+    const char *whole = hdt_job_directory(), *stopped = hdt_job_directory();
+    const char *moved = hdt_job_directory();
     hd_train_result wanted, first, second, third, fourth = {0};
-    hd_status one = run(whole, masters[_i], 1, true, "0", &wanted);
-    hd_status two = run(stopped, masters[_i], 1, true, "5", &first);
-    hd_status three = run(stopped, masters[1 - _i], 1, false, "0", &second);
-    hd_status four = moves ? run(moved, masters[_i], 1, true, "5", &third) : HD_OK;
-    hd_status five = moves ? run(moved, masters[_i], 2, true, "0", &fourth) : HD_OK;
+    hd_status one = run(whole, masters[_i], 1, true, 0, &wanted);
+    hd_status two = run(stopped, masters[_i], 1, true, 5, &first);
+    hd_status three = run(stopped, masters[1 - _i], 1, false, 0, &second);
+    hd_status four = moves ? run(moved, masters[_i], 1, true, 5, &third) : HD_OK;
+    hd_status five = moves ? run(moved, masters[_i], 2, true, 0, &fourth) : HD_OK;
     hdt_assert_ok(one);
     ck_assert_int_eq(two, HD_ERROR_INTERRUPTED);
     hdt_assert_ok(three);

@@ -1,14 +1,8 @@
 /* ranks: 1 2 4 */
 /* Training that keeps parts of itself in host memory: the same bits as on the device, on every layout,
  * and across a stop and a resume that changes where things are. */
-#include "tests/support/hdt.h"
-#include "tests/support/hdt_device.h"
+#include "tests/support/hdt_job.h"
 #include "tests/support/hdt_train.h"
-
-#include <heddle/job.h>
-
-#include <stdio.h>
-#include <string.h>
 
 enum { LAYERS = 4, STEPS = 3 };
 
@@ -85,26 +79,15 @@ START_TEST(what_is_on_the_host_trains_the_same_bits_on_every_layout)
             ck_assert_uint_eq(all.gradients, 0);
         }
         options.gradient_residency = HD_RESIDENCY_RESIDENT;
-        options.activations = HD_ACTIVATIONS_RECOMPUTE_HOST;
-        const hdt_trained inputs = train(split, options);
-        assert_same(split, "optimizer state and what enters blocks", &inputs, &device);
         options.activations = HD_ACTIVATIONS_KEEP;
     }
 }
 END_TEST
 
-static void set(hd_config *config, const char *key, const char *value)
-{
-    hdt_assert_ok(hd_config_set(config, key, value));
-}
-
-/* Where a part of a run keeps what; pairs of keys and values. */
-typedef const char *const settings[][2];
-
 /* A run of all ranks, from step `first` or where it stopped, by these settings. Collective. */
-static uint64_t run(const char *directory, const char *stop_after, const char *const place[4])
+static uint64_t run(const char *directory, int stop_after, const char *const place[4])
 {
-    static settings common = {
+    static const char *const settings[][2] = {
         {"model.layers", "2"},         {"model.hidden", "24"},
         {"model.heads", "2"},          {"train.tokens", "16"},
         {"train.micro_batch", "1"},    {"train.batch", "8"},
@@ -113,41 +96,18 @@ static uint64_t run(const char *directory, const char *stop_after, const char *c
         {"layout.bucket", "20000"},    {"train.validate_batches", "1"},
         {"layout.reduction", "exact"}, {"layout.shard_state", "true"},
     };
-    hd_config *config;
-    hdt_assert_ok(hd_config_create(&config));
-    for (size_t i = 0; i < sizeof common / sizeof common[0]; i++)
-        set(config, common[i][0], common[i][1]);
-    char path[4300];
-    snprintf(path, sizeof path, "%s/text", hdt_shared_temp_dir());
-    set(config, "data.path", path);
-    set(config, "run.directory", directory);
-    set(config, "run.device", hdt_device());
-    set(config, "run.share_gpu", "true");
-    set(config, "train.stop_after", stop_after);
+    hd_config *config = hdt_job_config(hdt_job_text(), directory, false);
+    hdt_set_all(config, settings);
+    hdt_set_number(config, "train.stop_after", stop_after);
     for (int i = 0; i < 4 && place[i]; i += 2)
-        set(config, place[i], place[i + 1]);
+        hdt_set(config, place[i], place[i + 1]);
     hd_train_result result;
-    const hd_status status = hd_train_run(config, NULL, NULL, &result);
-    hd_config_destroy(config);
-    if (strcmp(stop_after, "0") == 0)
+    const hd_status status = hdt_job_train(config, &result);
+    if (stop_after == 0)
         hdt_assert_ok(status);
     else
         hdt_assert_status(status, HD_ERROR_INTERRUPTED, "saved in");
     return result.weights_hash;
-}
-
-static void write_text(void)
-{
-    char path[4300];
-    snprintf(path, sizeof path, "%s/text", hdt_shared_temp_dir());
-    if (hd_comm_rank(hdt_world) == 0) {
-        FILE *file = fopen(path, "w");
-        for (int i = 0; file && i < 1500; i++)
-            fprintf(file, "%s", i * i % 5 > i % 3 ? "warp " : "weft ");
-        ck_assert_ptr_nonnull(file);
-        ck_assert_int_eq(fclose(file), 0);
-    }
-    hdt_assert_ok(hd_comm_barrier(hdt_world));
 }
 
 static const char *const places[][4] = {
@@ -161,17 +121,13 @@ enum { PLACES = sizeof places / sizeof places[0] };
 
 START_TEST(a_run_resumes_wherever_its_state_was)
 {
-    char directory[4300];
-    write_text();
-    snprintf(directory, sizeof directory, "%s/whole", hdt_shared_temp_dir());
-    const uint64_t whole = run(directory, "0", places[0]);
-    for (int from = 0; from < PLACES;
-         from++) /* on to the next one; from one of them, to the same */
-        for (int step = 0; step <= (from == 1); step++) {
+    const uint64_t whole = run(hdt_job_directory(), 0, places[0]);
+    for (int from = 0; from < PLACES; from++)
+        for (int step = 0; step <= (from == 1); step++) { /* on to the next one; one to the same */
             const int to = step ? from : (from + 1) % PLACES;
-            snprintf(directory, sizeof directory, "%s/from-%d-%d", hdt_shared_temp_dir(), from, to);
-            run(directory, "3", places[from]);
-            ck_assert_uint_eq(run(directory, "0", places[to]), whole);
+            const char *directory = hdt_job_directory();
+            run(directory, 3, places[from]);
+            ck_assert_uint_eq(run(directory, 0, places[to]), whole);
         }
 }
 END_TEST

@@ -2,12 +2,10 @@
 /* 16-bit training: it follows fp32, both kinds of master are one, F16 finds its loss scale, and a run
  * that was stopped goes on with the same bits. */
 #include "tests/support/hdt_device.h"
+#include "tests/support/hdt_job.h"
 #include "tests/support/hdt_train.h"
 
-#include <heddle/job.h>
-
 #include <math.h>
-#include <stdio.h>
 
 enum { STEPS = 30, LAYERS = 2 };
 
@@ -160,47 +158,30 @@ START_TEST(what_cannot_be_is_refused)
 }
 END_TEST
 
-static void write_text(const char *path)
-{
-    FILE *file = fopen(path, "w");
-    ck_assert_ptr_nonnull(file);
-    for (int i = 0; i < 1200; i++)
-        fprintf(file, "%s", (i * i + i / 7) % 3 ? "shed " : "reed.\n");
-    ck_assert_int_eq(fclose(file), 0);
-}
-
 /* A run of all ranks as data ranks; collective. `stop` 0: to the end. */
 static hd_status run(const char *directory, const char *dtype, const char *master, bool shard_state,
-                     const char *stop, hd_train_result *result)
+                     int stop, hd_train_result *result)
 {
-    char text[4300];
-    snprintf(text, sizeof text, "%s/text", hdt_shared_temp_dir());
-    const char *settings[][2] = {{"model.layers", "2"},
-                                 {"model.hidden", "48"},
-                                 {"model.heads", "2"},
-                                 {"train.tokens", "32"},
-                                 {"train.micro_batch", "1"},
-                                 {"train.batch", "4"},
-                                 {"train.steps", "8"},
-                                 {"optimizer.learning_rate", "3e-3"},
-                                 {"layout.reduction", "exact"},
-                                 {"train.validate_every", "2"},
-                                 {"run.device", hdt_device()},
-                                 {"run.share_gpu", "true"},
-                                 {"data.path", text},
-                                 {"run.directory", directory},
-                                 {"train.dtype", dtype},
-                                 {"optimizer.master", master},
-                                 {"train.stop_after", stop},
-                                 {"layout.shard_state", shard_state ? "true" : "false"},
-                                 {"train.validate_batches", "1"}};
-    hd_config *config;
-    hd_status status = hd_config_create(&config);
-    for (size_t i = 0; i < sizeof settings / sizeof settings[0] && status == HD_OK; i++)
-        status = hd_config_set(config, settings[i][0], settings[i][1]);
-    if (status == HD_OK) status = hd_train_run(config, NULL, NULL, result);
-    hd_config_destroy(config);
-    return status;
+    const char *const settings[][2] = {
+        {"model.layers", "2"},
+        {"model.hidden", "48"},
+        {"model.heads", "2"},
+        {"train.tokens", "32"},
+        {"train.micro_batch", "1"},
+        {"train.batch", "4"},
+        {"train.steps", "8"},
+        {"optimizer.learning_rate", "3e-3"},
+        {"layout.reduction", "exact"},
+        {"train.validate_every", "2"},
+        {"train.validate_batches", "1"},
+        {"train.dtype", dtype},
+        {"optimizer.master", master},
+    };
+    hd_config *config = hdt_job_config(hdt_job_text(), directory, false);
+    hdt_set_all(config, settings);
+    hdt_set_layout(config, &(hdt_job_layout){.shard_state = shard_state});
+    hdt_set_number(config, "train.stop_after", stop);
+    return hdt_job_train(config, result);
 }
 
 /* dtype and master of the run that stops, and of the one that goes on. F16 skips its first step:
@@ -214,16 +195,11 @@ static const char *const resumes[][3] = {
 START_TEST(a_run_that_was_stopped_goes_on_with_the_same_bits)
 {
     const char *dtype = resumes[_i][0], *before = resumes[_i][1], *after = resumes[_i][2];
-    char text[4300], whole[4300], stopped[4300];
-    snprintf(text, sizeof text, "%s/text", hdt_shared_temp_dir());
-    snprintf(whole, sizeof whole, "%s/whole-%d", hdt_shared_temp_dir(), _i);
-    snprintf(stopped, sizeof stopped, "%s/stopped-%d", hdt_shared_temp_dir(), _i);
-    if (hd_comm_rank(hdt_world) == 0) write_text(text);
-    hdt_assert_ok(hd_comm_barrier(hdt_world));
+    const char *whole = hdt_job_directory(), *stopped = hdt_job_directory();
     hd_train_result wanted, first, second;
-    hd_status one = run(whole, dtype, before, false, "0", &wanted);
-    hd_status two = run(stopped, dtype, before, true, "5", &first);
-    hd_status three = run(stopped, dtype, after, false, "0", &second);
+    hd_status one = run(whole, dtype, before, false, 0, &wanted);
+    hd_status two = run(stopped, dtype, before, true, 5, &first);
+    hd_status three = run(stopped, dtype, after, false, 0, &second);
     hdt_assert_ok(one);
     ck_assert_int_eq(two, HD_ERROR_INTERRUPTED);
     hdt_assert_ok(three);

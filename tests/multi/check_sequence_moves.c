@@ -23,9 +23,9 @@ typedef struct bench {
 static hd_status bench_begin(bench *on)
 {
     memset(on, 0, sizeof *on);
-    HD_RETURN_IF_ERROR(hd_mesh_create(
-        hdt_world, &(hd_mesh_options){.sequence = hd_comm_size(hdt_world)}, &on->mesh));
-    HD_RETURN_IF_ERROR(hdt_open_context(hdt_world, on->mesh, &on->context));
+    HD_RETURN_IF_ERROR(hdt_open_place(hdt_world,
+                                      &(hd_mesh_options){.sequence = hd_comm_size(hdt_world)},
+                                      &on->mesh, &on->context));
     return hd_program_create(&(hd_program_options){.name = "bench",
                                                    .mesh = on->mesh,
                                                    .backend = hd_context_backend(on->context)},
@@ -50,8 +50,7 @@ static void bench_end(bench *on)
     hd_session_destroy(on->session);
     hd_plan_destroy(on->plan);
     hd_program_destroy(on->program);
-    hd_context_destroy(on->context);
-    hd_mesh_destroy(on->mesh);
+    hdt_close_place(on->mesh, on->context);
 }
 
 enum {

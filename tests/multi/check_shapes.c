@@ -36,8 +36,7 @@ static hd_status open_run(hd_comm *comm, const char *family, const layout *split
     const hd_trainer_shape shapes[] = {
         {.sequences = 2, .tokens = HDT_TOKENS, .accumulate = 4 / split->data},
         {.sequences = 3, .tokens = SHORT, .accumulate = 8 / split->data}};
-    hd_status status = hd_mesh_create(comm, &sizes, &out->mesh);
-    if (status == HD_OK) status = hdt_open_context(comm, out->mesh, &out->context);
+    hd_status status = hdt_open_place(comm, &sizes, &out->mesh, &out->context);
     if (status != HD_OK) return status;
     hd_trainer_options options = *wanted;
     options.build = hd_model_build;
@@ -59,8 +58,7 @@ static hd_status open_run(hd_comm *comm, const char *family, const layout *split
 static void close_run(run *it)
 {
     hd_trainer_destroy(it->trainer);
-    hd_context_destroy(it->context);
-    hd_mesh_destroy(it->mesh);
+    hdt_close_place(it->mesh, it->context);
     hd_model_destroy(it->model);
 }
 

@@ -1,38 +1,15 @@
 /* ranks: 2 3 4 */
 /* Checkpoints of layers that are split over ranks: they hold what one rank would have written, and open
  * on any layout. */
-#include "tests/support/hdt.h"
-#include "tests/support/hdt_device.h"
+#include "tests/support/hdt_job.h"
 
 #include "core/memory.h"
 #include "io/checkpoint.h"
 
-#include <heddle/job.h>
 #include <math.h>
 #include <stdio.h>
 
-enum { STEPS = 4, STOP = 2, TEXT_BYTES = 6000 };
-
-static void write_text(const char *path)
-{
-    static const char *const words[] = {"warp ", "weft ", "heddle ", "shed ", "reed.\n"};
-    FILE *file = fopen(path, "w");
-    ck_assert_ptr_nonnull(file);
-    for (int bytes = 0, i = 0; bytes < TEXT_BYTES; i++)
-        bytes += fprintf(file, "%s", words[(i * i + i / 7) % 5]);
-    ck_assert_int_eq(fclose(file), 0);
-}
-
-/* The training data; the first call is collective. */
-static const char *text_path(void)
-{
-    static char path[4200];
-    if (*path) return path;
-    snprintf(path, sizeof path, "%s/text", hdt_shared_temp_dir());
-    if (hd_comm_rank(hdt_world) == 0) write_text(path);
-    hdt_assert_ok(hd_comm_barrier(hdt_world));
-    return path;
-}
+enum { STEPS = 4, STOP = 2 };
 
 static const char *const families[] = {"gpt2", "llama"};
 static const char *const dtypes[] = {"f32", "bf16"};
@@ -44,33 +21,9 @@ static bool ignore(void *user, const char *text)
     return true;
 }
 
-/* A new run's directory, the same on all ranks. */
-static void new_run(char out[4200])
-{
-    static int runs;
-    snprintf(out, 4200, "%s/run-%d", hdt_shared_temp_dir(), runs++);
-}
-
-static void set(hd_config *config, const char *key, const char *value)
-{
-    hdt_assert_ok(hd_config_set(config, key, value));
-}
-
-static void set_number(hd_config *config, const char *key, int64_t value)
-{
-    char text[32];
-    snprintf(text, sizeof text, "%lld", (long long)value);
-    set(config, key, text);
-}
-
-typedef struct layout {
-    int data, pipeline, tensor;
-    bool shard_state;
-} layout;
-
 /* Steps up to `steps` of STEPS; on one rank without MPI if `split` is NULL. */
-static hd_status train(const char *directory, const char *family, const layout *split, int steps,
-                       const char *weights, hd_train_result *result)
+static hd_status train(const char *directory, const char *family, const hdt_job_layout *split,
+                       int steps, const char *weights, hd_train_result *result)
 {
     static const char *const settings[][2] = {
         {"model.layers", "2"},
@@ -85,29 +38,15 @@ static hd_status train(const char *directory, const char *family, const layout *
         {"layout.bucket", "20000"},
         {"optimizer.learning_rate", "3e-3"},
     };
-    hd_config *config;
-    hdt_assert_ok(hd_config_create(&config));
-    for (size_t i = 0; i < sizeof settings / sizeof settings[0]; i++)
-        set(config, settings[i][0], settings[i][1]);
-    set(config, "model.family", family);
-    set(config, "train.dtype", dtype);
-    set(config, "model.weights", weights);
-    set(config, "data.path", text_path());
-    set(config, "run.directory", directory);
-    set(config, "run.transport", split ? "auto" : "self");
-    set(config, "run.device", hdt_device());
-    set(config, "run.share_gpu", "true");
-    set_number(config, "train.steps", steps);
-    set_number(config, "optimizer.decay_steps", STEPS);
-    if (split) {
-        set_number(config, "layout.data", split->data);
-        set_number(config, "layout.pipeline", split->pipeline);
-        set_number(config, "layout.tensor", split->tensor);
-        set(config, "layout.shard_state", split->shard_state ? "true" : "false");
-    }
-    const hd_status status = hd_train_run(config, NULL, NULL, result);
-    hd_config_destroy(config);
-    return status;
+    hd_config *config = hdt_job_config(hdt_job_text(), directory, !split);
+    hdt_set_all(config, settings);
+    hdt_set(config, "model.family", family);
+    hdt_set(config, "train.dtype", dtype);
+    hdt_set(config, "model.weights", weights);
+    hdt_set_number(config, "train.steps", steps);
+    hdt_set_number(config, "optimizer.decay_steps", STEPS);
+    if (split) hdt_set_layout(config, split);
+    return hdt_job_train(config, result);
 }
 
 /* The same on the first rank alone; the others wait. */
@@ -175,20 +114,20 @@ static void compare_checkpoints(const char *seen_path, const char *alone_path)
 START_TEST(weights_of_files_are_read_by_parts)
 {
     const char *family = families[_i];
-    const layout tensor = {1, 1, hd_comm_size(hdt_world), false};
+    const hdt_job_layout tensor = {.data = 1, .tensor = hd_comm_size(hdt_world)};
     if (tensor.tensor > 4) return;
-    char alone[4200], split[4200], weights[4300];
+    const char *alone = hdt_job_directory();
+    char weights[4300];
     hd_train_result wanted = {0}, seen = {0};
     dtype = "f32";
-    text_path();
-    new_run(alone);
+    hdt_job_text();
     snprintf(weights, sizeof weights, "%s-weights", alone);
     hdt_assert_ok(train_alone(alone, family, STOP, "", &wanted));
     if (hd_comm_rank(hdt_world) == 0)
         hdt_assert_ok(hd_convert_run(alone, weights, NULL, ignore, NULL));
     hdt_assert_ok(hd_comm_barrier(hdt_world));
-    new_run(alone);
-    new_run(split);
+    alone = hdt_job_directory();
+    const char *split = hdt_job_directory();
     hdt_assert_ok(train_alone(alone, family, 1, weights, &wanted));
     hdt_assert_ok(train(split, family, &tensor, 1, weights, &seen));
     const double bound = hdt_tolerance(HD_DTYPE_F32, 8 * 16 * 24) * wanted.loss;
@@ -203,20 +142,19 @@ START_TEST(a_checkpoint_is_that_of_one_rank_and_opens_everywhere)
     dtype = dtypes[_i / 2];
     const int ranks = hd_comm_size(hdt_world);
     if (ranks > 4) return; /* the models' heads */
-    const layout tensor = {1, 1, ranks, false}, sharded = {ranks / 2, 1, 2, true},
-                 piped = {1, ranks / 2, 2, false}, data = {ranks, 1, 1, true};
-    const layout *others[] = {&tensor, ranks == 4 ? &sharded : NULL, ranks == 4 ? &piped : NULL,
-                              ranks == 3 ? NULL : &data};
-    char alone[4200], split[4200], whole[4200];
+    const hdt_job_layout tensor = {.data = 1, .tensor = ranks},
+                         sharded = {.data = ranks / 2, .tensor = 2, .shard_state = 1},
+                         piped = {.data = 1, .pipeline = ranks / 2, .tensor = 2},
+                         data = {.data = ranks, .shard_state = 1};
+    const hdt_job_layout *others[] = {&tensor, ranks == 4 ? &sharded : NULL,
+                                      ranks == 4 ? &piped : NULL, ranks == 3 ? NULL : &data};
+    const char *alone = hdt_job_directory(), *whole = hdt_job_directory();
     hd_train_result seen = {0}, result = {0};
-    text_path();
-    new_run(alone);
-    new_run(split);
-    new_run(whole);
+    hdt_job_text();
     hdt_assert_ok(train_alone(alone, family, STOP, "", &result));
     for (int from = 0; from < 3; from++) {
         if (!others[from]) continue;
-        new_run(split);
+        const char *split = hdt_job_directory();
         hdt_assert_ok(train(split, family, others[from], STOP, "", &seen));
         if (_i < 2) compare_checkpoints(split, alone);
         hdt_assert_ok(train_alone(split, family, STOP, "", &result));
@@ -228,7 +166,7 @@ START_TEST(a_checkpoint_is_that_of_one_rank_and_opens_everywhere)
         }
     }
     /* Moments come back where they were. */
-    new_run(split);
+    const char *split = hdt_job_directory();
     hdt_assert_ok(train(split, family, &tensor, STOP, "", &seen));
     hdt_assert_ok(train(split, family, &tensor, STEPS, "", &seen));
     hdt_assert_ok(train(whole, family, &tensor, STEPS, "", &result));

@@ -26,7 +26,7 @@ static hd_status keep_last(void *user, const hd_sampler_event *event)
 }
 
 static hd_status sample(sampling *it, hd_comm *comm, const hd_mesh_options *layout,
-                        hd_residency residency, int slices)
+                        hd_residency residency, int slices, int groups)
 {
     hd_mesh *mesh = NULL;
     hd_context *context = NULL;
@@ -50,7 +50,8 @@ static hd_status sample(sampling *it, hd_comm *comm, const hd_mesh_options *layo
                 .texts = &it->file.valid,
                 .text_lengths = 1,
                 .residency = residency,
-                .slices = slices},
+                .slices = slices,
+                .tensor_groups = groups},
             &sampler);
     if (status == HD_OK) {
         it->weights =
@@ -78,22 +79,22 @@ START_TEST(videos_are_those_of_one_rank)
     hdt_fill(it.text, it.file.valid * hd_model_video(it.file.model)->text_columns, 4);
     hd_comm *self = NULL;
     hdt_assert_ok(hd_comm_split(hdt_world, hd_comm_rank(hdt_world), 0, &self));
-    hd_status status = sample(&it, self, &(hd_mesh_options){0}, HD_RESIDENCY_RESIDENT, 1);
+    hd_status status = sample(&it, self, &(hd_mesh_options){0}, HD_RESIDENCY_RESIDENT, 1, 0);
     hd_comm_destroy(self);
     hdt_assert_ok(status);
     memcpy(alone, it.seen, it.bytes);
     const size_t weights = it.weights;
     const hd_mesh_options layouts[] = {{.tensor = 2, .pipeline = ranks / 2}, {.tensor = ranks}};
     const bool has_two_heads = which != HDT_OPEN_SORA;
-    for (int way = 0; way < 6;
-         way++) { /* resident; streamed from one copy on the host; in slices */
-        const int l = way % 2;
-        const hd_residency residency = way / 2 == 1 ? HD_RESIDENCY_HOST : HD_RESIDENCY_RESIDENT;
+    /* Resident; streamed from one copy on the host; in slices; each at once and in pieces of rows. */
+    for (int way = 0; way < 12; way++) {
+        const int l = way % 2, how = way / 2 % 3, groups = way < 6 ? 1 : 2 + how;
+        const hd_residency residency = how == 1 ? HD_RESIDENCY_HOST : HD_RESIDENCY_RESIDENT;
         if (layouts[l].tensor > 2 && has_two_heads) continue;
         const bool hears = hd_comm_rank(hdt_world) == ranks - layouts[l].tensor;
         double error = 0;
         memset(it.seen, 0, it.bytes);
-        hdt_assert_ok(sample(&it, hdt_world, &layouts[l], residency, way / 2 == 2 ? 2 : 1));
+        hdt_assert_ok(sample(&it, hdt_world, &layouts[l], residency, how == 2 ? 2 : 1, groups));
         for (int64_t i = 0; hears && i < elements; i++)
             error = fmax(error, fabs((double)it.seen[i] - (double)alone[i]));
         ck_assert_msg(error <= it.file.tolerance, "tensor %d: latents are off by %g, want %g",

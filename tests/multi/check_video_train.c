@@ -1,14 +1,13 @@
 /* ranks: 1 2 4, at most 4 */
 /* The promise, for video models: steps of two sizes give the same weights and averages, bit for bit,
  * on every layout, stopped and taken up again or not; and training learns. */
-#include "tests/support/hdt_device.h"
+#include "tests/support/hdt_job.h"
 
 #include "core/memory.h"
 #include "core/random.h"
 #include "io/checkpoint.h"
 #include "io/video_dataset.h"
 
-#include <heddle/job.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -16,15 +15,16 @@
 
 enum { CHANNELS = 4, COLUMNS = 24, POOLED = 12, CLASSES = 3, CLIPS = 24, IMAGES = 12 };
 
-typedef struct layout {
-    int data, pipeline, chunks, shard_state;
-    bool waits; /* what can, on the host */
-} layout;
-
-static const layout layouts[] = {
-    {1, 1, 1, 0, false}, {1, 1, 2, 0, true},  {2, 1, 1, 1, false},
-    {2, 1, 1, 3, true},  {1, 2, 1, 0, true},  {1, 2, 2, 0, false},
-    {4, 1, 1, 2, true},  {1, 4, 1, 0, false}, {2, 2, 1, 1, false},
+static const hdt_job_layout layouts[] = {
+    {.data = 1, .pipeline = 1},
+    {.data = 1, .pipeline = 1, .chunks = 2, .waits = true},
+    {.data = 2, .pipeline = 1, .shard_state = 1},
+    {.data = 2, .pipeline = 1, .shard_state = 3, .waits = true},
+    {.data = 1, .pipeline = 2, .waits = true},
+    {.data = 1, .pipeline = 2, .chunks = 2},
+    {.data = 4, .pipeline = 1, .shard_state = 2, .waits = true},
+    {.data = 1, .pipeline = 4},
+    {.data = 2, .pipeline = 2, .shard_state = 1},
 };
 enum { LAYOUTS = sizeof layouts / sizeof layouts[0] };
 
@@ -37,7 +37,7 @@ static const struct {
               {"stdit3-v13-tiny", "1,1,1,1", "open-sora-1"}};
 enum { MODELS = sizeof models / sizeof models[0] };
 
-static bool is_for(const layout *one, int ranks)
+static bool is_for(const hdt_job_layout *one, int ranks)
 {
     return one->data * one->pipeline == ranks;
 }
@@ -92,31 +92,9 @@ static const char *data_path(void)
     return path;
 }
 
-/* A new run's directory, the same on all ranks. Collective. */
-static const char *new_run(void)
-{
-    static char paths[4][4300];
-    static int runs;
-    char *path = paths[runs % 4];
-    snprintf(path, sizeof paths[0], "%s/run-%d", hdt_shared_temp_dir(), runs++);
-    return path;
-}
-
-static void set(hd_config *config, const char *key, const char *value)
-{
-    hdt_assert_ok(hd_config_set(config, key, value));
-}
-
-static void set_number(hd_config *config, const char *key, int64_t value)
-{
-    char text[32];
-    snprintf(text, sizeof text, "%lld", (long long)value);
-    set(config, key, text);
-}
-
 /* A run of all ranks in `directory`; on one rank without MPI if `split` is NULL. Steps take 8 clips or,
  * by the budget of tokens, more images. */
-static hd_config *configure(const char *directory, const layout *split, int model)
+static hd_config *configure(const char *directory, const hdt_job_layout *split, int model)
 {
     static const char *const settings[][2] = {
         {"train.steps", "5"},
@@ -131,39 +109,21 @@ static hd_config *configure(const char *directory, const layout *split, int mode
         {"layout.reduction", "exact"},
         {"layout.bucket", "100000"},
     };
-    hd_config *config;
-    hdt_assert_ok(hd_config_create(&config));
-    for (size_t i = 0; i < sizeof settings / sizeof settings[0]; i++)
-        set(config, settings[i][0], settings[i][1]);
-    set(config, "model.preset", models[model].preset);
-    if (*models[model].tasks) set(config, "video.task_ratios", models[model].tasks);
-    set(config, "video.time_shift", models[model].shift);
-    set(config, "data.path", data_path());
-    set(config, "run.directory", directory);
-    set(config, "run.transport", split ? "auto" : "self");
-    set(config, "run.device", hdt_device());
-    set(config, "run.share_gpu", "true");
-    if (!split) return config;
-    set_number(config, "layout.data", split->data);
-    set_number(config, "layout.pipeline", split->pipeline);
-    set_number(config, "layout.chunks", split->chunks);
-    set_number(config, "layout.shard_state", split->shard_state);
-    if (split->waits) {
-        set(config, "train.activations", "recompute-host");
-        set(config, "train.gradient_residency", "host");
-        set(config, "train.residency", "host"); /* and with it the optimizer's state */
-    }
+    hd_config *config = hdt_job_config(data_path(), directory, !split);
+    hdt_set_all(config, settings);
+    hdt_set(config, "model.preset", models[model].preset);
+    if (*models[model].tasks) hdt_set(config, "video.task_ratios", models[model].tasks);
+    hdt_set(config, "video.time_shift", models[model].shift);
+    if (split) hdt_set_layout(config, split);
     return config;
 }
 
-static hd_status train(const char *directory, const layout *split, int model, int64_t stop_after,
-                       hd_train_result *result)
+static hd_status train(const char *directory, const hdt_job_layout *split, int model,
+                       int64_t stop_after, hd_train_result *result)
 {
     hd_config *config = configure(directory, split, model);
-    set_number(config, "train.stop_after", stop_after);
-    hd_status status = hd_train_run(config, NULL, NULL, result);
-    hd_config_destroy(config);
-    return status;
+    hdt_set_number(config, "train.stop_after", stop_after);
+    return hdt_job_train(config, result);
 }
 
 /* Of the averages in a run's newest checkpoint. */
@@ -199,7 +159,7 @@ static outcome reference(int model)
 {
     static outcome known[MODELS];
     if (known[model].weights) return known[model];
-    const char *directory = new_run();
+    const char *directory = hdt_job_directory();
     data_path();
     if (hd_comm_rank(hdt_world) == 0) {
         hd_train_result result;
@@ -221,7 +181,7 @@ START_TEST(weights_and_averages_are_equal_on_every_layout)
     int tried = 0;
     for (int l = 0; l < LAYOUTS; l++) {
         if (!is_for(&layouts[l], hd_comm_size(hdt_world))) continue;
-        const char *directory = new_run();
+        const char *directory = hdt_job_directory();
         hd_train_result result;
         hdt_assert_ok(train(directory, &layouts[l], _i, 0, &result));
         const uint64_t averages = average_hash(directory);
@@ -247,7 +207,7 @@ START_TEST(a_run_goes_on_with_other_ranks_as_if_it_had_not_stopped)
     for (int l = 0; l < LAYOUTS; l++) {
         if (!is_for(&layouts[l], hd_comm_size(hdt_world)) || layouts[l].chunks > 1 || tried)
             continue;
-        const char *directory = new_run();
+        const char *directory = hdt_job_directory();
         hd_train_result result = {0};
         hd_status begun = HD_ERROR_INTERRUPTED, ended = HD_OK;
         if (leads) begun = train(directory, NULL, _i, 2, &result);
@@ -271,16 +231,15 @@ START_TEST(training_learns)
 {
     if (hd_comm_size(hdt_world) > 1) return;
     hd_train_result result;
-    hd_config *config = configure(new_run(), NULL, _i);
-    set(config, "train.steps", "60");
-    set(config, "train.tokens_per_step", "0");
-    set(config, "video.micro_batch", "4");
-    set(config, "video.task_ratios", "");
-    set(config, "layout.reduction", "fast");
-    set(config, "optimizer.learning_rate", "1e-2");
-    set(config, "optimizer.warmup", "5");
-    hdt_assert_ok(hd_train_run(config, NULL, NULL, &result));
-    hd_config_destroy(config);
+    hd_config *config = configure(hdt_job_directory(), NULL, _i);
+    hdt_set(config, "train.steps", "60");
+    hdt_set(config, "train.tokens_per_step", "0");
+    hdt_set(config, "video.micro_batch", "4");
+    hdt_set(config, "video.task_ratios", "");
+    hdt_set(config, "layout.reduction", "fast");
+    hdt_set(config, "optimizer.learning_rate", "1e-2");
+    hdt_set(config, "optimizer.warmup", "5");
+    hdt_assert_ok(hdt_job_train(config, &result));
     ck_assert_double_lt(result.validation_loss, 0.6);
 }
 END_TEST
@@ -314,10 +273,10 @@ static bool watch_log(void *user, const hd_progress *progress)
 /* Without a stack of their own, handlers write where oneDNN has pointed the stack pointer: the heap. */
 START_TEST(the_log_grows_while_the_run_goes_on_and_signals_have_a_stack)
 {
-    const char *directory = new_run();
+    const char *directory = hdt_job_directory();
     watched seen = {.has_started = false};
     snprintf(seen.path, sizeof seen.path, "%s/log.txt", directory);
-    const layout *split = &layouts[0];
+    const hdt_job_layout *split = &layouts[0];
     for (int l = 0; l < LAYOUTS; l++)
         if (is_for(&layouts[l], hd_comm_size(hdt_world))) split = &layouts[l];
     hd_train_result result;
@@ -334,14 +293,12 @@ END_TEST
 START_TEST(batches_that_follow_from_memory_are_refused_in_exact_mode)
 {
     hd_train_result result;
-    const layout *split = &layouts[0];
+    const hdt_job_layout *split = &layouts[0];
     for (int l = 0; l < LAYOUTS; l++)
         if (is_for(&layouts[l], hd_comm_size(hdt_world))) split = &layouts[l];
-    hd_config *config = configure(new_run(), split, 0);
-    set(config, "video.micro_batch", "0");
-    hdt_assert_status(hd_train_run(config, NULL, NULL, &result), HD_ERROR_CONFIG,
-                      "video.micro_batch");
-    hd_config_destroy(config);
+    hd_config *config = configure(hdt_job_directory(), split, 0);
+    hdt_set(config, "video.micro_batch", "0");
+    hdt_assert_status(hdt_job_train(config, &result), HD_ERROR_CONFIG, "video.micro_batch");
 }
 END_TEST
 

@@ -138,8 +138,7 @@ hd_status hdt_golden_train(hd_comm *comm, const char *family, const hdt_golden_l
     hd_mesh *mesh = NULL;
     hd_context *context = NULL;
     hd_trainer *trainer = NULL;
-    hd_status status = hd_mesh_create(comm, &layout->mesh, &mesh);
-    if (status == HD_OK) status = hdt_open_context(comm, mesh, &context);
+    hd_status status = hdt_open_place(comm, &layout->mesh, &mesh, &context);
     const int accumulate = layout->accumulate ? layout->accumulate : 1;
     g.rows = g.sequences / (accumulate * hd_mesh_size(mesh, HD_AXIS_DATA));
     if (status == HD_OK)
@@ -165,8 +164,7 @@ hd_status hdt_golden_train(hd_comm *comm, const char *family, const hdt_golden_l
                                    &trainer);
     if (status == HD_OK) status = run(trainer, context, &g, out);
     hd_trainer_destroy(trainer);
-    hd_context_destroy(context);
-    hd_mesh_destroy(mesh);
+    hdt_close_place(mesh, context);
     close_golden(&g);
     return status;
 }

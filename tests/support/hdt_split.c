@@ -20,6 +20,8 @@ static uint64_t number_of(const char *name)
     return number % 100003;
 }
 
+int hdt_split_sequences = HDT_SPLIT_SEQUENCES;
+
 hd_status hdt_split_feed(void *user, const char *name, int64_t batch, void *out, size_t bytes)
 {
     const hdt_split *one = user;
@@ -28,16 +30,17 @@ hd_status hdt_split_feed(void *user, const char *name, int64_t batch, void *out,
     const bool is_ids = strcmp(name, "tokens") == 0 || strcmp(name, "targets") == 0;
     hdt_fill(values, (int64_t)(bytes / sizeof *values), number_of(name) + (uint64_t)batch);
     if (strcmp(name, "text_counts") == 0)
-        for (int i = 0; i < HDT_SPLIT_SEQUENCES; i++)
+        for (int i = 0; i < hdt_split_sequences; i++)
             ids[i] = (int32_t)(one->text - i * (one->text / 2));
     if (strcmp(name, "text_offsets") == 0)
-        for (int i = 0; i <= HDT_SPLIT_SEQUENCES; i++)
-            ids[i] = (int32_t)(i * one->text - (i == HDT_SPLIT_SEQUENCES));
+        for (int i = 0; i <= hdt_split_sequences; i++)
+            ids[i] = (int32_t)(i * one->text - (i == hdt_split_sequences));
     const bool is_entry = strcmp(name, "frame_entries") == 0;
     const bool is_place = strcmp(name, "text_places") == 0;
     for (size_t i = 0; (is_entry || is_place) && i < bytes / sizeof *ids; i++)
-        ids[i] = is_place ? (int32_t)(i % (size_t)one->text)
-                          : (int32_t)(i / (size_t)one->frames + (i % 2) * HDT_SPLIT_SEQUENCES);
+        ids[i] = is_place
+                     ? (int32_t)(i % (size_t)one->text)
+                     : (int32_t)(i / (size_t)one->frames) + (int32_t)(i % 2) * hdt_split_sequences;
     for (size_t i = 0; is_ids && i < bytes / sizeof *ids; i++)
         ids[i] = i % 7 == 6 && *name == 't' && name[1] == 'a' ? -1 : (int32_t)(15 * values[i]) + 15;
     const bool is_positive = strcmp(name, "time") == 0 || strcmp(name, "loss_weight") == 0;
@@ -103,7 +106,7 @@ hd_trainer_shape hdt_split_shape(const hdt_split *one, int accumulate)
 {
     const int64_t least = one->frames ? 2 : 0;
     return (hd_trainer_shape){.accumulate = accumulate,
-                              .sequences = HDT_SPLIT_SEQUENCES,
+                              .sequences = hdt_split_sequences,
                               .tokens = one->tokens,
                               .video = {.frames = one->frames,
                                         .height = one->height ? one->height : least,
@@ -139,8 +142,7 @@ hd_status hdt_split_with_trainer(hd_comm *comm, const hdt_split *one, const hd_m
     hd_trainer *trainer = NULL;
     const hd_trainer_shape shape = hdt_split_shape(one, options.accumulate);
     hd_status status = hd_model_create_json(one->json, &model);
-    if (status == HD_OK) status = hd_mesh_create(comm, layout, &mesh);
-    if (status == HD_OK) status = hdt_open_context(comm, mesh, &context);
+    if (status == HD_OK) status = hdt_open_place(comm, layout, &mesh, &context);
     if (status == HD_OK) {
         options.build = hd_model_build;
         options.user = model;
@@ -154,8 +156,7 @@ hd_status hdt_split_with_trainer(hd_comm *comm, const hdt_split *one, const hd_m
     }
     if (status == HD_OK) status = each(one, trainer, context, out);
     hd_trainer_destroy(trainer);
-    hd_context_destroy(context);
-    hd_mesh_destroy(mesh);
+    hdt_close_place(mesh, context);
     hd_model_destroy(model);
     return status;
 }

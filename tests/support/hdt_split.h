@@ -7,6 +7,9 @@
 
 enum { HDT_SPLIT_SEQUENCES = 2, HDT_SPLIT_VALUES = 1 << 19, HDT_SPLIT_PARAMETERS = 192 };
 
+/* Of a micro-batch: HDT_SPLIT_SEQUENCES, or what a test makes it. */
+extern int hdt_split_sequences;
+
 /* A model and what it trains on. */
 typedef struct hdt_split {
     const char *name, *json;

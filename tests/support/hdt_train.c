@@ -78,8 +78,7 @@ hd_status hdt_train(hd_comm *comm, const hdt_training *training, hdt_trained *ou
     hd_context *context = NULL;
     hd_trainer *trainer = NULL;
     hd_model *model = hdt_tiny_model(training->family, training->layers);
-    hd_status status = hd_mesh_create(comm, &training->mesh, &mesh);
-    if (status == HD_OK) status = hdt_open_context(comm, mesh, &context);
+    hd_status status = hdt_open_place(comm, &training->mesh, &mesh, &context);
     if (status == HD_OK && training->late_copies && context->backend == &hdi_backend_cpu) {
         context->backend = hdt_late_backend();
         context->attached = mesh;
@@ -114,8 +113,7 @@ hd_status hdt_train(hd_comm *comm, const hdt_training *training, hdt_trained *ou
         out->high_water = hd_session_high_water(hd_trainer_session(trainer));
     }
     hd_trainer_destroy(trainer);
-    hd_context_destroy(context);
-    hd_mesh_destroy(mesh);
+    hdt_close_place(mesh, context);
     hd_model_destroy(model);
     return status;
 }

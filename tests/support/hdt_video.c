@@ -211,10 +211,8 @@ hd_status hdt_sample(hd_comm *comm, const hdt_sampling *with, float *out, hd_sam
     hd_mesh *mesh = NULL;
     hd_context *context = NULL;
     memset(out, 0, (size_t)with->count * HDT_VIDEO_ELEMENTS * sizeof *out);
-    hd_status status = hd_mesh_create(comm, &with->mesh, &mesh);
-    if (status == HD_OK) status = hdt_open_context(comm, mesh, &context);
+    hd_status status = hdt_open_place(comm, &with->mesh, &mesh, &context);
     if (status == HD_OK) status = sample_on(mesh, context, with, out, result);
-    hd_context_destroy(context);
-    hd_mesh_destroy(mesh);
+    hdt_close_place(mesh, context);
     return status == HD_OK ? gather(comm, with->count, out) : status;
 }

@@ -108,6 +108,7 @@ double hdt_video_seconds(const hdt_video_speed *what)
                                                      .mesh = what->mesh,
                                                      .training = what->training,
                                                      .sequence_groups = what->sequence_groups,
+                                                     .tensor_groups = what->tensor_groups,
                                                      .backend = hd_context_backend(what->context)},
                                &program));
     const hd_tensor loss = hd_model_build(model, program, &stage, (hd_tensor){0});

@@ -14,7 +14,7 @@ typedef struct hdt_video_speed {
     int64_t heads, frames, height, width, text; /* sizes of latents, tokens of text */
     int double_blocks, single_blocks;
     bool training;
-    int sequence_groups;
+    int sequence_groups, tensor_groups; /* as hd_program_options has them */
 } hdt_video_speed;
 
 /* Prints what failed and ends the program. */

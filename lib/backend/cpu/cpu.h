@@ -14,6 +14,11 @@ static inline int64_t hdi_cpu_chunk_rows(int64_t columns)
     return columns >= HDI_CPU_CHUNK ? 1 : HDI_CPU_CHUNK / (columns > 0 ? columns : 1);
 }
 
+/* What the gradient of a row through its norm needs: sums of g * (more + weight), and of that times
+ * (x - mean) * rstd, or of g without weight (norm.c). */
+void hdi_cpu_norm_sums(const float *gradient, const float *x, const float *weight, float more,
+                       float mean, float rstd, int64_t columns, float out[2]);
+
 static inline int64_t hdi_cpu_min(int64_t a, int64_t b)
 {
     return a < b ? a : b;

@@ -126,36 +126,6 @@ size_t hdi_cpu_modulate_gradient_workspace(const hdi_modulate_gradient_args *arg
     return (size_t)(cut_of(args).count * 3 * args->columns) * sizeof(float);
 }
 
-/* Sums over a row of g * (1 + scale) and of that * (x - mean) * rstd. */
-static void row_sums(const float *gradient, const float *x, const float *scale, float mean,
-                     float rstd, int64_t columns, float out[2])
-{
-    hdi_lanes sum_a = {0}, sum_b = sum_a, product_a = sum_a, product_b = sum_a;
-    int64_t c = 0;
-    for (; c + 2 * HDI_LANES <= columns; c += 2 * HDI_LANES) {
-        hdi_lanes a = HDI_AT(gradient + c, 0), b = HDI_AT(gradient + c, 1);
-        if (scale) {
-            a *= 1.0f + HDI_AT(scale + c, 0);
-            b *= 1.0f + HDI_AT(scale + c, 1);
-        }
-        sum_a += a;
-        sum_b += b;
-        product_a += a * (HDI_AT(x + c, 0) - mean);
-        product_b += b * (HDI_AT(x + c, 1) - mean);
-    }
-    const hdi_lanes none = {0};
-    float sum, product;
-    HDI_FOLD(sum, sum_a, sum_b, none, none);
-    HDI_FOLD(product, product_a, product_b, none, none);
-    for (; c < columns; c++) {
-        const float scaled = scale ? gradient[c] * (1.0f + scale[c]) : gradient[c];
-        sum += scaled;
-        product += scaled * (x[c] - mean);
-    }
-    out[0] = sum;
-    out[1] = product * rstd;
-}
-
 /* Gradient of one row of s, through the norm; adds the row to `sums` ([shift | scale]), if any. */
 static void norm_gradient_of_row(const hdi_modulate_gradient_args *args, int64_t r,
                                  const float *carry, float *out, float *sums)
@@ -174,7 +144,7 @@ static void norm_gradient_of_row(const hdi_modulate_gradient_args *args, int64_t
         }
     }
     float both[2];
-    row_sums(gradient, x, scale, mean, rstd, columns, both);
+    hdi_cpu_norm_sums(gradient, x, scale, 1, mean, rstd, columns, both);
     const float center = both[0] / (float)columns, slope = both[1] / (float)columns;
     HDI_INDEPENDENT
     for (int64_t c = 0; c < columns; c++) {

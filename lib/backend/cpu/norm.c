@@ -73,17 +73,16 @@ hd_status hdi_cpu_norm(hd_stream *stream, const hdi_norm_args *args)
     return HD_OK;
 }
 
-/* Sums over a row of g * weight and of g * weight * (x - mean) * rstd. */
-static void row_sums(const float *gradient, const float *x, const float *weight, float mean,
-                     float rstd, int64_t columns, float out[2])
+void hdi_cpu_norm_sums(const float *gradient, const float *x, const float *weight, float more,
+                       float mean, float rstd, int64_t columns, float out[2])
 {
     hdi_lanes sum_a = {0}, sum_b = sum_a, product_a = sum_a, product_b = sum_a;
     int64_t c = 0;
     for (; c + 2 * HDI_LANES <= columns; c += 2 * HDI_LANES) {
         hdi_lanes a = HDI_AT(gradient + c, 0), b = HDI_AT(gradient + c, 1);
         if (weight) {
-            a *= HDI_AT(weight + c, 0);
-            b *= HDI_AT(weight + c, 1);
+            a *= more + HDI_AT(weight + c, 0);
+            b *= more + HDI_AT(weight + c, 1);
         }
         sum_a += a;
         sum_b += b;
@@ -95,7 +94,7 @@ static void row_sums(const float *gradient, const float *x, const float *weight,
     HDI_FOLD(sum, sum_a, sum_b, none, none);
     HDI_FOLD(product, product_a, product_b, none, none);
     for (; c < columns; c++) {
-        const float weighted = weight ? gradient[c] * weight[c] : gradient[c];
+        const float weighted = weight ? gradient[c] * (more + weight[c]) : gradient[c];
         sum += weighted;
         product += weighted * (x[c] - mean);
     }
@@ -111,7 +110,7 @@ static void gradient_of_row(const hdi_norm_gradient_args *args, int64_t r)
     const float *gradient = row_of(args->gradient, r, columns), *x = row_of(args->x, r, columns);
     const float *weight = args->weight;
     float sums[2];
-    row_sums(gradient, x, weight, mean, rstd, columns, sums);
+    hdi_cpu_norm_sums(gradient, x, weight, 0, mean, rstd, columns, sums);
     const float center = centred ? sums[0] / (float)columns : 0.0f;
     const float slope = sums[1] / (float)columns;
     const float *carry = args->carry ? row_of(args->carry, r, columns) : NULL;

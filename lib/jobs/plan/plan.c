@@ -256,7 +256,9 @@ static void describe_sequence(const hd_mesh *mesh, const hd_program *program, si
     out[0] = '\0';
     if (ranks > 1) snprintf(out, bytes, " x sequence %d%s%s", ranks, rings, groups);
     const int tensor = hd_mesh_size(mesh, HD_AXIS_TENSOR);
-    if (tensor > 1) snprintf(out, bytes, " x tensor %d", tensor);
+    if (program->tensor_pieces)
+        snprintf(groups, sizeof groups, " (rows in %d groups)", program->tensor_pieces);
+    if (tensor > 1) snprintf(out, bytes, " x tensor %d%s", tensor, groups);
 }
 
 /* Seconds of a step by run.rates: the schedule, then the norm and the update, whose collectives wait for

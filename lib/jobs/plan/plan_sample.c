@@ -54,7 +54,8 @@ static hd_status plan_stage(planning *p, const hd_backend *backend, int stage)
             .rates = p->rates,
             .residency = (hd_residency)hdi_config_enum(p->config->values, "sample.residency"),
             .slices = (int)hdi_config_int(p->config->values, "sample.slices"),
-            .sequence_groups = (int)hdi_config_int(p->config->values, "layout.sequence_groups")},
+            .sequence_groups = (int)hdi_config_int(p->config->values, "layout.sequence_groups"),
+            .tensor_groups = (int)hdi_config_int(p->config->values, "layout.tensor_groups")},
         &p->samplers[stage]);
     return status == HD_OK ? HD_OK : hdi_error_context(status, "stage %d of %d", stage, p->stages);
 }
@@ -119,6 +120,9 @@ static void describe_phase(const hd_sampler *sampler, hd_purpose phase, bool kno
     const int turns = plan->units[0].program->sequence_turns;
     if (turns)
         hdi_text_printf(text, ", heads change places in %d group%s", turns, turns == 1 ? "" : "s");
+    const int pieces = plan->units[0].program->tensor_pieces;
+    if (pieces)
+        hdi_text_printf(text, ", layers' rows in %d group%s", pieces, pieces == 1 ? "" : "s");
     hdi_text_append(text, "\n");
     for (int r = 0; r < HD_REGIONS; r++)
         if (hd_plan_region_bytes(plan, (hd_region)r))

@@ -97,7 +97,8 @@ static hd_status make_sampler(job *it)
             .rates = it->rates,
             .residency = (hd_residency)hdi_config_enum(values, "sample.residency"),
             .slices = (int)hdi_config_int(values, "sample.slices"),
-            .sequence_groups = (int)hdi_config_int(values, "layout.sequence_groups")},
+            .sequence_groups = (int)hdi_config_int(values, "layout.sequence_groups"),
+            .tensor_groups = (int)hdi_config_int(values, "layout.tensor_groups")},
         &it->sampler);
 }
 

@@ -38,7 +38,9 @@ static hd_status create_program(const hd_sampler *sampler, const char *name, con
                               .mesh = mesh,
                               .backend = sampler->options.backend,
                               .slices = slices,
-                              .sequence_groups = sampler->options.sequence_groups},
+                              .sequence_groups = sampler->options.sequence_groups,
+                              .tensor_groups = sampler->options.tensor_groups,
+                              .rates = &sampler->options.rates},
         out);
 }
 

@@ -95,6 +95,7 @@ static hd_status train_options(const hd_config *config, hd_model *model, const h
         .activations = activations,
         .recompute = recompute,
         .sequence_groups = (int)hdi_config_int(values, "layout.sequence_groups"),
+        .tensor_groups = (int)hdi_config_int(values, "layout.tensor_groups"),
         .budget = (size_t)hdi_config_bytes(values, "memory.budget"),
         .bucket_elements =
             hdi_config_bytes(values, "layout.bucket") / (int64_t)hd_dtype_bytes(gradients),

@@ -3,27 +3,14 @@
 
 #include "core/error.h"
 #include "core/memory.h"
+#include "jobs/stages.h"
 #include "parallel/activations.h"
-
-/* The stage's last activation becomes the tensor that travels. */
-static void make_boundary(hd_program *program, hd_tensor out)
-{
-    hdi_tensor *tensor = hdi_tensor_of(program, out);
-    if (!tensor) return;
-    if (tensor->info.role != HD_ROLE_ACTIVATION) {
-        hd_program_fail(program, HD_ERROR_ARGUMENT,
-                        "a stage must end in a tensor made by an op, not in its input");
-        return;
-    }
-    tensor->info.role = HD_ROLE_BOUNDARY;
-    tensor->keep = true;
-}
 
 static void add_backward(hd_program *program, const hdi_trainer_shape *shape, bool last,
                          hdi_pipeline_chunk *chunk)
 {
     if (!last) {
-        make_boundary(program, chunk->out);
+        hdi_stage_end(program, chunk->out);
         chunk->out_gradient = hdi_tensor_add(program, "out.gradient", shape->x_dtype,
                                              HD_ROLE_BOUNDARY, shape->x_rank, shape->x_dims);
     }
@@ -75,7 +62,9 @@ hd_status hdi_trainer_build_chunk(hd_trainer *trainer, int shape_index, int chun
                                                 .backend = options->backend,
                                                 .training = train,
                                                 .exact = options->exact,
-                                                .sequence_groups = options->sequence_groups},
+                                                .sequence_groups = options->sequence_groups,
+                                                .tensor_groups = options->tensor_groups,
+                                                .rates = &options->rates},
                           &program);
     hdi_free(name);
     if (status != HD_OK) return status;
@@ -99,7 +88,7 @@ hd_status hdi_trainer_build_chunk(hd_trainer *trainer, int shape_index, int chun
         add_backward(program, shape, last, out);
         move_activations(trainer, shape, chunk_index, program);
     } else if (!last)
-        make_boundary(program, out->out);
+        hdi_stage_end(program, out->out);
     if (last) out->out = (hd_tensor){0};
     const int sequence = hd_mesh_size(options->mesh, HD_AXIS_SEQUENCE);
     if (sequence > 1 && !program->splits_sequences)
