@@ -69,6 +69,15 @@ typedef struct hd_trainer_options {
     int tensor_groups;       /* the same */
     hd_activations activations;
     bool recompute; /* short for HD_ACTIVATIONS_RECOMPUTE, where `activations` is KEEP */
+    hd_residency
+        residency;   /* of the weights of blocks: on the device (zero); HOST: in pinned host memory,
+                               from where blocks are copied in while the ones before them compute, in
+                               each forward and backward, and where the update changes them. The
+                               optimizer's state is there, too, then; of level 3 of shard_state the
+                               rank's shards. AUTO: as few blocks as the
+                               budget asks for, if nothing else fits and optimizer_residency is not
+                               RESIDENT. The same bits. */
+    int host_blocks; /* HOST: so many, evenly spread, or all if there are fewer; zero: all */
     hd_residency optimizer_residency; /* of moments, masters and the average: on the device (zero);
                                          in pinned host memory, from where they pass through the
                                          device while it updates; AUTO: there if nothing else fits

@@ -19,6 +19,7 @@ enum {
     RECOMPUTE = 32,       /* a third more computation */
     LEVEL_3 = 64,         /* weights travel twice with each micro-batch */
     HOST_GRADIENTS = 128, /* copies both ways with each micro-batch */
+    HOST_WEIGHTS = 256,   /* copies in for each forward and backward */
     LEVELS = LEVEL_1 | LEVEL_2 | LEVEL_3
 };
 
@@ -77,6 +78,8 @@ static int useful_savers(const hd_trainer_options *options, const setting *tried
     if (keeps || options->activations == HD_ACTIVATIONS_RECOMPUTE) savers |= HOST_INPUTS;
     if (options->gradient_residency == HD_RESIDENCY_RESIDENT && gradients_may_leave(options, tried))
         savers |= HOST_GRADIENTS;
+    const bool fills_slots = options->layers <= 2 * tried->pipeline;
+    if (options->residency == HD_RESIDENCY_RESIDENT && !fills_slots) savers |= HOST_WEIGHTS;
     return savers;
 }
 
@@ -98,6 +101,8 @@ static hd_trainer_options changed(const hd_trainer_options *options, const setti
         out.gradient_residency =
             gradients_may_leave(options, tried) ? HD_RESIDENCY_HOST : HD_RESIDENCY_RESIDENT;
     if (tried->savers & HOST_GRADIENTS) out.gradient_residency = HD_RESIDENCY_HOST;
+    if (tried->savers & HOST_WEIGHTS || out.residency == HD_RESIDENCY_AUTO)
+        out.residency = HD_RESIDENCY_HOST;
     return out;
 }
 
@@ -178,7 +183,7 @@ static bool try_savers(search *s, setting tried)
         tried.savers = levels[level];
         tried.savers |= useful_savers(s->options, &tried);
         if (!fits(s, &tried, &bytes)) continue;
-        for (int bit = HOST_GRADIENTS; bit; bit >>= 1) {
+        for (int bit = HOST_WEIGHTS; bit; bit >>= 1) {
             setting fewer = tried;
             size_t fewer_bytes;
             fewer.savers &= ~bit;
@@ -251,6 +256,7 @@ static void name_changes(const search *s, hdi_text *text)
     else if (best->savers & RECOMPUTE)
         hdi_text_append(text, " layout.recompute=layer");
     if (best->savers & HOST_GRADIENTS) hdi_text_append(text, " train.gradient_residency=host");
+    if (best->savers & HOST_WEIGHTS) hdi_text_append(text, " train.residency=host");
     if (best->data * best->pipeline != now->data * now->pipeline)
         hdi_text_printf(text, " on %d ranks",
                         replicas(s->options, best) * best->pipeline *

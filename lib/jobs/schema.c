@@ -23,6 +23,8 @@ static const char *const activations[] = {"keep", "recompute", "recompute-host",
                                           "auto", NULL}; /* as hd_activations */
 static const char *const state_residencies[] = {"device", "host", "auto",
                                                 NULL}; /* as hd_residency */
+static const char *const train_residencies[] = {"resident", "host", "auto",
+                                                NULL}; /* as hd_residency */
 static const char *const residencies[] = {"resident", "host",         "auto",
                                           "sharded",  "host-sharded", NULL}; /* as hd_residency */
 static const char *const resumes[] = {"auto", "never", "require", NULL};
@@ -109,6 +111,11 @@ const hdi_config_row hdi_job_schema[] = {
         "1/254 of the largest of these; auto: the first of the others but int8 that fits "
         "memory.budget",
         0),
+    ENUM("train.residency", "resident", train_residencies,
+         "of weights of blocks: on the device; host: in pinned host memory with the optimizer's "
+         "state, copied in beside computing; auto: on the host as few as memory.budget asks for, "
+         "if nothing else fits",
+         0),
     ENUM(
         "train.gradient_residency", "device", state_residencies,
         "of gradients' sums; host: a bucket goes there when the backward has made it, with several "

@@ -114,7 +114,7 @@ hd_status hdi_residency_laid_out(hd_plan *plan, int slots)
     it->host_blocks = layout->weights_sharded ? layout->sharded_blocks : layout->host_blocks;
     const bool shares = layout->weights_sharded || plan->options.shards > 1;
     it->gathers = it->host_blocks && shares;
-    it->updates = layout->host_blocks > 0 && !shares;
+    it->updates = layout->host_blocks > 0 && (layout->weights_sharded || !shares);
     it->slots = slots < it->host_blocks ? slots : it->host_blocks;
     it->host_bytes = (size_t)layout->host_weights_elements * width;
     for (int b = 0; b < layout->bucket_count; b++)

@@ -123,9 +123,6 @@ hd_tensor hdi_tensor_add(hd_program *program, const char *name, hd_dtype dtype, 
 hd_tensor hdi_flat_tensor(hd_program *program, const char *name, hdi_flat flat, hd_dtype dtype,
                           int64_t first, int64_t elements);
 
-/* A range of an activation that an op makes as a whole. */
-hd_tensor hdi_tensor_view(hd_program *program, hd_tensor whole, int64_t first, int64_t elements);
-
 /* A constant table made by `fill(user)` at start; user_bytes are copied. Shared by name. */
 hd_tensor hdi_table(hd_program *program, const char *name, int rank, const int64_t *dims,
                     hdi_table_fill fill, const void *user, size_t user_bytes);
@@ -153,6 +150,9 @@ void hdi_program_insert(hd_program *program, int original_ops, const int *before
 
 /* Remove ops marked recomputed whose outputs nobody reads. Keeps the order. */
 void hdi_program_remove_dead(hd_program *program);
+
+/* A range of an activation that an op makes as a whole. */
+hd_tensor hdi_tensor_view(hd_program *program, hd_tensor whole, int64_t first, int64_t elements);
 
 /* Make a tensor of `rows` rows of `whole` [rows, columns] from `first` on, with the same bytes. */
 hd_tensor hdi_tensor_rows(hd_program *program, hd_tensor whole, int64_t first, int64_t rows);

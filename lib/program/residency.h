@@ -8,8 +8,9 @@
  *
  * Sharded weights pass through in the same way: a block is gathered from the ranks that have a shard of it,
  * instead of copied from the host; or each rank first copies its shard from the host to a place beside the
- * slots, while the block before is gathered. So do those that programs update on the host, which lie in the rank's
- * arena there; what else is on the host several ranks may share. */
+ * slots, while the block before is gathered. So do weights that programs update on the host, all of them
+ * or this rank's shards, which lie in the rank's arena there; what else is on the host several ranks may
+ * share. */
 #ifndef HDI_PROGRAM_RESIDENCY_H
 #define HDI_PROGRAM_RESIDENCY_H
 
@@ -58,10 +59,10 @@ typedef struct hdi_residency {
     size_t shard_bytes; /* of shards that come from the host: room for one, behind the slots */
 } hdi_residency;
 
-/* Are the blocks' weights on the device, as the shard of each that is this rank's? */
+/* Does the rank keep its shard of each block and no more, on the device or on the host? */
 static inline bool hdi_residency_is_sharded(const hdi_residency *residency)
 {
-    return residency->gathers && !residency->host_bytes;
+    return residency->gathers && (residency->updates || !residency->host_bytes);
 }
 
 /* Decide for a plan whose programs only read weights (decide.c): `count` of the blocks, 0 for all, are

@@ -15,7 +15,7 @@ typedef struct model {
     double arrived[HD_STREAM_SLOTS];
     int held[HD_STREAM_SLOTS];
     int turn;
-    size_t bytes;                /* of streamed weights */
+    size_t bytes, linked;        /* of streamed weights; what of them comes from the host */
     size_t loaded, stored_bytes; /* by ops */
 } model;
 
@@ -29,15 +29,24 @@ static hdi_phase phase_after(const model *m, hdi_phase phase)
     return m->trains && phase == HDI_PHASE_FORWARD ? HDI_PHASE_BACKWARD : HDI_PHASE_FORWARD;
 }
 
-/* From the host, or from the ranks that have shards, which each may take from the host. */
-static double fetch_seconds(const model *m, size_t bytes)
+/* From the host, or from the ranks that have shards, of which each may take `linked` bytes from the host. */
+static double fetch_seconds(const model *m, size_t bytes, size_t linked)
 {
     const hdi_residency *it = &m->plan->residency;
-    if (!it->gathers) return (double)bytes / m->rates.link;
-    const double peers = m->rates.peer > 0 ? (double)bytes / m->rates.peer : 0;
-    if (!it->host_bytes) return peers;
-    const double own = (double)bytes / m->rates.link / m->plan->layout->shards;
+    const bool to_peers = it->gathers && m->rates.peer > 0;
+    const double own = (double)linked / m->rates.link;
+    const double peers = to_peers ? (double)bytes / m->rates.peer : 0;
     return own > peers ? own : peers;
+}
+
+/* Bytes of a block that come to this rank from the host. */
+static size_t linked_bytes(const model *m, int block)
+{
+    const hdi_layout *layout = m->plan->layout;
+    const size_t bytes = m->plan->residency.blocks[block].bytes;
+    if (!m->plan->residency.gathers) return bytes;
+    const bool host = hdi_block_is_host(block, layout->host_blocks, layout->block_count);
+    return host ? bytes / (size_t)layout->shards : 0;
 }
 
 static void copy_in(model *m, hdi_phase phase, int use)
@@ -50,10 +59,11 @@ static void copy_in(model *m, hdi_phase phase, int use)
     if (m->held[slot] == block) return;
     const size_t bytes = m->plan->residency.blocks[block].bytes;
     if (m->copied < m->computed) m->copied = m->computed;
-    m->copied += fetch_seconds(m, bytes);
+    m->copied += fetch_seconds(m, bytes, linked_bytes(m, block));
     m->arrived[slot] = m->copied;
     m->held[slot] = block;
     m->bytes += bytes;
+    m->linked += linked_bytes(m, block);
 }
 
 static void compute(model *m, int index)
@@ -139,11 +149,11 @@ void hd_plan_streaming(const hd_plan *plan, const hd_program *program, hd_stream
     m.trains = m.unit->streamed[HDI_PHASE_BACKWARD].use_count > 0;
     run(&m);
     const double first = m.computed;
-    m.bytes = 0;
+    m.bytes = m.linked = 0;
     m.worked = 0;
     run(&m);
     out->run_bytes = m.bytes;
-    out->copy_seconds = fetch_seconds(&m, m.bytes);
+    out->copy_seconds = fetch_seconds(&m, m.bytes, m.linked);
     out->compute_seconds = m.worked;
     out->exposed_seconds = m.computed - first - m.worked;
     if (out->exposed_seconds < 1e-9 * out->compute_seconds) out->exposed_seconds = 0; /* rounding */
@@ -161,7 +171,7 @@ static hd_status run_again(model *m, const hd_plan *plan, const hd_program *prog
     run(m);
     const double first = m->computed;
     m->worked = 0;
-    m->loaded = m->stored_bytes = 0;
+    m->loaded = m->stored_bytes = m->linked = 0;
     run(m);
     *out = m->computed - first;
     hdi_free(m->ended);
@@ -174,7 +184,7 @@ hd_status hdi_plan_copies(const hd_plan *plan, const hd_program *program, hdi_co
     double seconds = 0;
     *out = (hdi_copies){0};
     HD_RETURN_IF_ERROR(run_again(&m, plan, program, &seconds));
-    *out = (hdi_copies){.in_bytes = m.loaded,
+    *out = (hdi_copies){.in_bytes = m.loaded + m.linked,
                         .out_bytes = m.stored_bytes,
                         .compute_seconds = m.worked,
                         .exposed_seconds = seconds - m.worked};

@@ -105,11 +105,11 @@ static hd_status check_read(const replay *r, int index, int id)
     size_t begin = 0, end = 0, part_begin, part_end, made = 0;
     hdi_unit_range(r->plan, r->unit, id, &begin, &end);
     bool in_parts = false;
-    const bool at_once = !program->tensors[whole]->holds && producer >= 0 && r->written[whole];
-    for (int part = 1; !at_once && part < program->tensor_count; part++) {
+    for (int part = 1; part < program->tensor_count; part++) {
         const hdi_tensor *tensor = program->tensors[part];
         const bool is_gradient = tensor->info.role == HD_ROLE_GRADIENT;
-        if (tensor->within.id != whole || (tensor->producer < 0 && !is_gradient) ||
+        if (tensor->within.id != whole || (!is_gradient && r->written[whole]) ||
+            (tensor->producer < 0 && !is_gradient) ||
             !hdi_unit_range(r->plan, r->unit, part, &part_begin, &part_end))
             continue;
         in_parts = in_parts || !is_gradient;

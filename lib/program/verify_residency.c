@@ -32,8 +32,8 @@ static hd_status check_apart(piece *pieces, int count, size_t room, const char *
     return HD_OK;
 }
 
-/* This rank's shards of blocks, beside what is resident. */
-static int add_shards(const hd_plan *plan, piece *pieces, int count)
+/* This rank's shards of blocks: those on the host, or those beside what is resident. */
+static int add_shards(const hd_plan *plan, bool host, piece *pieces, int count)
 {
     const hdi_layout *layout = plan->layout;
     for (int b = 0; b < layout->bucket_count; b++) {
@@ -41,7 +41,7 @@ static int add_shards(const hd_plan *plan, piece *pieces, int count)
         const hdi_entry *entry = &layout->entries[bucket->first_entry];
         const hdi_home *home = &plan->residency.homes[bucket->first_entry];
         int64_t first, own = hdi_layout_shard(layout, b, layout->shard, &first);
-        if (!bucket->sharded || !own) continue;
+        if (!bucket->sharded || bucket->host != host || !own) continue;
         const size_t width = home->bytes / (size_t)entry->elements;
         const size_t begin = (size_t)bucket->weights_first * width;
         pieces[count++] = (piece){begin, begin + (size_t)own * width, entry->name};
@@ -49,18 +49,25 @@ static int add_shards(const hd_plan *plan, piece *pieces, int count)
     return count;
 }
 
-/* Blocks in the host's copy; entries in the weights, and in each block. */
-static hd_status check_homes(const hd_plan *plan, piece *pieces)
+/* Blocks, or shards of them, in the host's copy. */
+static hd_status check_host(const hd_plan *plan, piece *pieces)
 {
     const hdi_residency *it = &plan->residency;
-    int count = 0;
-    for (int b = 0; b < it->block_count; b++)
+    const bool shards = hdi_residency_is_sharded(it);
+    int count = shards ? add_shards(plan, true, pieces, 0) : 0;
+    for (int b = 0; b < it->block_count && !shards; b++)
         if (it->blocks[b].host)
             pieces[count++] =
                 (piece){it->blocks[b].host_offset, it->blocks[b].host_offset + it->blocks[b].bytes,
                         it->blocks[b].name};
-    if (it->host_bytes)
-        HD_RETURN_IF_ERROR(check_apart(pieces, count, it->host_bytes, "the host's copy"));
+    return it->host_bytes ? check_apart(pieces, count, it->host_bytes, "the host's copy") : HD_OK;
+}
+
+/* Entries in the weights, and in each block. */
+static hd_status check_homes(const hd_plan *plan, piece *pieces)
+{
+    const hdi_residency *it = &plan->residency;
+    int count = 0;
     for (int b = -1; b < it->block_count; b++) {
         const bool resident = b < 0;
         if (!resident && !it->blocks[b].host) continue;
@@ -72,7 +79,8 @@ static hd_status check_homes(const hd_plan *plan, piece *pieces)
             pieces[count++] =
                 (piece){begin, begin + it->homes[e].bytes, plan->layout->entries[e].name};
         }
-        if (resident && hdi_residency_is_sharded(it)) count = add_shards(plan, pieces, count);
+        if (resident && hdi_residency_is_sharded(it))
+            count = add_shards(plan, false, pieces, count);
         HD_RETURN_IF_ERROR(check_apart(
             pieces, count, resident ? plan->bytes[HD_REGION_WEIGHTS] : it->blocks[b].bytes,
             resident ? "the weights" : it->blocks[b].name));
@@ -216,8 +224,9 @@ hd_status hdi_plan_verify_residency(const hd_plan *plan)
                         1;
     piece *pieces = hdi_alloc_array(most, sizeof *pieces);
     if (!pieces) return hdi_error(HD_ERROR_MEMORY, "verifier: out of host memory");
-    hd_status status = check_homes(plan, pieces);
+    hd_status status = check_host(plan, pieces);
     if (status == HD_OK) status = check_shard_room(plan);
+    if (status == HD_OK) status = check_homes(plan, pieces);
     for (int u = 0; u < plan->unit_count && status == HD_OK; u++)
         status = check_unit(plan, &plan->units[u]);
     hdi_free(pieces);

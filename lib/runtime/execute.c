@@ -188,11 +188,11 @@ hd_status hd_session_run(hd_session *session, const hd_program *program,
         walk.next = &session->plan->units[next].streamed[phase_of(options->next_phase)];
     for (int i = 0; i < program->op_count; i++) {
         const hdi_op *op = program->ops[i];
-        if (op->phase != phase || (op->last_only && !options->last) ||
-            (op->adds_only && !options->accumulate))
-            continue;
+        if (op->phase != phase) continue;
+        /* Those of an op that is left out, too: later ones rely on them. */
         for (int w = unit->wait_begin[i]; w < unit->wait_begin[i + 1]; w++)
             HD_RETURN_IF_ERROR(wait_for(session, index, unit->waits[w]));
+        if ((op->last_only && !options->last) || (op->adds_only && !options->accumulate)) continue;
         HD_RETURN_IF_ERROR(hdi_streaming_before(session, &walk, i));
         if (options->idle) continue;
         HD_RETURN_IF_ERROR(run_op(session, index, i, hdi_streaming_slot(session, &walk), options));

@@ -44,6 +44,22 @@ static char *prepared_shard(const hd_session *session)
            (size_t)it->slots * it->slot_bytes;
 }
 
+/* Where on the host this rank's shard of a bucket is, flat position `first`: alone, or in the whole. */
+static const char *host_shard(const hd_session *session, const hdi_bucket *bucket, int64_t first)
+{
+    const hdi_residency *it = &session->plan->residency;
+    if (bucket->sharded) return hdi_session_weights_at(session, first);
+    return session->streaming.host + it->blocks[bucket->block].host_offset +
+           it->homes[bucket->first_entry].in_block +
+           (size_t)(first - bucket->first) * hd_dtype_bytes(hdi_session_weights_dtype(session));
+}
+
+static bool is_on_host(const hd_session *session, int block)
+{
+    const hdi_layout *layout = session->plan->layout;
+    return hdi_block_is_host(block, layout->host_blocks, layout->block_count);
+}
+
 /* One transfer beside the slots' at a time, each of all of a block's buckets. */
 enum { SHARD_FETCH = 0 };
 
@@ -54,18 +70,16 @@ hd_status hdi_gather_prepare(hd_session *session, int block)
     const hdi_layout *layout = session->plan->layout;
     const size_t width = hd_dtype_bytes(hdi_session_weights_dtype(session));
     int *prepared = &session->streaming.gathers.prepared;
-    if (!it->shard_bytes || *prepared == block) return HD_OK;
+    if (!is_on_host(session, block) || *prepared == block) return HD_OK;
     *prepared = -1;
     char *to = prepared_shard(session);
     for (int b = 0; b < layout->bucket_count; b++) {
         const hdi_bucket *bucket = &layout->buckets[b];
         int64_t first, own = hdi_layout_shard(layout, b, layout->shard, &first);
         if (bucket->block != block || !own) continue;
-        const char *from = session->streaming.host + it->blocks[block].host_offset +
-                           it->homes[bucket->first_entry].in_block +
-                           (size_t)(first - bucket->first) * width;
-        HD_RETURN_IF_ERROR(
-            context->backend->fetch(context->stream, SHARD_FETCH, to, from, (size_t)own * width));
+        HD_RETURN_IF_ERROR(context->backend->fetch(context->stream, SHARD_FETCH, to,
+                                                   host_shard(session, bucket, first),
+                                                   (size_t)own * width));
         to += hdi_residency_shard_bytes(bucket, layout->shard, width);
     }
     hdi_session_touch(session, (size_t)(prepared_shard(session) - session->arena), it->shard_bytes);
@@ -117,7 +131,7 @@ hd_status hdi_gather_begin(hd_session *session, int slot, int block, size_t at)
     const hdi_gathers *it = &session->streaming.gathers;
     const size_t width = hd_dtype_bytes(hdi_session_weights_dtype(session));
     hd_request *request = it->requests + (ptrdiff_t)slot * it->most;
-    const char *shard = plan->residency.shard_bytes ? prepared_shard(session) : NULL;
+    const char *shard = is_on_host(session, block) ? prepared_shard(session) : NULL;
     HD_RETURN_IF_ERROR(hdi_gather_await(session, slot));
     HD_RETURN_IF_ERROR(hdi_gather_prepare(session, block));
     if (shard) HD_RETURN_IF_ERROR(await_shard(session));

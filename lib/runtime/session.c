@@ -177,27 +177,32 @@ static void round_values(hd_dtype dtype, int64_t elements, const float *values, 
             rounded[i] = hdi_half_weight(dtype, values[i]);
 }
 
+/* To weights, on the device or in the host's arena. */
+static hd_status put(hd_session *session, char *place, const void *data, size_t bytes)
+{
+    const hd_context *context = session->context;
+    if (hdi_session_is_host(session, place)) {
+        memcpy(place, data, bytes);
+        return HD_OK;
+    }
+    HD_RETURN_IF_ERROR(context->backend->copy_in(context->stream, place, data, bytes));
+    return context->backend->synchronize(context->stream);
+}
+
 /* Copy fp32 values in as weights of `dtype`. */
 static hd_status write_values(hd_session *session, hd_dtype dtype, char *place, int64_t elements,
                               const float *values)
 {
     enum { PIECE = 1 << 20 };
-    const hd_backend *backend = session->context->backend;
-    hd_stream *stream = session->context->stream;
-    if (dtype == HD_DTYPE_F32) {
-        HD_RETURN_IF_ERROR(
-            backend->copy_in(stream, place, values, (size_t)elements * sizeof(float)));
-        return backend->synchronize(stream);
-    }
+    if (dtype == HD_DTYPE_F32) return put(session, place, values, (size_t)elements * sizeof(float));
     uint16_t *rounded =
         hdi_alloc_array((size_t)(elements < PIECE ? elements : PIECE), sizeof *rounded);
     hd_status status = rounded ? HD_OK : hdi_error(HD_ERROR_MEMORY, "session: out of host memory");
     for (int64_t done = 0; done < elements && status == HD_OK; done += PIECE) {
         int64_t count = elements - done < PIECE ? elements - done : PIECE;
         round_values(dtype, count, values + done, rounded);
-        status = backend->copy_in(stream, place + (size_t)done * sizeof *rounded, rounded,
-                                  (size_t)count * sizeof *rounded);
-        if (status == HD_OK) status = backend->synchronize(stream);
+        status = put(session, place + (size_t)done * sizeof *rounded, rounded,
+                     (size_t)count * sizeof *rounded);
     }
     hdi_free(rounded);
     return status;
@@ -291,15 +296,15 @@ void hdi_session_clip(const hd_session *session, const hdi_entry *entry, int64_t
     *count = end > begin ? end - begin : 0;
 }
 
-/* First values of an entry that stays on the host: made on the device. */
-static hd_status fill_host(hd_session *session, const hdi_entry *entry, uint64_t seed,
-                           hd_dtype dtype, char *host)
+/* First values of an entry that stays on the host, or of a part of it: made on the device. */
+static hd_status fill_host(hd_session *session, const hdi_entry *entry, int64_t begin,
+                           int64_t count, uint64_t seed, hd_dtype dtype, char *host)
 {
     const hd_context *context = session->context;
     char *scratch = hdi_streaming_scratch(session);
-    HD_RETURN_IF_ERROR(hdi_session_fill(session, entry, 0, entry->elements, seed, dtype, scratch));
+    HD_RETURN_IF_ERROR(hdi_session_fill(session, entry, begin, count, seed, dtype, scratch));
     HD_RETURN_IF_ERROR(context->backend->copy_out(context->stream, host, scratch,
-                                                  (size_t)entry->elements * hd_dtype_bytes(dtype)));
+                                                  (size_t)count * hd_dtype_bytes(dtype)));
     return context->backend->synchronize(context->stream);
 }
 
@@ -309,16 +314,19 @@ hd_status hd_session_initialize(hd_session *session, uint64_t seed)
     hd_dtype dtype = hdi_session_weights_dtype(session);
     for (int i = 0; i < layout->entry_count; i++) {
         const hdi_entry *entry = &layout->entries[i];
-        char *host = hdi_streaming_weights(session, i);
+        char *place = hdi_streaming_weights(session, i);
         HD_RETURN_IF_ERROR(hdi_streaming_forget(session, i));
         if (!hdi_streaming_is_mine(session, i)) continue;
         int64_t first = entry->first, count = entry->elements;
         hdi_session_clip(session, entry, &first, &count);
-        if (host)
-            HD_RETURN_IF_ERROR(fill_host(session, entry, seed, dtype, host));
-        else if (count)
-            HD_RETURN_IF_ERROR(hdi_session_fill(session, entry, first - entry->first, count, seed,
-                                                dtype, hdi_session_weights_at(session, first)));
+        if (!count) continue;
+        const bool streams = place != NULL;
+        const int64_t begin = first - entry->first;
+        if (!place) place = hdi_session_weights_at(session, first);
+        HD_RETURN_IF_ERROR(
+            streams || hdi_session_is_host(session, place)
+                ? fill_host(session, entry, begin, count, seed, dtype, place)
+                : hdi_session_fill(session, entry, begin, count, seed, dtype, place));
     }
     return session->context->backend->synchronize(session->context->stream);
 }
@@ -354,16 +362,13 @@ hd_status hdi_session_write_flat(hd_session *session, int64_t first, int64_t ele
 hd_status hdi_session_write_weights(hd_session *session, int64_t first, int64_t elements,
                                     const void *weights)
 {
-    const hd_context *context = session->context;
     const size_t width = hd_dtype_bytes(hdi_session_weights_dtype(session));
     const hdi_layout *layout = session->plan->layout;
     int64_t begin = first;
     hdi_session_clip(session, &layout->entries[entry_at(layout, first)], &begin, &elements);
     if (!elements) return HD_OK;
-    HD_RETURN_IF_ERROR(context->backend->copy_in(
-        context->stream, hdi_session_weights_at(session, begin),
-        (const char *)weights + (size_t)(begin - first) * width, (size_t)elements * width));
-    return context->backend->synchronize(context->stream);
+    return put(session, hdi_session_weights_at(session, begin),
+               (const char *)weights + (size_t)(begin - first) * width, (size_t)elements * width);
 }
 
 static hd_status find(const hd_session *session, const hd_program *program, hd_tensor tensor,
@@ -393,7 +398,6 @@ static bool is_sharded(const hd_session *session, int unit, hd_tensor tensor)
 static hd_status write_shard(hd_session *session, const hd_program *program, hd_tensor tensor,
                              const char *host)
 {
-    const hd_context *context = session->context;
     const hd_tensor_info *info = &program->tensors[tensor.id]->info;
     const hdi_layout *layout = session->plan->layout;
     const hdi_entry *entry = &layout->entries[hdi_layout_find(layout, info->name)];
@@ -402,10 +406,8 @@ static hd_status write_shard(hd_session *session, const hd_program *program, hd_
     hdi_session_clip(session, entry, &first, &count);
     HD_RETURN_IF_ERROR(hdi_streaming_stale(session));
     if (!count) return HD_OK;
-    HD_RETURN_IF_ERROR(context->backend->copy_in(
-        context->stream, hdi_session_weights_at(session, first),
-        host + (size_t)(first - entry->first) * width, (size_t)count * width));
-    return hdi_session_synchronize(session);
+    return put(session, hdi_session_weights_at(session, first),
+               host + (size_t)(first - entry->first) * width, (size_t)count * width);
 }
 
 /* The entry of a parameter that stays on the host; -1 for all other tensors. */

@@ -173,7 +173,7 @@ hd_status hdi_streaming_stale(hd_session *session)
 {
     for (int s = 0; s < session->plan->residency.slots; s++)
         if (session->streaming.held[s] >= 0) HD_RETURN_IF_ERROR(forget(session, s));
-    return HD_OK;
+    return session->plan->residency.gathers ? hdi_gather_forget(session) : HD_OK;
 }
 
 char *hdi_streaming_scratch(hd_session *session)

@@ -87,7 +87,7 @@ void hdt_set_layout(hd_config *config, const hdt_job_layout *layout)
     if (!layout->waits) return;
     hdt_set(config, "train.activations", "recompute-host");
     hdt_set(config, "train.gradient_residency", "host");
-    hdt_set(config, "optimizer.residency", "host");
+    hdt_set(config, "train.residency", "host"); /* and with it the optimizer's state */
 }
 
 hd_status hdt_job_train(hd_config *config, hd_train_result *result)

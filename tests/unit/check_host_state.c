@@ -218,6 +218,29 @@ START_TEST(gradients_on_the_host_give_the_same_bits)
 }
 END_TEST
 
+/* The optimizer's state goes there with them. */
+START_TEST(weights_on_the_host_give_the_same_bits)
+{
+    hd_trainer_options options = kinds[_i];
+    options.exact = _i % 2 && options.gradients != HD_DTYPE_BF16;
+    const trained device = train(options);
+    options.residency = HD_RESIDENCY_HOST;
+    const trained host = train(options);
+    assert_same(&host, &device);
+    ck_assert_int_gt(host.copies, 0);
+    ck_assert_uint_lt(host.planned, device.planned);
+    options.host_blocks = 2;
+    const trained two = train(options);
+    assert_same(&two, &device);
+    ck_assert_uint_lt(two.host, host.host);
+    options.gradient_residency = options.exact ? HD_RESIDENCY_RESIDENT : HD_RESIDENCY_HOST;
+    options.activations = HD_ACTIVATIONS_HOST;
+    const trained all = train(options);
+    assert_same(&all, &device);
+    ck_assert_uint_lt(all.planned, two.planned);
+}
+END_TEST
+
 /* What fits is taken in this order, and each step down is taken when the one before does not fit. */
 START_TEST(auto_takes_the_cheapest_that_fits)
 {
@@ -227,7 +250,8 @@ START_TEST(auto_takes_the_cheapest_that_fits)
     hd_trainer_options options = {.dtype = HD_DTYPE_BF16,
                                   .activations = HD_ACTIVATIONS_AUTO,
                                   .optimizer_residency = HD_RESIDENCY_AUTO,
-                                  .gradient_residency = HD_RESIDENCY_AUTO};
+                                  .gradient_residency = HD_RESIDENCY_AUTO,
+                                  .residency = HD_RESIDENCY_AUTO};
     hd_trainer *trainer = make_trainer(model, mesh, NULL, options);
     size_t before = 0;
     int different = 0;
@@ -242,12 +266,14 @@ START_TEST(auto_takes_the_cheapest_that_fits)
         tried.activations = options.activations;
         tried.optimizer_residency = options.optimizer_residency;
         tried.gradient_residency = options.gradient_residency;
+        tried.residency = options.residency;
+        tried.host_blocks = 0;
         tried.budget = options.budget;
         status = hd_trainer_create(&tried, &trainer);
         ck_assert(status == HD_OK || status == HD_ERROR_BUDGET);
         if (status == HD_OK) ck_assert_uint_le(hd_plan_total_bytes(trainer->plan), options.budget);
     }
-    ck_assert_int_ge(different, 3); /* all kept, and at least two ways of less */
+    ck_assert_int_ge(different, 4); /* all kept, two ways of less, and blocks on the host */
     ck_assert_ptr_null(trainer);
     hd_mesh_destroy(mesh);
     hd_model_destroy(model);
@@ -344,6 +370,7 @@ int main(void)
     tcase_add_loop_test(tests, activations_on_the_host_give_the_same_bits, 0, count);
     tcase_add_loop_test(tests, what_enters_blocks_waits_on_the_host, 0, count);
     tcase_add_loop_test(tests, gradients_on_the_host_give_the_same_bits, 0, count);
+    tcase_add_loop_test(tests, weights_on_the_host_give_the_same_bits, 0, count);
     tcase_add_test(tests, auto_takes_the_cheapest_that_fits);
     tcase_add_test(tests, what_cannot_be_on_the_host_is_refused);
     tcase_add_test(tests, seven_billion_parameters_train_within_24_gib);

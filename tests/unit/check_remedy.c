@@ -17,6 +17,7 @@ typedef struct run {
 /* Wide and few tokens: parameters take most; narrow and many: activations. */
 static const run runs[] = {
     {"2", "1", "1", "auto", "0", "64", 1, "optimizer.residency=host", "gradient_residency=host"},
+    {"6", "1", "1", "auto", "0", "32", 1, "optimizer.residency=host", "train.residency=host"},
     {"4", "1", "1", "auto", "0", "64", 4, "layout.shard_state=1", "layout.shard_state=3"},
     {"4", "1", "2", "auto", "1", "64", 2, "layout.shard_state=2", "gradient_residency=host"},
     {"2", "2", "1", "gpipe", "0", "16", 2, "layout.schedule=1f1b", "layout.recompute=layer"},

@@ -125,13 +125,16 @@ START_TEST(places_that_are_not_where_the_values_are_are_caught)
 }
 END_TEST
 
-/* Rank 0 of 2 with sharded weights, its backward behind a forward; buckets are smaller than blocks. */
-static void make_gathered(void)
+/* Rank 0 of 2 with sharded weights, those of so many blocks on the host, its backward behind a forward;
+ * buckets are smaller than blocks. */
+static void make_gathered(int host_blocks)
 {
     program = hdt_random_program(2);
     hdi_layout *layout;
     hdt_assert_ok(hdi_layout_create(
-        &program, 1, &(hdi_layout_options){.bucket_elements = 150, .shards = 2, .sharding = 3},
+        &program, 1,
+        &(hdi_layout_options){
+            .bucket_elements = 150, .shards = 2, .sharding = 3, .host_blocks = host_blocks},
         &layout));
     hdt_assert_ok(hd_plan_create(&(hd_plan_options){0}, &plan));
     hdi_plan_set_layout(plan, layout);
@@ -144,8 +147,8 @@ static void make_gathered(void)
 
 START_TEST(blocks_that_are_gathered_are_proved_likewise)
 {
-    make_gathered();
-    const hdi_residency *it = &plan->residency;
+    make_gathered(2 * _i);
+    hdi_residency *it = &plan->residency;
     ck_assert(it->gathers && it->block_count > 2);
     ck_assert_int_eq(streamed->use_count, it->block_count);
     streamed->fetches[2]--;
@@ -161,14 +164,18 @@ START_TEST(blocks_that_are_gathered_are_proved_likewise)
     hdi_bucket *shards[2] = {0};
     for (int b = 0, found = 0; b < plan->layout->bucket_count && found < 2; b++) {
         int64_t first, own = hdi_layout_shard(plan->layout, b, 0, &first);
-        if (own && plan->layout->buckets[b].block >= 0) shards[found++] = &plan->layout->buckets[b];
+        if (own && plan->layout->buckets[b].block >= 0 && plan->layout->buckets[b].host == (_i > 0))
+            shards[found++] = &plan->layout->buckets[b];
     }
     ck_assert_ptr_nonnull(shards[1]);
     const int64_t kept = shards[1]->weights_first;
     shards[1]->weights_first = shards[0]->weights_first;
-    caught("share bytes of the weights");
+    caught(_i ? "share bytes of the host's copy" : "share bytes of the weights");
     shards[1]->weights_first = kept;
     hdt_assert_ok(hdi_plan_verify(plan));
+    if (!_i) return;
+    it->shard_bytes = 4;
+    caught("this rank's shard of 'block.");
 }
 END_TEST
 
@@ -209,7 +216,7 @@ int main(void)
     suite_add_tcase(suite, tests);
     TCase *gathered = tcase_create("gathered");
     tcase_add_checked_fixture(gathered, NULL, drop);
-    tcase_add_test(gathered, blocks_that_are_gathered_are_proved_likewise);
+    tcase_add_loop_test(gathered, blocks_that_are_gathered_are_proved_likewise, 0, 3);
     tcase_add_test(gathered, room_for_shards_from_the_host_is_proved);
     suite_add_tcase(suite, gathered);
     return hdt_main(suite);

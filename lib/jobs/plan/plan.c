@@ -128,6 +128,22 @@ static hd_status simulate(const planning *p, int shape, hdi_schedule_timing *tim
     return status;
 }
 
+/* The weights that wait on the host. */
+static void describe_blocks(const hd_trainer *trainer, hdi_text *text)
+{
+    hd_streaming all = {0};
+    double seconds = 0;
+    for (int c = 0; c < trainer->chunks; c++) {
+        hd_plan_streaming(trainer->plan, trainer->shapes[0].train[c].program, &all);
+        seconds += all.exposed_seconds;
+    }
+    hdi_text_printf(text,
+                    "       train.residency=host: %d of %d blocks, %zu bytes, through %d slots; "
+                    "%.3g s of waiting for them in a micro-batch\n",
+                    trainer->plan->layout->host_blocks, all.blocks, all.host_bytes, all.slots,
+                    seconds);
+}
+
 /* What the planner, or the user, has chosen; nothing where all is as by default. */
 static void describe_places(const hd_trainer *trainer, hdi_text *text)
 {
@@ -139,6 +155,7 @@ static void describe_places(const hd_trainer *trainer, hdi_text *text)
     const hd_trainer_options *o = &trainer->options;
     if (o->activations != HD_ACTIVATIONS_KEEP)
         hdi_text_printf(text, "       train.activations=%s\n", names[o->activations]);
+    if (o->residency == HD_RESIDENCY_HOST) describe_blocks(trainer, text);
     if (hdi_trainer_on_host(trainer)) hdi_text_append(text, "       optimizer.residency=host\n");
     if (hdi_trainer_gradients_on_host(trainer))
         hdi_text_append(text, "       train.gradient_residency=host\n");

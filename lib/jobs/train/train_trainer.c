@@ -102,6 +102,7 @@ static hd_status train_options(const hd_config *config, hd_model *model, const h
         .dtype = dtypes[dtype],
         .gradients = gradients,
         .master = masters[master],
+        .residency = (hd_residency)hdi_config_enum(values, "train.residency"),
         .gradient_residency = (hd_residency)hdi_config_enum(values, "train.gradient_residency"),
         .optimizer_residency = (hd_residency)hdi_config_enum(values, "optimizer.residency"),
         .adamw = {.beta1 = (float)hdi_config_float(values, "optimizer.beta1"),

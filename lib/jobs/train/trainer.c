@@ -6,6 +6,7 @@
 #include "ops/shard_sum.h"
 #include "parallel/data.h"
 
+#include <limits.h>
 #include <string.h>
 
 static hd_status out_of_memory(void)
@@ -111,6 +112,20 @@ static hd_status check_gradient_residency(const hd_trainer_options *o)
                      hd_mesh_size(o->mesh, HD_AXIS_REPLICA), o->shard_state);
 }
 
+/* What is kept for a weight is larger than the weight and used once a step: it leaves the device first. */
+static hd_status check_residency(hd_trainer_options *o)
+{
+    if (o->host_blocks < 0)
+        return hdi_error(HD_ERROR_ARGUMENT, "trainer: %d blocks on the host, want >= 0",
+                         o->host_blocks);
+    if (o->residency == HD_RESIDENCY_SHARDED || o->residency == HD_RESIDENCY_HOST_SHARDED)
+        return hdi_error(HD_ERROR_ARGUMENT,
+                         "trainer: weights in shards are shard_state 3's, seen as residency; want "
+                         "RESIDENT, HOST or AUTO");
+    if (o->residency == HD_RESIDENCY_HOST) o->optimizer_residency = HD_RESIDENCY_HOST;
+    return HD_OK;
+}
+
 static hd_status check_options(hd_trainer *trainer, const hd_trainer_options *given)
 {
     hd_trainer_options *o = &trainer->options;
@@ -146,6 +161,7 @@ static hd_status check_options(hd_trainer *trainer, const hd_trainer_options *gi
     if (o->adamw.epsilon == 0) o->adamw.epsilon = 1e-8F;
     HD_RETURN_IF_ERROR(check_dtype(trainer));
     HD_RETURN_IF_ERROR(check_gradient_residency(o));
+    HD_RETURN_IF_ERROR(check_residency(o));
     HD_RETURN_IF_ERROR(take_shapes(trainer));
     trainer->pipeline = hd_mesh_size(o->mesh, HD_AXIS_PIPELINE);
     trainer->stage = hd_mesh_index(o->mesh, HD_AXIS_PIPELINE);
@@ -184,6 +200,12 @@ static int most_micro_batches(const hd_trainer *trainer)
     return most;
 }
 
+static int host_blocks(const hd_trainer_options *o)
+{
+    if (o->residency != HD_RESIDENCY_HOST) return 0;
+    return o->host_blocks ? o->host_blocks : INT_MAX;
+}
+
 /* Of partial sums of gradients. */
 static int levels(const hd_trainer *trainer)
 {
@@ -217,6 +239,8 @@ static hd_status make_layout(hd_trainer *trainer, hdi_layout **out)
                               .copies = hd_mesh_size(mesh, HD_AXIS_COPY),
                               .copy = hd_mesh_index(mesh, HD_AXIS_COPY),
                               .sharding = o->shard_state,
+                              .host_blocks = host_blocks(o),
+                              .cuts_blocks = trainer->cuts_blocks,
                               .accumulates = most_micro_batches(trainer) > 1,
                               .levels = levels(trainer),
                               .shards_alone = o->exact && hdi_trainer_gradients_on_host(trainer),
@@ -316,10 +340,12 @@ static hd_status make_plan(hd_trainer *trainer)
     return hd_plan_finish(trainer->plan);
 }
 
-hd_status hdi_trainer_create_as(const hd_trainer_options *options, hd_trainer **out)
+hd_status hdi_trainer_create_as(const hd_trainer_options *options, bool cuts_blocks,
+                                hd_trainer **out)
 {
     hd_trainer *trainer = hdi_alloc(sizeof *trainer);
     if (!trainer) return out_of_memory();
+    trainer->cuts_blocks = cuts_blocks;
     hd_status status = check_options(trainer, options);
     if (status == HD_OK) status = make_schedules(trainer);
     if (status == HD_OK) status = hdi_census_take(trainer);

@@ -59,6 +59,7 @@ typedef struct hdi_update_chunk {
 struct hd_trainer {
     hd_trainer_options options;
     int pipeline, stage, chunks;
+    bool cuts_blocks; /* of the layout */
     hdi_census census;
     hdi_trainer_shape *shapes; /* [shape_count], owned */
     int shape_count;
@@ -90,8 +91,10 @@ struct hd_trainer {
     int64_t clean_steps; /* since the scale changed */
 };
 
-/* hd_trainer_create where trainer_choice.c has decided what was AUTO. */
-hd_status hdi_trainer_create_as(const hd_trainer_options *options, hd_trainer **out);
+/* hd_trainer_create where trainer_choice.c has decided what was AUTO. `cuts_blocks`: buckets end where blocks
+ * do even if no block is on the host. */
+hd_status hdi_trainer_create_as(const hd_trainer_options *options, bool cuts_blocks,
+                                hd_trainer **out);
 
 /* trainer_census.c: learn parameters, costs and the boundary; cut the layers into stages. */
 hd_status hdi_census_take(hd_trainer *trainer);

@@ -6,12 +6,21 @@
 #include "ops/host_copy.h"
 #include "parallel/gradients.h"
 
+#include <string.h>
+
 /* What a chunk's weights are updated from and with; invalid where there is none. */
 typedef struct chunk_state {
-    hd_tensor m, v, behind, average, gradient;
+    hd_tensor weights, m, v, behind, average, gradient;
 } chunk_state;
 
-enum { MOST_STATES = 5 };
+enum { MOST_STATES = 6, CHANGED = MOST_STATES - 1 /* all but the last */ };
+
+static void list(const chunk_state *state, hd_tensor out[MOST_STATES])
+{
+    const hd_tensor all[MOST_STATES] = {state->weights, state->m,       state->v,
+                                        state->behind,  state->average, state->gradient};
+    memcpy(out, all, sizeof all);
+}
 
 /* How many chunks are loaded ahead; as many, and one more, are on the device at a time. */
 enum { AHEAD = 2 };
@@ -29,12 +38,27 @@ static hd_tensor behind_weights(hd_trainer *trainer, const hdi_layout *layout, i
                            after + state_first, elements);
 }
 
+/* A range of a bucket's weights where they are kept. */
+static hd_tensor weights(hd_trainer *trainer, const hdi_bucket *bucket, int64_t first,
+                         int64_t elements)
+{
+    const hd_tensor out = hdi_flat_tensor(trainer->update, "weights", HDI_FLAT_WEIGHTS,
+                                          trainer->options.dtype, first, elements);
+    hdi_tensor *tensor = hdi_tensor_of(trainer->update, out);
+    if (tensor) tensor->host = bucket->host;
+    return out;
+}
+
 /* A chunk's state where it is kept. */
 static chunk_state kept_state(hd_trainer *trainer, const hdi_layout *layout,
                               const hdi_update_chunk *chunk)
 {
     hd_program *program = trainer->update;
+    const hdi_bucket *bucket = &layout->buckets[chunk->bucket];
     chunk_state state = {
+        .weights =
+            weights(trainer, bucket, hdi_layout_stored_weights(layout, chunk->bucket, chunk->first),
+                    chunk->elements),
         .m = hdi_flat_tensor(program, "m", HDI_FLAT_OPTIMIZER, HD_DTYPE_F32, chunk->state_first,
                              chunk->elements),
         .v = hdi_flat_tensor(program, "v", HDI_FLAT_OPTIMIZER, HD_DTYPE_F32,
@@ -76,12 +100,11 @@ static bool is_host(const hd_program *program, hd_tensor x)
 static void load(hd_trainer *trainer, const chunk_state *kept, chunk_state *state)
 {
     hd_program *program = trainer->update;
-    const hd_tensor from[MOST_STATES] = {kept->m, kept->v, kept->behind, kept->average,
-                                         kept->gradient};
-    hd_tensor *const to[MOST_STATES] = {&state->m, &state->v, &state->behind, &state->average,
-                                        &state->gradient};
-    hd_tensor in[MOST_STATES], out[MOST_STATES];
+    hd_tensor from[MOST_STATES], in[MOST_STATES], out[MOST_STATES];
+    hd_tensor *const to[MOST_STATES] = {&state->weights, &state->m,       &state->v,
+                                        &state->behind,  &state->average, &state->gradient};
     int count = 0;
+    list(kept, from);
     *state = *kept;
     for (int k = 0; k < MOST_STATES; k++) {
         if (!is_host(program, from[k])) continue;
@@ -95,25 +118,23 @@ static void load(hd_trainer *trainer, const chunk_state *kept, chunk_state *stat
 /* Copy back what was changed. */
 static void store(hd_trainer *trainer, const chunk_state *kept, const chunk_state *state)
 {
-    if (!hdi_trainer_on_host(trainer)) return;
-    const hd_tensor from[] = {state->m, state->v, state->behind, state->average};
-    const hd_tensor to[] = {kept->m, kept->v, kept->behind, kept->average};
-    hd_tensor in[MOST_STATES], out[MOST_STATES];
+    hd_tensor from[MOST_STATES], to[MOST_STATES], in[MOST_STATES], out[MOST_STATES];
     int count = 0;
-    for (int k = 0; k < 4; k++) {
-        if (!to[k].id) continue;
+    list(state, from);
+    list(kept, to);
+    for (int k = 0; k < CHANGED; k++) {
+        if (!is_host(trainer->update, to[k])) continue;
         in[count] = from[k];
         out[count++] = to[k];
     }
-    hdi_op_append(trainer->update, &hdi_op_store, NULL, count, in, count, out);
+    if (count) hdi_op_append(trainer->update, &hdi_op_store, NULL, count, in, count, out);
 }
 
 static void hold(hd_trainer *trainer, const chunk_state *state)
 {
-    const hd_tensor all[MOST_STATES] = {state->m, state->v, state->behind, state->average,
-                                        state->gradient};
-    hd_tensor in[MOST_STATES];
+    hd_tensor all[MOST_STATES], in[MOST_STATES];
     int count = 0;
+    list(state, all);
     for (int k = 0; k < MOST_STATES; k++) {
         const hdi_tensor *tensor = hdi_tensor_of(trainer->update, all[k]);
         if (tensor && tensor->flat == HDI_FLAT_NONE) in[count++] = all[k];
@@ -122,29 +143,23 @@ static void hold(hd_trainer *trainer, const chunk_state *state)
 }
 
 /* Move the average of a chunk's values, which the update has just changed. */
-static void move_average(hd_trainer *trainer, int64_t elements, hd_tensor weights,
-                         const chunk_state *state)
+static void move_average(hd_trainer *trainer, int64_t elements, const chunk_state *state)
 {
     const bool joins = trainer->options.master == HD_MASTER_REMAINDER;
     const hd_tensor behind = state->behind;
-    hd_tensor in[3] = {trainer->average_share, behind.id && !joins ? behind : weights, behind};
+    hd_tensor in[3] = {trainer->average_share, behind.id && !joins ? behind : state->weights,
+                       behind};
     hdi_op_append(trainer->update, &hdi_op_average, &(hdi_average_options){elements}, joins ? 3 : 2,
                   in, 1, &state->average);
 }
 
 /* State has its place even where nothing is updated (frozen parameters), since checkpoints hold it. */
-static void update(hd_trainer *trainer, const hdi_layout *layout, const hdi_update_chunk *chunk,
-                   const chunk_state *state)
+static void update(hd_trainer *trainer, const hdi_update_chunk *chunk, const chunk_state *state)
 {
     hd_program *program = trainer->update;
     const hd_adamw_options *adamw = &trainer->options.adamw;
-    const hd_dtype dtype = trainer->options.dtype;
     hd_tensor in[] = {state->gradient, trainer->scalars};
-    hd_tensor out[] = {
-        hdi_flat_tensor(program, "weights", HDI_FLAT_WEIGHTS, dtype,
-                        hdi_layout_stored_weights(layout, chunk->bucket, chunk->first),
-                        chunk->elements),
-        state->m, state->v, state->behind};
+    hd_tensor out[] = {state->weights, state->m, state->v, state->behind};
     if (chunk->pieces)
         hdi_op_append(program, &hdi_op_adamw,
                       &(hdi_adamw_options){.pieces = trainer->update_pieces + chunk->first_piece,
@@ -155,20 +170,34 @@ static void update(hd_trainer *trainer, const hdi_layout *layout, const hdi_upda
                                            .beta2 = adamw->beta2,
                                            .epsilon = adamw->epsilon},
                       2, in, state->behind.id ? 4 : 3, out);
-    if (state->average.id) move_average(trainer, chunk->elements, out[0], state);
+    if (state->average.id) move_average(trainer, chunk->elements, state);
 }
 
-static void gather(hd_trainer *trainer, const hdi_layout *layout, const hdi_bucket *bucket)
+static void exchange(hd_trainer *trainer, const hdi_layout *layout, const hdi_bucket *bucket,
+                     hd_tensor whole)
 {
-    hd_tensor weights =
-        hdi_flat_tensor(trainer->update, "weights", HDI_FLAT_WEIGHTS, trainer->options.dtype,
-                        bucket->weights_first, bucket->elements);
     hdi_op_append(
         trainer->update, &hdi_op_all_gather,
         &(hdi_all_gather_options){.collective = {layout->axis, bucket->elements, "weights"},
                                   .counts = bucket->counts,
                                   .offsets = bucket->offsets},
-        0, NULL, 1, &weights);
+        0, NULL, 1, &whole);
+}
+
+/* Get the other ranks' shards of a bucket's weights. What is on the host passes through the device for it. */
+static void gather(hd_trainer *trainer, const hdi_layout *layout, const hdi_bucket *bucket)
+{
+    const hd_tensor kept = weights(trainer, bucket, bucket->weights_first, bucket->elements);
+    if (!bucket->host) {
+        exchange(trainer, layout, bucket, kept);
+        return;
+    }
+    const hd_tensor whole = hdi_tensor_add(trainer->update, "weights", trainer->options.dtype,
+                                           HD_ROLE_ACTIVATION, 1, &bucket->elements);
+    const hd_tensor back = weights(trainer, bucket, bucket->weights_first, bucket->elements);
+    hdi_op_append(trainer->update, &hdi_op_load, NULL, 1, &kept, 1, &whole);
+    exchange(trainer, layout, bucket, whole);
+    hdi_op_append(trainer->update, &hdi_op_store, NULL, 1, &whole, 1, &back);
 }
 
 /* The device's copies, by chunk modulo their number. */
@@ -197,12 +226,12 @@ static void update_of_bucket(hd_trainer *trainer, const hdi_layout *layout, int 
         const hdi_update_chunk *now = &trainer->update_chunks[*chunk];
         const chunk_state kept = kept_state(trainer, layout, now);
         if (!hdi_trainer_on_host(trainer) && !hdi_trainer_gradients_on_host(trainer)) {
-            update(trainer, layout, now, &kept);
+            update(trainer, now, &kept);
             continue;
         }
         load_ahead(trainer, layout, p, *chunk);
         const chunk_state *state = &p->states[*chunk % (AHEAD + 1)];
-        update(trainer, layout, now, state);
+        update(trainer, now, state);
         store(trainer, &kept, state);
     }
 }
@@ -223,7 +252,7 @@ hd_status hdi_trainer_build_chunks(hd_trainer *trainer, const hdi_layout *layout
     int chunk = 0;
     for (int b = 0; b < layout->bucket_count; b++) {
         update_of_bucket(trainer, layout, b, &p, &chunk);
-        if (layout->state_sharded && layout->shards > 1 && layout->buckets[b].block < 0)
+        if (layout->state_sharded && layout->shards > 1 && !layout->buckets[b].sharded)
             gather(trainer, layout, &layout->buckets[b]);
     }
     return hd_program_finish(trainer->update);

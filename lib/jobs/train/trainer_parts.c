@@ -57,7 +57,7 @@ hd_status hdi_trainer_loaded_parts(hd_trainer *trainer, hdi_trainer_part_fn visi
             count = hdi_layout_shard(layout, entry->bucket, layout->shard, &first);
         /* Before, within and after this rank's state: only the middle has m and v, and weights too
          * where they are sharded. */
-        if (bucket->block >= 0) {
+        if (bucket->sharded) {
             HD_RETURN_IF_ERROR(visit_range(trainer, entry, first, count, visit, user));
             continue;
         }
@@ -101,12 +101,15 @@ static hd_status read_whole(const hd_trainer *trainer, const hdi_entry *entry, c
     const size_t width = hd_dtype_bytes(trainer->options.dtype);
     int64_t first = entry->first, count = entry->elements;
     hdi_session_clip(trainer->session, entry, &first, &count);
-    if (count)
-        HD_RETURN_IF_ERROR(context->backend->copy_out(
-            context->stream, values + (size_t)(first - entry->first) * width,
-            hdi_trainer_weights(trainer, first), (size_t)count * width));
+    char *own = values + (size_t)(first - entry->first) * width;
+    const char *from = count ? hdi_trainer_weights(trainer, first) : NULL;
+    if (hdi_session_is_host(trainer->session, from))
+        memcpy(own, from, (size_t)count * width);
+    else if (count)
+        HD_RETURN_IF_ERROR(
+            context->backend->copy_out(context->stream, own, from, (size_t)count * width));
     HD_RETURN_IF_ERROR(context->backend->synchronize(context->stream));
-    if (trainer->plan->layout->buckets[entry->bucket].block < 0) return HD_OK;
+    if (!trainer->plan->layout->buckets[entry->bucket].sharded) return HD_OK;
     return gather_shards(trainer, entry, values);
 }
 
@@ -147,7 +150,7 @@ static hd_status hash_parameter(const hd_trainer *trainer, const hdi_global_para
     const int64_t words = hdi_ceil_div((int64_t)bytes, sizeof(int32_t));
     const int index = hdi_layout_find(layout, parameter->name); /* parts may be on others only */
     const hdi_entry *entry = index < 0 ? NULL : &layout->entries[index];
-    const bool is_sharded = entry && layout->buckets[entry->bucket].block >= 0;
+    const bool is_sharded = entry && layout->buckets[entry->bucket].sharded;
     const bool speaks = first && entry && hdi_trainer_speaks_for(trainer, entry);
     char *whole = hdi_alloc_array((size_t)words, sizeof(int32_t));
     hd_status status = whole ? HD_OK : hdi_error(HD_ERROR_MEMORY, "trainer: out of host memory");
