@@ -223,11 +223,13 @@ void hdi_job_watch_memory(const hd_context *context, hdi_memory_info *least)
     if (least->total_bytes == 0 || now.free_bytes < least->free_bytes) *least = now;
 }
 
-void hdi_job_log_memory(const hdi_memory_info *least, size_t planned)
+void hdi_job_log_memory(const hd_context *context, const hdi_memory_info *least, size_t planned)
 {
+    const bool is_cpu = context->backend == &hdi_backend_cpu;
     if (least->total_bytes == 0) return;
-    hdi_log(HD_LOG_INFO, "memory: planned %zu bytes; in use %zu bytes of the device's %zu", planned,
-            least->total_bytes - least->free_bytes, least->total_bytes);
+    hdi_log(HD_LOG_INFO, "memory: planned %zu bytes; in use %zu bytes of the %s %zu%s", planned,
+            least->total_bytes - least->free_bytes, is_cpu ? "machine's" : "device's",
+            least->total_bytes, is_cpu ? ", by all programs" : "");
 }
 
 hd_status hdi_job_rates(const hd_config *config, const hd_backend *backend, hd_rates *out)

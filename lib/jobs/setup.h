@@ -49,6 +49,6 @@ hd_status hdi_job_rates(const hd_config *config, const hd_backend *backend, hd_r
 void hdi_job_watch_memory(const hd_context *context, hdi_memory_info *least);
 
 /* Log the plan's bytes beside those in use; nothing if none were watched. Local. */
-void hdi_job_log_memory(const hdi_memory_info *least, size_t planned);
+void hdi_job_log_memory(const hd_context *context, const hdi_memory_info *least, size_t planned);
 
 #endif

@@ -7,6 +7,7 @@
 
 #include "core/memory.h"
 #include "report/axis.h"
+#include "report/format.h"
 #include "report/pipeline_internal.h"
 
 enum {
@@ -115,10 +116,11 @@ static hd_status draw(const char *path, const hdi_pipeline_chart *chart, const d
     hdi_svg svg;
     hd_status status = hdi_svg_begin(&svg, path, WIDTH, height, title);
     if (status != HD_OK) return hdi_svg_end(&svg);
-    char text[128];
+    char text[128], span[HDI_NUMBER_TEXT];
+    hdi_format_fixed(span_ms, span_ms < 100 ? 2 : 0, span);
     hdi_svg_text_within(&svg, 24, 30, WIDTH - 48, &(hdi_svg_font){.size = 17, .bold = true}, title);
     snprintf(text, sizeof text,
-             "step %.3g ms · bubble %.1f %% of the pipeline phase · ranks busy %.1f %%", span_ms,
+             "step %s ms · bubble %.1f %% of the pipeline phase · ranks busy %.1f %%", span,
              numbers->bubble * 100, numbers->busy * 100);
     hdi_svg_text(&svg, 24, 51, &(hdi_svg_font){.size = 13, .color = HDI_COLOR_FAINT}, text);
     hdi_legend_entry entries[HDI_TRACE_CATEGORIES];

@@ -125,7 +125,7 @@ check "large_exchanges_are_in_groups" says 0 "(heads in 2 groups)" -- "${plan[@]
 check "and_so_are_others_if_asked" says 0 "(heads in 4 groups)" -- "${plan[@]}" --layout.sequence_groups=4
 shared=("$heddle" plan --model.preset=gpt2 --ranks 12 --layout.sequence=4 --layout.ring=2)
 flops=$("$heddle" plan --model.preset=gpt2 | grep -o '[0-9.]*e+[0-9]* FLOP a step')
-check "plan_says_how_sequences_and_layers_are_shared" says 0 "sequence 4 in rings of 2 (heads in 1 groups) x tensor 3" \
+check "plan_says_how_sequences_and_layers_are_shared" says 0 "sequence 4 in rings of 2 (heads in 1 group) x tensor 3 (rows in 1 group)" \
     "step, ${flops:0:4}" "no deadlock" -- "${shared[@]}" --layout.tensor=3
 check "and_why_they_cannot_be" says 1 "want at most 6 (key and value heads, which ranks do not share, for each of 2 sequence ranks)" -- \
     "${shared[@]}" --ranks 28 --layout.tensor=7

@@ -262,7 +262,8 @@ static void describe_sequence(const hd_mesh *mesh, const hd_program *program, si
     const size_t used = strlen(out);
     groups[0] = '\0';
     if (program->tensor_pieces)
-        snprintf(groups, sizeof groups, " (rows in %d groups)", program->tensor_pieces);
+        snprintf(groups, sizeof groups, " (rows in %d group%s)", program->tensor_pieces,
+                 program->tensor_pieces == 1 ? "" : "s");
     if (tensor > 1) snprintf(out + used, bytes - used, " x tensor %d%s", tensor, groups);
 }
 

@@ -418,7 +418,7 @@ static hd_status run_sampler(job *it, hd_sample_result *out)
         HD_RETURN_IF_ERROR(hd_sampler_run(it->sampler, it->inputs.texts,
                                           it->inputs.count + it->inputs.negatives, it->videos,
                                           it->count, &run, &result));
-    hdi_job_log_memory(&it->memory, it->planned);
+    hdi_job_log_memory(it->context, &it->memory, it->planned);
     out->videos = it->count;
     out->steps = left;
     out->seconds = result.seconds;

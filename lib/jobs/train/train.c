@@ -318,7 +318,7 @@ static void report_memory(const hdi_train_job *job)
 {
     hdi_memory_info info = {0};
     hdi_job_watch_memory(job->context, &info);
-    hdi_job_log_memory(&info, hd_plan_total_bytes(job->trainer->plan));
+    hdi_job_log_memory(job->context, &info, hd_plan_total_bytes(job->trainer->plan));
 }
 
 static hd_status write_trace(hdi_train_job *job)
