@@ -326,6 +326,25 @@ START_TEST(stages_add_up_to_the_whole)
 END_TEST
 
 /* Whatever a line has to do: videos that are done, begun or new, steps that rest from guidance. */
+/* Stages and one more video keep a pipeline busy; rounds of so many differ by one video at most. */
+START_TEST(no_video_is_left_to_run_alone)
+{
+    const hdi_guidance one = {.branches = 1};
+    ck_assert_int_eq(hdi_walk_in_flight(&one, 1, 5), 1);
+    ck_assert_int_eq(hdi_walk_in_flight(&one, 2, 4), 4);
+    ck_assert_int_eq(hdi_walk_in_flight(&one, 2, 0), 1);
+    for (int stages = 2; stages <= 8; stages++)
+        for (int videos = 1; videos <= 60; videos++) {
+            const int slots = hdi_walk_in_flight(&one, stages, videos);
+            const int rounds = (videos + slots - 1) / slots;
+            ck_assert_int_ge(slots, videos < stages + 1 ? videos : stages + 1);
+            ck_assert_msg(slots * rounds - videos < rounds, "%d stages: %d videos, %d at a time",
+                          stages, videos, slots);
+            ck_assert_int_le(slots, 2 * stages + 1);
+        }
+}
+END_TEST
+
 START_TEST(passes_are_counted_before_they_are_made)
 {
     enum { MANY = 5, STEPS = 20 };
@@ -376,6 +395,7 @@ int main(void)
     tcase_add_test(errors, texts_of_other_lengths_and_early_runs_are_told);
     TCase *plans = tcase_create("plans");
     tcase_add_test(plans, stages_add_up_to_the_whole);
+    tcase_add_test(plans, no_video_is_left_to_run_alone);
     tcase_add_test(plans, passes_are_counted_before_they_are_made);
     suite_add_tcase(suite, runs);
     suite_add_tcase(suite, errors);
