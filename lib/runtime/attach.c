@@ -37,7 +37,7 @@ static void detach(void *user)
 
 /* What NCCL reads before its first communicator. Ranks of one GPU are one host to it, which it refuses; with
  * a host each they meet over the network's sockets. Over NVLink it takes 24 blocks and more, each with
- * buffers: up to 0.5 GiB a lane (seen on H200), 0.15 GiB with 8 of them, which are as fast beside computation. */
+ * buffers: 1.1 GiB a lane (seen on two H200). With 8 of them it is about 0.3 GiB, and a training as fast. */
 static hd_status prepare_nccl(const hd_mesh *mesh, const hd_context *context)
 {
     char name[64];
