@@ -1,33 +1,14 @@
 /* Exchanges of heads travel under what is computed meanwhile: on the plans of ranks that share sequences,
  * without any of them running. */
 #include "ops/sequence.h"
-#include "program/plan.h"
-#include "tests/support/hdt.h"
+#include "tests/support/hdt_overlap.h"
 
-#include <heddle/model.h>
 #include <heddle/op.h>
 #include <string.h>
 
-static const char *const hunyuan =
-    "{\"model_type\": \"hunyuan_video\", \"in_channels\": 2, \"out_channels\": 2, "
-    "\"num_attention_heads\": 6, \"attention_head_dim\": 8, \"num_layers\": 1, "
-    "\"num_single_layers\": 2, \"num_refiner_layers\": 1, \"text_embed_dim\": 6, "
-    "\"pooled_projection_dim\": 5, \"rope_axes_dim\": [4, 2, 2]}";
-static const char *const gpt2 =
-    "{\"model_type\":\"gpt2\",\"vocab_size\":31,\"n_positions\":16,\"n_embd\":36,"
-    "\"n_layer\":2,\"n_head\":6}";
-
-/* A program of rank 1 of 2, planned. */
-typedef struct planned {
-    hd_model *model;
-    hd_mesh *mesh;
-    hd_program *program;
-    hd_plan *plan;
-} planned;
-
-static planned make(const char *json, bool training, int groups, int slices)
+static hdt_overlap make(const char *json, bool training, int groups, int slices)
 {
-    planned it;
+    hdt_overlap it;
     hdt_assert_ok(hd_model_create_json(json, &it.model));
     hdt_assert_ok(hd_mesh_create_fake(1, 2, &(hd_mesh_options){.sequence = 2}, &it.mesh));
     hdt_assert_ok(hd_program_create(&(hd_program_options){.name = "half",
@@ -36,7 +17,7 @@ static planned make(const char *json, bool training, int groups, int slices)
                                                           .slices = slices,
                                                           .sequence_groups = groups},
                                     &it.program));
-    const bool is_video = json == hunyuan;
+    const bool is_video = json == hdt_overlap_hunyuan;
     const hd_stage stage = {.purpose = training   ? HD_PURPOSE_TRAIN
                                        : is_video ? HD_PURPOSE_DENOISE
                                                   : HD_PURPOSE_EVALUATE,
@@ -58,35 +39,8 @@ static planned make(const char *json, bool training, int groups, int slices)
     return it;
 }
 
-static void destroy(planned *it)
-{
-    hd_plan_destroy(it->plan);
-    hd_program_destroy(it->program);
-    hd_mesh_destroy(it->mesh);
-    hd_model_destroy(it->model);
-}
-
-static bool waits_for(const hdi_unit *unit, int op, int posted)
-{
-    for (int w = unit->wait_begin[op]; w < unit->wait_begin[op + 1]; w++)
-        if (unit->waits[w] == posted) return true;
-    return false;
-}
-
-/* Whether products are computed between an op's post and the first op that waits for it. */
-static bool is_covered(const hdi_unit *unit, int posted)
-{
-    const hd_program *program = unit->program;
-    for (int i = posted + 1; i < program->op_count && !waits_for(unit, i, posted); i++) {
-        hd_cost cost;
-        hdi_op_cost(program->ops[i], &cost);
-        if (cost.flops > 0 && !(program->ops[i]->op.kind->flags & HD_OP_COMMUNICATES)) return true;
-    }
-    return false;
-}
-
 /* Exchanges of one phase in scopes whose names hold `scope`: all, and those under nothing. */
-static void count(const planned *it, hdi_phase phase, const char *scope, int *all, int *bare)
+static void count(const hdt_overlap *it, hdi_phase phase, const char *scope, int *all, int *bare)
 {
     const hd_program *program = it->program;
     *all = *bare = 0;
@@ -96,7 +50,7 @@ static void count(const planned *it, hdi_phase phase, const char *scope, int *al
             !strstr(program->scopes[op->scope].name, scope))
             continue;
         *all += 1;
-        *bare += !is_covered(&it->plan->units[0], i);
+        *bare += hdt_overlap_count(it, i, 0) == 0;
     }
 }
 
@@ -104,7 +58,7 @@ START_TEST(a_single_block_computes_under_every_exchange)
 {
     for (int groups = 1; groups <= 3; groups++)
         for (int training = 0; training < 2; training++) {
-            planned it = make(hunyuan, training, groups, 1);
+            hdt_overlap it = make(hdt_overlap_hunyuan, training, groups, 1);
             for (int phase = 0; phase <= training; phase++) {
                 int all, bare;
                 count(&it, (hdi_phase)phase, "single_blocks", &all, &bare);
@@ -112,7 +66,7 @@ START_TEST(a_single_block_computes_under_every_exchange)
                 ck_assert_msg(bare == 0, "%d groups, training %d, phase %d: %d of %d are bare",
                               groups, training, phase, bare, all);
             }
-            destroy(&it);
+            hdt_overlap_destroy(&it);
         }
 }
 END_TEST
@@ -121,22 +75,24 @@ END_TEST
 START_TEST(in_slices_the_last_way_back_is_bare)
 {
     for (int groups = 1; groups <= 3; groups++) {
-        planned it = make(hunyuan, false, groups, 2);
+        hdt_overlap it = make(hdt_overlap_hunyuan, false, groups, 2);
         int all, bare;
         count(&it, HDI_PHASE_FORWARD, "single_blocks", &all, &bare);
         ck_assert_int_eq(all, 2 * 2 * groups);
         ck_assert_int_eq(bare, 2);
-        destroy(&it);
+        hdt_overlap_destroy(&it);
     }
 }
 END_TEST
 
 START_TEST(of_other_blocks_one_group_each_way_is_bare_at_most)
 {
-    const char *const models[] = {gpt2, hunyuan}, *const scopes[] = {"h.", "double_blocks"};
+    const char *const models[] = {hdt_overlap_gpt2, hdt_overlap_hunyuan}, *const scopes[] = {
+                                                                              "h.",
+                                                                              "double_blocks"};
     const int layers[] = {2, 1};
     for (int groups = 1; groups <= 3; groups++) {
-        planned it = make(models[_i], true, groups, 1);
+        hdt_overlap it = make(models[_i], true, groups, 1);
         for (int phase = 0; phase < HDI_PHASES; phase++) {
             int all, bare;
             count(&it, (hdi_phase)phase, scopes[_i], &all, &bare);
@@ -144,7 +100,7 @@ START_TEST(of_other_blocks_one_group_each_way_is_bare_at_most)
             ck_assert_msg(bare <= 2 * layers[_i], "%d groups, phase %d: %d of %d are bare", groups,
                           phase, bare, all);
         }
-        destroy(&it);
+        hdt_overlap_destroy(&it);
     }
 }
 END_TEST

@@ -3,20 +3,9 @@
 #include "ops/tensor_axis.h"
 #include "ops/tensor_pieces.h"
 #include "parallel/match.h"
-#include "program/plan.h"
-#include "tests/support/hdt.h"
+#include "tests/support/hdt_overlap.h"
 
-#include <heddle/model.h>
 #include <string.h>
-
-static const char *const hunyuan =
-    "{\"model_type\": \"hunyuan_video\", \"in_channels\": 2, \"out_channels\": 2, "
-    "\"num_attention_heads\": 6, \"attention_head_dim\": 8, \"num_layers\": 1, "
-    "\"num_single_layers\": 2, \"num_refiner_layers\": 1, \"text_embed_dim\": 6, "
-    "\"pooled_projection_dim\": 5, \"rope_axes_dim\": [4, 2, 2]}";
-static const char *const gpt2 =
-    "{\"model_type\":\"gpt2\",\"vocab_size\":31,\"n_positions\":16,\"n_embd\":36,"
-    "\"n_layer\":2,\"n_head\":6}";
 
 /* What a program of one of some ranks is made of. */
 typedef struct making {
@@ -29,16 +18,9 @@ typedef struct making {
 /* On a device of 1 GFLOP/s what travels of these models takes about as long as the products beside it. */
 enum { EVEN = 24 * 1000 * 1000 };
 
-typedef struct planned {
-    hd_model *model;
-    hd_mesh *mesh;
-    hd_program *program;
-    hd_plan *plan;
-} planned;
-
-static planned make(making of)
+static hdt_overlap make(making of)
 {
-    planned it;
+    hdt_overlap it;
     const hd_rates rates = {.compute = 1e9, .memory = 1e12, .peer = of.peer};
     hdt_assert_ok(hd_model_create_json(of.json, &it.model));
     hdt_assert_ok(
@@ -49,7 +31,7 @@ static planned make(making of)
                                                           .tensor_groups = of.groups,
                                                           .rates = &rates},
                                     &it.program));
-    const bool is_video = of.json == hunyuan;
+    const bool is_video = of.json == hdt_overlap_hunyuan;
     const hd_stage stage = {.purpose = of.training ? HD_PURPOSE_TRAIN
                                        : is_video  ? HD_PURPOSE_DENOISE
                                                    : HD_PURPOSE_EVALUATE,
@@ -71,72 +53,43 @@ static planned make(making of)
     return it;
 }
 
-static void destroy(planned *it)
-{
-    hd_plan_destroy(it->plan);
-    hd_program_destroy(it->program);
-    hd_mesh_destroy(it->mesh);
-    hd_model_destroy(it->model);
-}
-
-static bool waits_for(const hdi_unit *unit, int op, int posted)
-{
-    for (int w = unit->wait_begin[op]; w < unit->wait_begin[op + 1]; w++)
-        if (unit->waits[w] == posted) return true;
-    return false;
-}
-
-/* Ops with products between an op's post and the first op that waits for it; those with `flags` alone. */
-static int count_under(const planned *it, int posted, uint32_t flags)
-{
-    const hdi_unit *unit = &it->plan->units[0];
-    int count = 0;
-    for (int i = posted + 1; i < it->program->op_count && !waits_for(unit, i, posted); i++) {
-        const hdi_op *op = it->program->ops[i];
-        hd_cost cost;
-        hdi_op_cost(op, &cost);
-        count += cost.flops > 0 && !(op->op.kind->flags & HD_OP_COMMUNICATES) &&
-                 (op->op.kind->flags & flags) == flags;
-    }
-    return count;
-}
-
-static bool is_step(const planned *it, int op)
+static bool is_step(const hdt_overlap *it, int op)
 {
     return it->program->ops[op]->op.kind == &hdi_op_tensor_step;
 }
 
 START_TEST(every_step_travels_under_a_product)
 {
-    const char *const models[] = {hunyuan, gpt2};
+    const char *const models[] = {hdt_overlap_hunyuan, hdt_overlap_gpt2};
     const int ways[] = {2 * 2 + 2 * 2, 2 * 2 * 2}; /* in and out of blocks */
     for (int ranks = 2; ranks <= 3; ranks++)
         for (int groups = 2; groups <= 3; groups++)
             for (int training = 0; training < 2; training++) {
-                planned it = make((making){models[_i], training, ranks, ranks - 1, groups, EVEN});
+                hdt_overlap it =
+                    make((making){models[_i], training, ranks, ranks - 1, groups, EVEN});
                 int steps = 0;
                 for (int i = 0; i < it.program->op_count; i++) {
                     if (!is_step(&it, i)) continue;
                     steps++;
-                    ck_assert_msg(count_under(&it, i, 0) > 0,
+                    ck_assert_msg(hdt_overlap_count(&it, i, 0) > 0,
                                   "%d ranks, %d groups, training %d: op %d is bare", ranks, groups,
                                   training, i);
                 }
                 ck_assert_int_eq(steps, ways[_i] * (1 + training) * (ranks - 1) * (groups - 1));
                 ck_assert_int_eq(it.program->tensor_pieces, groups);
-                destroy(&it);
+                hdt_overlap_destroy(&it);
             }
 }
 END_TEST
 
 START_TEST(results_leave_under_attention_where_nothing_follows)
 {
-    planned it = make((making){hunyuan, false, 2, 0, 2, EVEN});
+    hdt_overlap it = make((making){hdt_overlap_hunyuan, false, 2, 0, 2, EVEN});
     int under = 0;
     for (int i = 0; i < it.program->op_count; i++)
-        under += is_step(&it, i) && count_under(&it, i, HD_OP_ATTENDS) > 0;
+        under += is_step(&it, i) && hdt_overlap_count(&it, i, HD_OP_ATTENDS) > 0;
     ck_assert_int_eq(under, 2); /* a way out of each single block */
-    destroy(&it);
+    hdt_overlap_destroy(&it);
 }
 END_TEST
 
@@ -146,12 +99,12 @@ START_TEST(more_is_computed_under_a_slow_link)
     const double peers[] = {1e12, EVEN / 100};
     int under[2] = {0};
     for (int p = 0; p < 2; p++) {
-        planned it = make((making){hunyuan, false, 2, 0, 2, peers[p]});
+        hdt_overlap it = make((making){hdt_overlap_hunyuan, false, 2, 0, 2, peers[p]});
         for (int i = 0; i < it.program->op_count && !under[p]; i++)
             if (is_step(&it, i) &&
                 strstr(it.program->scopes[it.program->ops[i]->scope].name, "single_blocks.0"))
-                under[p] = count_under(&it, i, 0);
-        destroy(&it);
+                under[p] = hdt_overlap_count(&it, i, 0);
+        hdt_overlap_destroy(&it);
     }
     ck_assert_int_eq(under[0], 1);
     ck_assert_int_eq(under[1], 3); /* queries, keys and values; up; down */
@@ -160,16 +113,16 @@ END_TEST
 
 START_TEST(predicted_seconds_fall_and_memory_stays)
 {
-    const char *const models[] = {hunyuan, gpt2};
+    const char *const models[] = {hdt_overlap_hunyuan, hdt_overlap_gpt2};
     for (int ranks = 2; ranks <= 3; ranks++)
         for (int training = 0; training < 2; training++) {
             double seconds[4];
             size_t bytes[4];
             for (int groups = 0; groups < 4; groups++) {
-                planned it = make((making){models[_i], training, ranks, 1, groups, EVEN});
+                hdt_overlap it = make((making){models[_i], training, ranks, 1, groups, EVEN});
                 hdt_assert_ok(hd_plan_seconds(it.plan, it.program, &seconds[groups]));
                 bytes[groups] = hd_plan_total_bytes(it.plan);
-                destroy(&it);
+                hdt_overlap_destroy(&it);
             }
             ck_assert_double_lt(seconds[2], 0.95 * seconds[1]);
             ck_assert_double_lt(seconds[3], seconds[2]);
@@ -188,11 +141,11 @@ START_TEST(all_ranks_post_alike)
     const double peers[] = {EVEN, 1e3, 1};
     for (int p = 0; p < 3; p++)
         for (int groups = 0; groups <= 3; groups += 3) {
-            planned it[RANKS];
+            hdt_overlap it[RANKS];
             hdi_calls calls[RANKS] = {{0}};
             hd_mesh *meshes[RANKS];
             for (int r = 0; r < RANKS; r++) {
-                it[r] = make((making){hunyuan, true, RANKS, r, groups, peers[p]});
+                it[r] = make((making){hdt_overlap_hunyuan, true, RANKS, r, groups, peers[p]});
                 meshes[r] = it[r].mesh;
                 for (int phase = 0; phase < HDI_PHASES; phase++)
                     hdt_assert_ok(hdi_calls_add(&calls[r], it[r].program, (hdi_phase)phase));
@@ -201,7 +154,7 @@ START_TEST(all_ranks_post_alike)
             if (p == 2) ck_assert_int_gt(it[0].program->tensor_pieces, 1);
             for (int r = 0; r < RANKS; r++) {
                 hdi_calls_free(&calls[r]);
-                destroy(&it[r]);
+                hdt_overlap_destroy(&it[r]);
             }
         }
 }
@@ -238,7 +191,7 @@ END_TEST
 /* The verifier, on a plan that is right, of whose first step the piece or the wait is then moved. */
 START_TEST(a_piece_out_of_place_or_order_is_found)
 {
-    planned it = make((making){gpt2, true, 2, 1, 3, EVEN});
+    hdt_overlap it = make((making){hdt_overlap_gpt2, true, 2, 1, 3, EVEN});
     hdi_unit *unit = &it.plan->units[0];
     int step = 0;
     while (!is_step(&it, step))
@@ -255,7 +208,7 @@ START_TEST(a_piece_out_of_place_or_order_is_found)
     for (int w = 0; w < unit->wait_count; w++)
         if (unit->waits[w] == step) unit->waits[w] = unit->waits[w == 0];
     hdt_assert_status(hdi_plan_verify(it.plan), HD_ERROR_INTERNAL, "unordered with posted");
-    destroy(&it);
+    hdt_overlap_destroy(&it);
 }
 END_TEST
 
