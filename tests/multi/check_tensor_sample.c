@@ -58,10 +58,7 @@ START_TEST(videos_are_those_of_one_rank)
 {
     static hdt_sampling it;
     hdt_mmdit file = hdt_mmdit_open(_i, NULL);
-    it = (hdt_sampling){.model = file.model,
-                        .weights = hdi_weights_path(file.weights),
-                        .dims = file.dims,
-                        .tokens = file.valid};
+    hdt_sampling_of_mmdit(&it, &file);
     compare_videos(&it, _i == HDT_OPEN_SORA ? 4 : 2, file.tolerance);
     hdt_mmdit_close(&file);
 }
@@ -70,13 +67,8 @@ END_TEST
 START_TEST(videos_of_spatial_and_temporal_blocks_too)
 {
     static hdt_sampling it;
-    static const int64_t dims[] = {HDT_STDIT_CHANNELS, 3, 10, 10};
     hdt_stdit file = _i ? hdt_stdit_open_v13() : hdt_stdit_open();
-    it = (hdt_sampling){.model = file.model,
-                        .weights = hdi_weights_path(file.weights),
-                        .dims = dims,
-                        .tokens = HDT_STDIT_TEXT,
-                        .masked = true};
+    hdt_sampling_of_stdit(&it, &file);
     compare_videos(&it, _i ? 2 : 4, 5e-5);
     hdt_stdit_close(&file);
 }

@@ -3,6 +3,24 @@
 
 #include "tests/support/hdt_device.h"
 
+void hdt_sampling_of_mmdit(hdt_sampling *it, const hdt_mmdit *file)
+{
+    *it = (hdt_sampling){.model = file->model,
+                         .weights = hdi_weights_path(file->weights),
+                         .dims = file->dims,
+                         .tokens = file->valid};
+}
+
+void hdt_sampling_of_stdit(hdt_sampling *it, const hdt_stdit *file)
+{
+    static const int64_t dims[] = {HDT_STDIT_CHANNELS, 3, 10, 10};
+    *it = (hdt_sampling){.model = file->model,
+                         .weights = hdi_weights_path(file->weights),
+                         .dims = dims,
+                         .tokens = HDT_STDIT_TEXT,
+                         .masked = true};
+}
+
 static hd_status keep_last(void *user, const hd_sampler_event *event)
 {
     hdt_sampling *it = user;

@@ -6,6 +6,8 @@
 #include <heddle/sampler.h>
 
 #include "tests/support/hdt.h"
+#include "tests/support/hdt_mmdit.h"
+#include "tests/support/hdt_stdit.h"
 
 enum { HDT_SAMPLING_VALUES = 4096 };
 
@@ -19,6 +21,11 @@ typedef struct hdt_sampling {
     float text[512], seen[HDT_SAMPLING_VALUES], condition[2 * HDT_SAMPLING_VALUES];
     size_t bytes, region; /* of the latents; of the weights region of this rank */
 } hdt_sampling;
+
+/* Make *it the video of a golden file, or one of three frames for the spatial and temporal blocks of another;
+ * files are borrowed. */
+void hdt_sampling_of_mmdit(hdt_sampling *it, const hdt_mmdit *file);
+void hdt_sampling_of_stdit(hdt_sampling *it, const hdt_stdit *file);
 
 /* Elements of the latents. Fills text and condition. */
 int64_t hdt_sampling_fill(hdt_sampling *it);
