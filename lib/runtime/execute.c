@@ -78,6 +78,8 @@ static hd_status run_op(hd_session *session, int index, int op_index, int stream
     const hdi_unit *unit = &plan->units[index];
     const hdi_op *op = unit->program->ops[op_index];
     hdi_posted *posted = &session->posted[index][op_index];
+    /* It has one request: what a run before has posted is over first, and then off the list of unfinished. */
+    if (posted->comm) HD_RETURN_IF_ERROR(wait_for(session, index, op_index));
     const bool is_sum = op->op.outputs && op->op.out_info[0]->role == HD_ROLE_GRADIENT;
     hd_run run = {.op = &op->op,
                   .backend = session->context->backend,
