@@ -47,9 +47,12 @@ typedef struct hdi_transport {
     /* Transports of device memory. Posts start after what the device's stream holds at that moment.
      * order: what is queued on that stream from here on runs after the operation; the request is
      * over for its caller. NULL: wait for it. settle: wait on the host until all that was ordered on
-     * the device is over. NULL: nothing outlives its request. label: NULL: unused. */
+     * the device is over. NULL: nothing outlives its request. is_quiet: nothing that any communicator
+     * of the device has posted is under way there. NULL: nothing there waits for a peer. label: NULL:
+     * unused. */
     hd_status (*order)(hd_comm *comm, hd_request *request);
     hd_status (*settle)(hd_comm *comm);
+    bool (*is_quiet)(hd_comm *comm);
     void (*label)(hd_comm *comm, const hd_request *request, const hdi_comm_label *label);
 
     /* test itself fails with HD_ERROR_TIMEOUT: the deadline runs from when the device is ready. */
@@ -94,9 +97,10 @@ void hdi_comm_set_name(hd_comm *comm, const char *name);
  * NULL. */
 void hdi_comm_progress(hd_comm *comm);
 
-/* As the transport's slots of these names say; NULL slots are provided for. settle takes NULL. */
+/* As the transport's slots of these names say; NULL slots are provided for. settle and is_quiet take NULL. */
 hd_status hdi_comm_order(hd_comm *comm, hd_request *request);
 hd_status hdi_comm_settle(hd_comm *comm);
+bool hdi_comm_is_quiet(hd_comm *comm);
 void hdi_comm_set_label(hd_comm *comm, const hd_request *request, const hdi_comm_label *label);
 
 /* What a rank does before it looks for the `look`-th time: nothing for `spins` looks, then it offers its

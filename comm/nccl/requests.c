@@ -268,6 +268,16 @@ hd_status hdi_nccl_settle(hd_comm *comm)
     return device->failed == HD_OK ? HD_OK : stopped(device);
 }
 
+bool hdi_nccl_is_quiet(hd_comm *comm)
+{
+    hdi_nccl_device *device = hdi_nccl_state_of(comm)->device;
+    bool done = device->failed == HD_OK;
+    for (const hdi_nccl_operation *operation = device->first; operation && done;
+         operation = operation->next)
+        if (event_status(operation->done, &done) != HD_OK) return false;
+    return done;
+}
+
 void hdi_nccl_label(hd_comm *comm, const hd_request *request, const hdi_comm_label *label)
 {
     hdi_nccl_operation *operation = find(comm, request);

@@ -55,11 +55,12 @@ enum {
     HD_OP_WEIGHT_GRADIENT = 1, /* writes a HD_ROLE_GRADIENT output, honours run->accumulate */
     HD_OP_COMMUNICATES = 2,    /* posts on a communicator; completes when the request does */
     HD_OP_UPDATES = 4,         /* out[0] is in[0], updated in place (state, weights) */
-    HD_OP_ROUNDS = 8,  /* a weight gradient that writes and adds to any dtype of gradients; of
+    HD_OP_ROUNDS = 8,   /* a weight gradient that writes and adds to any dtype of gradients; of
                            others fp32 is asked, and heddle rounds */
-    HD_OP_LOADS = 16,  /* copies from host memory beside the computation; and */
-    HD_OP_STORES = 32, /* to it: both complete when somebody waits */
-    HD_OP_ATTENDS = 64 /* its FLOPs go at the rate of attention, not of matrix products */
+    HD_OP_LOADS = 16,   /* copies from host memory beside the computation; and */
+    HD_OP_STORES = 32,  /* to it: both complete when somebody waits */
+    HD_OP_ATTENDS = 64, /* its FLOPs go at the rate of attention, not of matrix products */
+    HD_OP_VARIES = 128 /* run waits, or queues what does not follow from its hd_run: not replayed */
 };
 
 struct hd_op_kind {

@@ -16,6 +16,8 @@ typedef struct hd_context_options {
     int ordinal;        /* of the GPU on this host */
     int threads;        /* of the CPU backend; zero means 1 */
     bool share_gpu;     /* hd_context_create_ranked: several ranks may have one GPU, for tests */
+    bool graphs; /* CUDA: sessions queue at once, as graphs, what is the same in every step: up to
+                    256 MiB of the device, the same bits */
 } hd_context_options;
 
 /* One device of this process. `options` may be NULL: the defaults. Local. */

@@ -299,6 +299,12 @@ typedef struct hdi_memory_info {
  * programs make, which take turns. What waits for a slot waits for all earlier copies of its kind. */
 enum { HDI_STREAM_FETCHES = 8, HDI_OP_FETCHES = 56, HDI_FETCH_SLOTS = 64, HDI_STORE_SLOTS = 64 };
 
+/* Queued work that a device keeps, to queue it again. Zeroed: none. */
+typedef struct hdi_graph {
+    void *recorded; /* until it is loaded; host memory of the driver's */
+    void *loaded;   /* ready to run */
+} hdi_graph;
+
 struct hd_backend {
     const char *name; /* "cpu" or "cuda" */
 
@@ -335,6 +341,18 @@ struct hd_backend {
     hd_status (*store)(hd_stream *stream, int slot, void *host, const void *device_memory,
                        size_t bytes);
     hd_status (*await_store)(hd_stream *stream, int slot);
+
+    /* Graphs; NULL, all of them: the device keeps none. What is queued on `stream` from begin_record to
+     * end_record does not run but is kept, with its addresses and arguments; nothing else is asked of the
+     * device meanwhile. What cannot be kept fails in between or at the end, which leaves no graph and the
+     * stream as it was. */
+    hd_status (*begin_record)(hd_stream *stream);
+    hd_status (*end_record)(hd_stream *stream, hdi_graph *out);
+    /* Make it ready to run. Takes memory of the device, *bytes of it, and may wait for all that runs there;
+     * where it could be more than most_bytes nothing is loaded, and the graph is forgotten. */
+    hd_status (*load_graph)(hd_stream *stream, hdi_graph *graph, size_t most_bytes, size_t *bytes);
+    hd_status (*run_graph)(hd_stream *stream, const hdi_graph *graph); /* queue all of it */
+    void (*forget_graph)(hdi_graph *graph);                            /* takes a zeroed one */
 
     /* Computation, queued on `stream`. */
     hd_status (*gemm)(hd_stream *stream, const hdi_gemm_args *args);

@@ -260,6 +260,10 @@ const hdi_config_row hdi_job_schema[] = {
            "none",
            QUIET),
     BOOL("run.share_gpu", "false", "ranks may have one GPU: slow, for tests (--share-gpu)", QUIET),
+    BOOL("run.graphs", "false",
+         "queue runs of operations that are the same in every step as CUDA graphs: for steps in which "
+         "the GPU waits for the host; up to 256 MiB of the device; nothing on the CPU",
+         QUIET),
     INT("run.threads", "0", "0", "4096", "threads",
         "of the CPU backend; zero: OMP_NUM_THREADS, or 1", QUIET),
     FLOAT("run.deadline", "120", "0.1", NULL, "seconds", "longest wait for another rank", QUIET),

@@ -163,7 +163,8 @@ hd_status hdi_job_open_device(const hd_config *config, hd_comm *world, hd_mesh *
     const hd_context_options options = {.device = hdi_config_string(config->values, "run.device"),
                                         .threads = hdi_job_threads(config),
                                         .share_gpu =
-                                            hdi_config_bool(config->values, "run.share_gpu")};
+                                            hdi_config_bool(config->values, "run.share_gpu"),
+                                        .graphs = hdi_config_bool(config->values, "run.graphs")};
     HD_RETURN_IF_ERROR(hd_context_create_ranked(world, &options, out));
     hdi_memory_info before;
     if ((*out)->backend != &hdi_backend_cpu &&
@@ -212,7 +213,7 @@ hd_status hdi_job_foreign(const hd_config *config, const hd_mesh *mesh, const hd
         taken = context->taken_bytes;
         if (attached > *transport) *transport = attached;
     }
-    *out = taken / sharers + later_bytes;
+    *out = taken / sharers + later_bytes + (context->graphs ? HDI_REPLAY_BYTES : 0);
     return HD_OK;
 }
 

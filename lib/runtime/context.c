@@ -26,14 +26,17 @@ hd_status hd_backend_find(const char *device, const hd_backend **out)
     return HD_OK;
 }
 
-static hd_status open_context(const hd_backend *backend, int ordinal, int threads, hd_context **out)
+static hd_status open_context(const hd_backend *backend, int ordinal,
+                              const hd_context_options *options, hd_context **out)
 {
     *out = NULL;
     hd_context *context = hdi_alloc(sizeof *context);
     if (!context) return hdi_error(HD_ERROR_MEMORY, "context: out of host memory");
     context->backend = backend;
     context->ordinal = ordinal;
-    if (backend == &hdi_backend_cpu) hdi_cpu_set_threads(threads > 0 ? threads : 1);
+    context->graphs = options->graphs;
+    if (backend == &hdi_backend_cpu)
+        hdi_cpu_set_threads(options->threads > 0 ? options->threads : 1);
     hd_status status = backend->open(ordinal, &context->device);
     if (status != HD_OK) {
         hd_context_destroy(context);
@@ -51,7 +54,7 @@ hd_status hd_context_create(const hd_context_options *options, hd_context **out)
     if (!options) options = &defaults;
     const hd_backend *backend;
     HD_RETURN_IF_ERROR(hd_backend_find(options->device, &backend));
-    return open_context(backend, options->ordinal, options->threads, out);
+    return open_context(backend, options->ordinal, options, out);
 }
 
 uint64_t hdi_host_hash(void)
@@ -134,8 +137,7 @@ hd_status hd_context_create_ranked(hd_comm *comm, const hd_context_options *opti
     const int sharers = hdi_count_sharers(records, ranks, hd_comm_rank(comm));
     const bool one_host = hdi_is_one_host(records, ranks);
     HD_RETURN_IF_ERROR(check_records(comm, records, options->share_gpu));
-    hd_status status =
-        open_context(backend, own.ordinal > 0 ? own.ordinal : 0, options->threads, out);
+    hd_status status = open_context(backend, own.ordinal > 0 ? own.ordinal : 0, options, out);
     if (status == HD_OK) {
         (*out)->shares_gpu = shares;
         (*out)->sharers = sharers;

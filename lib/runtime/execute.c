@@ -46,12 +46,25 @@ static bool is_posted(const hd_session *session, int unit, int op)
     return posted->comm || posted->copy;
 }
 
+static bool is_under_way(const hd_session *session, const hdi_unfinished *left, size_t at,
+                         size_t bytes)
+{
+    return left->begin < at + bytes && at < left->end && is_posted(session, left->unit, left->op);
+}
+
+bool hdi_session_is_unfinished(const hd_session *session, size_t at, size_t bytes)
+{
+    for (int i = 0; i < session->unfinished_count; i++)
+        if (is_under_way(session, &session->unfinished[i], at, bytes)) return true;
+    return false;
+}
+
 hd_status hdi_session_await(hd_session *session, size_t at, size_t bytes)
 {
     int kept = 0;
     for (int i = 0; i < session->unfinished_count; i++) {
         const hdi_unfinished left = session->unfinished[i];
-        if (left.begin < at + bytes && at < left.end)
+        if (is_under_way(session, &left, at, bytes))
             HD_RETURN_IF_ERROR(wait_for(session, left.unit, left.op));
         if (is_posted(session, left.unit, left.op)) session->unfinished[kept++] = left;
     }
@@ -59,16 +72,24 @@ hd_status hdi_session_await(hd_session *session, size_t at, size_t bytes)
     return HD_OK;
 }
 
-/* Address of a tensor of op's, ready for it; weights from the host are in the slot `streamed`. */
+size_t hdi_session_place(const hd_session *session, int unit, hd_tensor tensor, int streamed,
+                         const hd_session_run_options *options, size_t *bytes)
+{
+    const hdi_place_of *place = &session->plan->units[unit].places[tensor.id];
+    const int copy = place->region == HD_REGION_STREAMED ? streamed : options->micro_batch;
+    *bytes = place->bytes;
+    return hdi_plan_address(session->plan, unit, tensor, copy, options->level);
+}
+
+/* Address of a tensor of op's, ready for it. */
 static hd_status locate(hd_session *session, int index, hd_tensor tensor, int streamed,
                         const hd_session_run_options *options, void **out)
 {
-    const hdi_place_of *place = &session->plan->units[index].places[tensor.id];
-    const int copy = place->region == HD_REGION_STREAMED ? streamed : options->micro_batch;
-    const size_t at = hdi_plan_address(session->plan, index, tensor, copy, options->level);
-    if (at < HDI_HOST_BASE) hdi_session_touch(session, at, place->bytes);
+    size_t bytes;
+    const size_t at = hdi_session_place(session, index, tensor, streamed, options, &bytes);
+    if (at < HDI_HOST_BASE) hdi_session_touch(session, at, bytes);
     *out = hdi_session_at(session, at);
-    return hdi_session_await(session, at, place->bytes);
+    return hdi_session_await(session, at, bytes);
 }
 
 static hd_status run_op(hd_session *session, int index, int op_index, int streamed,
@@ -159,9 +180,25 @@ static hd_status end_communication(hd_session *session, int index,
     return HD_OK;
 }
 
-static hdi_phase phase_of(hd_phase phase)
+static hd_status run_ops(hd_session *session, const hdi_segment *segment,
+                         const hd_session_run_options *options)
 {
-    return phase == HD_PHASE_BACKWARD ? HDI_PHASE_BACKWARD : HDI_PHASE_FORWARD;
+    const hd_program *program = session->plan->units[segment->unit].program;
+    for (int i = segment->begin; i < segment->end; i++)
+        if (hdi_op_runs(program->ops[i], options))
+            HD_RETURN_IF_ERROR(run_op(session, segment->unit, i, segment->streamed, options));
+    return HD_OK;
+}
+
+/* Queue the op `begin`, which runs, and with it what is replayed together. */
+static hd_status run_segment(hd_session *session, hdi_segment *segment, int until,
+                             const hd_session_run_options *options)
+{
+    hdi_replayed *it = hdi_replay_find(session, segment, until, options);
+    if (it && it->graph.loaded) return hdi_replay_run(session, it);
+    if (it && hdi_replay_begin(session, it))
+        hdi_replay_end(session, it, run_ops(session, segment, options));
+    return run_ops(session, segment, options);
 }
 
 hd_status hd_session_run(hd_session *session, const hd_program *program,
@@ -184,20 +221,33 @@ hd_status hd_session_run(hd_session *session, const hd_program *program,
     if (next < 0)
         return hdi_error(HD_ERROR_ARGUMENT, "session: program '%s' is not in its plan",
                          options->next->name);
-    const hdi_phase phase = phase_of(options->phase);
+    const hdi_phase phase = hdi_phase_of(options->phase);
     hdi_streaming_walk walk = {.run = &unit->streamed[phase], .use = -1};
     if (!options->no_next)
-        walk.next = &session->plan->units[next].streamed[phase_of(options->next_phase)];
-    for (int i = 0; i < program->op_count; i++) {
+        walk.next = &session->plan->units[next].streamed[hdi_phase_of(options->next_phase)];
+    hdi_replay_load(session);
+    for (int i = 0, end; i < program->op_count; i = end) {
         const hdi_op *op = program->ops[i];
+        end = i + 1;
         if (op->phase != phase) continue;
         /* Those of an op that is left out, too: later ones rely on them. */
         for (int w = unit->wait_begin[i]; w < unit->wait_begin[i + 1]; w++)
             HD_RETURN_IF_ERROR(wait_for(session, index, unit->waits[w]));
-        if ((op->last_only && !options->last) || (op->adds_only && !options->accumulate)) continue;
+        if (!hdi_op_runs(op, options)) continue;
         HD_RETURN_IF_ERROR(hdi_streaming_before(session, &walk, i));
         if (options->idle) continue;
-        HD_RETURN_IF_ERROR(run_op(session, index, i, hdi_streaming_slot(session, &walk), options));
+        hdi_segment segment = {.unit = index,
+                               .begin = i,
+                               .end = i + 1,
+                               .streamed = hdi_streaming_slot(session, &walk),
+                               .micro_batch = options->micro_batch,
+                               .level = options->level,
+                               .folds = options->folds,
+                               .accumulate = options->accumulate,
+                               .last = options->last};
+        HD_RETURN_IF_ERROR(
+            run_segment(session, &segment, hdi_streaming_until(session, &walk), options));
+        end = segment.end;
         hdi_comm_progress(hd_mesh_device_comm(session->mesh, HD_AXIS_NONE));
     }
     HD_RETURN_IF_ERROR(hdi_streaming_end(session, &walk));

@@ -80,6 +80,7 @@ static hd_status open_parts(hd_session *session)
     session->unfinished = hdi_alloc_array(most_unfinished, sizeof *session->unfinished);
     if (!ok || !session->unfinished)
         return hdi_error(HD_ERROR_MEMORY, "session: out of host memory");
+    HD_RETURN_IF_ERROR(hdi_replay_open(session));
     void *arena = NULL;
     HD_RETURN_IF_ERROR(context->backend->reserve(context->device, plan->arena_bytes, &arena));
     session->arena = arena;
@@ -150,6 +151,7 @@ void hd_session_destroy(hd_session *session)
         session->context->backend->release_host(session->context->device, session->host,
                                                 session->plan->host_arena_bytes);
     hdi_streaming_close(session);
+    hdi_replay_close(session);
     for (int i = 0; i < session->plan->unit_count && session->posted; i++)
         hdi_free(session->posted[i]);
     hdi_free(session->posted);

@@ -4,6 +4,7 @@
 
 #include "backend/backend.h"
 #include "program/plan.h"
+#include "runtime/replay.h"
 #include "runtime/streaming.h"
 
 #include <heddle/session.h>
@@ -19,6 +20,8 @@ struct hd_context {
     int sharers;         /* ranks that have the device, this one included; zero means 1 */
     bool is_on_one_host; /* all ranks are */
     bool has_budget;     /* memory is counted: communicators take little of it */
+    bool graphs;         /* sessions replay what is the same in every step */
+    size_t graph_bytes;  /* of the device, in graphs of all sessions */
 };
 
 typedef struct hdi_posted {
@@ -45,6 +48,7 @@ struct hd_session {
     int unfinished_count;
     size_t high_water;
     hdi_streaming streaming;
+    hdi_replay replay;
 };
 
 /* Equal for processes of one host. */
@@ -79,7 +83,15 @@ int hdi_session_unit(const hd_session *session, const hd_program *program);
 /* Device address of a tensor in the slot of a micro-batch (level 0). */
 void *hdi_session_address(const hd_session *session, int unit, hd_tensor tensor, int micro_batch);
 
-/* What programs before have left under way at an address of the plan ends before what is queued next. */
+/* Address in the plan of a tensor of an op in such a run, and its bytes; weights from the host are in the
+ * slot `streamed`. */
+size_t hdi_session_place(const hd_session *session, int unit, hd_tensor tensor, int streamed,
+                         const hd_session_run_options *options, size_t *bytes);
+
+/* Is something that programs before have left under way at an address of the plan? */
+bool hdi_session_is_unfinished(const hd_session *session, size_t at, size_t bytes);
+
+/* It ends before what is queued next. */
 hd_status hdi_session_await(hd_session *session, size_t at, size_t bytes);
 
 /* Wait for what has been queued, communication that it waits for included, with its deadline. With several

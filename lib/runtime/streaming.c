@@ -122,6 +122,17 @@ hd_status hdi_streaming_before(hd_session *session, hdi_streaming_walk *walk, in
     return await(session, hdi_streaming_slot(session, walk));
 }
 
+int hdi_streaming_until(const hd_session *session, const hdi_streaming_walk *walk)
+{
+    const hdi_stream_run *run = walk->run;
+    if (!run->use_count) return INT_MAX;
+    const int fetches = run->use_count + session->plan->residency.slots;
+    int until = walk->fetch < fetches ? run->fetches[walk->fetch] : INT_MAX;
+    if (walk->use + 1 < run->use_count && run->uses[walk->use + 1].first < until)
+        until = run->uses[walk->use + 1].first;
+    return until;
+}
+
 hd_status hdi_streaming_end(hd_session *session, hdi_streaming_walk *walk)
 {
     HD_RETURN_IF_ERROR(hdi_streaming_before(session, walk, INT_MAX));

@@ -37,6 +37,9 @@ hd_status hdi_streaming_end(hd_session *session, hdi_streaming_walk *walk);
 /* The slots forget what they had: weights have changed. */
 hd_status hdi_streaming_stale(hd_session *session);
 
+/* The first op from the next one on before which there is anything to do; INT_MAX: none. */
+int hdi_streaming_until(const hd_session *session, const hdi_streaming_walk *walk);
+
 /* The slot of the use under way. */
 int hdi_streaming_slot(const hd_session *session, const hdi_streaming_walk *walk);
 

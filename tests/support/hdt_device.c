@@ -9,6 +9,12 @@ const char *hdt_device(void)
     return device && *device ? device : "cpu";
 }
 
+bool hdt_graphs(void)
+{
+    const char *graphs = getenv("HEDDLE_GRAPHS");
+    return graphs && *graphs && strcmp(graphs, "0") != 0;
+}
+
 static hd_device_transport transport(void)
 {
     const char *name = getenv("HEDDLE_TRANSPORT");
@@ -32,7 +38,8 @@ void hdt_end_place(void)
 hd_status hdt_open_context(hd_comm *comm, hd_mesh *mesh, hd_context **out)
 {
     if (comm == hdt_world) hdt_end_place();
-    const hd_context_options options = {.device = hdt_device(), .share_gpu = true};
+    const hd_context_options options = {
+        .device = hdt_device(), .share_gpu = true, .graphs = hdt_graphs()};
     hd_status status = hd_context_create_ranked(comm, &options, out);
     return status == HD_OK ? hd_mesh_attach(mesh, *out, transport()) : status;
 }

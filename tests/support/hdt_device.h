@@ -1,5 +1,5 @@
-/* The device that tests of several ranks run on: HEDDLE_DEVICE (cpu, cuda), where ranks share GPUs, and
- * HEDDLE_TRANSPORT (auto, nccl, staged) between devices. */
+/* The device that tests of several ranks run on: HEDDLE_DEVICE (cpu, cuda), where ranks share GPUs,
+ * HEDDLE_TRANSPORT (auto, nccl, staged) between devices, and HEDDLE_GRAPHS (0, 1), whether sessions replay. */
 #ifndef HDT_DEVICE_H
 #define HDT_DEVICE_H
 
@@ -9,6 +9,9 @@
 
 /* "cpu" unless HEDDLE_DEVICE says otherwise. Borrowed. */
 const char *hdt_device(void);
+
+/* False unless HEDDLE_GRAPHS says otherwise. */
+bool hdt_graphs(void);
 
 /* This rank's context, and communicators of its memory for the mesh. Destroy the context before or
  * after the mesh. Collective over `comm`. */

@@ -61,7 +61,7 @@ hd_config *hdt_job_config(const char *data, const char *directory, bool is_alone
     const char *const settings[][2] = {
         {"data.path", data},          {"run.directory", directory},
         {"run.device", hdt_device()}, {"run.transport", is_alone ? "self" : "auto"},
-        {"run.share_gpu", "true"},
+        {"run.share_gpu", "true"},    {"run.graphs", hdt_graphs() ? "true" : "false"},
     };
     hdt_assert_ok(hd_config_create(&config));
     hdt_set_all(config, settings);

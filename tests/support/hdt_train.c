@@ -6,6 +6,7 @@
 #include "runtime/session.h"
 #include "tests/support/hdt_device.h"
 #include "tests/support/hdt_late.h"
+#include "tests/support/hdt_recorder.h"
 
 #include <stdio.h>
 
@@ -71,6 +72,15 @@ static hd_status run_steps(hd_trainer *trainer, int steps, hdt_trained *out)
     return status;
 }
 
+static void set_backend(const hdt_training *training, hd_mesh *mesh, hd_context *context)
+{
+    context->graphs = context->graphs || training->replays;
+    if (context->backend != &hdi_backend_cpu) return;
+    if (training->late_copies) context->backend = hdt_late_backend();
+    if (training->replays) context->backend = hdt_recorder_backend(context->backend);
+    if (context->backend != &hdi_backend_cpu) context->attached = mesh;
+}
+
 hd_status hdt_train(hd_comm *comm, const hdt_training *training, hdt_trained *out)
 {
     *out = (hdt_trained){0};
@@ -79,10 +89,7 @@ hd_status hdt_train(hd_comm *comm, const hdt_training *training, hdt_trained *ou
     hd_trainer *trainer = NULL;
     hd_model *model = hdt_tiny_model(training->family, training->layers);
     hd_status status = hdt_open_place(comm, &training->mesh, &mesh, &context);
-    if (status == HD_OK && training->late_copies && context->backend == &hdi_backend_cpu) {
-        context->backend = hdt_late_backend();
-        context->attached = mesh;
-    }
+    if (status == HD_OK) set_backend(training, mesh, context);
     if (status == HD_OK) {
         hd_trainer_options options = training->options;
         options.build = hd_model_build;
@@ -111,6 +118,7 @@ hd_status hdt_train(hd_comm *comm, const hdt_training *training, hdt_trained *ou
         out->gradients = hd_plan_region_bytes(plan, HD_REGION_GRADIENTS);
         out->optimizer = hd_plan_region_bytes(plan, HD_REGION_OPTIMIZER);
         out->high_water = hd_session_high_water(hd_trainer_session(trainer));
+        out->launches = hd_trainer_session(trainer)->replay.launches;
     }
     hd_trainer_destroy(trainer);
     hdt_close_place(mesh, context);

@@ -21,6 +21,7 @@ typedef struct hdt_training {
     int global_batches; /* zero: HDT_GLOBAL_BATCHES */
     hd_mesh_options mesh;
     bool late_copies;           /* on the CPU, of hdt_late.h */
+    bool replays;               /* hd_context_options.graphs; on the CPU, of hdt_recorder.h */
     hd_trainer_options options; /* what concerns model, mesh and batches is filled in */
 } hdt_training;
 
@@ -30,6 +31,7 @@ typedef struct hdt_trained {
     size_t planned, high_water, host_planned;
     size_t weights, gradients, optimizer; /* planned bytes */
     uint64_t allocations;                 /* after the first step */
+    int64_t launches;                     /* of graphs */
 } hdt_trained;
 
 /* Train on `comm`; collective over it. */

@@ -112,6 +112,13 @@ hd_status hdi_cuda_store(hd_stream *stream, int slot, void *host, const void *de
                          size_t bytes);
 hd_status hdi_cuda_await_store(hd_stream *stream, int slot);
 
+hd_status hdi_cuda_begin_record(hd_stream *stream);
+hd_status hdi_cuda_end_record(hd_stream *stream, hdi_graph *out);
+hd_status hdi_cuda_load_graph(hd_stream *stream, hdi_graph *graph, size_t most_bytes,
+                              size_t *bytes);
+hd_status hdi_cuda_run_graph(hd_stream *stream, const hdi_graph *graph);
+void hdi_cuda_forget_graph(hdi_graph *graph);
+
 hd_status hdi_cuda_gemm(hd_stream *stream, const hdi_gemm_args *args);
 hd_status hdi_cuda_gemm_gelu(hd_stream *stream, const hdi_gemm_args *args);
 hd_status hdi_cuda_column_sum(hd_stream *stream, const hdi_column_sum_args *args);
