@@ -177,6 +177,30 @@ START_TEST(sends_beyond_the_neighbours_are_refused)
 }
 END_TEST
 
+/* Rank 1 waits for a message that rank 0 sends later. */
+START_TEST(a_device_is_quiet_while_nothing_is_under_way)
+{
+    const int rank = hd_comm_rank(hdt_world);
+    const bool takes_part = hd_comm_size(hdt_world) > 1 && rank < 2;
+    hd_request request = {0};
+    hd_status status = HD_OK;
+    void *data = device_reserve(4096);
+    const bool before = hdi_comm_is_quiet(it.comm);
+    if (takes_part && rank == 1) status = hd_comm_recv(it.comm, data, 4096, 0, 0, &request);
+    const bool waiting = hdi_comm_is_quiet(it.comm);
+    const hd_status together = hd_comm_barrier(hdt_world);
+    if (takes_part && rank == 0) status = hd_comm_send(it.comm, data, 4096, 1, 0, &request);
+    if (takes_part && status == HD_OK) status = hdi_comm_order(it.comm, &request);
+    if (status == HD_OK) status = hdi_comm_settle(it.comm);
+    const bool after = hdi_comm_is_quiet(it.comm);
+    device_release(data);
+    hdt_assert_ok(together);
+    hdt_assert_ok(status);
+    ck_assert(before && after);
+    ck_assert(waiting == !(takes_part && rank == 1));
+}
+END_TEST
+
 /* Rank 0 stays away: the others report the operation with its place, within the deadline and some
  * seconds, and their GPUs are free afterwards. */
 START_TEST(a_missing_peer_is_a_timeout_that_names_the_operation)
@@ -250,6 +274,7 @@ int main(int argc, char **argv)
     TCase *nccl = tcase_create("nccl only");
     tcase_add_checked_fixture(nccl, open_nccl, close_mesh);
     tcase_add_test(nccl, sums_of_fractions_repeat_bit_for_bit);
+    tcase_add_test(nccl, a_device_is_quiet_while_nothing_is_under_way);
     tcase_add_test(nccl, a_missing_peer_is_a_timeout_that_names_the_operation);
     return hdt_main_ranks(argc, argv, "nccl", choice, transport_case("nccl", open_nccl),
                           transport_case("staged", open_staged), nccl);

@@ -38,10 +38,7 @@ static hd_backend backend;
 
 static hd_status take(hd_stream *stream, again_fn again, const void *args, size_t bytes)
 {
-    if (!hdt_recorder.records) {
-        hdt_recorder.computed++;
-        return again(stream, args);
-    }
+    if (!hdt_recorder.records) return again(stream, args);
     if (now->count == MOST_CALLS)
         return hdi_error(HD_ERROR_INTERNAL, "recorder: over %d calls", MOST_CALLS);
     call *it = &now->calls[now->count++];
@@ -165,6 +162,7 @@ static hd_status begin_record(hd_stream *stream)
     (void)stream;
     now = calloc(1, sizeof *now);
     if (!now) return hdi_error(HD_ERROR_MEMORY, "recorder: out of host memory");
+    hdt_recorder.recordings++;
     hdt_recorder.graphs++;
     hdt_recorder.records = true;
     return HD_OK;
@@ -205,7 +203,6 @@ static hd_status run_graph(hd_stream *stream, const hdi_graph *graph)
 {
     const recording *it = graph->loaded;
     (void)stream;
-    hdt_recorder.launches++;
     for (int i = 0; i < it->count; i++)
         HD_RETURN_IF_ERROR(it->calls[i].again(it->calls[i].stream, it->calls[i].args));
     return HD_OK;

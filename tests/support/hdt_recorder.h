@@ -10,9 +10,8 @@ typedef struct hdt_recorder_state {
     hd_status end_status; /* of the end of a recording: HD_OK, or it keeps nothing */
     size_t graph_bytes;   /* that a graph takes */
     bool records;         /* now */
-    int computed;         /* calls that computed at once */
+    int recordings;       /* begun */
     int graphs;           /* alive */
-    int launches;         /* of graphs */
 } hdt_recorder_state;
 extern hdt_recorder_state hdt_recorder;
 

@@ -29,10 +29,12 @@ static hd_status compute(const hd_run *run)
     return HD_OK;
 }
 
-static int worked; /* ops that were called, not replayed */
+static int worked;           /* ops that were called, not replayed */
+static bool fails_to_record; /* the op cannot be kept */
 
 static hd_status run_work(const hd_run *run)
 {
+    if (fails_to_record && hdt_recorder.records) return HD_ERROR_DEVICE;
     worked += !hdt_recorder.records;
     return compute(run);
 }
@@ -73,7 +75,11 @@ static hd_tensor repeat(hd_program *p, hd_tensor x, int times)
     return x;
 }
 
-enum { LENGTH = 5, BEFORE = 4, UNDER = 5, BEHIND = 6, BATCHES = 2, ROUNDS = 5 };
+enum { LENGTH = 5, BEFORE = 4, UNDER = 5, BEHIND = 6, BATCHES = 2 };
+
+/* Runs of a round have one of so many sets of options, whose turn it is again KINDS / BATCHES rounds later. */
+enum { KINDS = 2 * BATCHES, TURNS = 4, ROUNDS = TURNS * KINDS / BATCHES };
+
 enum { EXCHANGE_AT = BEFORE, WAIT_AT = BEFORE + 1 + UNDER };
 
 /* Work, an exchange, work under it, work on what came, an op that varies, work. */
@@ -124,7 +130,7 @@ static void close_place(place *it)
     hd_comm_destroy(self);
 }
 
-/* A step of all micro-batches; what comes out is appended to `out`. */
+/* All micro-batches; what comes out is appended to `out`. */
 static void step(place *it, int round, float (*out)[LENGTH])
 {
     for (int b = 0; b < BATCHES; b++) {
@@ -134,7 +140,7 @@ static void step(place *it, int round, float (*out)[LENGTH])
             hd_session_write(it->session, it->program, hd_tensor_find(it->program, "x"), b, x));
         hdt_assert_ok(
             hd_session_run(it->session, it->program,
-                           &(hd_session_run_options){.micro_batch = b, .last = b == BATCHES - 1}));
+                           &(hd_session_run_options){.micro_batch = b, .last = round % 2}));
     }
     for (int b = 0; b < BATCHES; b++) {
         hdt_assert_ok(hd_session_read(it->session, it->program, hd_tensor_find(it->program, "own"),
@@ -143,6 +149,8 @@ static void step(place *it, int round, float (*out)[LENGTH])
                                       b, *out++));
     }
 }
+
+enum { SEGMENTS = 3 * KINDS }; /* that are long enough */
 
 typedef float results[ROUNDS][2 * BATCHES][LENGTH];
 
@@ -164,13 +172,12 @@ START_TEST(a_replayed_step_has_the_bits_of_a_walk)
     worked = 0;
     run_rounds(&it, replayed);
     ck_assert_mem_eq(walked, replayed, sizeof walked);
-    /* Seen, then recorded and walked, then replayed: from the third round on, of each micro-batch, all but
-     * the last ops, which are too few. */
-    const int kept = 3, few = HDI_REPLAY_LEAST_OPS - 1, ops = BEFORE + UNDER + BEHIND + few;
-    ck_assert_int_eq(it.session->replay.count, kept * BATCHES);
-    ck_assert_int_eq(it.session->replay.launches, kept * BATCHES * (ROUNDS - 2));
-    ck_assert_int_eq(worked, BATCHES * (2 * ops + (ROUNDS - 2) * few));
-    ck_assert_uint_eq(it.context->graph_bytes, (size_t)(kept * BATCHES) * hdt_recorder.graph_bytes);
+    /* Seen, then recorded and walked, then replayed, all but the last ops, which are too few. */
+    const int few = HDI_REPLAY_LEAST_OPS - 1, ops = BEFORE + UNDER + BEHIND + few;
+    ck_assert_int_eq(it.session->replay.count, SEGMENTS);
+    ck_assert_int_eq(it.session->replay.launches, SEGMENTS * (TURNS - 2));
+    ck_assert_int_eq(worked, KINDS * (2 * ops + (TURNS - 2) * few));
+    ck_assert_uint_eq(it.context->graph_bytes, SEGMENTS * hdt_recorder.graph_bytes);
     close_place(&it);
 }
 END_TEST
@@ -185,9 +192,12 @@ START_TEST(what_cannot_be_kept_is_walked)
     open_place(&it, true);
     if (_i == 0) hdt_recorder.end_status = HD_ERROR_DEVICE;
     if (_i == 1) hdt_recorder.graph_bytes = HDI_REPLAY_BYTES + 1;
+    fails_to_record = _i == 2;
     run_rounds(&it, seen);
+    fails_to_record = false;
     ck_assert_mem_eq(walked, seen, sizeof walked);
     ck_assert_int_eq(it.session->replay.launches, 0);
+    ck_assert_int_eq(hdt_recorder.recordings, SEGMENTS); /* nothing is tried twice */
     close_place(&it);
 }
 END_TEST
@@ -197,10 +207,11 @@ START_TEST(graphs_of_a_context_take_no_more_than_their_share)
     results seen;
     place it;
     open_place(&it, true);
-    hdt_recorder.graph_bytes = HDI_REPLAY_BYTES / 2;
+    const size_t bytes = HDI_REPLAY_BYTES * 2 / 5;
+    hdt_recorder.graph_bytes = bytes;
     run_rounds(&it, seen);
-    ck_assert_uint_eq(it.context->graph_bytes, HDI_REPLAY_BYTES);
-    ck_assert_int_eq(it.session->replay.launches, 2 * (ROUNDS - 2));
+    ck_assert_uint_eq(it.context->graph_bytes, 2 * bytes);
+    ck_assert_int_eq(it.session->replay.launches, 2 * (TURNS - 2));
     close_place(&it);
 }
 END_TEST
@@ -330,7 +341,7 @@ int main(void)
 {
     TCase *tests = tcase_create("replay");
     tcase_add_test(tests, a_replayed_step_has_the_bits_of_a_walk);
-    tcase_add_loop_test(tests, what_cannot_be_kept_is_walked, 0, 2);
+    tcase_add_loop_test(tests, what_cannot_be_kept_is_walked, 0, 3);
     tcase_add_test(tests, graphs_of_a_context_take_no_more_than_their_share);
     tcase_add_test(tests, what_is_under_way_ends_a_segment_before_the_op_that_needs_it);
     tcase_add_test(tests, a_segment_ends_where_something_goes_on_or_is_waited_for);
