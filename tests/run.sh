@@ -5,6 +5,7 @@
 # /* ranks: 2 4, at most 5 */ where it has no work for more.
 # HEDDLE_DEVICE=cuda: on the GPU, and tests/gpu, too. NP: numbers of ranks in place of those; on
 # the GPU 2 4 8.
+# HEDDLE_GRAPHS=1: sessions of ranks replay graphs; on the CPU, those of tests/support/hdt_recorder.h.
 # SANITIZER=memcheck, racecheck, ...: only tests/gpu's programs of one process, under compute-sanitizer.
 # SAN: the sanitizers it was built with. TEST_TIMEOUT: seconds for each program. JOBS: unit programs at once.
 set -u

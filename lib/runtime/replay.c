@@ -138,10 +138,13 @@ void hdi_replay_load(hd_session *session)
     hdi_replay *replay = &session->replay;
     if (!replay->waiting || !hdi_comm_is_quiet(hd_mesh_device_comm(session->mesh, HD_AXIS_NONE)))
         return;
-    for (int i = 0; i < replay->count; i++)
+    int kept = 0;
+    for (int i = 0; i < replay->count; i++) {
         if (replay->seen[i].graph.recorded) load(session, &replay->seen[i]);
+        kept += replay->seen[i].graph.loaded != NULL;
+    }
     replay->waiting = 0;
-    hdi_log(HD_LOG_DEBUG, "graphs: %d kept, %zu bytes", replay->count, replay->bytes);
+    hdi_log(HD_LOG_DEBUG, "graphs: %d kept of %d, %zu bytes", kept, replay->count, replay->bytes);
 }
 
 hd_status hdi_replay_run(hd_session *session, const hdi_replayed *it)

@@ -55,11 +55,18 @@ typedef struct outcome {
 static hd_status compare_replicas(hd_trainer *trainer, const hd_mesh *mesh, bool *equal)
 {
     const hdi_layout *layout = trainer->plan->layout;
-    const char *weights = trainer->session->arena + trainer->plan->units[0].base[HD_REGION_WEIGHTS];
+    const hd_context *context = trainer->session->context;
     const hdi_entry *last = &layout->entries[layout->entry_count - 1];
-    hd_status status =
-        hd_comm_check_equal(hd_mesh_comm(mesh, HD_AXIS_DATA), weights,
-                            (size_t)(last->first + last->elements) * sizeof(float), "the weights");
+    const size_t bytes = (size_t)(last->first + last->elements) * sizeof(float);
+    void *weights = malloc(bytes);
+    hd_status status = context->backend->copy_out(
+        context->stream, weights,
+        trainer->session->arena + trainer->plan->units[0].base[HD_REGION_WEIGHTS], bytes);
+    if (status == HD_OK) status = context->backend->synchronize(context->stream);
+    if (status == HD_OK)
+        status =
+            hd_comm_check_equal(hd_mesh_comm(mesh, HD_AXIS_DATA), weights, bytes, "the weights");
+    free(weights);
     *equal = status == HD_OK;
     return status == HD_ERROR_MISMATCH ? HD_OK : status;
 }
@@ -79,6 +86,7 @@ static hd_status train_poisoned(hd_comm *comm, const hd_mesh_options *sizes, boo
                                                     .user = model,
                                                     .layers = LAYERS,
                                                     .mesh = mesh,
+                                                    .backend = hd_context_backend(context),
                                                     .sequences = HDT_SEQUENCES,
                                                     .tokens = HDT_TOKENS,
                                                     .accumulate = HDT_GLOBAL_BATCHES /

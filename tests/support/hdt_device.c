@@ -3,6 +3,9 @@
 
 #include <stdlib.h>
 
+#include "runtime/session.h"
+#include "tests/support/hdt_recorder.h"
+
 const char *hdt_device(void)
 {
     const char *device = getenv("HEDDLE_DEVICE");
@@ -41,7 +44,12 @@ hd_status hdt_open_context(hd_comm *comm, hd_mesh *mesh, hd_context **out)
     const hd_context_options options = {
         .device = hdt_device(), .share_gpu = true, .graphs = hdt_graphs()};
     hd_status status = hd_context_create_ranked(comm, &options, out);
-    return status == HD_OK ? hd_mesh_attach(mesh, *out, transport()) : status;
+    if (status == HD_OK) status = hd_mesh_attach(mesh, *out, transport());
+    if (status == HD_OK && hdt_graphs() && (*out)->backend == &hdi_backend_cpu) {
+        (*out)->backend = hdt_recorder_backend(&hdi_backend_cpu);
+        (*out)->attached = mesh;
+    }
+    return status;
 }
 
 static bool is_of(const hd_mesh *mesh, const hd_mesh_options *layout)
