@@ -261,7 +261,8 @@ const hdi_config_row hdi_job_schema[] = {
            QUIET),
     BOOL("run.share_gpu", "false", "ranks may have one GPU: slow, for tests (--share-gpu)", QUIET),
     BOOL("run.graphs", "false",
-         "queue runs of operations that are the same in every step as CUDA graphs: for steps in which "
+         "queue runs of operations that are the same in every step as CUDA graphs: for steps in "
+         "which "
          "the GPU waits for the host; up to 256 MiB of the device; nothing on the CPU",
          QUIET),
     INT("run.threads", "0", "0", "4096", "threads",

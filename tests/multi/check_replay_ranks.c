@@ -62,7 +62,7 @@ START_TEST(a_training_that_replays_has_the_bits_of_one_that_walks)
     ck_assert(replayed.last_loss == walked.last_loss && replayed.last_norm == walked.last_norm &&
               replayed.validation_loss == walked.validation_loss);
     ck_assert_uint_eq(replayed.high_water, walked.high_water);
-    ck_assert_uint_eq(replayed.allocations, walked.allocations);
+    ck_assert_uint_le(replayed.allocations, walked.allocations);
     ck_assert_int_gt(replayed.launches, 0);
     if (!hdt_graphs()) ck_assert_int_eq(walked.launches, 0);
 }

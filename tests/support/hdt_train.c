@@ -74,7 +74,7 @@ static hd_status run_steps(hd_trainer *trainer, int steps, hdt_trained *out)
 
 static void set_backend(const hdt_training *training, hd_mesh *mesh, hd_context *context)
 {
-    context->graphs = context->graphs || training->replays;
+    context->graphs = hdt_graphs() || training->replays; /* it may have stayed from another */
     if (context->backend != &hdi_backend_cpu) return;
     if (training->late_copies) context->backend = hdt_late_backend();
     if (training->replays) context->backend = hdt_recorder_backend(context->backend);
