@@ -330,6 +330,11 @@ hd_status hdi_comm_settle(hd_comm *comm)
     return comm && comm->transport->settle ? comm->transport->settle(comm) : HD_OK;
 }
 
+hd_status hdi_comm_watch(hd_comm *comm)
+{
+    return comm && comm->transport->watch ? comm->transport->watch(comm) : HD_OK;
+}
+
 void hdi_comm_set_label(hd_comm *comm, const hd_request *request, const hdi_comm_label *label)
 {
     if (request->id && comm->transport->label) comm->transport->label(comm, request, label);

@@ -50,6 +50,7 @@ typedef struct hdi_transport {
      * the device is over. NULL: nothing outlives its request. label: NULL: unused. */
     hd_status (*order)(hd_comm *comm, hd_request *request);
     hd_status (*settle)(hd_comm *comm);
+    hd_status (*watch)(hd_comm *comm); /* what has failed there, or is late; one look. NULL: OK */
     void (*label)(hd_comm *comm, const hd_request *request, const hdi_comm_label *label);
 
     /* test itself fails with HD_ERROR_TIMEOUT: the deadline runs from when the device is ready. */
@@ -94,9 +95,10 @@ void hdi_comm_set_name(hd_comm *comm, const char *name);
  * NULL. */
 void hdi_comm_progress(hd_comm *comm);
 
-/* As the transport's slots of these names say; NULL slots are provided for. settle takes NULL. */
+/* As the transport's slots of these names say; NULL slots are provided for. settle and watch take NULL. */
 hd_status hdi_comm_order(hd_comm *comm, hd_request *request);
 hd_status hdi_comm_settle(hd_comm *comm);
+hd_status hdi_comm_watch(hd_comm *comm);
 void hdi_comm_set_label(hd_comm *comm, const hd_request *request, const hdi_comm_label *label);
 
 /* What a rank does before it looks for the `look`-th time: nothing for `spins` looks, then it offers its
