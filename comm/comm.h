@@ -53,7 +53,14 @@ typedef struct hdi_transport {
     hd_status (*order)(hd_comm *comm, hd_request *request);
     hd_status (*settle)(hd_comm *comm);
     bool (*is_quiet)(hd_comm *comm);
+    hd_status (*watch)(hd_comm *comm); /* what has failed there, or is late; one look. NULL: OK */
     void (*label)(hd_comm *comm, const hd_request *request, const hdi_comm_label *label);
+
+    /* Make this rank's `memory` known to all ranks, so that exchanges with a way (direct.h) go straight there.
+     * `fits`: it can be; *window NULL: not all can. Collective. close: before the memory goes; what was
+     * posted on it is over. Local. NULL: never. */
+    hd_status (*open_window)(hd_comm *comm, void *memory, bool fits, void **window);
+    void (*close_window)(hd_comm *comm, void *window);
 
     /* test itself fails with HD_ERROR_TIMEOUT: the deadline runs from when the device is ready. */
     bool keeps_deadline;
@@ -61,6 +68,9 @@ typedef struct hdi_transport {
     /* The operation and the peers it still waits for, for messages. */
     void (*describe)(hd_comm *comm, const hd_request *request, char *text, size_t bytes);
 } hdi_transport;
+
+typedef struct hdi_heard hdi_heard;
+typedef struct hdi_way hdi_way;
 
 extern const hdi_transport hdi_transport_self;
 extern const hdi_transport hdi_transport_mpi;
@@ -75,6 +85,8 @@ struct hd_comm {
     int64_t *counts;  /* counts, then offsets, of hdi_comm_gather; owned */
     void *records;    /* size x HDI_COMM_RECORD bytes of control messages; owned */
     char text[1024];  /* of the rank that failed, while ranks agree */
+    hdi_heard *hears; /* borrowed: collectives are noted there, not made; NULL: they are made */
+    hdi_way *way;     /* borrowed: of the exchange that is posted now; NULL: the transport's own */
     void *state;      /* the transport's; owned */
     hd_comm
         *rider; /* borrowed, or NULL: moves on whenever somebody waits here; peers may need it */
@@ -97,10 +109,12 @@ void hdi_comm_set_name(hd_comm *comm, const char *name);
  * NULL. */
 void hdi_comm_progress(hd_comm *comm);
 
-/* As the transport's slots of these names say; NULL slots are provided for. settle and is_quiet take NULL. */
+/* As the transport's slots of these names say; NULL slots are provided for. settle, is_quiet and watch take
+ * NULL. */
 hd_status hdi_comm_order(hd_comm *comm, hd_request *request);
 hd_status hdi_comm_settle(hd_comm *comm);
 bool hdi_comm_is_quiet(hd_comm *comm);
+hd_status hdi_comm_watch(hd_comm *comm);
 void hdi_comm_set_label(hd_comm *comm, const hd_request *request, const hdi_comm_label *label);
 
 /* What a rank does before it looks for the `look`-th time: nothing for `spins` looks, then it offers its

@@ -70,7 +70,7 @@ int main()
     hd_mesh *mesh;
     hd_context *context;
     hd_trainer *trainer;
-    const hd_context_options device = {"auto", 0, 1, true}; // ranks may share a GPU
+    const hd_context_options device = {"auto", 0, 1, true, false}; // ranks may share a GPU
     hd_trainer_options options = {};
     check(hd_comm_create_world(nullptr, &world));
     const hd_mesh_options axes = {1, 1, 1, hd_comm_size(world), 0, 0}; // the fourth is the pipeline

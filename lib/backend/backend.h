@@ -330,6 +330,10 @@ struct hd_backend {
     hd_status (*synchronize)(hd_stream *stream);
     /* Whether all that was queued on `stream` is done. NULL: nothing is ever left. */
     hd_status (*is_idle)(hd_stream *stream, bool *idle);
+    /* Leave a mark behind what was queued on `stream`, in place of the one before; whether all before the
+     * mark is done and, once it is, what synchronize would say. NULL where is_idle is. */
+    hd_status (*mark)(hd_stream *stream);
+    hd_status (*is_past)(hd_stream *stream, bool *past);
 
     /* Copies from and to pinned host memory beside `stream`, those of one direction one after another.
      * They begin when all that was queued on `stream` before them is done; what is queued after await

@@ -128,7 +128,9 @@ static hd_status run_op(hd_session *session, int index, int op_index, int stream
     }
     const uint32_t flags = op->op.kind->flags;
     if (flags & (HD_OP_LOADS | HD_OP_STORES)) run.slot = take_slot(session, flags);
+    if (posted->direct) hdi_session_set_way(posted->direct, options->micro_batch, options->level);
     hd_status status = op->op.kind->run(&run);
+    if (posted->direct) hdi_session_clear_way(posted->direct);
     if (flags & (HD_OP_LOADS | HD_OP_STORES)) posted->copy = 1 + run.slot;
     if (status == HD_OK && posted->comm)
         hdi_comm_set_label(posted->comm, &posted->request,
@@ -139,6 +141,18 @@ static hd_status run_op(hd_session *session, int index, int op_index, int stream
     char label[256];
     return hdi_error_context(status, "program '%s', op %d (%s)", unit->program->name, op_index,
                              hdi_op_label(unit->program, op, label, sizeof label));
+}
+
+hd_status hdi_session_hear(hd_session *session, int unit, int op, hd_comm **out)
+{
+    const hd_session_run_options options = {.last = true};
+    hdi_posted *posted = &session->posted[unit][op];
+    const size_t high_water = session->high_water;
+    const hd_status status = run_op(session, unit, op, 0, &options);
+    session->high_water = high_water;
+    *out = posted->comm;
+    posted->comm = NULL;
+    return status;
 }
 
 /* Communication goes on behind its program until somebody touches its bytes. */
@@ -254,34 +268,19 @@ hd_status hd_session_run(hd_session *session, const hd_program *program,
     return end_communication(session, index, options);
 }
 
-hd_status hd_session_drain(hd_session *session)
+hd_status hdi_session_order(hd_session *session)
 {
     for (int u = 0; u < session->plan->unit_count; u++)
         for (int i = 0; i < session->plan->units[u].program->op_count; i++)
             HD_RETURN_IF_ERROR(wait_for(session, u, i));
     session->unfinished_count = 0;
+    return HD_OK;
+}
+
+hd_status hd_session_drain(hd_session *session)
+{
+    HD_RETURN_IF_ERROR(hdi_session_order(session));
     return hdi_session_synchronize(session);
-}
-
-hd_status hdi_session_settle(hd_session *session)
-{
-    enum { SPINS = 200 };
-    const hd_context *context = session->context;
-    HD_RETURN_IF_ERROR(hdi_comm_settle(hd_mesh_device_comm(session->mesh, HD_AXIS_NONE)));
-    if (!context->backend->is_idle || hd_mesh_ranks(session->mesh) < 2) return HD_OK;
-    for (int64_t look = 0;; look++) {
-        bool idle;
-        HD_RETURN_IF_ERROR(context->backend->is_idle(context->stream, &idle));
-        if (idle) return HD_OK;
-        hdi_comm_progress(hd_mesh_comm(session->mesh, HD_AXIS_NONE));
-        hdi_comm_back_off(look, SPINS);
-    }
-}
-
-hd_status hdi_session_synchronize(hd_session *session)
-{
-    HD_RETURN_IF_ERROR(hdi_session_settle(session));
-    return session->context->backend->synchronize(session->context->stream);
 }
 
 hd_status hdi_session_warm_up(hd_session *session)

@@ -5,6 +5,7 @@
 #include "backend/backend.h"
 #include "program/plan.h"
 #include "runtime/replay.h"
+#include "runtime/staged.h"
 #include "runtime/streaming.h"
 
 #include <heddle/session.h>
@@ -14,20 +15,24 @@ struct hd_context {
     hdi_device *device; /* owned */
     hd_stream *stream;  /* borrowed from the device */
     int ordinal;
-    hd_mesh *attached;   /* borrowed: carries communicators of this device's memory, or NULL */
-    size_t taken_bytes;  /* of the device's memory, before communicators of it were made */
-    bool shares_gpu;     /* some ranks do */
-    int sharers;         /* ranks that have the device, this one included; zero means 1 */
-    bool is_on_one_host; /* all ranks are */
-    bool has_budget;     /* memory is counted: communicators take little of it */
-    bool graphs;         /* sessions replay what is the same in every step */
-    size_t graph_bytes;  /* of the device, in graphs of all sessions */
+    hd_mesh *attached;    /* borrowed: carries communicators of this device's memory, or NULL */
+    size_t taken_bytes;   /* of the device's memory, before communicators of it were made */
+    bool shares_gpu;      /* some ranks do */
+    int sharers;          /* ranks that have the device, this one included; zero means 1 */
+    bool is_on_one_host;  /* all ranks are */
+    bool has_budget;      /* memory is counted: communicators take little of it */
+    bool no_copy_engines; /* communicators keep to kernels */
+    bool graphs;          /* sessions replay what is the same in every step */
+    size_t graph_bytes;   /* of the device, in graphs of all sessions */
 };
+
+typedef struct hdi_direct hdi_direct;
 
 typedef struct hdi_posted {
     hd_request request;
-    hd_comm *comm; /* NULL: nothing posted */
-    int copy;      /* of a load or store under way: 1 + its slot; 0: none */
+    hd_comm *comm;      /* NULL: nothing posted */
+    int copy;           /* of a load or store under way: 1 + its slot; 0: none */
+    hdi_direct *direct; /* borrowed: it goes straight to its peers; NULL: as the transport likes */
 } hdi_posted;
 
 /* Bytes that communication goes on with after its program has ended. */
@@ -35,6 +40,13 @@ typedef struct hdi_unfinished {
     int unit, op;
     size_t begin, end;
 } hdi_unfinished;
+
+/* What goes directly of a session's exchanges (direct.c), by axes: those that stand for others are empty. */
+typedef struct hdi_windows {
+    hd_comm *comms[HD_AXES]; /* borrowed */
+    void *handles[HD_AXES];  /* of the arena, on them; NULL: none */
+    hdi_direct *directs[HD_AXES];
+} hdi_windows;
 
 struct hd_session {
     hd_context *context;
@@ -49,6 +61,8 @@ struct hd_session {
     size_t high_water;
     hdi_streaming streaming;
     hdi_replay replay;
+    hdi_staged staged;
+    hdi_windows windows;
 };
 
 /* Equal for processes of one host. */
@@ -60,6 +74,25 @@ uint64_t hdi_host_hash(void);
  * out. Collective over the mesh. */
 hd_status hdi_session_create_shared(hd_context *context, const hd_plan *plan, const hd_mesh *mesh,
                                     hd_session **out);
+
+/* Let exchanges go directly (comm/direct.h) where communicators can do that, after a session has been made on
+ * all ranks: `created` is what that came to here, which ranks agree on, and `session` may be NULL. Without
+ * such communicators it returns `created`. Collective over the mesh. */
+hd_status hdi_session_share(hd_session *session, const hd_context *context, const hd_mesh *mesh,
+                            hd_status created);
+void hdi_session_end_sharing(hd_session *session); /* Local */
+
+/* The part of it for one axis whose communicator has windows; *out: the exchanges that go directly. Collective
+ * over the axis. */
+hd_status hdi_session_share_axis(hd_session *session, const hd_context *context,
+                                 const hd_mesh *mesh, hd_axis axis, int *out);
+
+/* What an op would post, on what communicator; nothing is. */
+hd_status hdi_session_hear(hd_session *session, int unit, int op, hd_comm **out);
+
+/* Give the exchange that is posted next its way, in the slot of a micro-batch; and take it away. Local. */
+void hdi_session_set_way(hdi_direct *direct, int micro_batch, int level);
+void hdi_session_clear_way(hdi_direct *direct);
 
 /* Raise the high-water mark. */
 static inline void hdi_session_touch(hd_session *session, size_t begin, size_t bytes)
@@ -80,6 +113,10 @@ bool hdi_session_is_host(const hd_session *session, const void *memory);
 /* Index of a program in the session's plan; -1 if it is not there. */
 int hdi_session_unit(const hd_session *session, const hd_program *program);
 
+/* The same of a tensor that has a place, for a micro-batch; HD_ERROR_ARGUMENT if it has none. */
+hd_status hdi_session_find(const hd_session *session, const hd_program *program, hd_tensor tensor,
+                           int micro_batch, int *unit);
+
 /* Device address of a tensor in the slot of a micro-batch (level 0). */
 void *hdi_session_address(const hd_session *session, int unit, hd_tensor tensor, int micro_batch);
 
@@ -94,12 +131,22 @@ bool hdi_session_is_unfinished(const hd_session *session, size_t at, size_t byte
 /* It ends before what is queued next. */
 hd_status hdi_session_await(hd_session *session, size_t at, size_t bytes);
 
+/* hdi_session_address, once what is under way there has ended before what is queued next. */
+hd_status hdi_session_reach(hd_session *session, int unit, hd_tensor tensor, int micro_batch,
+                            char **out);
+
+/* All communication that nobody has waited for ends before what is queued next. */
+hd_status hdi_session_order(hd_session *session);
+
 /* Wait for what has been queued, communication that it waits for included, with its deadline. With several
  * ranks the host's own messages move on meanwhile: a peer may need one before it can go on. */
 hd_status hdi_session_settle(hd_session *session);
 
 /* The same, and what the device has to say about it. */
 hd_status hdi_session_synchronize(hd_session *session);
+
+/* To weights, on the device or in the host's arena; done on return. */
+hd_status hdi_session_put(hd_session *session, char *place, const void *data, size_t bytes);
 
 /* Make `elements` fp32 values at flat weight position `first` the weights there, rounded to the
  * weights' dtype as training rounds them. */

@@ -9,7 +9,7 @@ enum { LAYERS = 4, STEPS = 4 };
 typedef struct layout {
     const char *family;
     int pipeline, sequence, tensor; /* the rest are data */
-    bool late_copies;
+    bool late_copies, staged;
     hd_trainer_options options;
 } layout;
 
@@ -20,6 +20,7 @@ static const layout layouts[] = {
     {.family = "gpt2", .pipeline = 2, .options = {.chunks = 2, .dtype = HD_DTYPE_BF16}},
     {.family = "llama", .sequence = 2, .options = {.shard_state = 1}},
     {.family = "llama", .tensor = 2, .options = {.dtype = HD_DTYPE_BF16}},
+    {.family = "llama", .pipeline = 2, .staged = true, .options = {.shard_state = 2}},
     {.family = "gpt2",
      .late_copies = true,
      .options = {.activations = HD_ACTIVATIONS_HOST,
@@ -39,6 +40,7 @@ static hd_status train(const layout *it, const hd_mesh_options *mesh, bool repla
                                      .steps = STEPS,
                                      .mesh = *mesh,
                                      .late_copies = it->late_copies,
+                                     .staged = it->staged,
                                      .replays = replays,
                                      .options = it->options},
                      out);

@@ -4,6 +4,7 @@
 #include "core/memory.h"
 #include "core/random.h"
 #include "runtime/session.h"
+#include "tests/support/hdt_deferred.h"
 #include "tests/support/hdt_device.h"
 #include "tests/support/hdt_late.h"
 #include "tests/support/hdt_recorder.h"
@@ -75,9 +76,11 @@ static hd_status run_steps(hd_trainer *trainer, int steps, hdt_trained *out)
 static void set_backend(const hdt_training *training, hd_mesh *mesh, hd_context *context)
 {
     context->graphs = hdt_graphs() || training->replays; /* it may have stayed from another */
-    if (context->backend != &hdi_backend_cpu) return;
+    if (strcmp(hdt_device(), "cpu") != 0) return;
+    context->backend = &hdi_backend_cpu;
     if (training->late_copies) context->backend = hdt_late_backend();
-    if (training->replays) context->backend = hdt_recorder_backend(context->backend);
+    if (training->staged) context->backend = hdt_deferred_backend(true);
+    if (context->graphs) context->backend = hdt_recorder_backend(context->backend);
     if (context->backend != &hdi_backend_cpu) context->attached = mesh;
 }
 
