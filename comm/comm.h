@@ -52,6 +52,9 @@ typedef struct hdi_transport {
     hd_status (*settle)(hd_comm *comm);
     void (*label)(hd_comm *comm, const hd_request *request, const hdi_comm_label *label);
 
+    /* As hdi_comm_rehearse says. NULL: operations take no memory. */
+    void (*rehearse)(hd_comm *comm, bool begins);
+
     /* test itself fails with HD_ERROR_TIMEOUT: the deadline runs from when the device is ready. */
     bool keeps_deadline;
 
@@ -98,6 +101,11 @@ void hdi_comm_progress(hd_comm *comm);
 hd_status hdi_comm_order(hd_comm *comm, hd_request *request);
 hd_status hdi_comm_settle(hd_comm *comm);
 void hdi_comm_set_label(hd_comm *comm, const hd_request *request, const hdi_comm_label *label);
+
+/* A rehearsal: operations that are posted here, and on the communicators that move with this one, take the
+ * host memory that they will need again, until they are waited for or the rehearsal ends; nothing moves.
+ * False: operations here take none, there is no rehearsal. Local. */
+bool hdi_comm_rehearse(hd_comm *comm, bool begins);
 
 /* What a rank does before it looks for the `look`-th time: nothing for `spins` looks, then it offers its
  * core, then it sleeps a little. */

@@ -191,6 +191,33 @@ static hd_status compute(hdi_pipeline *pipeline, hd_session *session, const hdi_
     return hand_over(pipeline, session, row);
 }
 
+static hd_status finish(hdi_pipeline *pipeline)
+{
+    const hdi_schedule_options *o = &pipeline->schedule->options;
+    for (int i = 0; i < o->chunks * HDI_SCHEDULE_OPS * o->micro_batches; i++)
+        HD_RETURN_IF_ERROR(hdi_comm_order(pipeline->comm, &pipeline->requests[i]));
+    return HD_OK;
+}
+
+static hd_status rehearse(hdi_pipeline *pipeline, hd_session *session)
+{
+    for (int i = 0; i < pipeline->schedule->row_count; i++) {
+        const hdi_schedule_row *row = &pipeline->schedule->rows[i];
+        const bool computes = row->op == HDI_FORWARD || row->op == HDI_BACKWARD;
+        HD_RETURN_IF_ERROR(computes ? wait_before(pipeline, row, NULL, 0)
+                                    : communicate(pipeline, session, row));
+    }
+    return finish(pipeline);
+}
+
+hd_status hdi_pipeline_rehearse(hdi_pipeline *pipeline, hd_session *session)
+{
+    if (!hdi_comm_rehearse(pipeline->comm, true)) return HD_OK;
+    const hd_status status = rehearse(pipeline, session);
+    hdi_comm_rehearse(pipeline->comm, false);
+    return status;
+}
+
 hd_status hdi_pipeline_run(hdi_pipeline *pipeline, hd_session *session, hdi_trace *trace,
                            int64_t step)
 {
@@ -206,8 +233,5 @@ hd_status hdi_pipeline_run(hdi_pipeline *pipeline, hd_session *session, hdi_trac
                                      row->op <= HDI_SEND_FORWARD ? "forward" : "backward",
                                      row->micro_batch, row->chunk);
     }
-    int requests = schedule->options.chunks * HDI_SCHEDULE_OPS * schedule->options.micro_batches;
-    for (int i = 0; i < requests; i++)
-        HD_RETURN_IF_ERROR(hdi_comm_order(pipeline->comm, &pipeline->requests[i]));
-    return HD_OK;
+    return finish(pipeline);
 }

@@ -31,6 +31,9 @@ void hdi_pipeline_destroy(hdi_pipeline *pipeline); /* takes NULL */
 void hdi_pipeline_set_slots(const hdi_schedule *schedule, int chunk,
                             const hdi_pipeline_chunk *tensors);
 
+/* What hdi_session_rehearse is for programs, for what stages hand to each other. Local. */
+hd_status hdi_pipeline_rehearse(hdi_pipeline *pipeline, hd_session *session);
+
 /* Run the whole table once. On return all sends are over, or on a GPU queued; gradient communication
  * may still be under way. `trace` may be NULL. Allocates nothing. Collective over the pipeline axis. */
 hd_status hdi_pipeline_run(hdi_pipeline *pipeline, hd_session *session, hdi_trace *trace,

@@ -123,4 +123,8 @@ hd_status hdi_session_fill(hd_session *session, const hdi_entry *entry, int64_t 
  * spins there would wait for ever. Leaves zeros again. */
 hd_status hdi_session_warm_up(hd_session *session);
 
+/* Where communication takes host memory (the staged transport): let all of it that the plan's programs
+ * post take what it will need, so that no step does. Moves nothing. Local. */
+hd_status hdi_session_rehearse(hd_session *session);
+
 #endif

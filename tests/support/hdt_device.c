@@ -9,8 +9,16 @@ const char *hdt_device(void)
     return device && *device ? device : "cpu";
 }
 
+static bool is_staged;
+
+void hdt_set_staged(bool staged)
+{
+    is_staged = staged;
+}
+
 static hd_device_transport transport(void)
 {
+    if (is_staged) return HD_DEVICE_TRANSPORT_STAGED;
     const char *name = getenv("HEDDLE_TRANSPORT");
     if (name && strcmp(name, "nccl") == 0) return HD_DEVICE_TRANSPORT_NCCL;
     if (name && strcmp(name, "staged") == 0) return HD_DEVICE_TRANSPORT_STAGED;

@@ -445,6 +445,9 @@ hd_status hd_trainer_start(hd_trainer *trainer, hd_context *context, uint64_t se
             HD_RETURN_IF_ERROR(hdi_pipeline_create(trainer->validate_schedule, shape->validate,
                                                    o->mesh, HDI_GRADIENT_ADDED,
                                                    &shape->validate_run));
+        HD_RETURN_IF_ERROR(hdi_pipeline_rehearse(shape->train_run, trainer->session));
+        if (shape->validate_run)
+            HD_RETURN_IF_ERROR(hdi_pipeline_rehearse(shape->validate_run, trainer->session));
         const size_t train = largest_input(shape->train, trainer->chunks);
         const size_t validate = largest_input(shape->validate, trainer->chunks);
         if (train > largest) largest = train;
