@@ -67,6 +67,9 @@ void hdi_plan_set_layout(hd_plan *plan, hdi_layout *layout);
 size_t hdi_plan_address(const hd_plan *plan, int unit, hd_tensor tensor, int micro_batch,
                         int level);
 
+/* Where the arena's regions begin, from the bytes of each (arena.c). */
+void hdi_plan_lay_out_arena(hd_plan *plan);
+
 /* Regions of the host's arena (host_arena.c), once all that lies there has a place; and its first one. */
 void hdi_plan_lay_out_host(hd_plan *plan);
 static inline int hdi_plan_first_host(const hd_plan *plan)
