@@ -103,7 +103,7 @@ static hd_status communicate(hdi_pipeline *pipeline, hd_session *session,
 }
 
 /* Wait until the input of a compute row is here and the slot of its output is free. */
-static hd_status wait_before(hdi_pipeline *pipeline, const hdi_schedule_row *row, hdi_trace *trace,
+static hd_status wait_before(hdi_pipeline *pipeline, const hdi_schedule_row *row, hdi_spans *spans,
                              int64_t step)
 {
     bool forward = row->op == HDI_FORWARD;
@@ -116,17 +116,17 @@ static hd_status wait_before(hdi_pipeline *pipeline, const hdi_schedule_row *row
                              ? request_of(pipeline, row->chunk, send, row->micro_batch - slots)
                              : NULL;
     if (!in->id && !(reused && reused->id)) return HD_OK;
-    double begin = hdi_trace_now();
+    hdi_moment begin;
+    HD_RETURN_IF_ERROR(hdi_spans_now(spans, &begin));
     HD_RETURN_IF_ERROR(hdi_comm_order(pipeline->comm, in));
     if (reused) HD_RETURN_IF_ERROR(hdi_comm_order(pipeline->comm, reused));
-    hdi_trace_record(trace, &(hdi_trace_event){.name = "wait",
+    return hdi_spans_record(spans,
+                            &(hdi_trace_event){.name = "wait",
                                                .category = HDI_TRACE_COMM,
                                                .micro_batch = row->micro_batch,
                                                .chunk = row->chunk,
-                                               .step = step,
-                                               .begin_us = begin,
-                                               .end_us = hdi_trace_now()});
-    return HD_OK;
+                                               .step = step},
+                            &begin);
 }
 
 /* Neighbouring chunks on one rank: hand the tensor over by a copy. */
@@ -165,12 +165,13 @@ static void foretell(const hdi_pipeline *pipeline, const hdi_schedule_row *row,
 }
 
 static hd_status compute(hdi_pipeline *pipeline, hd_session *session, const hdi_schedule_row *row,
-                         hdi_trace *trace, int64_t step)
+                         hdi_spans *spans, int64_t step)
 {
-    HD_RETURN_IF_ERROR(wait_before(pipeline, row, trace, step));
+    HD_RETURN_IF_ERROR(wait_before(pipeline, row, spans, step));
     int batches = pipeline->schedule->options.micro_batches;
     bool backward = row->op == HDI_BACKWARD, tree = pipeline->sum == HDI_GRADIENT_TREE;
-    double begin = hdi_trace_now();
+    hdi_moment begin;
+    HD_RETURN_IF_ERROR(hdi_spans_now(spans, &begin));
     hd_session_run_options options = {
         .phase = backward ? HD_PHASE_BACKWARD : HD_PHASE_FORWARD,
         .micro_batch = row->micro_batch,
@@ -180,14 +181,14 @@ static hd_status compute(hdi_pipeline *pipeline, hd_session *session, const hdi_
         .folds = tree ? hdi_gradient_folds(row->micro_batch, batches) : 0};
     foretell(pipeline, row, &options);
     HD_RETURN_IF_ERROR(hd_session_run(session, pipeline->chunks[row->chunk].program, &options));
-    hdi_trace_record(
-        trace, &(hdi_trace_event){.name = backward ? "backward" : "forward",
-                                  .category = backward ? HDI_TRACE_BACKWARD : HDI_TRACE_FORWARD,
-                                  .micro_batch = row->micro_batch,
-                                  .chunk = row->chunk,
-                                  .step = step,
-                                  .begin_us = begin,
-                                  .end_us = hdi_trace_now()});
+    HD_RETURN_IF_ERROR(hdi_spans_record(
+        spans,
+        &(hdi_trace_event){.name = backward ? "backward" : "forward",
+                           .category = backward ? HDI_TRACE_BACKWARD : HDI_TRACE_FORWARD,
+                           .micro_batch = row->micro_batch,
+                           .chunk = row->chunk,
+                           .step = step},
+        &begin));
     return hand_over(pipeline, session, row);
 }
 
@@ -218,14 +219,14 @@ hd_status hdi_pipeline_rehearse(hdi_pipeline *pipeline, hd_session *session)
     return status;
 }
 
-hd_status hdi_pipeline_run(hdi_pipeline *pipeline, hd_session *session, hdi_trace *trace,
+hd_status hdi_pipeline_run(hdi_pipeline *pipeline, hd_session *session, hdi_spans *spans,
                            int64_t step)
 {
     const hdi_schedule *schedule = pipeline->schedule;
     for (int i = 0; i < schedule->row_count; i++) {
         const hdi_schedule_row *row = &schedule->rows[i];
         bool computes = row->op == HDI_FORWARD || row->op == HDI_BACKWARD;
-        hd_status status = computes ? compute(pipeline, session, row, trace, step)
+        hd_status status = computes ? compute(pipeline, session, row, spans, step)
                                     : communicate(pipeline, session, row);
         if (status != HD_OK)
             return hdi_error_context(status, "pipeline stage %d, %s of micro-batch %d, chunk %d",

@@ -3,8 +3,8 @@
 #define HDI_PARALLEL_PIPELINE_H
 
 #include "parallel/schedule.h"
-#include "report/trace.h"
 #include "runtime/session.h"
+#include "runtime/spans.h"
 
 /* One chunk of this rank. Tensors at the edges of the pipeline are invalid. */
 typedef struct hdi_pipeline_chunk {
@@ -35,8 +35,8 @@ void hdi_pipeline_set_slots(const hdi_schedule *schedule, int chunk,
 hd_status hdi_pipeline_rehearse(hdi_pipeline *pipeline, hd_session *session);
 
 /* Run the whole table once. On return all sends are over, or on a GPU queued; gradient communication
- * may still be under way. `trace` may be NULL. Allocates nothing. Collective over the pipeline axis. */
-hd_status hdi_pipeline_run(hdi_pipeline *pipeline, hd_session *session, hdi_trace *trace,
+ * may still be under way. `spans` may be NULL. Allocates nothing. Collective over the pipeline axis. */
+hd_status hdi_pipeline_run(hdi_pipeline *pipeline, hd_session *session, hdi_spans *spans,
                            int64_t step);
 
 #endif

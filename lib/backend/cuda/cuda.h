@@ -50,10 +50,12 @@ struct hdi_device {
     int ordinal;
     int architecture; /* 10 * major + minor, 90 for an H100 */
     int processors;
-    bool virtual_memory;          /* the arena is mapped in pieces, not one cudaMalloc */
-    void *blas;                   /* cublasLtHandle_t */
-    void *blas_workspace;         /* for GEMMs of `stream` */
-    cudaEvent_t begin, end;       /* time candidates */
+    bool virtual_memory;    /* the arena is mapped in pieces, not one cudaMalloc */
+    void *blas;             /* cublasLtHandle_t */
+    void *blas_workspace;   /* for GEMMs of `stream` */
+    cudaEvent_t begin, end; /* time candidates */
+    cudaEvent_t *marks;     /* [mark_count], owned */
+    int mark_count;
     cudaStream_t fetches, stores; /* copies beside `stream`, in and out */
     cudaEvent_t queued, fetched[HDI_FETCH_SLOTS], stored[HDI_STORE_SLOTS];
     hdi_cuda_fault *fault;
@@ -101,6 +103,11 @@ hd_status hdi_cuda_copy(hd_stream *stream, void *out, const void *x, size_t byte
 hd_status hdi_cuda_zero(hd_stream *stream, void *out, size_t bytes);
 hd_status hdi_cuda_synchronize(hd_stream *stream);
 hd_status hdi_cuda_is_idle(hd_stream *stream, bool *idle);
+
+hd_status hdi_cuda_open_marks(hdi_device *device, int count);
+void hdi_cuda_close_marks(hdi_device *device); /* of a device that is half open, too */
+hd_status hdi_cuda_mark(hd_stream *stream, int mark);
+hd_status hdi_cuda_elapsed(hd_stream *stream, int from, int to, double *seconds);
 
 hd_status hdi_cuda_open_fetches(hdi_device *device);
 void hdi_cuda_wait_for_fetches(hdi_device *device); /* of a device that is half open, too */

@@ -94,7 +94,7 @@ static hd_status open_job(const hd_config *config, hdi_train_job *job)
         status = hdi_plan_report_write(job->trainer, job->files.directory);
     if (status == HD_OK && hdi_config_bool(values, "run.trace"))
         status = hdi_trace_create(job->files.rank, 1 << 16, &job->trace);
-    job->trainer->trace = job->trace;
+    if (status == HD_OK && job->trace) status = hdi_trainer_start_trace(job->trainer, job->trace);
     if (status == HD_OK) status = job->feed->start(job->feed, job->trainer);
     return hd_comm_agree(job->world, status);
 }
@@ -109,13 +109,13 @@ static void leave_job(hdi_train_job *job)
 static void close_job(hdi_train_job *job)
 {
     if (job->feed) job->feed->destroy(job->feed); /* its thread looks at the trainer's shapes */
-    hdi_trace_destroy(job->trace);
     hdi_checkpoint_writer_destroy(job->writer);
     for (hdi_train_source *source = job->sources, *next; source; source = next) {
         next = source->next;
         hdi_free(source);
     }
     hd_trainer_destroy(job->trainer);
+    hdi_trace_destroy(job->trace);
     hd_context_destroy(job->context);
     hd_model_destroy(job->model);
     if (job->files.directory) hdi_run_files_close(&job->files);
@@ -327,8 +327,9 @@ static hd_status write_trace(hdi_train_job *job)
     char name[32];
     snprintf(name, sizeof name, "ranks/%04d.trace.json", job->files.rank);
     char *path = hdi_run_files_path(&job->files, name);
-    hd_status status = path ? hdi_trace_flush(job->trace, 0, path)
-                            : hdi_error(HD_ERROR_MEMORY, "trace: out of host memory");
+    hd_status status = path ? HD_OK : hdi_error(HD_ERROR_MEMORY, "trace: out of host memory");
+    if (status == HD_OK) status = hdi_spans_settle(job->trainer->spans);
+    if (status == HD_OK) status = hdi_trace_flush(job->trace, 0, path);
     hdi_free(path);
     status = hd_comm_agree(job->world, status);
     if (status != HD_OK || job->files.rank != 0) return status;

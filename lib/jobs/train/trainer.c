@@ -380,6 +380,7 @@ void hd_trainer_destroy(hd_trainer *trainer)
         const hd_context *context = trainer->session->context;
         context->backend->release_host(context->device, trainer->staging, trainer->staging_bytes);
     }
+    hdi_spans_destroy(trainer->spans);
     hd_session_destroy(trainer->session);
     hd_plan_destroy(trainer->plan);
     for (int s = 0; s < trainer->shape_count && trainer->shapes; s++)
