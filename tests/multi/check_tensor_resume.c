@@ -2,6 +2,7 @@
 /* Checkpoints of layers that are split over ranks: they hold what one rank would have written, and open
  * on any layout. */
 #include "tests/support/hdt_job.h"
+#include "tests/support/hdt_text.h"
 
 #include "core/memory.h"
 #include "io/checkpoint.h"
@@ -14,12 +15,6 @@ enum { STEPS = 4, STOP = 2 };
 static const char *const families[] = {"gpt2", "llama"};
 static const char *const dtypes[] = {"f32", "bf16"};
 static const char *dtype; /* of the weights of the test that runs */
-
-static bool ignore(void *user, const char *text)
-{
-    (void)user, (void)text;
-    return true;
-}
 
 /* Steps up to `steps` of STEPS; on one rank without MPI if `split` is NULL. */
 static hd_status train(const char *directory, const char *family, const hdt_job_layout *split,
@@ -124,7 +119,7 @@ START_TEST(weights_of_files_are_read_by_parts)
     snprintf(weights, sizeof weights, "%s-weights", alone);
     hdt_assert_ok(train_alone(alone, family, STOP, "", &wanted));
     if (hd_comm_rank(hdt_world) == 0)
-        hdt_assert_ok(hd_convert_run(alone, weights, NULL, ignore, NULL));
+        hdt_assert_ok(hd_convert_run(alone, weights, NULL, hdt_drop_text, NULL));
     hdt_assert_ok(hd_comm_barrier(hdt_world));
     alone = hdt_job_directory();
     const char *split = hdt_job_directory();
