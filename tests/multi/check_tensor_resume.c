@@ -2,7 +2,7 @@
 /* Checkpoints of layers that are split over ranks: they hold what one rank would have written, and open
  * on any layout. */
 #include "tests/support/hdt_job.h"
-#include "tests/support/hdt_text.h"
+#include "tests/support/hdt_program.h"
 
 #include "core/memory.h"
 #include "io/checkpoint.h"
@@ -119,7 +119,7 @@ START_TEST(weights_of_files_are_read_by_parts)
     snprintf(weights, sizeof weights, "%s-weights", alone);
     hdt_assert_ok(train_alone(alone, family, STOP, "", &wanted));
     if (hd_comm_rank(hdt_world) == 0)
-        hdt_assert_ok(hd_convert_run(alone, weights, NULL, hdt_drop_text, NULL));
+        hdt_assert_ok(hd_convert_run(alone, weights, NULL, hdt_drop, NULL));
     hdt_assert_ok(hd_comm_barrier(hdt_world));
     alone = hdt_job_directory();
     const char *split = hdt_job_directory();

@@ -8,7 +8,7 @@
 #include "jobs/class_text.h"
 #include "jobs/data/data.h"
 #include "tests/support/hdt.h"
-#include "tests/support/hdt_text.h"
+#include "tests/support/hdt_program.h"
 
 enum { COLUMNS = 64 };
 
@@ -91,7 +91,7 @@ START_TEST(a_shape_moves_as_its_class_says_and_stays_whole)
                                                  .height = SIDE,
                                                  .frames = FRAMES,
                                                  .seed = 3},
-                              hdt_drop_text, NULL));
+                              hdt_drop, NULL));
     hdi_video_dataset *set;
     hdt_assert_ok(hdi_video_dataset_open(hdt_temp_path("shapes"), &set));
     float clip[3 * FRAMES * SIDE * SIDE];
@@ -137,7 +137,7 @@ START_TEST(wrong_options_are_refused_and_leave_nothing)
                  {{.kind = "shapes", .output = folder, .fps = NAN}, "nan frames a second"},
                  {{.kind = "images", .output = folder}, "no input"}};
     for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
-        hdt_assert_status(hd_data_run(&wrong[i].options, hdt_drop_text, NULL), HD_ERROR_ARGUMENT,
+        hdt_assert_status(hd_data_run(&wrong[i].options, hdt_drop, NULL), HD_ERROR_ARGUMENT,
                           wrong[i].fragment);
         ck_assert(!hdi_file_exists(folder));
     }

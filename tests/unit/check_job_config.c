@@ -6,7 +6,7 @@
 
 #include "jobs/config.h"
 #include "tests/support/hdt.h"
-#include "tests/support/hdt_text.h"
+#include "tests/support/hdt_program.h"
 
 START_TEST(every_key_of_the_schema_is_an_option)
 {
@@ -86,11 +86,11 @@ END_TEST
 START_TEST(what_is_set_is_printed_and_reads_back)
 {
     hd_config *config, *again;
-    hdt_page first = {.used = 0}, second = {.used = 0};
+    hdt_text first = {.used = 0}, second = {.used = 0};
     const char *path = hdt_temp_path("config.json");
     hdt_assert_ok(hd_config_create(&config));
     hdt_assert_ok(hd_config_set(config, "train.steps", "77"));
-    hdt_assert_ok(hd_config_print(config, hdt_keep_text, &first));
+    hdt_assert_ok(hd_config_print(config, hdt_collect, &first));
     ck_assert_ptr_nonnull(strstr(first.text, "\"steps\": 77"));
 
     FILE *file = fopen(path, "w");
@@ -99,7 +99,7 @@ START_TEST(what_is_set_is_printed_and_reads_back)
     ck_assert_int_eq(fclose(file), 0);
     hdt_assert_ok(hd_config_create(&again));
     hdt_assert_ok(hd_config_load(again, path));
-    hdt_assert_ok(hd_config_print(again, hdt_keep_text, &second));
+    hdt_assert_ok(hd_config_print(again, hdt_collect, &second));
     ck_assert_str_eq(first.text, second.text);
     hd_config_destroy(again);
     hd_config_destroy(config);

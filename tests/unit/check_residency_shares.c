@@ -1,30 +1,18 @@
 /* Shares of blocks that ranks gather from each other: which way of keeping weights a budget gets, and what is
  * refused. */
-#include <heddle/nn.h>
-
 #include <stdio.h>
 
+#include "tests/support/hdt_blocks.h"
 #include "tests/support/hdt_plans.h"
-#include "tests/support/hdt_program.h"
 
 enum { BLOCKS = 10, WIDTH = 128 }; /* shares of a matrix are halves */
 
 static hdt_plans planned;
 
-/* A program of blocks first, first + 1, ... */
 static void use(int number, int first, int count)
 {
-    hd_program *p;
-    hdt_assert_ok(hd_program_create(&(hd_program_options){.name = "blocks"}, &p));
-    hd_tensor x = hd_input(p, "x", HD_DTYPE_F32, 2, (int64_t[]){1, WIDTH});
-    for (int b = first; b < first + count; b++) {
-        hd_scope_begin(p, "block.%d", b);
-        x = hd_linear(p, x, &(hd_linear_options){.name = "w", .outputs = WIDTH, .std = 0.1});
-        hd_scope_end(p);
-    }
-    hd_output(p, x, "y");
-    hdt_assert_ok(hd_program_finish(p));
-    planned.programs[number] = p;
+    planned.programs[number] = hdt_matrices_program(
+        &(hdt_matrices){.rows = 1, .width = WIDTH, .first = first, .count = count});
     planned.program_count = number + 1;
 }
 
