@@ -214,7 +214,7 @@ static hd_status run_job(const char *path, const char *ids, const char *pipeline
     if (status == HD_OK) status = hd_config_set(config, "generate.temperature", "0");
     if (status == HD_OK) status = hd_config_set(config, "layout.pipeline", pipeline);
     if (status == HD_OK) status = hd_config_set(config, "generate.dtype", dtype);
-    if (status == HD_OK) status = hd_generate_run(config, keep_text, text);
+    if (status == HD_OK) status = hd_generate_run(config, NULL, keep_text, text);
     hd_config_destroy(config);
     return status;
 }
