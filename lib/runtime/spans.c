@@ -9,9 +9,8 @@ typedef struct span {
     int begin, end; /* marks */
 } span;
 
-enum {
-    NOW = 0
-}; /* the mark that ties the device's clock to the host's; moments take turns with the others */
+/* The mark that ties the device's clock to the host's; moments take turns with the others. */
+enum { NOW = 0 };
 
 struct hdi_spans {
     hd_session *session; /* these two are borrowed */

@@ -9,8 +9,7 @@ typedef struct hdi_spans hdi_spans;
 
 /* When the device has done all that it had been given. */
 typedef struct hdi_moment {
-    double
-        host_us; /* the host's clock when it was taken: its time, where the backend has no marks */
+    double host_us; /* when it was taken; that is its time where the backend has no marks */
     int mark;
 } hdi_moment;
 
@@ -19,8 +18,8 @@ typedef struct hdi_moment {
 hd_status hdi_spans_create(hd_session *session, hdi_trace *trace, int most, hdi_spans **out);
 void hdi_spans_destroy(hdi_spans *spans); /* takes NULL */
 
-/* Both take NULL, wait for nothing and allocate nothing. Record: a span from *inout,
- * which becomes the moment when it ends, with what the event says besides its times. */
+/* Both take NULL, wait for nothing and allocate nothing. Record: a span from *inout, which becomes the moment
+ * when it ends, with what the event says besides its times. */
 hd_status hdi_spans_now(hdi_spans *spans, hdi_moment *out);
 hd_status hdi_spans_record(hdi_spans *spans, const hdi_trace_event *event, hdi_moment *inout);
 
