@@ -330,6 +330,11 @@ hd_status hdi_comm_settle(hd_comm *comm)
     return comm && comm->transport->settle ? comm->transport->settle(comm) : HD_OK;
 }
 
+hd_status hdi_comm_watch(hd_comm *comm)
+{
+    return comm && comm->transport->watch ? comm->transport->watch(comm) : HD_OK;
+}
+
 bool hdi_comm_rehearse(hd_comm *comm, bool begins)
 {
     if (!comm || !comm->transport->rehearse) return false;

@@ -50,6 +50,7 @@ typedef struct hdi_transport {
      * the device is over. NULL: nothing outlives its request. label: NULL: unused. */
     hd_status (*order)(hd_comm *comm, hd_request *request);
     hd_status (*settle)(hd_comm *comm);
+    hd_status (*watch)(hd_comm *comm); /* what has failed there, or is late; one look. NULL: OK */
     void (*label)(hd_comm *comm, const hd_request *request, const hdi_comm_label *label);
 
     /* As hdi_comm_rehearse says. NULL: operations take no memory. */
@@ -97,9 +98,10 @@ void hdi_comm_set_name(hd_comm *comm, const char *name);
  * NULL. */
 void hdi_comm_progress(hd_comm *comm);
 
-/* As the transport's slots of these names say; NULL slots are provided for. settle takes NULL. */
+/* As the transport's slots of these names say; NULL slots are provided for. settle and watch take NULL. */
 hd_status hdi_comm_order(hd_comm *comm, hd_request *request);
 hd_status hdi_comm_settle(hd_comm *comm);
+hd_status hdi_comm_watch(hd_comm *comm);
 void hdi_comm_set_label(hd_comm *comm, const hd_request *request, const hdi_comm_label *label);
 
 /* A rehearsal: operations that are posted here, and on the communicators that move with this one, take the

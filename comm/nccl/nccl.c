@@ -252,6 +252,7 @@ const hdi_transport hdi_transport_nccl = {
     .test = hdi_nccl_test,
     .order = hdi_nccl_order,
     .settle = hdi_nccl_settle,
+    .watch = hdi_nccl_watch,
     .label = hdi_nccl_label,
     .keeps_deadline = true,
     .describe = hdi_nccl_describe,

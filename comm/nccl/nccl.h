@@ -93,6 +93,7 @@ hd_status hdi_nccl_end(hdi_nccl_operation *operation, hd_status posted, hd_reque
 hd_status hdi_nccl_test(hd_comm *comm, hd_request *request, bool *done);
 hd_status hdi_nccl_order(hd_comm *comm, hd_request *request);
 hd_status hdi_nccl_settle(hd_comm *comm);
+hd_status hdi_nccl_watch(hd_comm *comm);
 void hdi_nccl_label(hd_comm *comm, const hd_request *request, const hdi_comm_label *label);
 void hdi_nccl_describe(hd_comm *comm, const hd_request *request, char *text, size_t bytes);
 

@@ -268,6 +268,11 @@ hd_status hdi_nccl_settle(hd_comm *comm)
     return device->failed == HD_OK ? HD_OK : stopped(device);
 }
 
+hd_status hdi_nccl_watch(hd_comm *comm)
+{
+    return watch(hdi_nccl_state_of(comm)->device);
+}
+
 void hdi_nccl_label(hd_comm *comm, const hd_request *request, const hdi_comm_label *label)
 {
     hdi_nccl_operation *operation = find(comm, request);

@@ -31,7 +31,8 @@ typedef enum hd_region {
     HD_REGION_HOST_WEIGHTS = HD_REGIONS, /* of blocks; one copy may serve several ranks */
     HD_REGION_HOST_OPTIMIZER,
     HD_REGION_HOST_GRADIENTS,
-    HD_REGION_HOST_SAVED, /* activations, per micro-batch in flight */
+    HD_REGION_HOST_SAVED,   /* activations, per micro-batch in flight */
+    HD_REGION_HOST_STAGING, /* inputs and results of a training on their way, per micro-batch */
     HD_ALL_REGIONS
 } hd_region;
 

@@ -324,13 +324,17 @@ struct hd_backend {
     hd_status (*synchronize)(hd_stream *stream);
     /* Whether all that was queued on `stream` is done. NULL: nothing is ever left. */
     hd_status (*is_idle)(hd_stream *stream, bool *idle);
+    /* Leave a mark behind what was queued on `stream`, in place of the one before; whether all before the
+     * mark is done and, once it is, what synchronize would say. NULL where is_idle is. */
+    hd_status (*mark)(hd_stream *stream);
+    hd_status (*is_past)(hd_stream *stream, bool *past);
 
-    /* Points in the order of `stream`, for measuring. open_marks: there are `count` of them, 0 .., in place of
-     * those before. mark: this one is passed when all that was queued before is done. elapsed: seconds
-     * from one that has been passed to another. All NULL: what is called is done when it returns, so the
-     * host's clock tells. */
-    hd_status (*open_marks)(hdi_device *device, int count);
-    hd_status (*mark)(hd_stream *stream, int mark);
+    /* Stamps: points in the order of `stream` that keep their time. open_stamps: there are `count` of them,
+     * 0 .., in place of those before. stamp: this one's time is when all that was queued before is done.
+     * elapsed: seconds from one that has been passed to another. All NULL: what is called is done when it
+     * returns, so the host's clock tells. */
+    hd_status (*open_stamps)(hdi_device *device, int count);
+    hd_status (*stamp)(hd_stream *stream, int stamp);
     hd_status (*elapsed)(hd_stream *stream, int from, int to, double *seconds);
 
     /* Copies from and to pinned host memory beside `stream`, those of one direction one after another.

@@ -26,6 +26,7 @@ const char *hd_region_name(hd_region region)
         [HD_REGION_HOST_OPTIMIZER] = "host: optimizer",
         [HD_REGION_HOST_GRADIENTS] = "host: gradients",
         [HD_REGION_HOST_SAVED] = "host: activations",
+        [HD_REGION_HOST_STAGING] = "host: staging",
     };
     return names[region];
 }

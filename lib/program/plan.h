@@ -19,6 +19,7 @@ typedef struct hdi_place_of {
     size_t offset, bytes, stride;
     int slots;
     bool placed;
+    size_t staging; /* of what is staged: offset in a micro-batch's part of the program's staging */
 } hdi_place_of;
 
 /* One program in the plan. Offsets of its scratch regions are relative to the arena. */
@@ -66,6 +67,15 @@ void hdi_plan_set_layout(hd_plan *plan, hdi_layout *layout);
 /* Arena offset of a tensor for a micro-batch; `level` is the gradient level of a leaf. */
 size_t hdi_plan_address(const hd_plan *plan, int unit, hd_tensor tensor, int micro_batch,
                         int level);
+
+/* Address in the host's arena of a staged tensor's place there (host_arena.c). */
+size_t hdi_plan_staging(const hd_plan *plan, int unit, hd_tensor tensor, int micro_batch);
+
+/* Does anything live on the host that copies of ops bring and take? */
+static inline bool hdi_plan_uses_host(const hd_plan *plan)
+{
+    return plan->host_arena_bytes > plan->bytes[HD_REGION_HOST_STAGING];
+}
 
 /* Where the arena's regions begin, from the bytes of each (arena.c). */
 void hdi_plan_lay_out_arena(hd_plan *plan);

@@ -34,6 +34,7 @@ typedef struct hdi_tensor {
     int64_t flat_first;
     bool level_zero; /* GRADIENT: the joined sum, not the micro-batch's leaf */
     bool host;       /* lives in pinned host memory: only loads read it, only stores write it */
+    bool staged;     /* INPUT, OUTPUT: has a place there, too, through which it is copied */
 
     hd_tensor within; /* lies in this one, which lies in none, from its element within_first on: a
                          GRADIENT in an activation, an ACTIVATION in any that is no parameter */

@@ -226,10 +226,47 @@ static hd_status verify_host(const hd_plan *plan)
     return HD_OK;
 }
 
+/* A program's staging is inside the region, a micro-batch's place for each staged tensor inside that, and
+ * what may be on its way at once shares no bytes. */
+static hd_status verify_staging(const hd_plan *plan)
+{
+    const hd_region r = HD_REGION_HOST_STAGING;
+    const int first = plan->units[0].options.group;
+    const size_t end = plan->units[0].base[r] + plan->bytes[r];
+    for (int u = 0; u < plan->unit_count; u++) {
+        const hdi_unit *unit = &plan->units[u];
+        const size_t each = unit->bytes[r] / (size_t)unit->options.io_slots;
+        size_t at = 0;
+        bool holds =
+            unit->base[r] >= plan->units[0].base[r] && unit->base[r] + unit->bytes[r] <= end;
+        for (int id = 1; id < unit->program->tensor_count; id++) {
+            if (!unit->program->tensors[id]->staged) continue;
+            const hdi_place_of *place = &unit->places[id];
+            holds = holds && place->placed && place->region == HD_REGION_IO && place->staging >= at;
+            at = place->staging + place->bytes;
+        }
+        holds = holds && at <= each;
+        for (int v = 0; v < u; v++) {
+            const hdi_unit *other = &plan->units[v];
+            if (other->options.group != unit->options.group && other->options.group != first &&
+                unit->options.group != first)
+                continue;
+            holds = holds && (unit->base[r] >= other->base[r] + other->bytes[r] ||
+                              other->base[r] >= unit->base[r] + unit->bytes[r]);
+        }
+        if (!holds)
+            return hdi_error(HD_ERROR_INTERNAL,
+                             "verifier: program '%s': its staging on the host is not its own",
+                             unit->program->name);
+    }
+    return HD_OK;
+}
+
 hd_status hdi_plan_verify_regions(const hd_plan *plan)
 {
     HD_RETURN_IF_ERROR(verify_entries(plan->layout));
     HD_RETURN_IF_ERROR(verify_host(plan));
+    HD_RETURN_IF_ERROR(verify_staging(plan));
     for (int i = 1; i < plan->state_count; i++)
         if (plan->states[i - 1].offset + plan->states[i - 1].bytes > plan->states[i].offset)
             return hdi_error(HD_ERROR_INTERNAL, "verifier: states '%s' and '%s' share bytes",

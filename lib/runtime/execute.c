@@ -204,34 +204,19 @@ hd_status hd_session_run(hd_session *session, const hd_program *program,
     return end_communication(session, index, options);
 }
 
-hd_status hd_session_drain(hd_session *session)
+hd_status hdi_session_order(hd_session *session)
 {
     for (int u = 0; u < session->plan->unit_count; u++)
         for (int i = 0; i < session->plan->units[u].program->op_count; i++)
             HD_RETURN_IF_ERROR(wait_for(session, u, i));
     session->unfinished_count = 0;
+    return HD_OK;
+}
+
+hd_status hd_session_drain(hd_session *session)
+{
+    HD_RETURN_IF_ERROR(hdi_session_order(session));
     return hdi_session_synchronize(session);
-}
-
-hd_status hdi_session_settle(hd_session *session)
-{
-    enum { SPINS = 200 };
-    const hd_context *context = session->context;
-    HD_RETURN_IF_ERROR(hdi_comm_settle(hd_mesh_device_comm(session->mesh, HD_AXIS_NONE)));
-    if (!context->backend->is_idle || hd_mesh_ranks(session->mesh) < 2) return HD_OK;
-    for (int64_t look = 0;; look++) {
-        bool idle;
-        HD_RETURN_IF_ERROR(context->backend->is_idle(context->stream, &idle));
-        if (idle) return HD_OK;
-        hdi_comm_progress(hd_mesh_comm(session->mesh, HD_AXIS_NONE));
-        hdi_comm_back_off(look, SPINS);
-    }
-}
-
-hd_status hdi_session_synchronize(hd_session *session)
-{
-    HD_RETURN_IF_ERROR(hdi_session_settle(session));
-    return session->context->backend->synchronize(session->context->stream);
 }
 
 hd_status hdi_session_warm_up(hd_session *session)

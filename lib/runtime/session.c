@@ -1,4 +1,4 @@
-/* Sessions: the arena, its first contents, and reading and writing tensors. */
+/* Sessions: the arena, its first contents, and writing weights. */
 #include "runtime/session.h"
 
 #include "core/error.h"
@@ -92,6 +92,7 @@ static hd_status open_parts(hd_session *session)
                                      plan->host_arena_bytes);
     }
     session->host = host;
+    HD_RETURN_IF_ERROR(hdi_staged_open(session));
     HD_RETURN_IF_ERROR(hdi_streaming_open(session));
     if (context->backend != &hdi_backend_cpu && hd_mesh_ranks(session->mesh) > 1)
         HD_RETURN_IF_ERROR(hdi_session_warm_up(session));
@@ -151,6 +152,7 @@ void hd_session_destroy(hd_session *session)
         session->context->backend->release_host(session->context->device, session->host,
                                                 session->plan->host_arena_bytes);
     hdi_streaming_close(session);
+    hdi_staged_close(session);
     for (int i = 0; i < session->plan->unit_count && session->posted; i++)
         hdi_free(session->posted[i]);
     hdi_free(session->posted);
@@ -178,8 +180,7 @@ static void round_values(hd_dtype dtype, int64_t elements, const float *values, 
             rounded[i] = hdi_half_weight(dtype, values[i]);
 }
 
-/* To weights, on the device or in the host's arena. */
-static hd_status put(hd_session *session, char *place, const void *data, size_t bytes)
+hd_status hdi_session_put(hd_session *session, char *place, const void *data, size_t bytes)
 {
     const hd_context *context = session->context;
     if (hdi_session_is_host(session, place)) {
@@ -195,15 +196,16 @@ static hd_status write_values(hd_session *session, hd_dtype dtype, char *place, 
                               const float *values)
 {
     enum { PIECE = 1 << 20 };
-    if (dtype == HD_DTYPE_F32) return put(session, place, values, (size_t)elements * sizeof(float));
+    if (dtype == HD_DTYPE_F32)
+        return hdi_session_put(session, place, values, (size_t)elements * sizeof(float));
     uint16_t *rounded =
         hdi_alloc_array((size_t)(elements < PIECE ? elements : PIECE), sizeof *rounded);
     hd_status status = rounded ? HD_OK : hdi_error(HD_ERROR_MEMORY, "session: out of host memory");
     for (int64_t done = 0; done < elements && status == HD_OK; done += PIECE) {
         int64_t count = elements - done < PIECE ? elements - done : PIECE;
         round_values(dtype, count, values + done, rounded);
-        status = put(session, place + (size_t)done * sizeof *rounded, rounded,
-                     (size_t)count * sizeof *rounded);
+        status = hdi_session_put(session, place + (size_t)done * sizeof *rounded, rounded,
+                                 (size_t)count * sizeof *rounded);
     }
     hdi_free(rounded);
     return status;
@@ -368,109 +370,9 @@ hd_status hdi_session_write_weights(hd_session *session, int64_t first, int64_t 
     int64_t begin = first;
     hdi_session_clip(session, &layout->entries[entry_at(layout, first)], &begin, &elements);
     if (!elements) return HD_OK;
-    return put(session, hdi_session_weights_at(session, begin),
-               (const char *)weights + (size_t)(begin - first) * width, (size_t)elements * width);
-}
-
-static hd_status find(const hd_session *session, const hd_program *program, hd_tensor tensor,
-                      int micro_batch, int *unit)
-{
-    *unit = hdi_session_unit(session, program);
-    if (*unit < 0)
-        return hdi_error(HD_ERROR_ARGUMENT, "session: program '%s' is not in its plan",
-                         program->name);
-    if (!hdi_tensor_of(program, tensor) || !session->plan->units[*unit].places[tensor.id].placed)
-        return hdi_error(HD_ERROR_ARGUMENT, "session: program '%s' has no tensor %d with a place",
-                         program->name, tensor.id);
-    if (micro_batch < 0)
-        return hdi_error(HD_ERROR_ARGUMENT, "session: program '%s': micro-batch is %d, want >= 0",
-                         program->name, micro_batch);
-    return HD_OK;
-}
-
-static bool is_sharded(const hd_session *session, int unit, hd_tensor tensor)
-{
-    const hd_plan *plan = session->plan;
-    return hdi_residency_is_sharded(&plan->residency) &&
-           plan->units[unit].places[tensor.id].region == HD_REGION_STREAMED;
-}
-
-/* Of a parameter that is sharded, this rank's part. */
-static hd_status write_shard(hd_session *session, const hd_program *program, hd_tensor tensor,
-                             const char *host)
-{
-    const hd_tensor_info *info = &program->tensors[tensor.id]->info;
-    const hdi_layout *layout = session->plan->layout;
-    const hdi_entry *entry = &layout->entries[hdi_layout_find(layout, info->name)];
-    const size_t width = hd_dtype_bytes(info->dtype);
-    int64_t first = entry->first, count = entry->elements;
-    hdi_session_clip(session, entry, &first, &count);
-    HD_RETURN_IF_ERROR(hdi_streaming_stale(session));
-    if (!count) return HD_OK;
-    return put(session, hdi_session_weights_at(session, first),
-               host + (size_t)(first - entry->first) * width, (size_t)count * width);
-}
-
-/* The entry of a parameter that stays on the host; -1 for all other tensors. */
-static int host_entry(const hd_session *session, int unit, hd_tensor tensor)
-{
-    const hd_plan *plan = session->plan;
-    if (plan->units[unit].places[tensor.id].region != HD_REGION_STREAMED) return -1;
-    return hdi_layout_find(plan->layout, plan->units[unit].program->tensors[tensor.id]->info.name);
-}
-
-/* Where a tensor is, when what is under way there has been waited for. */
-static hd_status settled_place(hd_session *session, int unit, hd_tensor tensor, int micro_batch,
-                               char **out)
-{
-    const size_t at = hdi_plan_address(session->plan, unit, tensor, micro_batch, 0);
-    *out = hdi_session_at(session, at);
-    return hdi_session_await(session, at, session->plan->units[unit].places[tensor.id].bytes);
-}
-
-hd_status hd_session_write(hd_session *session, const hd_program *program, hd_tensor tensor,
-                           int micro_batch, const void *host)
-{
-    int unit;
-    HD_RETURN_IF_ERROR(find(session, program, tensor, micro_batch, &unit));
-    if (is_sharded(session, unit, tensor)) return write_shard(session, program, tensor, host);
-    const int entry = host_entry(session, unit, tensor);
-    if (entry >= 0) {
-        HD_RETURN_IF_ERROR(hdi_streaming_forget(session, entry));
-        memcpy(hdi_streaming_weights(session, entry), host,
-               program->tensors[tensor.id]->info.bytes);
-        return HD_OK;
-    }
-    char *place;
-    HD_RETURN_IF_ERROR(settled_place(session, unit, tensor, micro_batch, &place));
-    HD_RETURN_IF_ERROR(session->context->backend->copy_in(session->context->stream, place, host,
-                                                          program->tensors[tensor.id]->info.bytes));
-    return hdi_session_synchronize(session);
-}
-
-hd_status hd_session_read(hd_session *session, const hd_program *program, hd_tensor tensor,
-                          int micro_batch, void *host)
-{
-    int unit;
-    HD_RETURN_IF_ERROR(find(session, program, tensor, micro_batch, &unit));
-    if (is_sharded(session, unit, tensor))
-        return hdi_error(
-            HD_ERROR_UNSUPPORTED,
-            "session: parameter '%s' is sharded over %d ranks, no rank can read all of it",
-            program->tensors[tensor.id]->info.name, session->plan->layout->shards);
-    const int entry = host_entry(session, unit, tensor);
-    if (entry >= 0) {
-        memcpy(host, hdi_streaming_weights(session, entry),
-               program->tensors[tensor.id]->info.bytes);
-        return HD_OK;
-    }
-    char *place;
-    HD_RETURN_IF_ERROR(settled_place(session, unit, tensor, micro_batch, &place));
-    HD_RETURN_IF_ERROR(
-        hdi_session_settle(session)); /* the copy may hold the host until it is done */
-    HD_RETURN_IF_ERROR(session->context->backend->copy_out(
-        session->context->stream, host, place, program->tensors[tensor.id]->info.bytes));
-    return hdi_session_synchronize(session);
+    return hdi_session_put(session, hdi_session_weights_at(session, begin),
+                           (const char *)weights + (size_t)(begin - first) * width,
+                           (size_t)elements * width);
 }
 
 size_t hd_session_high_water(const hd_session *session)

@@ -4,6 +4,7 @@
 
 #include "backend/backend.h"
 #include "program/plan.h"
+#include "runtime/staged.h"
 #include "runtime/streaming.h"
 
 #include <heddle/session.h>
@@ -45,6 +46,7 @@ struct hd_session {
     int unfinished_count;
     size_t high_water;
     hdi_streaming streaming;
+    hdi_staged staged;
 };
 
 /* Equal for processes of one host. */
@@ -76,11 +78,22 @@ bool hdi_session_is_host(const hd_session *session, const void *memory);
 /* Index of a program in the session's plan; -1 if it is not there. */
 int hdi_session_unit(const hd_session *session, const hd_program *program);
 
+/* The same of a tensor that has a place, for a micro-batch; HD_ERROR_ARGUMENT if it has none. */
+hd_status hdi_session_find(const hd_session *session, const hd_program *program, hd_tensor tensor,
+                           int micro_batch, int *unit);
+
 /* Device address of a tensor in the slot of a micro-batch (level 0). */
 void *hdi_session_address(const hd_session *session, int unit, hd_tensor tensor, int micro_batch);
 
 /* What programs before have left under way at an address of the plan ends before what is queued next. */
 hd_status hdi_session_await(hd_session *session, size_t at, size_t bytes);
+
+/* hdi_session_address, once what is under way there has ended before what is queued next. */
+hd_status hdi_session_reach(hd_session *session, int unit, hd_tensor tensor, int micro_batch,
+                            char **out);
+
+/* All communication that nobody has waited for ends before what is queued next. */
+hd_status hdi_session_order(hd_session *session);
 
 /* Wait for what has been queued, communication that it waits for included, with its deadline. With several
  * ranks the host's own messages move on meanwhile: a peer may need one before it can go on. */
@@ -88,6 +101,9 @@ hd_status hdi_session_settle(hd_session *session);
 
 /* The same, and what the device has to say about it. */
 hd_status hdi_session_synchronize(hd_session *session);
+
+/* To weights, on the device or in the host's arena; done on return. */
+hd_status hdi_session_put(hd_session *session, char *place, const void *data, size_t bytes);
 
 /* Make `elements` fp32 values at flat weight position `first` the weights there, rounded to the
  * weights' dtype as training rounds them. */

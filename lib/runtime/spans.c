@@ -1,4 +1,4 @@
-/* Spans by marks in the device's stream; without those, by the host's clock at once. */
+/* Spans by stamps in the device's stream; without those, by the host's clock at once. */
 #include "runtime/spans.h"
 
 #include "core/error.h"
@@ -6,18 +6,18 @@
 
 typedef struct span {
     hdi_trace_event event;
-    int begin, end; /* marks */
+    int begin, end; /* stamps */
 } span;
 
-/* The mark that ties the device's clock to the host's; moments take turns with the others. */
+/* The stamp that ties the device's clock to the host's; moments take turns with the others. */
 enum { NOW = 0 };
 
 struct hdi_spans {
     hd_session *session; /* these two are borrowed */
     hdi_trace *trace;
-    span *pending; /* [most], owned; NULL where the backend has no marks */
+    span *pending; /* [most], owned; NULL where the backend has no stamps */
     int pending_count, most;
-    int marks, last_mark;
+    int stamps, last_stamp;
 };
 
 hd_status hdi_spans_create(hd_session *session, hdi_trace *trace, int most, hdi_spans **out)
@@ -27,11 +27,11 @@ hd_status hdi_spans_create(hd_session *session, hdi_trace *trace, int most, hdi_
     hdi_spans *spans = hdi_alloc(sizeof *spans);
     if (!spans) return hdi_error(HD_ERROR_MEMORY, "spans: out of host memory");
     /* A span has two ends; as many moments again may come to nothing. */
-    *spans = (hdi_spans){.session = session, .trace = trace, .most = most, .marks = 1 + 4 * most};
+    *spans = (hdi_spans){.session = session, .trace = trace, .most = most, .stamps = 1 + 4 * most};
     hd_status status = HD_OK;
-    if (context->backend->mark) {
+    if (context->backend->stamp) {
         spans->pending = hdi_alloc_array((size_t)most, sizeof *spans->pending);
-        status = spans->pending ? context->backend->open_marks(context->device, spans->marks)
+        status = spans->pending ? context->backend->open_stamps(context->device, spans->stamps)
                                 : hdi_error(HD_ERROR_MEMORY, "spans: out of host memory");
     }
     if (status != HD_OK) {
@@ -55,10 +55,10 @@ hd_status hdi_spans_now(hdi_spans *spans, hdi_moment *out)
     if (!spans) return HD_OK;
     out->host_us = hdi_trace_now();
     if (!spans->pending) return HD_OK;
-    out->mark = 1 + spans->last_mark % (spans->marks - 1);
-    spans->last_mark = out->mark;
+    out->stamp = 1 + spans->last_stamp % (spans->stamps - 1);
+    spans->last_stamp = out->stamp;
     const hd_context *context = spans->session->context;
-    return context->backend->mark(context->stream, out->mark);
+    return context->backend->stamp(context->stream, out->stamp);
 }
 
 hd_status hdi_spans_record(hdi_spans *spans, const hdi_trace_event *event, hdi_moment *inout)
@@ -74,18 +74,18 @@ hd_status hdi_spans_record(hdi_spans *spans, const hdi_trace_event *event, hdi_m
     timed.end_us = inout->host_us;
     if (spans->pending)
         spans->pending[spans->pending_count++] =
-            (span){.event = timed, .begin = begin.mark, .end = inout->mark};
+            (span){.event = timed, .begin = begin.stamp, .end = inout->stamp};
     else
         hdi_trace_record(spans->trace, &timed);
     return HD_OK;
 }
 
-/* The host's clock when the device passed a mark: the time since then before now. */
-static hd_status passed_at(const hdi_spans *spans, int mark, double now_us, double *out)
+/* The host's clock when the device passed a stamp: the time since then before now. */
+static hd_status passed_at(const hdi_spans *spans, int stamp, double now_us, double *out)
 {
     const hd_context *context = spans->session->context;
     double seconds;
-    HD_RETURN_IF_ERROR(context->backend->elapsed(context->stream, mark, NOW, &seconds));
+    HD_RETURN_IF_ERROR(context->backend->elapsed(context->stream, stamp, NOW, &seconds));
     *out = now_us - 1e6 * seconds;
     return HD_OK;
 }
@@ -95,8 +95,8 @@ hd_status hdi_spans_settle(hdi_spans *spans)
     if (!spans || spans->pending_count == 0) return HD_OK;
     const hd_context *context = spans->session->context;
     HD_RETURN_IF_ERROR(hdi_session_synchronize(spans->session));
-    HD_RETURN_IF_ERROR(context->backend->mark(context->stream, NOW));
-    const double now_us = hdi_trace_now(); /* the device is idle: it passes the mark at once */
+    HD_RETURN_IF_ERROR(context->backend->stamp(context->stream, NOW));
+    const double now_us = hdi_trace_now(); /* the device is idle: it passes the stamp at once */
     HD_RETURN_IF_ERROR(context->backend->synchronize(context->stream));
     for (int i = 0; i < spans->pending_count; i++) {
         span *it = &spans->pending[i];

@@ -9,8 +9,8 @@ typedef struct hdi_spans hdi_spans;
 
 /* When the device has done all that it had been given. */
 typedef struct hdi_moment {
-    double host_us; /* when it was taken; that is its time where the backend has no marks */
-    int mark;
+    double host_us; /* when it was taken; that is its time where the backend has no stamps */
+    int stamp;
 } hdi_moment;
 
 /* Of what a session's device does; `session` and `trace` are borrowed. At most `most` of them between two

@@ -13,14 +13,14 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { STEPS = 3, BATCHES = 4, VOCAB = 97, LAYERS = 4, MARKS = 4096, EVENTS = 1024 };
+enum { STEPS = 3, BATCHES = 4, VOCAB = 97, LAYERS = 4, STAMPS = 4096, EVENTS = 1024 };
 
-/* A device whose time passes in products only, a millisecond each, and whose marks can be read when it has
+/* A device whose time passes in products only, a millisecond each, and whose stamps can be read when it has
  * been waited for. */
 static hd_backend clocked;
-static double clock_seconds, marked[MARKS];
-static bool passed[MARKS];
-static int marks;
+static double clock_seconds, stamped[STAMPS];
+static bool passed[STAMPS];
+static int stamps;
 
 static hd_status counted_gemm(hd_stream *stream, const hdi_gemm_args *args)
 {
@@ -28,25 +28,25 @@ static hd_status counted_gemm(hd_stream *stream, const hdi_gemm_args *args)
     return hdi_backend_cpu.gemm(stream, args);
 }
 
-static hd_status open_marks(hdi_device *device, int count)
+static hd_status open_stamps(hdi_device *device, int count)
 {
     (void)device;
-    marks = count;
-    return count <= MARKS ? HD_OK : hdi_error(HD_ERROR_INTERNAL, "%d marks", count);
+    stamps = count;
+    return count <= STAMPS ? HD_OK : hdi_error(HD_ERROR_INTERNAL, "%d stamps", count);
 }
 
-static hd_status mark(hd_stream *stream, int index)
+static hd_status stamp(hd_stream *stream, int index)
 {
     (void)stream;
-    if (index < 0 || index >= marks) return hdi_error(HD_ERROR_INTERNAL, "mark %d", index);
-    marked[index] = clock_seconds;
+    if (index < 0 || index >= stamps) return hdi_error(HD_ERROR_INTERNAL, "stamp %d", index);
+    stamped[index] = clock_seconds;
     passed[index] = false;
     return HD_OK;
 }
 
 static hd_status synchronize(hd_stream *stream)
 {
-    for (int i = 0; i < marks; i++)
+    for (int i = 0; i < stamps; i++)
         passed[i] = true;
     return hdi_backend_cpu.synchronize(stream);
 }
@@ -54,7 +54,7 @@ static hd_status synchronize(hd_stream *stream)
 static hd_status elapsed(hd_stream *stream, int from, int to, double *seconds)
 {
     (void)stream;
-    *seconds = marked[to] - marked[from];
+    *seconds = stamped[to] - stamped[from];
     return passed[from] && passed[to] ? HD_OK : hdi_error(HD_ERROR_INTERNAL, "read before a wait");
 }
 
@@ -64,8 +64,8 @@ static const hd_backend *clocked_backend(void)
     clocked.gemm = counted_gemm;
     clocked.gemm_gelu = NULL;
     clocked.synchronize = synchronize;
-    clocked.open_marks = open_marks;
-    clocked.mark = mark;
+    clocked.open_stamps = open_stamps;
+    clocked.stamp = stamp;
     clocked.elapsed = elapsed;
     clock_seconds = 0;
     return &clocked;

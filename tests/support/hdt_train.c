@@ -4,6 +4,7 @@
 #include "core/memory.h"
 #include "core/random.h"
 #include "runtime/session.h"
+#include "tests/support/hdt_deferred.h"
 #include "tests/support/hdt_device.h"
 #include "tests/support/hdt_late.h"
 
@@ -79,8 +80,9 @@ hd_status hdt_train(hd_comm *comm, const hdt_training *training, hdt_trained *ou
     hd_trainer *trainer = NULL;
     hd_model *model = hdt_tiny_model(training->family, training->layers);
     hd_status status = hdt_open_place(comm, &training->mesh, &mesh, &context);
-    if (status == HD_OK && training->late_copies && context->backend == &hdi_backend_cpu) {
-        context->backend = hdt_late_backend();
+    const bool others = training->late_copies || training->staged;
+    if (status == HD_OK && others && context->backend == &hdi_backend_cpu) {
+        context->backend = training->staged ? hdt_deferred_backend(true) : hdt_late_backend();
         context->attached = mesh;
     }
     if (status == HD_OK) {

@@ -21,6 +21,7 @@ typedef struct hdt_training {
     int global_batches; /* zero: HDT_GLOBAL_BATCHES */
     hd_mesh_options mesh;
     bool late_copies;           /* on the CPU, of hdt_late.h */
+    bool staged;                /* on the CPU, by the eager backend of hdt_deferred.h */
     hd_trainer_options options; /* what concerns model, mesh and batches is filled in */
 } hdt_training;
 

@@ -54,8 +54,9 @@ struct hdi_device {
     void *blas;             /* cublasLtHandle_t */
     void *blas_workspace;   /* for GEMMs of `stream` */
     cudaEvent_t begin, end; /* time candidates */
-    cudaEvent_t *marks;     /* [mark_count], owned */
-    int mark_count;
+    cudaEvent_t marked;
+    cudaEvent_t *stamps; /* [stamp_count], owned */
+    int stamp_count;
     cudaStream_t fetches, stores; /* copies beside `stream`, in and out */
     cudaEvent_t queued, fetched[HDI_FETCH_SLOTS], stored[HDI_STORE_SLOTS];
     hdi_cuda_fault *fault;
@@ -103,10 +104,12 @@ hd_status hdi_cuda_copy(hd_stream *stream, void *out, const void *x, size_t byte
 hd_status hdi_cuda_zero(hd_stream *stream, void *out, size_t bytes);
 hd_status hdi_cuda_synchronize(hd_stream *stream);
 hd_status hdi_cuda_is_idle(hd_stream *stream, bool *idle);
+hd_status hdi_cuda_mark(hd_stream *stream);
+hd_status hdi_cuda_is_past(hd_stream *stream, bool *past);
 
-hd_status hdi_cuda_open_marks(hdi_device *device, int count);
-void hdi_cuda_close_marks(hdi_device *device); /* of a device that is half open, too */
-hd_status hdi_cuda_mark(hd_stream *stream, int mark);
+hd_status hdi_cuda_open_stamps(hdi_device *device, int count);
+void hdi_cuda_close_stamps(hdi_device *device); /* of a device that is half open, too */
+hd_status hdi_cuda_stamp(hd_stream *stream, int stamp);
 hd_status hdi_cuda_elapsed(hd_stream *stream, int from, int to, double *seconds);
 
 hd_status hdi_cuda_open_fetches(hdi_device *device);

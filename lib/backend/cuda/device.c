@@ -79,6 +79,9 @@ static hd_status open_parts(hdi_device *device)
                         "cudaStreamCreateWithFlags"));
     HD_RETURN_IF_ERROR(hdi_cuda_status(cudaEventCreate(&device->begin), "cudaEventCreate"));
     HD_RETURN_IF_ERROR(hdi_cuda_status(cudaEventCreate(&device->end), "cudaEventCreate"));
+    HD_RETURN_IF_ERROR(
+        hdi_cuda_status(cudaEventCreateWithFlags(&device->marked, cudaEventDisableTiming),
+                        "cudaEventCreateWithFlags"));
     HD_RETURN_IF_ERROR(hdi_cuda_status(
         cudaHostAlloc((void **)&device->fault, sizeof *device->fault, cudaHostAllocPortable),
         "cudaHostAlloc"));
@@ -118,7 +121,7 @@ void hdi_cuda_close(hdi_device *device)
     if (!device) return;
     if (device->stream.handle) (void)cudaStreamSynchronize(device->stream.handle);
     hdi_cuda_close_fetches(device);
-    hdi_cuda_close_marks(device);
+    hdi_cuda_close_stamps(device);
     hdi_cuda_close_attentions(device);
     hdi_cuda_close_gemms(device);
     if (device->blas_workspace) (void)cudaFree(device->blas_workspace);
@@ -126,6 +129,7 @@ void hdi_cuda_close(hdi_device *device)
     if (device->fault) (void)cudaFreeHost(device->fault);
     if (device->begin) (void)cudaEventDestroy(device->begin);
     if (device->end) (void)cudaEventDestroy(device->end);
+    if (device->marked) (void)cudaEventDestroy(device->marked);
     if (device->stream.handle) (void)cudaStreamDestroy(device->stream.handle);
     (void)cudaGetLastError();
     hdi_free(device);
@@ -263,13 +267,35 @@ hd_status hdi_cuda_is_idle(hd_stream *stream, bool *idle)
     return HD_OK;
 }
 
-hd_status hdi_cuda_synchronize(hd_stream *stream)
+/* What the device has to say about what is done. */
+static hd_status take_fault(const hdi_device *device)
 {
-    HD_RETURN_IF_ERROR(
-        hdi_cuda_status(cudaStreamSynchronize(stream->handle), "cudaStreamSynchronize"));
-    hdi_cuda_fault *fault = stream->device->fault;
+    hdi_cuda_fault *fault = device->fault;
     if (fault->kind == HDI_FAULT_NONE) return HD_OK;
     const hd_status status = fault_status(fault);
     memset(fault, 0, sizeof *fault);
     return status;
+}
+
+hd_status hdi_cuda_mark(hd_stream *stream)
+{
+    return hdi_cuda_status(cudaEventRecord(stream->device->marked, stream->handle),
+                           "cudaEventRecord");
+}
+
+hd_status hdi_cuda_is_past(hd_stream *stream, bool *past)
+{
+    const cudaError_t error = cudaEventQuery(stream->device->marked);
+    *past = error == cudaSuccess;
+    if (*past) return take_fault(stream->device);
+    if (error != cudaErrorNotReady) return hdi_cuda_status(error, "cudaEventQuery");
+    (void)cudaGetLastError();
+    return HD_OK;
+}
+
+hd_status hdi_cuda_synchronize(hd_stream *stream)
+{
+    HD_RETURN_IF_ERROR(
+        hdi_cuda_status(cudaStreamSynchronize(stream->handle), "cudaStreamSynchronize"));
+    return take_fault(stream->device);
 }

@@ -110,7 +110,7 @@ static hd_status simulate(const planning *p, int shape, hdi_schedule_timing *tim
             costs[c * stages + s] = hdi_program_seconds(program, HDI_PHASE_FORWARD, &rates);
             backward[c * stages + s] = hdi_program_seconds(program, HDI_PHASE_BACKWARD, &rates);
             hdi_copies copies = {0};
-            if (trainer->plan->host_arena_bytes && status == HD_OK)
+            if (hdi_plan_uses_host(trainer->plan) && status == HD_OK)
                 status = hdi_plan_copies(trainer->plan, program, &copies);
             backward[c * stages + s] += copies.exposed_seconds;
         }
@@ -166,7 +166,7 @@ static hd_status describe_copies(const hd_trainer *trainer, hdi_text *text)
 {
     const hdi_trainer_shape *shape = &trainer->shapes[0];
     hdi_copies all = {0}, one;
-    if (!trainer->plan->host_arena_bytes) return HD_OK;
+    if (!hdi_plan_uses_host(trainer->plan)) return HD_OK;
     for (int i = 0; i < trainer->chunks + 2; i++) {
         const bool trains = i < trainer->chunks;
         const hd_program *program = trains                 ? shape->train[i].program

@@ -292,6 +292,7 @@ static hd_status add_training(hd_trainer *trainer, const hdi_layout *layout)
             hdi_data_reduce(program, s * trainer->chunks + c, layout,
                             hdi_trainer_gradients_on_host(trainer) ? &host : NULL);
             HD_RETURN_IF_ERROR(hd_program_finish(program));
+            hdi_trainer_stage(trainer, program);
             hd_plan_program_options use = {
                 .group = 2 * s,
                 .saved_slots = hdi_schedule_slots(shape->schedule, c, HDI_BUFFER_ACTIVATIONS),
@@ -305,11 +306,14 @@ static hd_status add_training(hd_trainer *trainer, const hdi_layout *layout)
 static hd_status add_validation(hd_trainer *trainer)
 {
     for (int s = 0; s < trainer->shape_count; s++)
-        for (int c = 0; c < trainer->chunks && trainer->validate_schedule; c++)
+        for (int c = 0; c < trainer->chunks && trainer->validate_schedule; c++) {
+            hd_program *program = trainer->shapes[s].validate[c].program;
+            hdi_trainer_stage(trainer, program);
             HD_RETURN_IF_ERROR(hd_plan_add(
-                trainer->plan, trainer->shapes[s].validate[c].program,
+                trainer->plan, program,
                 &(hd_plan_program_options){.group = 2 * s + 1,
                                            .io_slots = trainer->options.validate_batches}));
+        }
     return HD_OK;
 }
 
@@ -334,6 +338,8 @@ static hd_status make_plan(hd_trainer *trainer)
     HD_RETURN_IF_ERROR(hdi_trainer_cut_pieces(trainer, layout));
     HD_RETURN_IF_ERROR(add_training(trainer, layout));
     HD_RETURN_IF_ERROR(hdi_trainer_build_update(trainer, layout));
+    hdi_trainer_stage(trainer, trainer->norm);
+    hdi_trainer_stage(trainer, trainer->update);
     HD_RETURN_IF_ERROR(hd_plan_add(trainer->plan, trainer->norm, NULL));
     HD_RETURN_IF_ERROR(hd_plan_add(trainer->plan, trainer->update, NULL));
     HD_RETURN_IF_ERROR(add_validation(trainer));
@@ -376,10 +382,6 @@ static void release_shape(const hd_trainer *trainer, hdi_trainer_shape *shape)
 void hd_trainer_destroy(hd_trainer *trainer)
 {
     if (!trainer) return;
-    if (trainer->staging) {
-        const hd_context *context = trainer->session->context;
-        context->backend->release_host(context->device, trainer->staging, trainer->staging_bytes);
-    }
     hdi_spans_destroy(trainer->spans);
     hd_session_destroy(trainer->session);
     hd_plan_destroy(trainer->plan);
@@ -412,19 +414,6 @@ hd_session *hd_trainer_session(hd_trainer *trainer)
     return trainer->session;
 }
 
-static size_t largest_input(const hdi_pipeline_chunk *chunks, int count)
-{
-    size_t largest = 0;
-    for (int c = 0; c < count; c++) {
-        const hd_program *program = chunks[c].program;
-        for (int i = 1; program && i < program->tensor_count; i++) {
-            const hd_tensor_info *info = &program->tensors[i]->info;
-            if (info->role == HD_ROLE_INPUT && info->bytes > largest) largest = info->bytes;
-        }
-    }
-    return largest;
-}
-
 hd_status hd_trainer_start(hd_trainer *trainer, hd_context *context, uint64_t seed)
 {
     const hd_trainer_options *o = &trainer->options;
@@ -437,7 +426,6 @@ hd_status hd_trainer_start(hd_trainer *trainer, hd_context *context, uint64_t se
     HD_RETURN_IF_ERROR(hd_session_create(context, trainer->plan, o->mesh, &trainer->session));
     hdi_gradient_sum sum = o->exact ? HDI_GRADIENT_TREE : HDI_GRADIENT_ADDED;
     if (trainer->plan->layout->gradients_sharded) sum = HDI_GRADIENT_LEAVES;
-    size_t largest = 0;
     for (int s = 0; s < trainer->shape_count; s++) {
         hdi_trainer_shape *shape = &trainer->shapes[s];
         HD_RETURN_IF_ERROR(
@@ -449,10 +437,6 @@ hd_status hd_trainer_start(hd_trainer *trainer, hd_context *context, uint64_t se
         HD_RETURN_IF_ERROR(hdi_pipeline_rehearse(shape->train_run, trainer->session));
         if (shape->validate_run)
             HD_RETURN_IF_ERROR(hdi_pipeline_rehearse(shape->validate_run, trainer->session));
-        const size_t train = largest_input(shape->train, trainer->chunks);
-        const size_t validate = largest_input(shape->validate, trainer->chunks);
-        if (train > largest) largest = train;
-        if (validate > largest) largest = validate;
     }
     const int most = most_micro_batches(trainer);
     const size_t batches = (size_t)(most > o->validate_batches ? most : o->validate_batches);
@@ -460,10 +444,6 @@ hd_status hd_trainer_start(hd_trainer *trainer, hd_context *context, uint64_t se
     trainer->losses = hdi_alloc_array(2 * batches * replicas, sizeof(double));
     trainer->square_sums = hdi_alloc_array((size_t)trainer->census.blocks, sizeof(double));
     if (!trainer->losses || !trainer->square_sums) return out_of_memory();
-    trainer->staging_bytes = largest;
-    if (largest)
-        HD_RETURN_IF_ERROR(
-            context->backend->reserve_host(context->device, largest, &trainer->staging));
     HD_RETURN_IF_ERROR(hdi_trainer_initialize(trainer, seed));
     return hdi_trainer_reset_average(trainer);
 }

@@ -83,12 +83,10 @@ struct hd_trainer {
     void *meanwhile_user; /* borrowed */
     double *losses;       /* [2 * most micro-batches * replicas]: sum and count; owned */
     double *square_sums;  /* [blocks] */
-    void *staging;        /* of the largest input; pinned on GPUs */
-    size_t staging_bytes;
-    int64_t steps;       /* taken, skipped ones included */
-    int64_t updates;     /* applied: AdamW's t */
-    double loss_scale;   /* of the next step; 1 unless F16 */
-    int64_t clean_steps; /* since the scale changed */
+    int64_t steps;        /* taken, skipped ones included */
+    int64_t updates;      /* applied: AdamW's t */
+    double loss_scale;    /* of the next step; 1 unless F16 */
+    int64_t clean_steps;  /* since the scale changed */
 };
 
 /* hd_trainer_create where trainer_choice.c has decided what was AUTO. `cuts_blocks`: buckets end where blocks
@@ -110,6 +108,9 @@ hd_status hdi_trainer_record(hd_trainer *trainer, const char *name, hdi_trace_ca
 /* trainer_programs.c: one chunk's program for a purpose, with its backward when training. */
 hd_status hdi_trainer_build_chunk(hd_trainer *trainer, int shape, int chunk, hd_purpose purpose,
                                   hdi_pipeline_chunk *out);
+
+/* Inputs, losses and squares of a finished program are staged where the device lags behind the host. */
+void hdi_trainer_stage(const hd_trainer *trainer, hd_program *program);
 
 /* Whether this rank's stages read an input of that name when they train on a shape. */
 bool hdi_trainer_reads(const hd_trainer *trainer, int shape, const char *name);

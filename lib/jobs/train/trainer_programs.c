@@ -6,6 +6,8 @@
 #include "jobs/stages.h"
 #include "parallel/activations.h"
 
+#include <string.h>
+
 static void add_backward(hd_program *program, const hdi_trainer_shape *shape, bool last,
                          hdi_pipeline_chunk *chunk)
 {
@@ -100,6 +102,18 @@ hd_status hdi_trainer_build_chunk(hd_trainer *trainer, int shape_index, int chun
         hd_program_fail(program, HD_ERROR_UNSUPPORTED,
                         "layout: tensor is %d, but this model does not split its layers", tensor);
     return program->status == HD_OK ? HD_OK : hd_program_finish(program);
+}
+
+void hdi_trainer_stage(const hd_trainer *trainer, hd_program *program)
+{
+    const hd_backend *backend = trainer->options.backend;
+    if (!backend || !backend->is_idle) return;
+    for (int i = 1; i < program->tensor_count; i++) {
+        const hd_tensor_info *info = &program->tensors[i]->info;
+        const bool result = info->role == HD_ROLE_OUTPUT && info->name &&
+                            (!strcmp(info->name, "loss") || !strcmp(info->name, "squares"));
+        program->tensors[i]->staged = info->role == HD_ROLE_INPUT || result;
+    }
 }
 
 bool hdi_trainer_reads(const hd_trainer *trainer, int shape, const char *name)

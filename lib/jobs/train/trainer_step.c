@@ -26,13 +26,15 @@ static hd_status feed_inputs(hd_trainer *trainer, const hdi_pipeline_chunk *chun
             const hd_tensor_info *info = &program->tensors[i]->info;
             if (info->role != HD_ROLE_INPUT) continue;
             for (int b = 0; b < batches; b++) {
+                const hd_tensor input = {i};
+                void *room;
+                HD_RETURN_IF_ERROR(hdi_staged_room(trainer->session, program, input, b, &room));
                 if (strcmp(info->name, HDI_LOSS_SCALE) == 0)
-                    *(float *)trainer->staging = (float)trainer->loss_scale;
+                    *(float *)room = (float)trainer->loss_scale;
                 else
                     HD_RETURN_IF_ERROR(feed(user, info->name, hdi_deal_batch(deal, batches, b),
-                                            trainer->staging, info->bytes));
-                HD_RETURN_IF_ERROR(hd_session_write(trainer->session, program, (hd_tensor){i}, b,
-                                                    trainer->staging));
+                                            room, info->bytes));
+                HD_RETURN_IF_ERROR(hdi_staged_send(trainer->session, program, input, b));
             }
         }
     }
@@ -47,7 +49,8 @@ static int loss_count(const hd_trainer *trainer, int batches)
 }
 
 /* The losses of the ranks that have them or a part of them (of a tensor axis, where all have them, the
- * first) at their places among zeros. */
+ * first) at their places among zeros: there when the device has passed the mark. The bytes may become
+ * another program's after it. */
 static hd_status read_losses(hd_trainer *trainer, const hdi_pipeline_chunk *chunks, int batches)
 {
     const hd_mesh *mesh = trainer->options.mesh;
@@ -55,7 +58,7 @@ static hd_status read_losses(hd_trainer *trainer, const hdi_pipeline_chunk *chun
     const int part = hd_mesh_index(mesh, HD_AXIS_SEQUENCE);
     memset(trainer->losses, 0, sizeof(double) * 2 * (size_t)loss_count(trainer, batches));
     if (trainer->stage < trainer->pipeline - 1 || hd_mesh_index(mesh, HD_AXIS_TENSOR) > 0)
-        return HD_OK;
+        return hdi_staged_mark(trainer->session);
     const hd_program *program = chunks[trainer->chunks - 1].program;
     const hd_tensor output = hd_tensor_find(program, "loss");
     if (!output.id)
@@ -64,41 +67,50 @@ static hd_status read_losses(hd_trainer *trainer, const hdi_pipeline_chunk *chun
     for (int b = 0; b < batches && !(program->whole_loss && part > 0); b++) {
         const int64_t at = hdi_deal_batch(deal, batches, b) * parts + part;
         HD_RETURN_IF_ERROR(
-            hd_session_read(trainer->session, program, output, b, trainer->losses + 2 * at));
+            hdi_staged_read(trainer->session, program, output, b, trainer->losses + 2 * at));
     }
-    return HD_OK;
+    return hdi_staged_mark(trainer->session);
 }
 
-/* What all ranks have read, summed in the order of the micro-batches and the parts. */
-static hd_status sum_losses(hd_trainer *trainer, int batches, double *loss, double *tokens)
+/* All ranks get what each has read, over the host's own messages while the device goes on. */
+static hd_status share_losses(hd_trainer *trainer, int batches)
 {
-    const int total = loss_count(trainer, batches);
     hd_comm *world = hd_mesh_comm(trainer->options.mesh, HD_AXIS_NONE);
-    if (hd_mesh_ranks(trainer->options.mesh) > 1) {
-        hd_request request;
-        HD_RETURN_IF_ERROR(hd_comm_all_reduce(world, trainer->losses, 2 * total, HD_DTYPE_F64,
-                                              HD_REDUCE_SUM, &request));
-        HD_RETURN_IF_ERROR(hd_comm_wait(world, &request));
-    }
-    *loss = *tokens = 0;
-    for (int b = 0; b < total; b++) {
-        *loss += trainer->losses[2 * b];
+    if (hd_mesh_ranks(trainer->options.mesh) == 1) return HD_OK;
+    HD_RETURN_IF_ERROR(hdi_staged_await_mark(trainer->session));
+    hd_request request;
+    HD_RETURN_IF_ERROR(hd_comm_all_reduce(world, trainer->losses, 2 * loss_count(trainer, batches),
+                                          HD_DTYPE_F64, HD_REDUCE_SUM, &request));
+    return hd_comm_wait(world, &request);
+}
+
+/* Summed in the order of the micro-batches and the parts, once the device has been waited for. */
+static double sum_losses(const hd_trainer *trainer, int batches, double *tokens)
+{
+    double loss = 0;
+    *tokens = 0;
+    for (int b = 0; b < loss_count(trainer, batches); b++) {
+        loss += trainer->losses[2 * b];
         *tokens += trainer->losses[2 * b + 1];
     }
-    return HD_OK;
+    return loss;
 }
 
-/* Norm of the summed gradients, whose program has run: partial sums of fixed blocks, added in the blocks'
- * global order. */
-static hd_status read_norm(hd_trainer *trainer, double *norm)
+/* Of the summed gradients, whose program has run: partial sums of fixed blocks, added in the blocks' global
+ * order. */
+static double sum_squares(const hd_trainer *trainer)
 {
-    HD_RETURN_IF_ERROR(hd_session_read(trainer->session, trainer->norm, trainer->squares, 0,
-                                       trainer->square_sums));
     double sum = 0;
     for (int64_t b = 0; b < trainer->census.blocks; b++)
         sum += trainer->square_sums[b];
-    *norm = sqrt(sum);
-    return HD_OK;
+    return sum;
+}
+
+/* Copies of ops from and to the host do not wait for programs before. */
+static hd_status end_program(hd_trainer *trainer)
+{
+    const bool copies = hdi_plan_uses_host(trainer->plan) || trainer->plan->residency.host_blocks;
+    return copies ? hd_session_drain(trainer->session) : HD_OK;
 }
 
 /* What an update moves the average towards the weights by. */
@@ -107,6 +119,15 @@ static float average_share(const hd_trainer *trainer)
     const double t = (double)trainer->updates + 1, early = (1 + t) / (10 + t);
     const double decay = (double)trainer->options.ema_decay;
     return (float)(1 - (trainer->options.ema_warmup && early < decay ? early : decay));
+}
+
+/* An input of the update. The step's wait has seen the device pass the copy of the update before. */
+static hd_status send(hd_trainer *trainer, hd_tensor input, const float *values, size_t bytes)
+{
+    void *room;
+    HD_RETURN_IF_ERROR(hdi_staged_room(trainer->session, trainer->update, input, 0, &room));
+    memcpy(room, values, bytes);
+    return hdi_staged_send(trainer->session, trainer->update, input, 0);
 }
 
 static hd_status apply_update(hd_trainer *trainer, double learning_rate,
@@ -121,18 +142,15 @@ static hd_status apply_update(hd_trainer *trainer, double learning_rate,
     float scalars[5] = {(float)learning_rate, (float)scale,
                         (float)(1 - pow((double)o->adamw.beta1, t)),
                         (float)(1 - pow((double)o->adamw.beta2, t)), 1};
-    HD_RETURN_IF_ERROR(
-        hd_session_write(trainer->session, trainer->update, trainer->scalars, 0, scalars));
+    HD_RETURN_IF_ERROR(send(trainer, trainer->scalars, scalars, sizeof scalars));
     if (trainer->average_share.id) {
         const float share = average_share(trainer);
-        HD_RETURN_IF_ERROR(
-            hd_session_write(trainer->session, trainer->update, trainer->average_share, 0, &share));
+        HD_RETURN_IF_ERROR(send(trainer, trainer->average_share, &share, sizeof share));
     }
     HD_RETURN_IF_ERROR(
         hd_session_run(trainer->session, trainer->update, &(hd_session_run_options){.last = true}));
-    /* Weights are gathered while the next step begins. Copies from the host would not wait for it. */
-    if (trainer->plan->host_arena_bytes || trainer->plan->residency.host_blocks)
-        HD_RETURN_IF_ERROR(hd_session_drain(trainer->session));
+    /* Else weights are gathered while the next step begins. */
+    HD_RETURN_IF_ERROR(end_program(trainer));
     HD_RETURN_IF_ERROR(hdi_streaming_stale(trainer->session));
     trainer->updates++;
     return HD_OK;
@@ -177,15 +195,18 @@ hd_status hd_trainer_step_shape(hd_trainer *trainer, int index, double learning_
     if (trainer->meanwhile) trainer->meanwhile(trainer->meanwhile_user);
     hdi_moment begin;
     HD_RETURN_IF_ERROR(hdi_spans_now(trainer->spans, &begin));
-    HD_RETURN_IF_ERROR(hd_session_drain(trainer->session));
     HD_RETURN_IF_ERROR(read_losses(trainer, shape->train, batches));
+    HD_RETURN_IF_ERROR(hdi_session_order(trainer->session));
+    HD_RETURN_IF_ERROR(end_program(trainer));
     HD_RETURN_IF_ERROR(hdi_trainer_record(trainer, "reduce", HDI_TRACE_COMM, &begin));
     HD_RETURN_IF_ERROR(
         hd_session_run(trainer->session, trainer->norm, &(hd_session_run_options){.last = true}));
-    double sum;
-    HD_RETURN_IF_ERROR(sum_losses(trainer, batches, &sum, &out->tokens));
-    HD_RETURN_IF_ERROR(hd_session_drain(trainer->session));
-    HD_RETURN_IF_ERROR(read_norm(trainer, &out->grad_norm));
+    HD_RETURN_IF_ERROR(share_losses(trainer, batches));
+    HD_RETURN_IF_ERROR(hdi_staged_read(trainer->session, trainer->norm, trainer->squares, 0,
+                                       trainer->square_sums));
+    HD_RETURN_IF_ERROR(hd_session_drain(trainer->session)); /* the step's one wait */
+    const double sum = sum_losses(trainer, batches, &out->tokens);
+    out->grad_norm = sqrt(sum_squares(trainer));
     HD_RETURN_IF_ERROR(hdi_trainer_record(trainer, "norm", HDI_TRACE_OPTIMIZER, &begin));
     HD_RETURN_IF_ERROR(hdi_spans_settle(trainer->spans));
     out->loss = sum / out->tokens;
@@ -217,10 +238,10 @@ hd_status hd_trainer_validate_shape(hd_trainer *trainer, int index, hd_feed_fn f
                          "trainer: validation before start, or none was planned");
     HD_RETURN_IF_ERROR(feed_inputs(trainer, shape->validate, batches, feed, user));
     HD_RETURN_IF_ERROR(hdi_pipeline_run(shape->validate_run, trainer->session, NULL, -1));
-    HD_RETURN_IF_ERROR(hd_session_drain(trainer->session));
-    double sum;
     HD_RETURN_IF_ERROR(read_losses(trainer, shape->validate, batches));
-    HD_RETURN_IF_ERROR(sum_losses(trainer, batches, &sum, &out->tokens));
+    HD_RETURN_IF_ERROR(hd_session_drain(trainer->session));
+    HD_RETURN_IF_ERROR(share_losses(trainer, batches));
+    const double sum = sum_losses(trainer, batches, &out->tokens);
     out->loss = sum / out->tokens;
     return HD_OK;
 }
