@@ -1,5 +1,5 @@
 /* The public communicator: which transport, argument checks, dispatch, and waits with a deadline. */
-#include "comm/comm.h"
+#include "comm/direct.h"
 
 #include <sched.h>
 #include <stdarg.h>
@@ -218,7 +218,8 @@ hd_status hd_comm_all_reduce(hd_comm *comm, void *inout, int64_t count, hd_dtype
     if (count < 0 || !hdi_mul_i64(count, (int64_t)hd_dtype_bytes(dtype), &bytes))
         return hdi_error(HD_ERROR_ARGUMENT, "all_reduce: count is %lld", (long long)count);
     HD_RETURN_IF_ERROR(check_buffer("all_reduce", inout, count == 0));
-    return count ? comm->transport->all_reduce(comm, inout, count, dtype, op, out) : HD_OK;
+    if (comm->hears || count == 0) return HD_OK;
+    return comm->transport->all_reduce(comm, inout, count, dtype, op, out);
 }
 
 hd_status hd_comm_all_gather(hd_comm *comm, void *inout, const int64_t *counts,
@@ -227,7 +228,9 @@ hd_status hd_comm_all_gather(hd_comm *comm, void *inout, const int64_t *counts,
     HD_RETURN_IF_ERROR(check_post("all_gather", comm, out));
     HD_RETURN_IF_ERROR(check_dtype("all_gather", dtype));
     HD_RETURN_IF_ERROR(check_blocks("all_gather", comm, inout, counts, offsets, dtype));
-    return comm->transport->all_gather(comm, inout, counts, offsets, dtype, out);
+    if (!comm->hears) return comm->transport->all_gather(comm, inout, counts, offsets, dtype, out);
+    hdi_hear_all_gather(comm, inout, counts, offsets, dtype);
+    return HD_OK;
 }
 
 hd_status hd_comm_all_to_all(hd_comm *comm, const void *send, const int64_t *send_counts,
@@ -242,8 +245,11 @@ hd_status hd_comm_all_to_all(hd_comm *comm, const void *send, const int64_t *sen
         return hdi_error(
             HD_ERROR_ARGUMENT, "all_to_all: rank %d sends itself %lld elements and expects %lld",
             comm->rank, (long long)send_counts[comm->rank], (long long)recv_counts[comm->rank]);
-    return comm->transport->all_to_all(comm, send, send_counts, send_offsets, recv, recv_counts,
-                                       recv_offsets, dtype, out);
+    if (!comm->hears)
+        return comm->transport->all_to_all(comm, send, send_counts, send_offsets, recv, recv_counts,
+                                           recv_offsets, dtype, out);
+    hdi_hear_all_to_all(comm, send_counts, recv, recv_counts, recv_offsets, dtype);
+    return HD_OK;
 }
 
 hd_status hd_comm_broadcast(hd_comm *comm, void *inout, size_t bytes, int root, hd_request *out)

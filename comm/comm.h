@@ -56,12 +56,21 @@ typedef struct hdi_transport {
     /* As hdi_comm_rehearse says. NULL: operations take no memory. */
     void (*rehearse)(hd_comm *comm, bool begins);
 
+    /* Make this rank's `memory` known to all ranks, so that exchanges with a way (direct.h) go straight there.
+     * `fits`: it can be; *window NULL: not all can. Collective. close: before the memory goes; what was
+     * posted on it is over. Local. NULL: never. */
+    hd_status (*open_window)(hd_comm *comm, void *memory, bool fits, void **window);
+    void (*close_window)(hd_comm *comm, void *window);
+
     /* test itself fails with HD_ERROR_TIMEOUT: the deadline runs from when the device is ready. */
     bool keeps_deadline;
 
     /* The operation and the peers it still waits for, for messages. */
     void (*describe)(hd_comm *comm, const hd_request *request, char *text, size_t bytes);
 } hdi_transport;
+
+typedef struct hdi_heard hdi_heard;
+typedef struct hdi_way hdi_way;
 
 extern const hdi_transport hdi_transport_self;
 extern const hdi_transport hdi_transport_mpi;
@@ -76,6 +85,8 @@ struct hd_comm {
     int64_t *counts;  /* counts, then offsets, of hdi_comm_gather; owned */
     void *records;    /* size x HDI_COMM_RECORD bytes of control messages; owned */
     char text[1024];  /* of the rank that failed, while ranks agree */
+    hdi_heard *hears; /* borrowed: collectives are noted there, not made; NULL: they are made */
+    hdi_way *way;     /* borrowed: of the exchange that is posted now; NULL: the transport's own */
     void *state;      /* the transport's; owned */
     hd_comm
         *rider; /* borrowed, or NULL: moves on whenever somebody waits here; peers may need it */

@@ -11,10 +11,20 @@ typedef struct hdi_nccl_device hdi_nccl_device;
 hd_status hdi_nccl_device_create(int ordinal, void *compute_stream, hdi_nccl_device **out);
 void hdi_nccl_device_destroy(hdi_nccl_device *device); /* takes NULL; after its communicators */
 
-/* Ranks of `host`, which is borrowed, by NCCL. `links`: send and receive between neighbours of the
- * ring, upwards on channel 0 and downwards on channel 1; without, there are collectives only.
- * Ends in agreement: all ranks get a communicator, or all an error. Collective over host. */
-hd_status hdi_comm_create_nccl(hd_comm *host, hdi_nccl_device *device, bool links, hd_comm **out);
+typedef struct hdi_nccl_options {
+    bool
+        links; /* send and receive between neighbours of the ring, upwards on channel 0 and downwards on
+                    channel 1; without, there are collectives only */
+    bool
+        copies; /* direct exchanges (direct.h) by copy engines, too, where all ranks can; the same on all */
+    void *
+        flags; /* HDI_DIRECT_FLAG_BYTES for them, as hdi_nccl_open_copies has it; outlives the comm */
+} hdi_nccl_options;
+
+/* Ranks of `host`, which is borrowed, by NCCL. Ends in agreement: all ranks get a communicator, or all an
+ * error. Collective over host. */
+hd_status hdi_comm_create_nccl(hd_comm *host, hdi_nccl_device *device,
+                               const hdi_nccl_options *options, hd_comm **out);
 
 /* How the staged transport reaches device memory. Slots number the operations in flight. */
 typedef struct hdi_staging hdi_staging;

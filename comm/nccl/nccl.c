@@ -3,6 +3,7 @@
  * Counts that differ between ranks travel as grouped sends and receives. Ring and tree reductions add
  * in NCCL's order; who needs a fixed order exchanges the terms with all_to_all and adds them. */
 #include "comm/nccl/nccl.h"
+#include "comm/nccl/window.h"
 
 #include <stdlib.h>
 
@@ -138,6 +139,27 @@ static ncclResult_t post_exchange(const hd_comm *comm, const hdi_nccl_lane *lane
     return is_fine(result) ? ended : result;
 }
 
+/* All ranks have agreed to go this way. */
+static hd_status post_direct(hd_comm *comm, const char *name, const exchange *what, hd_request *out)
+{
+    hdi_nccl_copies *copies = hdi_nccl_state_of(comm)->copies;
+    const hdi_nccl_window *window = comm->way->window;
+    hdi_nccl_operation *operation;
+    hdi_nccl_blocks blocks = {0};
+    size_t all = 0;
+    for (int r = 0; r < comm->size; r++) {
+        const int block = what->same_block ? comm->rank : r;
+        blocks.from[r] = what->send + (size_t)what->send_offsets[block] * what->element;
+        blocks.to[r] = r == comm->rank ? what->recv + (size_t)what->recv_offsets[r] * what->element
+                                       : window->memory[r] + comm->way->to[r];
+        blocks.bytes[r] = (size_t)what->send_counts[block] * what->element;
+        all += blocks.bytes[r];
+    }
+    HD_RETURN_IF_ERROR(
+        hdi_nccl_begin(comm, hdi_nccl_copies_lane(copies), name, all, -1, &operation));
+    return hdi_nccl_end(operation, hdi_nccl_copy_blocks(copies, &blocks), out);
+}
+
 static hd_status nccl_all_gather(hd_comm *comm, void *inout, const int64_t *counts,
                                  const int64_t *offsets, hd_dtype dtype, hd_request *out)
 {
@@ -146,6 +168,7 @@ static hd_status nccl_all_gather(hd_comm *comm, void *inout, const int64_t *coun
     const size_t element = hd_dtype_bytes(dtype);
     const exchange what = {inout, inout, element, counts, offsets, counts, offsets, true};
     const size_t own = (size_t)counts[comm->rank] * element;
+    if (comm->way) return post_direct(comm, "all_gather", &what, out);
     HD_RETURN_IF_ERROR(hdi_nccl_begin(comm, lane, "all_gather", own, -1, &operation));
     ncclResult_t result = ncclSuccess;
     if (!is_even(comm, counts, offsets))
@@ -169,6 +192,7 @@ static hd_status nccl_all_to_all(hd_comm *comm, const void *send, const int64_t 
     const exchange what = {send,         recv,        element,      send_counts,
                            send_offsets, recv_counts, recv_offsets, false};
     size_t bytes = 0;
+    if (comm->way) return post_direct(comm, "all_to_all", &what, out);
     for (int r = 0; r < comm->size; r++)
         bytes += (size_t)send_counts[r] * element;
     HD_RETURN_IF_ERROR(hdi_nccl_begin(comm, lane, "all_to_all", bytes, -1, &operation));
@@ -226,7 +250,9 @@ static void nccl_destroy(hd_comm *comm)
     hdi_nccl_state *state = hdi_nccl_state_of(comm);
     if (state) {
         hdi_nccl_device *device = state->device;
-        hdi_nccl_close_lanes(state, hdi_nccl_forget(comm));
+        const bool is_clean = hdi_nccl_forget(comm);
+        hdi_nccl_close_copies(state);
+        hdi_nccl_close_lanes(state, is_clean);
         for (hdi_nccl_state **link = &device->communicators; *link; link = &(*link)->next)
             if (*link == state) {
                 *link = state->next;
@@ -254,11 +280,14 @@ const hdi_transport hdi_transport_nccl = {
     .settle = hdi_nccl_settle,
     .watch = hdi_nccl_watch,
     .label = hdi_nccl_label,
+    .open_window = hdi_nccl_open_window,
+    .close_window = hdi_nccl_close_window,
     .keeps_deadline = true,
     .describe = hdi_nccl_describe,
 };
 
-hd_status hdi_comm_create_nccl(hd_comm *host, hdi_nccl_device *device, bool links, hd_comm **out)
+hd_status hdi_comm_create_nccl(hd_comm *host, hdi_nccl_device *device,
+                               const hdi_nccl_options *options, hd_comm **out)
 {
     *out = NULL;
     hd_comm *comm = NULL;
@@ -281,12 +310,13 @@ hd_status hdi_comm_create_nccl(hd_comm *host, hdi_nccl_device *device, bool link
     hdi_comm_set_name(comm, host->name);
     for (int r = 0; r < host->size; r++)
         comm->world_ranks[r] = host->world_ranks[r];
-    status = hdi_nccl_open_lanes(state, links);
+    status = hdi_nccl_open_lanes(state, options->links);
     if (status != HD_OK) {
         hdi_nccl_close_lanes(state, false);
         nccl_destroy(comm);
         return status;
     }
+    if (options->copies) hdi_nccl_open_copies(state, options->flags);
     *out = comm;
     return HD_OK;
 }

@@ -6,17 +6,18 @@
 #include <nccl.h>
 
 #include "comm/device.h"
+#include "comm/direct.h"
 
 enum {
     HDI_NCCL_OPERATIONS = 1024, /* in flight at once, per device */
-    HDI_NCCL_LANES = 6          /* of a communicator */
+    HDI_NCCL_LANES = 7          /* of a communicator */
 };
 
 /* One NCCL communicator with a stream of its own: what is posted on it runs in order. Point-to-point
  * lanes have two ranks and carry one direction of one channel, so that a message never waits for
  * one of another direction. */
 typedef struct hdi_nccl_lane {
-    ncclComm_t nccl; /* NULL: not made, or aborted */
+    ncclComm_t nccl; /* NULL: not made, or aborted, or of copies */
     cudaStream_t stream;
     int from, to, channel; /* ranks of the communicator; channel -1: all ranks */
     bool is_busy;          /* while the watch looks: an earlier operation is not over */
@@ -38,6 +39,7 @@ struct hdi_nccl_operation {
 };
 
 typedef struct hdi_nccl_state hdi_nccl_state;
+typedef struct hdi_nccl_copies hdi_nccl_copies;
 
 /* What the NCCL communicators of one device share. */
 struct hdi_nccl_device {
@@ -58,6 +60,7 @@ struct hdi_nccl_state {
     hd_comm *host; /* borrowed: the same ranks over host memory */
     hdi_nccl_lane lanes[HDI_NCCL_LANES];
     int lane_count;
+    hdi_nccl_copies *copies; /* owned; NULL: no exchange by copy engines */
     hdi_nccl_state *next;
 };
 
@@ -81,6 +84,26 @@ hd_status hdi_nccl_poll(const hd_comm *comm, hdi_nccl_lane *lane, const char *wh
 /* Make, and end, the lanes of a communicator (setup.c). Collective over state->host. */
 hd_status hdi_nccl_open_lanes(hdi_nccl_state *state, bool links);
 void hdi_nccl_close_lanes(hdi_nccl_state *state, bool is_clean);
+
+/* Direct exchanges (copies.c), if all ranks can do them; else all go without. `flags`: device memory of
+ * HDI_DIRECT_FLAG_BYTES, zeroed, borrowed until they are closed; NULL: this rank cannot. Collective. */
+void hdi_nccl_open_copies(hdi_nccl_state *state, void *flags);
+void hdi_nccl_close_copies(hdi_nccl_state *state);
+hdi_nccl_lane *hdi_nccl_copies_lane(const hdi_nccl_copies *copies);
+hd_status hdi_nccl_open_window(hd_comm *comm, void *memory, bool fits, void **window);
+void hdi_nccl_close_window(hd_comm *comm, void *window);
+
+/* What goes to each rank, under this process's addresses. */
+typedef struct hdi_nccl_blocks {
+    const void *from[HDI_DIRECT_RANKS];
+    void *to[HDI_DIRECT_RANKS];
+    size_t bytes[HDI_DIRECT_RANKS];
+} hdi_nccl_blocks;
+hd_status hdi_nccl_copy_blocks(hdi_nccl_copies *copies, const hdi_nccl_blocks *blocks);
+
+/* When peers do not come any more: nothing waits for them; true once all that was posted is over. */
+void hdi_nccl_release_copies(const hdi_nccl_copies *copies); /* takes NULL */
+bool hdi_nccl_drain_copies(const hdi_nccl_copies *copies);
 
 /* Abort every lane of the device, for good. A driver that does not come back ends the process. */
 void hdi_nccl_abort_lanes(hdi_nccl_device *device);

@@ -182,7 +182,8 @@ hd_status hdi_nccl_begin(hd_comm *comm, hdi_nccl_lane *lane, const char *name, s
 hd_status hdi_nccl_end(hdi_nccl_operation *operation, hd_status posted, hd_request *out)
 {
     hdi_nccl_device *device = hdi_nccl_state_of(operation->comm)->device;
-    if (posted == HD_OK) posted = hdi_nccl_poll(operation->comm, operation->lane, operation->name);
+    if (posted == HD_OK && operation->lane->nccl)
+        posted = hdi_nccl_poll(operation->comm, operation->lane, operation->name);
     if (posted == HD_OK)
         posted = hdi_nccl_cuda_status(cudaEventRecord(operation->done, operation->lane->stream),
                                       "cudaEventRecord");

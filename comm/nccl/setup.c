@@ -291,6 +291,8 @@ void hdi_nccl_abort_lanes(hdi_nccl_device *device)
 {
     last_resort resort = {.mutex = PTHREAD_MUTEX_INITIALIZER, .over = PTHREAD_COND_INITIALIZER};
     pthread_t guard;
+    for (hdi_nccl_state *state = device->communicators; state; state = state->next)
+        hdi_nccl_release_copies(state->copies);
     const int count = open_lanes(device, NULL);
     hdi_nccl_lane **lanes = hdi_alloc_array((size_t)count + 1, sizeof(hdi_nccl_lane *));
     pthread_t *threads = hdi_alloc_array((size_t)count + 1, sizeof *threads);
@@ -299,6 +301,8 @@ void hdi_nccl_abort_lanes(hdi_nccl_device *device)
         open_lanes(device, lanes);
         abort_together(lanes, threads, count);
     }
+    for (hdi_nccl_state *state = device->communicators; state; state = state->next)
+        if (state->copies) (void)hdi_nccl_drain_copies(state->copies);
     if (is_guarded) {
         pthread_mutex_lock(&resort.mutex);
         resort.is_over = true;

@@ -15,6 +15,7 @@ static const char *const masters[] = {"auto", "fp32", "remainder", NULL};
 static const char *const decays[] = {"matrices", "all", NULL};
 static const char *const transports[] = {"auto", "self", "mpi", NULL};
 static const char *const device_transports[] = {"auto", "nccl", "staged", NULL};
+static const char *const copy_engines[] = {"auto", "off", NULL};
 static const char *const times[] = {"logit-normal", "uniform", NULL};
 static const char *const time_shifts[] = {"constant", "open-sora-2", "open-sora-1", NULL};
 static const char *const schedulers[] = {"auto", "flow", "open-sora-2", "open-sora-1.2", NULL};
@@ -254,6 +255,8 @@ const hdi_config_row hdi_job_schema[] = {
     ENUM("run.transport", "auto", transports, "between ranks", QUIET),
     ENUM("run.device_transport", "auto", device_transports,
          "between their GPUs; staged: through host memory, where NCCL cannot", QUIET),
+    ENUM("run.copy_engines", "auto", copy_engines,
+         "of GPUs that reach each other's memory, for exchanges; off: NCCL for all", QUIET),
     STRING("run.rates", "auto",
            "the device that seconds are predicted for, such as h100 or rtx-4090; auto: the GPU at "
            "hand; "

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "comm/direct.h"
 #include "comm/mesh.h"
 #include "core/error.h"
 #include "core/memory.h"
@@ -16,6 +17,7 @@ typedef struct attachment {
     hdi_nccl_device *nccl;
     hdi_staged_group staged;
     hd_comm *comms[HD_AXES]; /* owned; one may stand for several axes, the world's too */
+    void *flags[HD_AXES];    /* owned: memory that they meet in */
 } attachment;
 
 static void detach(void *user)
@@ -31,6 +33,10 @@ static void detach(void *user)
         if (!is_shared) hd_comm_destroy(it->comms[axis]);
     }
     hd_comm_destroy(it->comms[HD_AXIS_NONE]);
+    for (int axis = HD_AXIS_NONE; axis < HD_AXES; axis++)
+        if (it->flags[axis])
+            it->context->backend->release(it->context->device, it->flags[axis],
+                                          HDI_DIRECT_FLAG_BYTES);
     hdi_gpu_nccl_close(it->nccl);
     hdi_free(it);
 }
@@ -63,6 +69,19 @@ static hd_status create_staged(attachment *it, hd_comm *host, hd_comm **out)
     return hd_comm_agree(host, status);
 }
 
+/* Ranks that share a GPU would copy over each other's time on it; others' memory is mapped within a host. */
+static hd_status create_nccl(attachment *it, hd_comm *host, int axis, bool links)
+{
+    const hd_context *context = it->context;
+    hdi_nccl_options options = {.links = links,
+                                .copies = context->is_on_one_host && !context->shares_gpu &&
+                                          !context->no_copy_engines};
+    if (options.copies && context->backend->reserve(context->device, HDI_DIRECT_FLAG_BYTES,
+                                                    &it->flags[axis]) == HD_OK)
+        options.flags = it->flags[axis];
+    return hdi_gpu_nccl_comm(host, it->nccl, &options, &it->comms[axis]);
+}
+
 /* An axis of one rank needs copies only; an axis of all ranks is the world; axes with one communicator
  * on the host have one here. */
 static hd_status create_comms(attachment *it, const hd_mesh *mesh, bool by_nccl)
@@ -82,7 +101,7 @@ static hd_status create_comms(attachment *it, const hd_mesh *mesh, bool by_nccl)
         const bool links =
             size == hd_mesh_size(mesh, HD_AXIS_PIPELINE) && (is_world || axis == HD_AXIS_PIPELINE);
         if (size > 1 && by_nccl)
-            HD_RETURN_IF_ERROR(hdi_gpu_nccl_comm(host, it->nccl, links, &it->comms[axis]));
+            HD_RETURN_IF_ERROR(create_nccl(it, host, axis, links));
         else
             HD_RETURN_IF_ERROR(create_staged(it, host, &it->comms[axis]));
     }

@@ -107,7 +107,9 @@ static hd_status run_op(hd_session *session, int index, int op_index, int stream
     }
     const uint32_t flags = op->op.kind->flags;
     if (flags & (HD_OP_LOADS | HD_OP_STORES)) run.slot = take_slot(session, flags);
+    if (posted->direct) hdi_session_set_way(posted->direct, options->micro_batch, options->level);
     hd_status status = op->op.kind->run(&run);
+    if (posted->direct) hdi_session_clear_way(posted->direct);
     if (flags & (HD_OP_LOADS | HD_OP_STORES)) posted->copy = 1 + run.slot;
     if (status == HD_OK && posted->comm)
         hdi_comm_set_label(posted->comm, &posted->request,
@@ -118,6 +120,18 @@ static hd_status run_op(hd_session *session, int index, int op_index, int stream
     char label[256];
     return hdi_error_context(status, "program '%s', op %d (%s)", unit->program->name, op_index,
                              hdi_op_label(unit->program, op, label, sizeof label));
+}
+
+hd_status hdi_session_hear(hd_session *session, int unit, int op, hd_comm **out)
+{
+    const hd_session_run_options options = {.last = true};
+    hdi_posted *posted = &session->posted[unit][op];
+    const size_t high_water = session->high_water;
+    const hd_status status = run_op(session, unit, op, 0, &options);
+    session->high_water = high_water;
+    *out = posted->comm;
+    posted->comm = NULL;
+    return status;
 }
 
 /* Communication goes on behind its program until somebody touches its bytes. */

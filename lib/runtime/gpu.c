@@ -8,7 +8,7 @@
 #include "core/error.h"
 
 #ifdef HDI_CUDA
-#include "backend/cuda/cuda.h"
+#include "backend/cuda/arena.h"
 
 const hd_backend *hdi_gpu_backend(void)
 {
@@ -46,9 +46,10 @@ hd_status hdi_gpu_nccl(int ordinal, hd_stream *stream, hdi_nccl_device **out)
     return hdi_nccl_device_create(ordinal, stream->handle, out);
 }
 
-hd_status hdi_gpu_nccl_comm(hd_comm *host, hdi_nccl_device *device, bool links, hd_comm **out)
+hd_status hdi_gpu_nccl_comm(hd_comm *host, hdi_nccl_device *device, const hdi_nccl_options *options,
+                            hd_comm **out)
 {
-    return hdi_comm_create_nccl(host, device, links, out);
+    return hdi_comm_create_nccl(host, device, options, out);
 }
 
 void hdi_gpu_nccl_close(hdi_nccl_device *device)
@@ -59,6 +60,11 @@ void hdi_gpu_nccl_close(hdi_nccl_device *device)
 hd_status hdi_gpu_staging(hd_stream *stream, hdi_staging **out)
 {
     return hdi_staging_create_cuda(stream->handle, HDI_STAGED_OPERATIONS, out);
+}
+
+bool hdi_gpu_can_share(int ordinal, const void *arena, size_t bytes)
+{
+    return hdi_cuda_is_shareable(ordinal, arena, bytes);
 }
 
 #else
@@ -96,9 +102,10 @@ hd_status hdi_gpu_nccl(int ordinal, hd_stream *stream, hdi_nccl_device **out)
     return no_gpus();
 }
 
-hd_status hdi_gpu_nccl_comm(hd_comm *host, hdi_nccl_device *device, bool links, hd_comm **out)
+hd_status hdi_gpu_nccl_comm(hd_comm *host, hdi_nccl_device *device, const hdi_nccl_options *options,
+                            hd_comm **out)
 {
-    (void)host, (void)device, (void)links, (void)out;
+    (void)host, (void)device, (void)options, (void)out;
     return no_gpus();
 }
 
@@ -111,5 +118,11 @@ hd_status hdi_gpu_staging(hd_stream *stream, hdi_staging **out)
 {
     (void)stream, (void)out;
     return no_gpus();
+}
+
+bool hdi_gpu_can_share(int ordinal, const void *arena, size_t bytes)
+{
+    (void)ordinal, (void)arena, (void)bytes;
+    return false;
 }
 #endif

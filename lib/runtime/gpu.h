@@ -20,8 +20,12 @@ hd_status hdi_gpu_name(int ordinal, char *out, size_t bytes);
 
 /* Transports for memory that `stream` works on. */
 hd_status hdi_gpu_nccl(int ordinal, hd_stream *stream, hdi_nccl_device **out);
-hd_status hdi_gpu_nccl_comm(hd_comm *host, hdi_nccl_device *device, bool links, hd_comm **out);
+hd_status hdi_gpu_nccl_comm(hd_comm *host, hdi_nccl_device *device, const hdi_nccl_options *options,
+                            hd_comm **out);
 void hdi_gpu_nccl_close(hdi_nccl_device *device); /* takes NULL */
 hd_status hdi_gpu_staging(hd_stream *stream, hdi_staging **out);
+
+/* Whether ranks with other GPUs of the host can be given an arena of this one. */
+bool hdi_gpu_can_share(int ordinal, const void *arena, size_t bytes);
 
 #endif

@@ -145,6 +145,7 @@ void hd_session_destroy(hd_session *session)
 {
     if (!session) return;
     if (session->unfinished_count) (void)hd_session_drain(session); /* it goes to this memory */
+    hdi_session_end_sharing(session);
     if (session->arena)
         session->context->backend->release(session->context->device, session->arena,
                                            session->plan->arena_bytes);

@@ -14,18 +14,22 @@ struct hd_context {
     hdi_device *device; /* owned */
     hd_stream *stream;  /* borrowed from the device */
     int ordinal;
-    hd_mesh *attached;   /* borrowed: carries communicators of this device's memory, or NULL */
-    size_t taken_bytes;  /* of the device's memory, before communicators of it were made */
-    bool shares_gpu;     /* some ranks do */
-    int sharers;         /* ranks that have the device, this one included; zero means 1 */
-    bool is_on_one_host; /* all ranks are */
-    bool has_budget;     /* memory is counted: communicators take little of it */
+    hd_mesh *attached;    /* borrowed: carries communicators of this device's memory, or NULL */
+    size_t taken_bytes;   /* of the device's memory, before communicators of it were made */
+    bool shares_gpu;      /* some ranks do */
+    int sharers;          /* ranks that have the device, this one included; zero means 1 */
+    bool is_on_one_host;  /* all ranks are */
+    bool has_budget;      /* memory is counted: communicators take little of it */
+    bool no_copy_engines; /* communicators keep to kernels */
 };
+
+typedef struct hdi_direct hdi_direct;
 
 typedef struct hdi_posted {
     hd_request request;
-    hd_comm *comm; /* NULL: nothing posted */
-    int copy;      /* of a load or store under way: 1 + its slot; 0: none */
+    hd_comm *comm;      /* NULL: nothing posted */
+    int copy;           /* of a load or store under way: 1 + its slot; 0: none */
+    hdi_direct *direct; /* borrowed: it goes straight to its peers; NULL: as the transport likes */
 } hdi_posted;
 
 /* Bytes that communication goes on with after its program has ended. */
@@ -33,6 +37,13 @@ typedef struct hdi_unfinished {
     int unit, op;
     size_t begin, end;
 } hdi_unfinished;
+
+/* What goes directly of a session's exchanges (direct.c), by axes: those that stand for others are empty. */
+typedef struct hdi_windows {
+    hd_comm *comms[HD_AXES]; /* borrowed */
+    void *handles[HD_AXES];  /* of the arena, on them; NULL: none */
+    hdi_direct *directs[HD_AXES];
+} hdi_windows;
 
 struct hd_session {
     hd_context *context;
@@ -47,6 +58,7 @@ struct hd_session {
     size_t high_water;
     hdi_streaming streaming;
     hdi_staged staged;
+    hdi_windows windows;
 };
 
 /* Equal for processes of one host. */
@@ -58,6 +70,25 @@ uint64_t hdi_host_hash(void);
  * out. Collective over the mesh. */
 hd_status hdi_session_create_shared(hd_context *context, const hd_plan *plan, const hd_mesh *mesh,
                                     hd_session **out);
+
+/* Let exchanges go directly (comm/direct.h) where communicators can do that, after a session has been made on
+ * all ranks: `created` is what that came to here, which ranks agree on, and `session` may be NULL. Without
+ * such communicators it returns `created`. Collective over the mesh. */
+hd_status hdi_session_share(hd_session *session, const hd_context *context, const hd_mesh *mesh,
+                            hd_status created);
+void hdi_session_end_sharing(hd_session *session); /* Local */
+
+/* The part of it for one axis whose communicator has windows; *out: the exchanges that go directly. Collective
+ * over the axis. */
+hd_status hdi_session_share_axis(hd_session *session, const hd_context *context,
+                                 const hd_mesh *mesh, hd_axis axis, int *out);
+
+/* What an op would post, on what communicator; nothing is. */
+hd_status hdi_session_hear(hd_session *session, int unit, int op, hd_comm **out);
+
+/* Give the exchange that is posted next its way, in the slot of a micro-batch; and take it away. Local. */
+void hdi_session_set_way(hdi_direct *direct, int micro_batch, int level);
+void hdi_session_clear_way(hdi_direct *direct);
 
 /* Raise the high-water mark. */
 static inline void hdi_session_touch(hd_session *session, size_t begin, size_t bytes)

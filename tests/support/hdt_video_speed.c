@@ -118,6 +118,7 @@ double hdt_video_seconds(const hdt_video_speed *what)
     hdt_must(hd_plan_add(plan, program, NULL));
     hdt_must(hd_plan_finish(plan));
     hdt_must(hd_session_create(what->context, plan, what->mesh, &session));
+    hdt_must(hdi_session_share(session, what->context, what->mesh, HD_OK));
     fill(session, program);
     run(session, program); /* finds kernels, loads libraries */
     const double begin = now(session, world);

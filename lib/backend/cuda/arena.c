@@ -1,5 +1,5 @@
-/* Device memory by the driver's virtual memory calls. Pieces of a range need not lie together in
- * physical memory, so a fragmented device can still give all that is free. */
+/* Device memory by the driver's virtual memory calls: one piece, which other processes can map, too, or
+ * where the driver has none so large many, so that a fragmented device can still give all that is free. */
 #include "backend/cuda/arena.h"
 
 #include <cuda.h>
@@ -22,6 +22,7 @@ typedef struct driver {
                            size_t count);
     CUresult (*granularity)(size_t *out, const CUmemAllocationProp *properties,
                             CUmemAllocationGranularity_flags option);
+    CUresult (*range)(CUdeviceptr *base, size_t *bytes, CUdeviceptr address);
     CUresult (*attribute)(int *out, CUdevice_attribute attribute, CUdevice device);
     CUresult (*error_string)(CUresult error, const char **out);
 } driver;
@@ -52,6 +53,7 @@ static const driver *driver_calls(void)
             find("cuMemRelease", &calls.release) && find("cuMemMap", &calls.map) &&
             find("cuMemUnmap", &calls.unmap) && find("cuMemSetAccess", &calls.set_access) &&
             find("cuMemGetAllocationGranularity", &calls.granularity) &&
+            find("cuMemGetAddressRange", &calls.range) &&
             find("cuDeviceGetAttribute", &calls.attribute) &&
             find("cuGetErrorString", &calls.error_string);
         known = complete ? 1 : -1;
@@ -59,9 +61,21 @@ static const driver *driver_calls(void)
     return known > 0 ? &calls : NULL;
 }
 
-static CUmemAllocationProp properties_of(int ordinal)
+/* The way to other processes that NCCL takes within a host. */
+static bool has_handles(const driver *calls, int ordinal)
+{
+    int supported = 0;
+    return calls->attribute(&supported,
+                            CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED,
+                            ordinal) == CUDA_SUCCESS &&
+           supported;
+}
+
+static CUmemAllocationProp properties_of(const driver *calls, int ordinal)
 {
     CUmemAllocationProp properties = {.type = CU_MEM_ALLOCATION_TYPE_PINNED};
+    if (has_handles(calls, ordinal))
+        properties.requestedHandleTypes = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
     properties.location.type = CU_MEM_LOCATION_TYPE_DEVICE;
     properties.location.id = ordinal;
     return properties;
@@ -72,8 +86,8 @@ bool hdi_cuda_can_map(int ordinal)
     const driver *calls = driver_calls();
     int supported = 0;
     size_t granularity = 0;
-    const CUmemAllocationProp properties = properties_of(ordinal);
     if (!calls) return false;
+    const CUmemAllocationProp properties = properties_of(calls, ordinal);
     if (calls->attribute(&supported, CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED,
                          ordinal) != CUDA_SUCCESS)
         return false;
@@ -98,13 +112,13 @@ static hd_status failed(const driver *calls, CUresult result, const char *what, 
                      text ? text : "unknown error", mapped, bytes);
 }
 
-/* Map pieces over the whole range; *mapped is how far it came. */
+/* Map pieces of at most `most` bytes over the whole range; *mapped is how far it came. */
 static hd_status map_pieces(const driver *calls, int ordinal, CUdeviceptr base, size_t bytes,
-                            size_t *mapped)
+                            size_t most, size_t *mapped)
 {
-    const CUmemAllocationProp properties = properties_of(ordinal);
+    const CUmemAllocationProp properties = properties_of(calls, ordinal);
     for (*mapped = 0; *mapped < bytes;) {
-        const size_t left = bytes - *mapped, piece = left < PIECE_BYTES ? left : PIECE_BYTES;
+        const size_t left = bytes - *mapped, piece = left < most ? left : most;
         CUmemGenericAllocationHandle handle;
         CUresult result = calls->create(&handle, piece, &properties, 0);
         if (result != CUDA_SUCCESS) return failed(calls, result, "cuMemCreate", bytes, *mapped);
@@ -119,9 +133,10 @@ static hd_status map_pieces(const driver *calls, int ordinal, CUdeviceptr base, 
     return result == CUDA_SUCCESS ? HD_OK : failed(calls, result, "cuMemSetAccess", bytes, *mapped);
 }
 
-/* A range is unmapped piece by piece as it was mapped. */
+/* A range is unmapped as it was mapped: at once, or piece by piece. */
 static void unmap_pieces(const driver *calls, CUdeviceptr base, size_t mapped)
 {
+    if (mapped == 0 || calls->unmap(base, mapped) == CUDA_SUCCESS) return;
     for (size_t done = 0; done < mapped;) {
         const size_t left = mapped - done, piece = left < PIECE_BYTES ? left : PIECE_BYTES;
         (void)calls->unmap(base + done, piece);
@@ -139,7 +154,9 @@ hd_status hdi_cuda_map(int ordinal, size_t bytes, void **out)
     if (!calls) return hdi_error(HD_ERROR_DEVICE, "cuda: the driver has no virtual memory calls");
     const CUresult result = calls->reserve_address(&base, total, PIECE_UNIT, 0, 0);
     if (result != CUDA_SUCCESS) return failed(calls, result, "cuMemAddressReserve", total, 0);
-    const hd_status status = map_pieces(calls, ordinal, base, total, &mapped);
+    hd_status status = map_pieces(calls, ordinal, base, total, total, &mapped);
+    if (status == HD_ERROR_MEMORY && mapped == 0)
+        status = map_pieces(calls, ordinal, base, total, PIECE_BYTES, &mapped);
     if (status != HD_OK) {
         unmap_pieces(calls, base, mapped);
         (void)calls->free_address(base, total);
@@ -156,4 +173,14 @@ void hdi_cuda_unmap(void *arena, size_t bytes)
     if (!calls || !arena) return;
     unmap_pieces(calls, (CUdeviceptr)(uintptr_t)arena, total);
     (void)calls->free_address((CUdeviceptr)(uintptr_t)arena, total);
+}
+
+bool hdi_cuda_is_shareable(int ordinal, const void *arena, size_t bytes)
+{
+    const driver *calls = driver_calls();
+    const CUdeviceptr base = (CUdeviceptr)(uintptr_t)arena;
+    CUdeviceptr first = 0;
+    size_t piece = 0;
+    return arena && hdi_cuda_can_map(ordinal) && has_handles(calls, ordinal) &&
+           calls->range(&first, &piece, base) == CUDA_SUCCESS && first == base && piece >= bytes;
 }

@@ -155,6 +155,7 @@ hd_status hdi_sampler_open_session(const hd_sampler *sampler, const hd_plan *pla
     hd_comm *world = hd_mesh_comm(mesh, HD_AXIS_NONE);
     *out = NULL;
     hd_status status = hdi_session_create_shared(sampler->context, plan, mesh, out);
+    status = hdi_session_share(*out, sampler->context, mesh, status);
     if (status == HD_OK && plan && !sampler->weights.path)
         status = hd_session_initialize(*out, sampler->weights.seed);
     if (world) status = hd_comm_agree(world, status);

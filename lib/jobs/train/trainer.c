@@ -423,7 +423,8 @@ hd_status hd_trainer_start(hd_trainer *trainer, hd_context *context, uint64_t se
                          "trainer: planned for %s, started on %s; give hd_trainer_options.backend "
                          "what hd_context_backend says",
                          planned->name, context->backend->name);
-    HD_RETURN_IF_ERROR(hd_session_create(context, trainer->plan, o->mesh, &trainer->session));
+    const hd_status created = hd_session_create(context, trainer->plan, o->mesh, &trainer->session);
+    HD_RETURN_IF_ERROR(hdi_session_share(trainer->session, context, o->mesh, created));
     hdi_gradient_sum sum = o->exact ? HDI_GRADIENT_TREE : HDI_GRADIENT_ADDED;
     if (trainer->plan->layout->gradients_sharded) sum = HDI_GRADIENT_LEAVES;
     for (int s = 0; s < trainer->shape_count; s++) {

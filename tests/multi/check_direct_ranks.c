@@ -1,0 +1,231 @@
+/* ranks: 2 4 */
+/* Exchanges that go straight to their peers: in real trainings each rank is asked, at every exchange, where
+ * it waits for what its peers would write, and by its communicator to tell them so. */
+#include <stdio.h>
+#include <string.h>
+
+#include "comm/direct.h"
+#include "core/error.h"
+#include "runtime/session.h"
+#include "tests/support/hdt.h"
+#include "tests/support/hdt_device.h"
+#include "tests/support/hdt_split.h"
+
+static const hdt_split model = {
+    .name = "gpt2",
+    .json = "{\"model_type\":\"gpt2\",\"vocab_size\":31,\"n_positions\":20,\"n_embd\":128,"
+            "\"n_layer\":2,\"n_head\":4}",
+    .tokens = 17,
+    .heads = 4};
+
+/* The transport that moves the bytes, and what was seen of those with a way. */
+static const hdi_transport *moves;
+static const char *arena;
+static int opened, closed, direct, wrong;
+
+/* Peers' word for where they would write, against where it is awaited. */
+static hd_status compare(hd_comm *comm, const void *recv, const int64_t *counts,
+                         const int64_t *offsets, size_t element)
+{
+    int64_t given[HDI_DIRECT_RANKS], got[HDI_DIRECT_RANKS], ones[HDI_DIRECT_RANKS],
+        places[HDI_DIRECT_RANKS];
+    for (int r = 0; r < comm->size; r++) {
+        given[r] = (int64_t)comm->way->to[r];
+        ones[r] = 1;
+        places[r] = r;
+    }
+    direct++;
+    hd_request request = {0};
+    HD_RETURN_IF_ERROR(
+        moves->all_to_all(comm, given, ones, places, got, ones, places, HD_DTYPE_I64, &request));
+    HD_RETURN_IF_ERROR(hd_comm_wait(comm, &request));
+    for (int r = 0; r < comm->size; r++)
+        wrong += counts[r] && (const char *)recv + (size_t)offsets[r] * element != arena + got[r];
+    return HD_OK;
+}
+
+static hd_status ask_all_to_all(hd_comm *comm, const void *send, const int64_t *send_counts,
+                                const int64_t *send_offsets, void *recv, const int64_t *recv_counts,
+                                const int64_t *recv_offsets, hd_dtype dtype, hd_request *out)
+{
+    if (comm->way)
+        HD_RETURN_IF_ERROR(compare(comm, recv, recv_counts, recv_offsets, hd_dtype_bytes(dtype)));
+    return moves->all_to_all(comm, send, send_counts, send_offsets, recv, recv_counts, recv_offsets,
+                             dtype, out);
+}
+
+static hd_status ask_all_gather(hd_comm *comm, void *inout, const int64_t *counts,
+                                const int64_t *offsets, hd_dtype dtype, hd_request *out)
+{
+    if (comm->way) HD_RETURN_IF_ERROR(compare(comm, inout, counts, offsets, hd_dtype_bytes(dtype)));
+    return moves->all_gather(comm, inout, counts, offsets, dtype, out);
+}
+
+static hd_status open_window(hd_comm *comm, void *memory, bool fits, void **window)
+{
+    (void)fits;
+    arena = memory;
+    opened++;
+    *window = comm;
+    return HD_OK;
+}
+
+static void close_window(hd_comm *comm, void *window)
+{
+    closed += window == comm;
+}
+
+typedef struct outcome {
+    int found; /* exchanges that go directly */
+    uint64_t weights;
+    size_t high_water;
+} outcome;
+
+static const struct {
+    const char *name;
+    hd_mesh_options two, four; /* layouts */
+    hd_axis axis;
+    hd_trainer_options options;
+} cases[] = {
+    {"data", {.data = 2}, {.data = 4}, HD_AXIS_DATA, {.accumulate = 2}},
+    {"exact sums", {.data = 2}, {.data = 4}, HD_AXIS_DATA, {.accumulate = 2, .exact = true}},
+    {"state in shards",
+     {.data = 2},
+     {.data = 4},
+     HD_AXIS_DATA,
+     {.accumulate = 2, .shard_state = 1}},
+    {"gradients in shards",
+     {.data = 2},
+     {.data = 2, .pipeline = 2},
+     HD_AXIS_DATA,
+     {.accumulate = 2, .shard_state = 2, .bucket_elements = 100000}},
+};
+static int which;
+static bool goes_directly;
+
+static hd_status train(const hdt_split *one, hd_trainer *trainer, hd_context *context, void *out)
+{
+    outcome *it = out;
+    hd_step_result result;
+    HD_RETURN_IF_ERROR(hd_trainer_start(trainer, context, 1));
+    const hd_mesh *mesh = trainer->options.mesh;
+    hd_comm *comm = hd_mesh_device_comm(mesh, cases[which].axis);
+    hdi_transport asks = *comm->transport;
+    moves = comm->transport;
+    asks.all_to_all = ask_all_to_all;
+    asks.all_gather = ask_all_gather;
+    asks.open_window = open_window;
+    asks.close_window = close_window;
+    comm->transport = &asks;
+    hd_status status = HD_OK;
+    if (goes_directly)
+        status =
+            hdi_session_share_axis(trainer->session, context, mesh, cases[which].axis, &it->found);
+    for (int step = 0; step < 2 && status == HD_OK; step++)
+        status = hd_trainer_step(trainer, 0.1, hdt_split_feed, (void *)(uintptr_t)one, &result);
+    if (status == HD_OK) status = hd_trainer_weights_hash(trainer, &it->weights);
+    it->high_water = hd_session_high_water(trainer->session);
+    hdi_session_end_sharing(trainer->session);
+    trainer->session->windows = (hdi_windows){0};
+    comm->transport = moves;
+    return status;
+}
+
+START_TEST(peers_write_where_a_rank_waits_in_every_micro_batch)
+{
+    const bool is_two = hd_comm_size(hdt_world) == 2;
+    if (strcmp(hdt_device(), "cpu")) return; /* this window is none of a device's */
+    outcome directly = {0}, before = {0};
+    which = _i;
+    opened = closed = direct = wrong = 0;
+    for (int i = 0; i < 2; i++) {
+        goes_directly = i == 1;
+        hdt_assert_ok(
+            hdt_split_with_trainer(hdt_world, &model, is_two ? &cases[_i].two : &cases[_i].four,
+                                   cases[_i].options, train, goes_directly ? &directly : &before));
+    }
+    ck_assert_int_gt(directly.found, 0);
+    ck_assert_int_eq(opened, 1);
+    ck_assert_int_eq(closed, 1);
+    ck_assert_int_gt(direct, directly.found); /* again in the second step */
+    ck_assert_msg(wrong == 0, "%s: %d of %d exchanges come elsewhere", cases[_i].name, wrong,
+                  direct);
+    ck_assert_uint_eq(directly.weights, before.weights);
+    ck_assert_uint_eq(directly.high_water, before.high_water);
+}
+END_TEST
+
+static hd_status train_by_device(const hdt_split *one, hd_trainer *trainer, hd_context *context,
+                                 void *out)
+{
+    outcome *it = out;
+    hd_step_result result;
+    const bool kept = context->no_copy_engines;
+    context->no_copy_engines = !goes_directly;
+    hd_status status = hd_trainer_start(trainer, context, 1);
+    context->no_copy_engines = kept;
+    for (int step = 0; step < 4 && status == HD_OK; step++)
+        status = hd_trainer_step(trainer, 0.1, hdt_split_feed, (void *)(uintptr_t)one, &result);
+    if (status == HD_OK) status = hd_trainer_weights_hash(trainer, &it->weights);
+    const hd_plan *plan = hd_trainer_plan(trainer);
+    for (int u = 0; u < plan->unit_count && status == HD_OK; u++)
+        for (int i = 0; i < plan->units[u].program->op_count; i++)
+            it->found += trainer->session->posted[u][i].direct != NULL;
+    return status;
+}
+
+/* On GPUs that reach each other; elsewhere both go the old way. */
+START_TEST(copy_engines_leave_the_same_bits)
+{
+    const bool is_two = hd_comm_size(hdt_world) == 2;
+    outcome directly = {0}, before = {0};
+    for (int i = 0; i < 2; i++) {
+        goes_directly = i == 1;
+        hdt_assert_ok(hdt_split_with_trainer(
+            hdt_world, &model, is_two ? &cases[_i].two : &cases[_i].four, cases[_i].options,
+            train_by_device, goes_directly ? &directly : &before));
+    }
+    if (strcmp(hdt_device(), "cpu") && hd_comm_rank(hdt_world) == 0)
+        printf("%s: %d exchanges by copy engines\n", cases[_i].name, directly.found);
+    ck_assert_int_eq(before.found, 0);
+    ck_assert_uint_eq(directly.weights, before.weights);
+}
+END_TEST
+
+/* Rank 0 counts one more, or the last waits for other bytes than rank 0 has for it: of the first nothing goes
+ * directly, of the second all but that. */
+START_TEST(what_ranks_see_differently_goes_the_old_way)
+{
+    enum { COUNT = 3 };
+    const int ranks = hd_comm_size(hdt_world), rank = hd_comm_rank(hdt_world);
+    hdi_landing own[4 * COUNT], theirs[4 * COUNT];
+    size_t go[COUNT * 4];
+    int64_t fits[COUNT] = {1, 1, 1};
+    for (int i = 0; i < COUNT * ranks; i++) {
+        go[i] = 100;
+        own[i] = (hdi_landing){.at = 1000 * rank + i, .bytes = 100, .slots = 1};
+    }
+    if (rank == ranks - 1) own[1].bytes = 99; /* of rank 0, in the second exchange */
+    hd_status status = hdi_direct_agree(hdt_world, COUNT, own, theirs, go, fits);
+    hdt_assert_ok(status);
+    ck_assert(fits[0] == 1 && fits[1] == 0 && fits[2] == 1);
+    for (int r = 0; r < ranks; r++)
+        ck_assert_int_eq(theirs[r * COUNT + 2].at, 1000 * r + rank * COUNT + 2);
+    int64_t others[COUNT] = {1, 1, 1};
+    status = hdi_direct_agree(hdt_world, rank ? COUNT - 1 : COUNT, own, theirs, go, others);
+    hdt_assert_ok(status);
+    ck_assert(!others[0] && !others[1]);
+}
+END_TEST
+
+int main(int argc, char **argv)
+{
+    TCase *tests = tcase_create("direct");
+    tcase_set_timeout(tests, 60);
+    tcase_add_loop_test(tests, peers_write_where_a_rank_waits_in_every_micro_batch, 0,
+                        sizeof cases / sizeof cases[0]);
+    tcase_add_loop_test(tests, copy_engines_leave_the_same_bits, 0,
+                        strcmp(hdt_device(), "cpu") ? sizeof cases / sizeof cases[0] : 1);
+    tcase_add_test(tests, what_ranks_see_differently_goes_the_old_way);
+    return hdt_main_ranks(argc, argv, "direct", tests);
+}
