@@ -7,6 +7,7 @@
 #include "core/memory.h"
 #include "ops/shard_sum.h"
 #include "parallel/data.h"
+#include "parallel/links.h"
 
 struct hdi_pipeline {
     const hdi_schedule *schedule;
@@ -15,6 +16,7 @@ struct hdi_pipeline {
     hd_comm *comm;
     hdi_gradient_sum sum;
     hd_request *requests; /* [chunk][op][micro-batch], owned */
+    hdi_links *links;     /* owned; NULL: messages go as the transport likes */
 };
 
 static hd_request *request_of(hdi_pipeline *pipeline, int chunk, hdi_schedule_op op,
@@ -46,8 +48,15 @@ hd_status hdi_pipeline_create(const hdi_schedule *schedule, const hdi_pipeline_c
 void hdi_pipeline_destroy(hdi_pipeline *pipeline)
 {
     if (!pipeline) return;
+    hdi_links_destroy(pipeline->links);
     hdi_free(pipeline->requests);
     hdi_free(pipeline);
+}
+
+hd_status hdi_pipeline_share(hdi_pipeline *pipeline, hd_session *session)
+{
+    return hdi_links_create(pipeline->schedule, pipeline->chunks, pipeline->mesh, session,
+                            &pipeline->links);
 }
 
 static void set_slots(const hdi_pipeline_chunk *chunk, hd_tensor tensor, int slots)
@@ -69,34 +78,23 @@ void hdi_pipeline_set_slots(const hdi_schedule *schedule, int chunk,
               hdi_schedule_slots(schedule, chunk, HDI_BUFFER_BACKWARD_OUT));
 }
 
-/* The tensor that a communication row moves. */
-static hd_tensor moved(const hdi_pipeline_chunk *chunk, hdi_schedule_op op)
-{
-    switch (op) {
-    case HDI_RECV_FORWARD: return chunk->x;
-    case HDI_SEND_FORWARD: return chunk->out;
-    case HDI_RECV_BACKWARD: return chunk->out_gradient;
-    case HDI_SEND_BACKWARD: return chunk->x_gradient;
-    case HDI_FORWARD:
-    case HDI_BACKWARD:
-    case HDI_SCHEDULE_OPS: break;
-    }
-    return (hd_tensor){0};
-}
-
 static hd_status communicate(hdi_pipeline *pipeline, hd_session *session,
                              const hdi_schedule_row *row)
 {
     const hdi_pipeline_chunk *chunk = &pipeline->chunks[row->chunk];
-    hd_tensor tensor = moved(chunk, row->op);
+    hd_tensor tensor = hdi_pipeline_moved(chunk, row->op);
     void *data = hdi_session_address(session, hdi_session_unit(session, chunk->program), tensor,
                                      row->micro_batch);
     size_t bytes = hd_tensor_get(chunk->program, tensor)->bytes;
     hd_request *request = request_of(pipeline, row->chunk, row->op, row->micro_batch);
     bool send = row->op == HDI_SEND_FORWARD || row->op == HDI_SEND_BACKWARD;
-    HD_RETURN_IF_ERROR(
+    if (pipeline->links)
+        pipeline->comm->way = hdi_links_way(pipeline->links, pipeline->schedule, row);
+    const hd_status status =
         send ? hd_comm_send(pipeline->comm, data, bytes, row->peer, (int)row->channel, request)
-             : hd_comm_recv(pipeline->comm, data, bytes, row->peer, (int)row->channel, request));
+             : hd_comm_recv(pipeline->comm, data, bytes, row->peer, (int)row->channel, request);
+    pipeline->comm->way = NULL;
+    HD_RETURN_IF_ERROR(status);
     hdi_comm_set_label(pipeline->comm, request,
                        &(hdi_comm_label){.program = chunk->program->name, .op = row->micro_batch});
     return HD_OK;

@@ -27,6 +27,10 @@ hd_status hdi_pipeline_create(const hdi_schedule *schedule, const hdi_pipeline_c
                               const hd_mesh *mesh, hdi_gradient_sum sum, hdi_pipeline **out);
 void hdi_pipeline_destroy(hdi_pipeline *pipeline); /* takes NULL */
 
+/* Let messages between stages go straight into the receiver's memory where communicators can do that; else
+ * nothing changes. Before the first run. Collective over the pipeline axis. */
+hd_status hdi_pipeline_share(hdi_pipeline *pipeline, hd_session *session);
+
 /* How many copies each boundary tensor needs under the schedule; set before planning. */
 void hdi_pipeline_set_slots(const hdi_schedule *schedule, int chunk,
                             const hdi_pipeline_chunk *tensors);

@@ -414,6 +414,12 @@ hd_session *hd_trainer_session(hd_trainer *trainer)
     return trainer->session;
 }
 
+static hd_status prepare_run(hdi_pipeline *run, hd_session *session)
+{
+    HD_RETURN_IF_ERROR(hdi_pipeline_share(run, session));
+    return hdi_pipeline_rehearse(run, session);
+}
+
 hd_status hd_trainer_start(hd_trainer *trainer, hd_context *context, uint64_t seed)
 {
     const hd_trainer_options *o = &trainer->options;
@@ -435,9 +441,9 @@ hd_status hd_trainer_start(hd_trainer *trainer, hd_context *context, uint64_t se
             HD_RETURN_IF_ERROR(hdi_pipeline_create(trainer->validate_schedule, shape->validate,
                                                    o->mesh, HDI_GRADIENT_ADDED,
                                                    &shape->validate_run));
-        HD_RETURN_IF_ERROR(hdi_pipeline_rehearse(shape->train_run, trainer->session));
+        HD_RETURN_IF_ERROR(prepare_run(shape->train_run, trainer->session));
         if (shape->validate_run)
-            HD_RETURN_IF_ERROR(hdi_pipeline_rehearse(shape->validate_run, trainer->session));
+            HD_RETURN_IF_ERROR(prepare_run(shape->validate_run, trainer->session));
     }
     const int most = most_micro_batches(trainer);
     const size_t batches = (size_t)(most > o->validate_batches ? most : o->validate_batches);
