@@ -346,6 +346,13 @@ hd_status hdi_comm_watch(hd_comm *comm)
     return comm && comm->transport->watch ? comm->transport->watch(comm) : HD_OK;
 }
 
+bool hdi_comm_rehearse(hd_comm *comm, bool begins)
+{
+    if (!comm || !comm->transport->rehearse) return false;
+    comm->transport->rehearse(comm, begins);
+    return true;
+}
+
 void hdi_comm_set_label(hd_comm *comm, const hd_request *request, const hdi_comm_label *label)
 {
     if (request->id && comm->transport->label) comm->transport->label(comm, request, label);

@@ -56,6 +56,9 @@ typedef struct hdi_transport {
     hd_status (*watch)(hd_comm *comm); /* what has failed there, or is late; one look. NULL: OK */
     void (*label)(hd_comm *comm, const hd_request *request, const hdi_comm_label *label);
 
+    /* As hdi_comm_rehearse says. NULL: operations take no memory. */
+    void (*rehearse)(hd_comm *comm, bool begins);
+
     /* Make this rank's `memory` known to all ranks, so that exchanges with a way (direct.h) go straight there.
      * `fits`: it can be; *window NULL: not all can. Collective. close: before the memory goes; what was
      * posted on it is over. Local. NULL: never. */
@@ -116,6 +119,11 @@ hd_status hdi_comm_settle(hd_comm *comm);
 bool hdi_comm_is_quiet(hd_comm *comm);
 hd_status hdi_comm_watch(hd_comm *comm);
 void hdi_comm_set_label(hd_comm *comm, const hd_request *request, const hdi_comm_label *label);
+
+/* A rehearsal: operations that are posted here, and on the communicators that move with this one, take the
+ * host memory that they will need again, until they are waited for or the rehearsal ends; nothing moves.
+ * False: operations here take none, there is no rehearsal. Local. */
+bool hdi_comm_rehearse(hd_comm *comm, bool begins);
 
 /* What a rank does before it looks for the `look`-th time: nothing for `spins` looks, then it offers its
  * core, then it sleeps a little. */

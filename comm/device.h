@@ -52,6 +52,7 @@ enum { HDI_STAGED_OPERATIONS = 128 }; /* in flight at once, per communicator; it
 /* What the staged communicators of one rank share: each wait drives all of them. */
 typedef struct hdi_staged_group {
     hd_comm *first;
+    bool rehearses;
 } hdi_staged_group;
 
 /* Ranks of `host`, through host memory. `host` and `group` are borrowed, `staging` is taken over

@@ -28,7 +28,11 @@ static hd_status run_train(const job_request *request)
 
 static hd_status run_generate(const job_request *request)
 {
-    return hd_generate_run(request->config, write_output, NULL);
+    const bool shows = own_rank() == 0 && !request->quiet;
+    const hd_status status =
+        hd_generate_run(request->config, shows ? show_progress : NULL, write_output, NULL);
+    end_progress();
+    return status;
 }
 
 static hd_status run_sample(const job_request *request)
@@ -66,9 +70,13 @@ static hd_status run_inspect(const job_request *request)
 
 static hd_status run_convert(const job_request *request)
 {
-    const hd_convert_options options = {.shard_bytes = request->shard_bytes, .ema = request->ema};
-    return hd_convert_run(request->arguments[0], request->arguments[1], &options, write_output,
-                          NULL);
+    const hd_convert_options options = {.shard_bytes = request->shard_bytes,
+                                        .ema = request->ema,
+                                        .progress = request->quiet ? NULL : show_progress};
+    const hd_status status =
+        hd_convert_run(request->arguments[0], request->arguments[1], &options, write_output, NULL);
+    end_progress();
+    return status;
 }
 
 static hd_status run_data(const job_request *request)

@@ -13,7 +13,13 @@
 #include <unistd.h>
 
 /* mpirun takes a second to end the others when one rank has left. */
-enum { WAIT_MILLISECONDS = 2500, WAIT_PER_RANK = 20, WAIT_MOST = 5000, LINE_MILLISECONDS = 100 };
+enum {
+    WAIT_MILLISECONDS = 2500,
+    WAIT_PER_RANK = 20,
+    WAIT_MOST = 5000,
+    LINE_MILLISECONDS = 100,
+    SHORT_MILLISECONDS = 2000
+};
 
 static bool is_line_open;    /* the progress line stands on the terminal */
 static int output_error;     /* errno of the first failed write */
@@ -126,19 +132,30 @@ static int terminal_columns(void)
     return ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 1 ? size.ws_col - 1 : 79;
 }
 
-/* A line that stays in place on a terminal; elsewhere a line for every tenth of the run. */
-bool show_progress(void *user, const hd_progress *progress)
+/* Is it time for a line? On a terminal it stays in place; elsewhere there is one for every tenth of a run, but
+ * none of what is over in seconds. */
+static bool is_due(const hd_progress *progress, bool is_terminal)
 {
-    static int64_t shown_at;
-    (void)user;
+    static int64_t begun_at, shown_at;
     const bool is_last = progress->step >= progress->steps;
-    const bool is_terminal = isatty(STDERR_FILENO);
     const int64_t now = now_milliseconds();
     const int tenths = progress->steps > 0 ? (int)(10 * progress->step / progress->steps) : 0;
-    if (is_terminal ? !is_last && now - shown_at < LINE_MILLISECONDS : tenths == tenths_said)
-        return true;
+    if (begun_at == 0) begun_at = now;
+    if (is_terminal) {
+        if (!is_last && now - shown_at < LINE_MILLISECONDS) return false;
+    } else if (tenths == tenths_said || now - begun_at < SHORT_MILLISECONDS) {
+        return false;
+    }
     shown_at = now;
     tenths_said = tenths;
+    return true;
+}
+
+bool show_progress(void *user, const hd_progress *progress)
+{
+    (void)user;
+    const bool is_terminal = isatty(STDERR_FILENO);
+    if (!is_due(progress, is_terminal)) return true;
     char line[256];
     hd_progress_format(progress, is_terminal ? terminal_columns() : 120, line, sizeof line);
     clear_line();

@@ -7,6 +7,7 @@
 #include "core/memory.h"
 #include "ops/shard_sum.h"
 #include "parallel/data.h"
+#include "parallel/links.h"
 
 struct hdi_pipeline {
     const hdi_schedule *schedule;
@@ -15,6 +16,7 @@ struct hdi_pipeline {
     hd_comm *comm;
     hdi_gradient_sum sum;
     hd_request *requests; /* [chunk][op][micro-batch], owned */
+    hdi_links *links;     /* owned; NULL: messages go as the transport likes */
 };
 
 static hd_request *request_of(hdi_pipeline *pipeline, int chunk, hdi_schedule_op op,
@@ -46,8 +48,15 @@ hd_status hdi_pipeline_create(const hdi_schedule *schedule, const hdi_pipeline_c
 void hdi_pipeline_destroy(hdi_pipeline *pipeline)
 {
     if (!pipeline) return;
+    hdi_links_destroy(pipeline->links);
     hdi_free(pipeline->requests);
     hdi_free(pipeline);
+}
+
+hd_status hdi_pipeline_share(hdi_pipeline *pipeline, hd_session *session)
+{
+    return hdi_links_create(pipeline->schedule, pipeline->chunks, pipeline->mesh, session,
+                            &pipeline->links);
 }
 
 static void set_slots(const hdi_pipeline_chunk *chunk, hd_tensor tensor, int slots)
@@ -69,41 +78,30 @@ void hdi_pipeline_set_slots(const hdi_schedule *schedule, int chunk,
               hdi_schedule_slots(schedule, chunk, HDI_BUFFER_BACKWARD_OUT));
 }
 
-/* The tensor that a communication row moves. */
-static hd_tensor moved(const hdi_pipeline_chunk *chunk, hdi_schedule_op op)
-{
-    switch (op) {
-    case HDI_RECV_FORWARD: return chunk->x;
-    case HDI_SEND_FORWARD: return chunk->out;
-    case HDI_RECV_BACKWARD: return chunk->out_gradient;
-    case HDI_SEND_BACKWARD: return chunk->x_gradient;
-    case HDI_FORWARD:
-    case HDI_BACKWARD:
-    case HDI_SCHEDULE_OPS: break;
-    }
-    return (hd_tensor){0};
-}
-
 static hd_status communicate(hdi_pipeline *pipeline, hd_session *session,
                              const hdi_schedule_row *row)
 {
     const hdi_pipeline_chunk *chunk = &pipeline->chunks[row->chunk];
-    hd_tensor tensor = moved(chunk, row->op);
+    hd_tensor tensor = hdi_pipeline_moved(chunk, row->op);
     void *data = hdi_session_address(session, hdi_session_unit(session, chunk->program), tensor,
                                      row->micro_batch);
     size_t bytes = hd_tensor_get(chunk->program, tensor)->bytes;
     hd_request *request = request_of(pipeline, row->chunk, row->op, row->micro_batch);
     bool send = row->op == HDI_SEND_FORWARD || row->op == HDI_SEND_BACKWARD;
-    HD_RETURN_IF_ERROR(
+    if (pipeline->links)
+        pipeline->comm->way = hdi_links_way(pipeline->links, pipeline->schedule, row);
+    const hd_status status =
         send ? hd_comm_send(pipeline->comm, data, bytes, row->peer, (int)row->channel, request)
-             : hd_comm_recv(pipeline->comm, data, bytes, row->peer, (int)row->channel, request));
+             : hd_comm_recv(pipeline->comm, data, bytes, row->peer, (int)row->channel, request);
+    pipeline->comm->way = NULL;
+    HD_RETURN_IF_ERROR(status);
     hdi_comm_set_label(pipeline->comm, request,
                        &(hdi_comm_label){.program = chunk->program->name, .op = row->micro_batch});
     return HD_OK;
 }
 
 /* Wait until the input of a compute row is here and the slot of its output is free. */
-static hd_status wait_before(hdi_pipeline *pipeline, const hdi_schedule_row *row, hdi_trace *trace,
+static hd_status wait_before(hdi_pipeline *pipeline, const hdi_schedule_row *row, hdi_spans *spans,
                              int64_t step)
 {
     bool forward = row->op == HDI_FORWARD;
@@ -116,17 +114,17 @@ static hd_status wait_before(hdi_pipeline *pipeline, const hdi_schedule_row *row
                              ? request_of(pipeline, row->chunk, send, row->micro_batch - slots)
                              : NULL;
     if (!in->id && !(reused && reused->id)) return HD_OK;
-    double begin = hdi_trace_now();
+    hdi_moment begin;
+    HD_RETURN_IF_ERROR(hdi_spans_now(spans, &begin));
     HD_RETURN_IF_ERROR(hdi_comm_order(pipeline->comm, in));
     if (reused) HD_RETURN_IF_ERROR(hdi_comm_order(pipeline->comm, reused));
-    hdi_trace_record(trace, &(hdi_trace_event){.name = "wait",
+    return hdi_spans_record(spans,
+                            &(hdi_trace_event){.name = "wait",
                                                .category = HDI_TRACE_COMM,
                                                .micro_batch = row->micro_batch,
                                                .chunk = row->chunk,
-                                               .step = step,
-                                               .begin_us = begin,
-                                               .end_us = hdi_trace_now()});
-    return HD_OK;
+                                               .step = step},
+                            &begin);
 }
 
 /* Neighbouring chunks on one rank: hand the tensor over by a copy. */
@@ -165,12 +163,13 @@ static void foretell(const hdi_pipeline *pipeline, const hdi_schedule_row *row,
 }
 
 static hd_status compute(hdi_pipeline *pipeline, hd_session *session, const hdi_schedule_row *row,
-                         hdi_trace *trace, int64_t step)
+                         hdi_spans *spans, int64_t step)
 {
-    HD_RETURN_IF_ERROR(wait_before(pipeline, row, trace, step));
+    HD_RETURN_IF_ERROR(wait_before(pipeline, row, spans, step));
     int batches = pipeline->schedule->options.micro_batches;
     bool backward = row->op == HDI_BACKWARD, tree = pipeline->sum == HDI_GRADIENT_TREE;
-    double begin = hdi_trace_now();
+    hdi_moment begin;
+    HD_RETURN_IF_ERROR(hdi_spans_now(spans, &begin));
     hd_session_run_options options = {
         .phase = backward ? HD_PHASE_BACKWARD : HD_PHASE_FORWARD,
         .micro_batch = row->micro_batch,
@@ -180,25 +179,52 @@ static hd_status compute(hdi_pipeline *pipeline, hd_session *session, const hdi_
         .folds = tree ? hdi_gradient_folds(row->micro_batch, batches) : 0};
     foretell(pipeline, row, &options);
     HD_RETURN_IF_ERROR(hd_session_run(session, pipeline->chunks[row->chunk].program, &options));
-    hdi_trace_record(
-        trace, &(hdi_trace_event){.name = backward ? "backward" : "forward",
-                                  .category = backward ? HDI_TRACE_BACKWARD : HDI_TRACE_FORWARD,
-                                  .micro_batch = row->micro_batch,
-                                  .chunk = row->chunk,
-                                  .step = step,
-                                  .begin_us = begin,
-                                  .end_us = hdi_trace_now()});
+    HD_RETURN_IF_ERROR(hdi_spans_record(
+        spans,
+        &(hdi_trace_event){.name = backward ? "backward" : "forward",
+                           .category = backward ? HDI_TRACE_BACKWARD : HDI_TRACE_FORWARD,
+                           .micro_batch = row->micro_batch,
+                           .chunk = row->chunk,
+                           .step = step},
+        &begin));
     return hand_over(pipeline, session, row);
 }
 
-hd_status hdi_pipeline_run(hdi_pipeline *pipeline, hd_session *session, hdi_trace *trace,
+static hd_status finish(hdi_pipeline *pipeline)
+{
+    const hdi_schedule_options *o = &pipeline->schedule->options;
+    for (int i = 0; i < o->chunks * HDI_SCHEDULE_OPS * o->micro_batches; i++)
+        HD_RETURN_IF_ERROR(hdi_comm_order(pipeline->comm, &pipeline->requests[i]));
+    return HD_OK;
+}
+
+static hd_status rehearse(hdi_pipeline *pipeline, hd_session *session)
+{
+    for (int i = 0; i < pipeline->schedule->row_count; i++) {
+        const hdi_schedule_row *row = &pipeline->schedule->rows[i];
+        const bool computes = row->op == HDI_FORWARD || row->op == HDI_BACKWARD;
+        HD_RETURN_IF_ERROR(computes ? wait_before(pipeline, row, NULL, 0)
+                                    : communicate(pipeline, session, row));
+    }
+    return finish(pipeline);
+}
+
+hd_status hdi_pipeline_rehearse(hdi_pipeline *pipeline, hd_session *session)
+{
+    if (!hdi_comm_rehearse(pipeline->comm, true)) return HD_OK;
+    const hd_status status = rehearse(pipeline, session);
+    hdi_comm_rehearse(pipeline->comm, false);
+    return status;
+}
+
+hd_status hdi_pipeline_run(hdi_pipeline *pipeline, hd_session *session, hdi_spans *spans,
                            int64_t step)
 {
     const hdi_schedule *schedule = pipeline->schedule;
     for (int i = 0; i < schedule->row_count; i++) {
         const hdi_schedule_row *row = &schedule->rows[i];
         bool computes = row->op == HDI_FORWARD || row->op == HDI_BACKWARD;
-        hd_status status = computes ? compute(pipeline, session, row, trace, step)
+        hd_status status = computes ? compute(pipeline, session, row, spans, step)
                                     : communicate(pipeline, session, row);
         if (status != HD_OK)
             return hdi_error_context(status, "pipeline stage %d, %s of micro-batch %d, chunk %d",
@@ -206,8 +232,5 @@ hd_status hdi_pipeline_run(hdi_pipeline *pipeline, hd_session *session, hdi_trac
                                      row->op <= HDI_SEND_FORWARD ? "forward" : "backward",
                                      row->micro_batch, row->chunk);
     }
-    int requests = schedule->options.chunks * HDI_SCHEDULE_OPS * schedule->options.micro_batches;
-    for (int i = 0; i < requests; i++)
-        HD_RETURN_IF_ERROR(hdi_comm_order(pipeline->comm, &pipeline->requests[i]));
-    return HD_OK;
+    return finish(pipeline);
 }

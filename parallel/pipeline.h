@@ -3,8 +3,8 @@
 #define HDI_PARALLEL_PIPELINE_H
 
 #include "parallel/schedule.h"
-#include "report/trace.h"
 #include "runtime/session.h"
+#include "runtime/spans.h"
 
 /* One chunk of this rank. Tensors at the edges of the pipeline are invalid. */
 typedef struct hdi_pipeline_chunk {
@@ -27,13 +27,20 @@ hd_status hdi_pipeline_create(const hdi_schedule *schedule, const hdi_pipeline_c
                               const hd_mesh *mesh, hdi_gradient_sum sum, hdi_pipeline **out);
 void hdi_pipeline_destroy(hdi_pipeline *pipeline); /* takes NULL */
 
+/* Let messages between stages go straight into the receiver's memory where communicators can do that; else
+ * nothing changes. Before the first run. Collective over the pipeline axis. */
+hd_status hdi_pipeline_share(hdi_pipeline *pipeline, hd_session *session);
+
 /* How many copies each boundary tensor needs under the schedule; set before planning. */
 void hdi_pipeline_set_slots(const hdi_schedule *schedule, int chunk,
                             const hdi_pipeline_chunk *tensors);
 
+/* What hdi_session_rehearse is for programs, for what stages hand to each other. Local. */
+hd_status hdi_pipeline_rehearse(hdi_pipeline *pipeline, hd_session *session);
+
 /* Run the whole table once. On return all sends are over, or on a GPU queued; gradient communication
- * may still be under way. `trace` may be NULL. Allocates nothing. Collective over the pipeline axis. */
-hd_status hdi_pipeline_run(hdi_pipeline *pipeline, hd_session *session, hdi_trace *trace,
+ * may still be under way. `spans` may be NULL. Allocates nothing. Collective over the pipeline axis. */
+hd_status hdi_pipeline_run(hdi_pipeline *pipeline, hd_session *session, hdi_spans *spans,
                            int64_t step);
 
 #endif

@@ -1,7 +1,8 @@
 /* Direct exchanges by copy engines, which leave all blocks to what is computed: a stream, and words of memory
  * that ranks write for each other. Of the turn-th exchange a rank tells its peers that it is ready to receive,
- * copies to each that is, tells it so, and waits until all have told it. Nothing else waits on that stream, and
- * an abort writes the words itself: no missing peer can hold a device. */
+ * copies to each that is, tells it so, and waits until all have told it. A message of a link does the same
+ * between two ranks, on the link's stream. Nothing else waits there, and an abort writes the words itself: no
+ * missing peer can hold a device. */
 #include <string.h>
 
 #include "comm/nccl/nccl.h"
@@ -13,7 +14,7 @@
 
 /* Of the flags of each rank: words that its peers write, each in a line of its own, then a trial's bytes. */
 enum { WORD_STRIDE = 128, TRIAL_AT = 1 << 16, TRIAL_BLOCK = 4096, DRAIN_SECONDS = 5 };
-typedef enum word { READY, DONE, WORDS } word;
+typedef enum word { READY, DONE, LINK_READY, LINK_DONE, CHANNEL_WORDS = 2, WORDS = 6 } word;
 
 _Static_assert(WORDS *HDI_DIRECT_RANKS *WORD_STRIDE <= TRIAL_AT,
                "words end before a trial's bytes");
@@ -21,6 +22,7 @@ _Static_assert(TRIAL_AT + 2 * HDI_DIRECT_RANKS * TRIAL_BLOCK <= HDI_DIRECT_FLAG_
                "flags have room for a trial");
 
 struct hdi_nccl_copies {
+    hdi_nccl_state *state; /* borrowed */
     hdi_nccl_lane *lane;
     hdi_nccl_window *flags; /* owned */
     cudaStream_t aside;     /* of an abort: writes words while the lane waits */
@@ -28,9 +30,9 @@ struct hdi_nccl_copies {
     bool has_batches; /* the driver takes copies together, and beside computation */
 };
 
-static size_t place_of(word which, int from)
+static size_t place_of(int which, int from)
 {
-    return (size_t)((int)which * HDI_DIRECT_RANKS + from) * WORD_STRIDE;
+    return (size_t)(which * HDI_DIRECT_RANKS + from) * WORD_STRIDE;
 }
 
 /* The words' new value is read at once, as it lies in pageable memory. */
@@ -57,7 +59,27 @@ static hd_status meet(const hdi_nccl_copies *it, word which)
     return HD_OK;
 }
 
-static hd_status copy(const hdi_nccl_copies *it, const hdi_nccl_blocks *blocks)
+static hd_status copy(const hdi_nccl_copies *it, void **to, const void **from, size_t *bytes,
+                      size_t count, cudaStream_t stream)
+{
+#if CUDART_VERSION >= 13000
+    if (it->has_batches && count) {
+        struct cudaMemcpyAttributes attributes = {.srcAccessOrder = cudaMemcpySrcAccessOrderStream,
+                                                  .flags = cudaMemcpyFlagPreferOverlapWithCompute};
+        size_t first = 0;
+        return hdi_nccl_cuda_status(
+            cudaMemcpyBatchAsync(to, from, bytes, count, &attributes, &first, 1, stream),
+            "cudaMemcpyBatchAsync");
+    }
+#endif
+    for (size_t i = 0; i < count; i++)
+        HD_RETURN_IF_ERROR(hdi_nccl_cuda_status(
+            cudaMemcpyAsync(to[i], from[i], bytes[i], cudaMemcpyDeviceToDevice, stream),
+            "cudaMemcpyAsync"));
+    return HD_OK;
+}
+
+static hd_status copy_all(const hdi_nccl_copies *it, const hdi_nccl_blocks *blocks)
 {
     void *to[HDI_DIRECT_RANKS];
     const void *from[HDI_DIRECT_RANKS];
@@ -70,29 +92,46 @@ static hd_status copy(const hdi_nccl_copies *it, const hdi_nccl_blocks *blocks)
         from[count] = blocks->from[peer];
         bytes[count++] = blocks->bytes[peer];
     }
-#if CUDART_VERSION >= 13000
-    if (it->has_batches && count) {
-        struct cudaMemcpyAttributes attributes = {.srcAccessOrder = cudaMemcpySrcAccessOrderStream,
-                                                  .flags = cudaMemcpyFlagPreferOverlapWithCompute};
-        size_t first = 0;
-        return hdi_nccl_cuda_status(
-            cudaMemcpyBatchAsync(to, from, bytes, count, &attributes, &first, 1, it->lane->stream),
-            "cudaMemcpyBatchAsync");
-    }
-#endif
-    for (size_t i = 0; i < count; i++)
-        HD_RETURN_IF_ERROR(hdi_nccl_cuda_status(
-            cudaMemcpyAsync(to[i], from[i], bytes[i], cudaMemcpyDeviceToDevice, it->lane->stream),
-            "cudaMemcpyAsync"));
-    return HD_OK;
+    return copy(it, to, from, bytes, count, it->lane->stream);
 }
 
 hd_status hdi_nccl_copy_blocks(hdi_nccl_copies *it, const hdi_nccl_blocks *blocks)
 {
     it->turn++;
     HD_RETURN_IF_ERROR(meet(it, READY));
-    HD_RETURN_IF_ERROR(copy(it, blocks));
+    HD_RETURN_IF_ERROR(copy_all(it, blocks));
     return meet(it, DONE);
+}
+
+/* The words of a link are those of its channel; a channel has one link in each direction between two ranks. */
+static int word_of(word which, const hdi_nccl_lane *link)
+{
+    return (int)which + link->channel * CHANNEL_WORDS;
+}
+
+hd_status hdi_nccl_copy_message(const hdi_nccl_copies *it, hdi_nccl_lane *link, const void *from,
+                                void *to, size_t bytes)
+{
+    const hdi_nccl_window *flags = it->flags;
+    link->turn++;
+    HD_RETURN_IF_ERROR(hdi_nccl_await_word(
+        link->stream, flags->memory[flags->rank] + place_of(word_of(LINK_READY, link), link->to),
+        link->turn));
+    HD_RETURN_IF_ERROR(copy(it, &to, &from, &bytes, 1, link->stream));
+    return write_word(flags->memory[link->to] + place_of(word_of(LINK_DONE, link), link->from),
+                      link->turn, link->stream);
+}
+
+hd_status hdi_nccl_await_message(const hdi_nccl_copies *it, hdi_nccl_lane *link)
+{
+    const hdi_nccl_window *flags = it->flags;
+    link->turn++;
+    HD_RETURN_IF_ERROR(
+        write_word(flags->memory[link->from] + place_of(word_of(LINK_READY, link), link->to),
+                   link->turn, link->stream));
+    return hdi_nccl_await_word(
+        link->stream, flags->memory[flags->rank] + place_of(word_of(LINK_DONE, link), link->from),
+        link->turn);
 }
 
 hdi_nccl_lane *hdi_nccl_copies_lane(const hdi_nccl_copies *it)
@@ -106,7 +145,7 @@ static void write_past(const hdi_nccl_copies *it)
     for (int r = 0; r < flags->ranks; r++)
         for (int which = READY; which < WORDS; which++)
             if (r != flags->rank)
-                (void)write_word(flags->memory[flags->rank] + place_of((word)which, r),
+                (void)write_word(flags->memory[flags->rank] + place_of(which, r),
                                  it->turn + (UINT32_C(1) << 30), it->aside);
 }
 
@@ -115,12 +154,24 @@ void hdi_nccl_release_copies(const hdi_nccl_copies *it)
     if (it && it->flags) write_past(it);
 }
 
+/* Of all streams that wait for words. */
+static cudaError_t query(const hdi_nccl_copies *it)
+{
+    for (int i = 0; i < it->state->lane_count; i++) {
+        const hdi_nccl_lane *lane = &it->state->lanes[i];
+        if (!lane->stream || (lane != it->lane && !lane->turn)) continue;
+        const cudaError_t error = cudaStreamQuery(lane->stream);
+        if (error != cudaSuccess) return error;
+    }
+    return cudaSuccess;
+}
+
 /* A peer that comes late may write its own word over that of the abort. */
 bool hdi_nccl_drain_copies(const hdi_nccl_copies *it)
 {
     const double end = hdi_clock_seconds() + DRAIN_SECONDS;
     for (int64_t turn = 0; hdi_clock_seconds() < end; turn++) {
-        const cudaError_t error = cudaStreamQuery(it->lane->stream);
+        const cudaError_t error = query(it);
         if (error != cudaErrorNotReady) return error == cudaSuccess;
         (void)cudaGetLastError();
         if (turn % 100 == 99) write_past(it);
@@ -200,8 +251,11 @@ void hdi_nccl_open_copies(hdi_nccl_state *state, void *flags)
     hdi_nccl_copies *it = hdi_alloc(sizeof *it);
     hd_status status = it && flags ? HD_OK : hdi_error(HD_ERROR_MEMORY, "nccl: out of memory");
     status = hd_comm_agree(state->host, status);
-    if (it) it->lane = &state->lanes[state->lane_count++];
-    if (it) *it->lane = (hdi_nccl_lane){.channel = -1};
+    if (it) {
+        it->state = state;
+        it->lane = &state->lanes[state->lane_count++];
+        *it->lane = (hdi_nccl_lane){.channel = -1};
+    }
     if (status == HD_OK) status = open_copies(state, flags, it);
     state->copies = it;
     if (status == HD_OK) return;
@@ -216,7 +270,7 @@ void hdi_nccl_close_copies(hdi_nccl_state *state)
     hdi_nccl_copies *it = state->copies;
     state->copies = NULL;
     if (!it) return;
-    if (it->flags && it->lane->stream && cudaStreamQuery(it->lane->stream) == cudaErrorNotReady) {
+    if (it->flags && query(it) == cudaErrorNotReady) {
         write_past(it);
         (void)hdi_nccl_drain_copies(it);
     }

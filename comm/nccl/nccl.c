@@ -52,6 +52,13 @@ static hd_status nccl_send(hd_comm *comm, const void *data, size_t bytes, int pe
     HD_RETURN_IF_ERROR(find_link(comm, comm->rank, peer, channel, &lane));
     if (bytes == 0) return HD_OK;
     HD_RETURN_IF_ERROR(hdi_nccl_begin(comm, lane, "send", bytes, peer, &operation));
+    if (comm->way) {
+        const hdi_nccl_window *window = comm->way->window;
+        const hd_status posted =
+            hdi_nccl_copy_message(hdi_nccl_state_of(comm)->copies, lane, data,
+                                  window->memory[peer] + comm->way->to[peer], bytes);
+        return hdi_nccl_end(operation, posted, out);
+    }
     const ncclResult_t result = ncclSend(data, bytes, ncclUint8, 1, lane->nccl, lane->stream);
     return hdi_nccl_end(operation, posted_status(result, operation), out);
 }
@@ -64,6 +71,9 @@ static hd_status nccl_recv(hd_comm *comm, void *data, size_t bytes, int peer, in
     HD_RETURN_IF_ERROR(find_link(comm, peer, comm->rank, channel, &lane));
     if (bytes == 0) return HD_OK;
     HD_RETURN_IF_ERROR(hdi_nccl_begin(comm, lane, "recv", bytes, peer, &operation));
+    if (comm->way)
+        return hdi_nccl_end(operation,
+                            hdi_nccl_await_message(hdi_nccl_state_of(comm)->copies, lane), out);
     const ncclResult_t result = ncclRecv(data, bytes, ncclUint8, 0, lane->nccl, lane->stream);
     return hdi_nccl_end(operation, posted_status(result, operation), out);
 }

@@ -21,6 +21,7 @@ typedef struct hdi_nccl_lane {
     cudaStream_t stream;
     int from, to, channel; /* ranks of the communicator; channel -1: all ranks */
     bool is_busy;          /* while the watch looks: an earlier operation is not over */
+    uint32_t turn;         /* messages that went by copy engines */
 } hdi_nccl_lane;
 
 typedef struct hdi_nccl_operation hdi_nccl_operation;
@@ -100,6 +101,11 @@ typedef struct hdi_nccl_blocks {
     size_t bytes[HDI_DIRECT_RANKS];
 } hdi_nccl_blocks;
 hd_status hdi_nccl_copy_blocks(hdi_nccl_copies *copies, const hdi_nccl_blocks *blocks);
+
+/* Both ends of a message of a link, in the order of the link's others: `to` is under this process's address. */
+hd_status hdi_nccl_copy_message(const hdi_nccl_copies *copies, hdi_nccl_lane *link,
+                                const void *from, void *to, size_t bytes);
+hd_status hdi_nccl_await_message(const hdi_nccl_copies *copies, hdi_nccl_lane *link);
 
 /* When peers do not come any more: nothing waits for them; true once all that was posted is over. */
 void hdi_nccl_release_copies(const hdi_nccl_copies *copies); /* takes NULL */

@@ -37,11 +37,14 @@ HD_API hd_status hd_config_print(const hd_config *config, hd_write_fn write, voi
 HD_API int hd_config_options(void);
 HD_API const hd_config_option *hd_config_option_at(int index);
 
-/* Called after each step on rank 0, for a progress line. Return false to stop after saving, as if
- * a signal had asked for it. */
+/* Called after each step on rank 0, for a progress line. Of a training: return false to stop after saving, as
+ * if a signal had asked for it; other jobs do not look at it. */
 typedef struct hd_progress {
-    int64_t step, steps; /* steps done, and to do in all */
-    double loss, learning_rate, tokens_per_second, seconds_left;
+    const char *unit;           /* of what is counted: "token", ...; NULL: "step" */
+    int64_t step, steps;        /* done, and to do in all */
+    double loss, learning_rate; /* NaN where a job has none */
+    const char *rate_unit;      /* "tokens", "B"; NULL: what is counted */
+    double rate, seconds_left;  /* rate: a second; both of the last steps; NaN: not known yet */
 } hd_progress;
 typedef bool (*hd_progress_fn)(void *user, const hd_progress *progress);
 
@@ -73,8 +76,10 @@ HD_API hd_status hd_train_run(const hd_config *config, hd_progress_fn progress, 
                               hd_train_result *out);
 
 /* Generate text for every prompt with the ranks as pipeline stages; on rank 0 `write` receives
- * each prompt's text when it is done, in prompt order. Collective. */
-HD_API hd_status hd_generate_run(const hd_config *config, hd_write_fn write, void *user);
+ * all prompts' texts when they are done, in prompt order. `progress` may be NULL; it is told of the tokens of
+ * rank 0's prompts. Collective. */
+HD_API hd_status hd_generate_run(const hd_config *config, hd_progress_fn progress,
+                                 hd_write_fn write, void *user);
 
 typedef struct hd_sample_result {
     int videos;
@@ -109,8 +114,9 @@ HD_API hd_status hd_plan_run(const hd_config *config, int ranks, const char *dir
 HD_API hd_status hd_inspect_run(const char *path, hd_write_fn write, void *user);
 
 typedef struct hd_convert_options {
-    int64_t shard_bytes; /* most bytes of a file; zero: 5 GB */
-    bool ema;            /* the average of the weights (train.ema) in place of them */
+    int64_t shard_bytes;     /* most bytes of a file; zero: 5 GB */
+    bool ema;                /* the average of the weights (train.ema) in place of them */
+    hd_progress_fn progress; /* is told of tensors, with the user of `write`; NULL: nobody is */
 } hd_convert_options;
 
 /* Write the weights of a checkpoint as a Hugging Face folder: config.json and safetensors. `options`

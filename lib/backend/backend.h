@@ -335,6 +335,14 @@ struct hd_backend {
     hd_status (*mark)(hd_stream *stream);
     hd_status (*is_past)(hd_stream *stream, bool *past);
 
+    /* Stamps: points in the order of `stream` that keep their time. open_stamps: there are `count` of them,
+     * 0 .., in place of those before. stamp: this one's time is when all that was queued before is done.
+     * elapsed: seconds from one that has been passed to another. All NULL: what is called is done when it
+     * returns, so the host's clock tells. */
+    hd_status (*open_stamps)(hdi_device *device, int count);
+    hd_status (*stamp)(hd_stream *stream, int stamp);
+    hd_status (*elapsed)(hd_stream *stream, int from, int to, double *seconds);
+
     /* Copies from and to pinned host memory beside `stream`, those of one direction one after another.
      * They begin when all that was queued on `stream` before them is done; what is queued after await
      * begins when the last fetch of that slot (of HDI_FETCH_SLOTS) is done, after await_store the last

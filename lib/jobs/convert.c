@@ -1,4 +1,5 @@
 /* A checkpoint's weights as a Hugging Face folder. */
+#include "core/clock.h"
 #include "core/error.h"
 #include "core/file.h"
 #include "core/memory.h"
@@ -7,9 +8,11 @@
 #include "models/model.h"
 #include "models/weights.h"
 #include "program/program.h"
+#include "report/progress.h"
 
 #include <heddle/job.h>
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -26,6 +29,11 @@ typedef struct conversion {
     int tensor_count, shard_count;
     int64_t bytes;             /* of all tensors */
     const char *folder, *kind; /* "weights" or "ema" */
+    hd_progress_fn progress;   /* or NULL */
+    void *user;
+    int64_t tensors_done, bytes_done; /* written */
+    double told;                      /* when a tensor was last told of */
+    hdi_pace pace;
 } conversion;
 
 static hd_status out_of_memory(void)
@@ -141,6 +149,27 @@ static hd_status write_tensor(conversion *it, hdi_safetensors_writer *writer,
     return status;
 }
 
+/* What is left is told by bytes, since tensors differ. */
+static void tell(conversion *it, const hdi_model_tensor *tensor)
+{
+    const int64_t bytes = tensor->elements * (int64_t)sizeof(float);
+    const double now = hdi_clock_seconds();
+    it->tensors_done++;
+    it->bytes_done += bytes;
+    hdi_pace_note(&it->pace, now - it->told, bytes, (double)bytes);
+    it->told = now;
+    const hd_progress progress = {.unit = "tensor",
+                                  .step = it->tensors_done,
+                                  .steps = it->tensor_count,
+                                  .loss = NAN,
+                                  .learning_rate = NAN,
+                                  .rate_unit = "B",
+                                  .rate = hdi_pace_rate(&it->pace),
+                                  .seconds_left =
+                                      hdi_pace_left(&it->pace, it->bytes - it->bytes_done)};
+    if (it->progress) it->progress(it->user, &progress);
+}
+
 static hd_status write_tensors(conversion *it, int shard, hdi_safetensors_writer *writer,
                                const char *path)
 {
@@ -153,7 +182,10 @@ static hd_status write_tensors(conversion *it, int shard, hdi_safetensors_writer
     HD_RETURN_IF_ERROR(hdi_safetensors_writer_prepare(writer));
     HD_RETURN_IF_ERROR(hdi_safetensors_writer_begin(writer, path));
     for (int i = 0; i < it->tensor_count; i++)
-        if (it->shards[i] == shard) HD_RETURN_IF_ERROR(write_tensor(it, writer, &it->tensors[i]));
+        if (it->shards[i] == shard) {
+            HD_RETURN_IF_ERROR(write_tensor(it, writer, &it->tensors[i]));
+            tell(it, &it->tensors[i]);
+        }
     return hdi_safetensors_writer_end(writer);
 }
 
@@ -255,7 +287,10 @@ hd_status hd_convert_run(const char *checkpoint, const char *directory,
         return hdi_error(HD_ERROR_ARGUMENT,
                          "convert: a path is NULL, write is, or shard_bytes < 0");
     hdi_listing to = {.write = write, .user = user};
-    conversion it = {.folder = directory, .kind = options && options->ema ? "ema" : "weights"};
+    conversion it = {.folder = directory,
+                     .kind = options && options->ema ? "ema" : "weights",
+                     .progress = options ? options->progress : NULL,
+                     .user = user};
     char *warning = NULL;
     hd_status status = hdi_checkpoint_open(checkpoint, NULL, &warning, &it.checkpoint);
     if (warning) hdi_list(&to, "warning: %s\n", warning);
@@ -265,6 +300,7 @@ hd_status hd_convert_run(const char *checkpoint, const char *directory,
     if (status == HD_OK) status = check_kind(&it);
     if (status == HD_OK) status = cut_shards(&it, shard_bytes ? shard_bytes : default_shard_bytes);
     if (status == HD_OK) status = check_folder(directory);
+    it.told = hdi_clock_seconds();
     if (status == HD_OK) status = write_folder(&it);
     if (status == HD_OK)
         hdi_list(&to, "%s: step %" PRId64 " of %s, %d parameters, %" PRId64 " bytes in %d file%s\n",

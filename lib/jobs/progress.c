@@ -5,11 +5,13 @@
 
 size_t hd_progress_format(const hd_progress *progress, int columns, char *out, size_t bytes)
 {
-    const hdi_progress line = {.step = progress->step,
+    const hdi_progress line = {.unit = progress->unit,
+                               .step = progress->step,
                                .steps = progress->steps,
                                .loss = progress->loss,
                                .learning_rate = progress->learning_rate,
-                               .tokens_per_second = progress->tokens_per_second,
+                               .rate_unit = progress->rate_unit,
+                               .rate = progress->rate,
                                .eta_seconds = progress->seconds_left};
     return hdi_progress_format(&line, columns, out, bytes);
 }

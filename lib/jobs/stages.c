@@ -1,9 +1,10 @@
 /* Stages of jobs that only run forward: where they are cut, and how they end. */
 #include "jobs/stages.h"
 
+#include "comm/comm.h"
 #include "core/error.h"
 #include "core/memory.h"
-#include "program/program.h"
+#include "runtime/session.h"
 
 #include <string.h>
 
@@ -39,4 +40,30 @@ void hdi_stage_end(hd_program *program, hd_tensor out)
     }
     tensor->info.role = HD_ROLE_BOUNDARY;
     tensor->keep = true;
+}
+
+static hd_status rehearse(hd_comm *comm, hd_session *session, const hdi_stage_traffic *it)
+{
+    const int unit = hdi_session_unit(session, it->program), rank = hd_comm_rank(comm);
+    const hd_tensor_info *x = hd_tensor_get(it->program, it->x),
+                         *out = hd_tensor_get(it->program, it->out);
+    hd_request request; /* they are over with the rehearsal */
+    for (int i = 0; i < it->count && x; i++)
+        HD_RETURN_IF_ERROR(hd_comm_recv(comm, hdi_session_address(session, unit, it->x, i),
+                                        x->bytes, rank - 1, HDI_CHANNEL_X, &request));
+    for (int i = 0; i < it->count && out; i++)
+        HD_RETURN_IF_ERROR(hd_comm_send(comm, hdi_session_address(session, unit, it->out, i),
+                                        out->bytes, rank + 1, HDI_CHANNEL_X, &request));
+    return HD_OK;
+}
+
+hd_status hdi_stage_rehearse(hd_session *session, const hdi_stage_traffic *traffic, int count)
+{
+    hd_comm *comm = hd_mesh_device_comm(session->mesh, HD_AXIS_PIPELINE);
+    if (!hdi_comm_rehearse(comm, true)) return HD_OK;
+    hd_status status = HD_OK;
+    for (int i = 0; i < count && status == HD_OK; i++)
+        if (traffic[i].program) status = rehearse(comm, session, &traffic[i]);
+    hdi_comm_rehearse(comm, false);
+    return status;
 }

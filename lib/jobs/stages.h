@@ -41,6 +41,17 @@ hd_status hdi_stage_most_runs(const hd_mesh *mesh, const hd_plan *plan, int64_t 
 hd_status hdi_stage_idle(hd_session *session, const hd_program *program, int64_t *run,
                          int64_t most);
 
+/* What a program gets from the stage before it and gives to the next one (each may be invalid), as many of
+ * each at once. */
+typedef struct hdi_stage_traffic {
+    const hd_program *program;
+    hd_tensor x, out;
+    int count;
+} hdi_stage_traffic;
+
+/* What hdi_session_rehearse is for programs, for all this traffic at once. Local. */
+hd_status hdi_stage_rehearse(hd_session *session, const hdi_stage_traffic *traffic, int count);
+
 /* Wait unless nothing was posted. */
 static inline hd_status hdi_stage_wait(hd_comm *comm, hd_request *request)
 {

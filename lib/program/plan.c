@@ -1,4 +1,4 @@
-/* Plans: put programs together, lay out the arena, hold it against the budget. */
+/* Plans: put programs together, place what they share, hold all of it against the budget. */
 #include "program/plan.h"
 
 #include "core/error.h"
@@ -256,76 +256,6 @@ static hd_status place_shared(hd_plan *plan, int index)
     return HD_OK;
 }
 
-static bool has_gradients(const hdi_unit *unit)
-{
-    for (int i = 1; i < unit->program->tensor_count; i++)
-        if (unit->places[i].placed && unit->places[i].region == HD_REGION_GRADIENTS) return true;
-    return false;
-}
-
-/* Scratch of a group: gradients, then what each program keeps, then transients that all share. */
-static size_t lay_out_group(hd_plan *plan, int group, size_t begin, size_t bytes[HD_REGIONS])
-{
-    const hd_region kept[] = {HD_REGION_IO, HD_REGION_SAVED, HD_REGION_BOUNDARY};
-    size_t cursor = begin;
-    bool gradients = false;
-    for (int i = 0; i < plan->unit_count; i++)
-        if (plan->units[i].options.group == group)
-            gradients = gradients || has_gradients(&plan->units[i]);
-    if (gradients) {
-        bytes[HD_REGION_GRADIENTS] =
-            plan->gradient_level_bytes * (size_t)plan->options.gradient_levels;
-        cursor += bytes[HD_REGION_GRADIENTS];
-    }
-    for (int r = 0; r < 3; r++) {
-        for (int i = 0; i < plan->unit_count; i++) {
-            hdi_unit *unit = &plan->units[i];
-            if (unit->options.group != group) continue;
-            unit->base[HD_REGION_GRADIENTS] = begin;
-            unit->base[kept[r]] = cursor;
-            cursor += unit->bytes[kept[r]];
-            bytes[kept[r]] += unit->bytes[kept[r]];
-        }
-    }
-    for (int i = 0; i < plan->unit_count; i++) {
-        hdi_unit *unit = &plan->units[i];
-        if (unit->options.group != group) continue;
-        unit->base[HD_REGION_TRANSIENT] = cursor;
-        if (unit->bytes[HD_REGION_TRANSIENT] > bytes[HD_REGION_TRANSIENT])
-            bytes[HD_REGION_TRANSIENT] = unit->bytes[HD_REGION_TRANSIENT];
-    }
-    return cursor + bytes[HD_REGION_TRANSIENT];
-}
-
-static void lay_out_arena(hd_plan *plan)
-{
-    const hd_region persistent[] = {HD_REGION_WEIGHTS, HD_REGION_STREAMED, HD_REGION_OPTIMIZER,
-                                    HD_REGION_STATE};
-    size_t cursor = 0;
-    for (int r = 0; r < 4; r++) {
-        plan->bytes[persistent[r]] = hdi_place_round(plan->bytes[persistent[r]]);
-        for (int i = 0; i < plan->unit_count; i++)
-            plan->units[i].base[persistent[r]] = cursor;
-        cursor += plan->bytes[persistent[r]];
-    }
-    plan->arena_bytes = cursor;
-    for (int i = 0; i < plan->unit_count; i++) {
-        int group = plan->units[i].options.group;
-        bool seen = false;
-        for (int j = 0; j < i; j++)
-            seen = seen || plan->units[j].options.group == group;
-        if (seen) continue;
-        size_t bytes[HD_REGIONS] = {0};
-        size_t end = lay_out_group(plan, group, cursor, bytes);
-        if (end <= plan->arena_bytes && i > 0) continue;
-        plan->arena_bytes = end;
-        for (int r = HD_REGION_GRADIENTS; r <= HD_REGION_TRANSIENT; r++)
-            plan->bytes[r] = bytes[r];
-    }
-    plan->bytes[HD_REGION_FOREIGN] = plan->options.foreign;
-    plan->bytes[HD_REGION_TRANSPORT] = plan->options.transport;
-}
-
 /* Which blocks are not resident. With a budget: the fewest that it allows, all that is not weights being
  * the same for every number of them. */
 static hd_status decide_residency(hd_plan *plan)
@@ -345,7 +275,7 @@ static hd_status decide_residency(hd_plan *plan)
         return hdi_residency_keep(plan, o->residency, o->host_blocks, slots);
     hdi_residency_choose(plan, 0, slots);
     if (!o->budget) return HD_OK;
-    lay_out_arena(plan);
+    hdi_plan_lay_out_arena(plan);
     const size_t rest = hd_plan_total_bytes(plan) - plan->bytes[HD_REGION_WEIGHTS];
     return hdi_residency_fit(plan, rest, slots);
 }
@@ -448,7 +378,7 @@ hd_status hd_plan_finish(hd_plan *plan)
             if (place->placed && state && plan->bytes[place->region] < end)
                 plan->bytes[place->region] = end;
         }
-    lay_out_arena(plan);
+    hdi_plan_lay_out_arena(plan);
     hdi_plan_lay_out_host(plan);
     for (int i = 0; i < plan->unit_count; i++) {
         HD_RETURN_IF_ERROR(hdi_unit_waits(plan, i));

@@ -77,6 +77,9 @@ static inline bool hdi_plan_uses_host(const hd_plan *plan)
     return plan->host_arena_bytes > plan->bytes[HD_REGION_HOST_STAGING];
 }
 
+/* Where the arena's regions begin, from the bytes of each (arena.c). */
+void hdi_plan_lay_out_arena(hd_plan *plan);
+
 /* Regions of the host's arena (host_arena.c), once all that lies there has a place; and its first one. */
 void hdi_plan_lay_out_host(hd_plan *plan);
 static inline int hdi_plan_first_host(const hd_plan *plan)

@@ -1,4 +1,4 @@
-/* The progress line's text. */
+/* The progress line's text, and how fast a job goes. */
 #include "report/progress.h"
 
 #include <math.h>
@@ -7,7 +7,7 @@
 
 #include "report/format.h"
 
-enum { FIELDS = 6, FIELD_TEXT = 64, BAR = 20, LEAST_BAR = 8 };
+enum { FIELDS = 6, FIELD_TEXT = 80, BAR = 20, LEAST_BAR = 4 };
 
 static int digits(int64_t value)
 {
@@ -23,22 +23,34 @@ static void make_bar(double share, int width, char *out)
     snprintf(out + 1 + width, 8, "] %3d%%", (int)(share * 100));
 }
 
+/* What is done in a second, or, of what takes longer, the seconds of one. */
+static void make_rate(const hdi_progress *p, char *out)
+{
+    const char *unit = p->unit ? p->unit : "step";
+    char number[HDI_NUMBER_TEXT];
+    const bool is_slow = !p->rate_unit && p->rate < 1;
+    hdi_format_rate(is_slow ? 1 / p->rate : p->rate, number);
+    if (is_slow)
+        snprintf(out, FIELD_TEXT, "  %s s/%.24s", number, unit);
+    else
+        snprintf(out, FIELD_TEXT, "  %s %.24s%s/s", number, p->rate_unit ? p->rate_unit : unit,
+                 p->rate_unit ? "" : "s");
+}
+
 /* Every field begins with two blanks, except the first. */
 static void make_fields(const hdi_progress *p, char fields[FIELDS][FIELD_TEXT])
 {
+    const char *unit = p->unit ? p->unit : "step";
     char number[HDI_NUMBER_TEXT];
     memset(fields, 0, FIELDS * FIELD_TEXT);
     if (p->steps > 0)
-        snprintf(fields[0], FIELD_TEXT, "step %*lld/%lld", digits(p->steps), (long long)p->step,
-                 (long long)p->steps);
+        snprintf(fields[0], FIELD_TEXT, "%.24s %*lld/%lld", unit, p->plain ? 0 : digits(p->steps),
+                 (long long)p->step, (long long)p->steps);
     else
-        snprintf(fields[0], FIELD_TEXT, "step %lld", (long long)p->step);
+        snprintf(fields[0], FIELD_TEXT, "%.24s %lld", unit, (long long)p->step);
     if (!isnan(p->loss)) snprintf(fields[2], FIELD_TEXT, "  loss %.4f", p->loss);
     if (!isnan(p->learning_rate)) snprintf(fields[3], FIELD_TEXT, "  lr %.1e", p->learning_rate);
-    if (!isnan(p->tokens_per_second)) {
-        hdi_format_rate(p->tokens_per_second, number);
-        snprintf(fields[4], FIELD_TEXT, "  %s tok/s", number);
-    }
+    if (p->rate > 0) make_rate(p, fields[4]);
     if (!isnan(p->eta_seconds)) {
         hdi_format_duration(p->eta_seconds, number);
         snprintf(fields[5], FIELD_TEXT, "  eta %s", number);
@@ -62,7 +74,7 @@ size_t hdi_progress_format(const hdi_progress *progress, int columns, char *out,
         fields[least_first[i]][0] = 0;
     }
     const size_t around = strlen(" [] 100%");
-    if (progress->steps > 0 && room >= total + around + LEAST_BAR) {
+    if (progress->steps > 0 && !progress->plain && room >= total + around + LEAST_BAR) {
         size_t width = room - total - around;
         double share = (double)progress->step / (double)progress->steps;
         fields[1][0] = ' ';
@@ -74,4 +86,25 @@ size_t hdi_progress_format(const hdi_progress *progress, int columns, char *out,
             out[used++] = *c;
     out[used] = 0;
     return used;
+}
+
+void hdi_pace_note(hdi_pace *pace, double seconds, int64_t steps, double work)
+{
+    enum { SECONDS = 5 };
+    const double least = 0.9, shorter = 1 - seconds / SECONDS;
+    const double kept = pace->notes == 1 ? 0 : shorter > least ? shorter : least;
+    pace->seconds = kept * pace->seconds + seconds;
+    pace->steps = kept * pace->steps + (double)steps;
+    pace->work = kept * pace->work + work;
+    pace->notes++;
+}
+
+double hdi_pace_rate(const hdi_pace *pace)
+{
+    return pace->seconds > 0 ? pace->work / pace->seconds : NAN;
+}
+
+double hdi_pace_left(const hdi_pace *pace, int64_t steps)
+{
+    return pace->steps > 0 ? (double)steps * pace->seconds / pace->steps : NAN;
 }

@@ -159,23 +159,39 @@ static void begin(const survey *it, hdi_direct *directs, void *window)
     }
 }
 
-hd_status hdi_session_share_axis(hd_session *session, const hd_context *context,
-                                 const hd_mesh *mesh, hd_axis axis, int *out)
+bool hdi_session_has_windows(const hd_session *session, hd_axis axis)
+{
+    const hd_comm *comm = hd_mesh_device_comm(session->mesh, axis);
+    return comm->size > 1 && comm->transport->open_window && !session->context->no_copy_engines;
+}
+
+hd_status hdi_session_window(hd_session *session, hd_axis axis, void **out)
+{
+    hdi_windows *windows = &session->windows;
+    hd_comm *comm = hd_mesh_device_comm(session->mesh, axis);
+    *out = NULL;
+    for (int other = HD_AXIS_NONE; other < HD_AXES; other++)
+        if (windows->comms[other] == comm) *out = windows->handles[other];
+    if (*out) return HD_OK;
+    const bool fits =
+        hdi_gpu_can_share(session->context->ordinal, session->arena, session->plan->arena_bytes);
+    HD_RETURN_IF_ERROR(comm->transport->open_window(comm, session->arena, fits, out));
+    if (!*out) return HD_OK;
+    windows->comms[axis] = comm;
+    windows->handles[axis] = *out;
+    return HD_OK;
+}
+
+hd_status hdi_session_share_axis(hd_session *session, const hd_mesh *mesh, hd_axis axis, int *out)
 {
     survey it;
     hdi_direct *directs = NULL;
     void *window = NULL;
     *out = 0;
     hd_status status = find(session, mesh, axis, &it, &directs, out);
-    if (status == HD_OK && *out && it.comm->transport->open_window)
-        status = it.comm->transport->open_window(
-            it.comm, session->arena,
-            hdi_gpu_can_share(context->ordinal, session->arena, session->plan->arena_bytes),
-            &window);
+    if (status == HD_OK && *out) status = hdi_session_window(session, axis, &window);
     if (window) {
         begin(&it, directs, window);
-        session->windows.comms[axis] = it.comm;
-        session->windows.handles[axis] = window;
         session->windows.directs[axis] = directs;
     } else {
         hdi_free(directs);
@@ -201,8 +217,7 @@ hd_status hdi_session_share(hd_session *session, const hd_context *context, cons
             is_first = is_first && hd_mesh_device_comm(mesh, (hd_axis)other) != comm;
         int direct;
         if (is_first)
-            HD_RETURN_IF_ERROR(
-                hdi_session_share_axis(session, context, mesh, (hd_axis)axis, &direct));
+            HD_RETURN_IF_ERROR(hdi_session_share_axis(session, mesh, (hd_axis)axis, &direct));
     }
     return HD_OK;
 }

@@ -102,6 +102,18 @@ hd_status hdi_gather_forget(hd_session *session)
     return context->backend->synchronize(context->stream);
 }
 
+/* All ranks exchange their shards of a bucket. */
+static hd_status post(hd_session *session, const hdi_bucket *bucket, char *to, hd_request *request)
+{
+    HD_RETURN_IF_ERROR(hd_comm_all_gather(comm_of(session), to, bucket->counts, bucket->offsets,
+                                          hdi_session_weights_dtype(session), request));
+    hdi_comm_set_label(
+        comm_of(session), request,
+        &(hdi_comm_label){.program = "weights",
+                          .scope = session->plan->residency.blocks[bucket->block].name});
+    return HD_OK;
+}
+
 /* This rank's shard takes its place; then all ranks exchange theirs. */
 static hd_status gather_bucket(hd_session *session, int index, const char *shard, char *to,
                                hd_request *request)
@@ -109,20 +121,13 @@ static hd_status gather_bucket(hd_session *session, int index, const char *shard
     const hd_context *context = session->context;
     const hdi_layout *layout = session->plan->layout;
     const hdi_bucket *bucket = &layout->buckets[index];
-    const hd_dtype dtype = hdi_session_weights_dtype(session);
-    const size_t width = hd_dtype_bytes(dtype);
+    const size_t width = hd_dtype_bytes(hdi_session_weights_dtype(session));
     int64_t first, own = hdi_layout_shard(layout, index, layout->shard, &first);
     if (own)
         HD_RETURN_IF_ERROR(context->backend->copy(
             context->stream, to + (size_t)(first - bucket->first) * width,
             shard ? shard : hdi_session_weights_at(session, first), (size_t)own * width));
-    HD_RETURN_IF_ERROR(
-        hd_comm_all_gather(comm_of(session), to, bucket->counts, bucket->offsets, dtype, request));
-    hdi_comm_set_label(
-        comm_of(session), request,
-        &(hdi_comm_label){.program = "weights",
-                          .scope = session->plan->residency.blocks[bucket->block].name});
-    return HD_OK;
+    return post(session, bucket, to, request);
 }
 
 hd_status hdi_gather_begin(hd_session *session, int slot, int block, size_t at)
@@ -151,5 +156,24 @@ hd_status hdi_gather_await(hd_session *session, int slot)
     for (int i = 0; i < it->most; i++)
         HD_RETURN_IF_ERROR(
             hdi_comm_order(comm_of(session), &it->requests[(ptrdiff_t)slot * it->most + i]));
+    return HD_OK;
+}
+
+hd_status hdi_gathers_rehearse(hd_session *session)
+{
+    const hdi_residency *residency = &session->plan->residency;
+    const hdi_layout *layout = session->plan->layout;
+    const hdi_gathers *it = &session->streaming.gathers;
+    if (!residency->gathers) return HD_OK;
+    for (int block = 0; block < residency->block_count; block++) {
+        const int slot = block % residency->slots;
+        hd_request *request = it->requests + (ptrdiff_t)slot * it->most;
+        HD_RETURN_IF_ERROR(hdi_gather_await(session, slot));
+        for (int b = 0; b < layout->bucket_count; b++)
+            if (layout->buckets[b].block == block)
+                HD_RETURN_IF_ERROR(post(session, &layout->buckets[b], session->arena, request++));
+    }
+    for (int slot = 0; slot < residency->slots; slot++)
+        HD_RETURN_IF_ERROR(hdi_gather_await(session, slot));
     return HD_OK;
 }

@@ -29,4 +29,7 @@ hd_status hdi_gather_forget(hd_session *session);
 /* What the device is given from here on finds the slot's block whole. */
 hd_status hdi_gather_await(hd_session *session, int slot);
 
+/* As hdi_session_rehearse says, of as many blocks at once as there are slots. */
+hd_status hdi_gathers_rehearse(hd_session *session);
+
 #endif

@@ -97,6 +97,7 @@ static hd_status open_parts(hd_session *session)
     HD_RETURN_IF_ERROR(hdi_streaming_open(session));
     if (context->backend != &hdi_backend_cpu && hd_mesh_ranks(session->mesh) > 1)
         HD_RETURN_IF_ERROR(hdi_session_warm_up(session));
+    HD_RETURN_IF_ERROR(hdi_session_rehearse(session));
     return make_tables(session);
 }
 

@@ -84,8 +84,13 @@ void hdi_session_end_sharing(hd_session *session); /* Local */
 
 /* The part of it for one axis whose communicator has windows; *out: the exchanges that go directly. Collective
  * over the axis. */
-hd_status hdi_session_share_axis(hd_session *session, const hd_context *context,
-                                 const hd_mesh *mesh, hd_axis axis, int *out);
+hd_status hdi_session_share_axis(hd_session *session, const hd_mesh *mesh, hd_axis axis, int *out);
+
+/* Whether the axis's communicator can have windows at all; and the one of this session's arenas, opened when
+ * it is first asked for. *out NULL: not to be had, on all ranks. It ends with the sharing. Collective over the
+ * axis. */
+bool hdi_session_has_windows(const hd_session *session, hd_axis axis);
+hd_status hdi_session_window(hd_session *session, hd_axis axis, void **out);
 
 /* What an op would post, on what communicator; nothing is. */
 hd_status hdi_session_hear(hd_session *session, int unit, int op, hd_comm **out);
@@ -181,5 +186,9 @@ hd_status hdi_session_fill(hd_session *session, const hdi_entry *entry, int64_t 
  * algorithms when it first meets them, and waits for all its streams to do so: a receive that already
  * spins there would wait for ever. Leaves zeros again. */
 hd_status hdi_session_warm_up(hd_session *session);
+
+/* Where communication takes host memory (the staged transport): let all of it that the plan's programs
+ * post take what it will need, so that no step does. Moves nothing. Local. */
+hd_status hdi_session_rehearse(hd_session *session);
 
 #endif

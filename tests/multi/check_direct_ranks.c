@@ -77,6 +77,7 @@ static void close_window(hd_comm *comm, void *window)
 
 typedef struct outcome {
     int found; /* exchanges that go directly */
+    bool has_window;
     uint64_t weights;
     size_t high_water;
 } outcome;
@@ -119,8 +120,7 @@ static hd_status train(const hdt_split *one, hd_trainer *trainer, hd_context *co
     comm->transport = &asks;
     hd_status status = HD_OK;
     if (goes_directly)
-        status =
-            hdi_session_share_axis(trainer->session, context, mesh, cases[which].axis, &it->found);
+        status = hdi_session_share_axis(trainer->session, mesh, cases[which].axis, &it->found);
     for (int step = 0; step < 2 && status == HD_OK; step++)
         status = hd_trainer_step(trainer, 0.1, hdt_split_feed, (void *)(uintptr_t)one, &result);
     if (status == HD_OK) status = hd_trainer_weights_hash(trainer, &it->weights);
@@ -167,12 +167,108 @@ static hd_status train_by_device(const hdt_split *one, hd_trainer *trainer, hd_c
     for (int step = 0; step < 4 && status == HD_OK; step++)
         status = hd_trainer_step(trainer, 0.1, hdt_split_feed, (void *)(uintptr_t)one, &result);
     if (status == HD_OK) status = hd_trainer_weights_hash(trainer, &it->weights);
+    for (int axis = HD_AXIS_NONE; axis < HD_AXES; axis++)
+        it->has_window = it->has_window || trainer->session->windows.handles[axis];
     const hd_plan *plan = hd_trainer_plan(trainer);
     for (int u = 0; u < plan->unit_count && status == HD_OK; u++)
         for (int i = 0; i < plan->units[u].program->op_count; i++)
             it->found += trainer->session->posted[u][i].direct != NULL;
     return status;
 }
+
+/* A pipeline of as many ranks as there are, of one or two chunks, with messages of more than 128 KiB. */
+static const hdt_split staged_model = {
+    .name = "gpt2 in stages",
+    .json = "{\"model_type\":\"gpt2\",\"vocab_size\":31,\"n_positions\":70,\"n_embd\":256,"
+            "\"n_layer\":8,\"n_head\":4}",
+    .tokens = 65,
+    .heads = 4};
+
+/* In the order of posting: where a sender would write, where a receiver waits. */
+typedef struct messages {
+    int64_t count, at[31];
+} messages;
+enum { CHANNELS = 2, MOST = sizeof(messages) / sizeof(int64_t) };
+static messages sent[4][CHANNELS], awaited[4][CHANNELS]; /* by peers */
+
+static void record(messages *it, int64_t at)
+{
+    if (it->count < MOST - 1) it->at[it->count++] = at;
+}
+
+static hd_status note_send(hd_comm *comm, const void *data, size_t bytes, int peer, int channel,
+                           hd_request *out)
+{
+    if (comm->way) record(&sent[peer][channel], (int64_t)comm->way->to[peer]);
+    return moves->send(comm, data, bytes, peer, channel, out);
+}
+
+static hd_status note_recv(hd_comm *comm, void *data, size_t bytes, int peer, int channel,
+                           hd_request *out)
+{
+    if (comm->way) record(&awaited[peer][channel], (const char *)data - arena);
+    return moves->recv(comm, data, bytes, peer, channel, out);
+}
+
+static hd_status train_stages(const hdt_split *one, hd_trainer *trainer, hd_context *context,
+                              void *out)
+{
+    outcome *it = out;
+    hd_step_result result;
+    HD_RETURN_IF_ERROR(hd_trainer_start(trainer, context, 1));
+    hd_comm *comm = hd_mesh_device_comm(trainer->options.mesh, HD_AXIS_PIPELINE);
+    hdi_transport notes = *comm->transport;
+    moves = comm->transport;
+    notes.send = note_send;
+    notes.recv = note_recv;
+    notes.open_window = open_window;
+    notes.close_window = close_window;
+    comm->transport = &notes;
+    hd_status status = hdi_pipeline_share(trainer->shapes[0].train_run, trainer->session);
+    for (int step = 0; step < 2 && status == HD_OK; step++)
+        status = hd_trainer_step(trainer, 0.1, hdt_split_feed, (void *)(uintptr_t)one, &result);
+    if (status == HD_OK) status = hd_trainer_weights_hash(trainer, &it->weights);
+    hdi_session_end_sharing(trainer->session);
+    trainer->session->windows = (hdi_windows){0};
+    comm->transport = moves;
+    return status;
+}
+
+START_TEST(messages_of_stages_land_where_they_are_awaited)
+{
+    const int ranks = hd_comm_size(hdt_world), chunks = 1 + _i;
+    if (strcmp(hdt_device(), "cpu")) return;
+    memset(sent, 0, sizeof sent);
+    memset(awaited, 0, sizeof awaited);
+    opened = closed = 0;
+    outcome it = {0};
+    const hd_mesh_options layout = {.pipeline = ranks};
+    const hd_trainer_options options = {.accumulate = 5, .chunks = chunks};
+    hdt_assert_ok(
+        hdt_split_with_trainer(hdt_world, &staged_model, &layout, options, train_stages, &it));
+    ck_assert_int_eq(opened, 1);
+    ck_assert_int_eq(closed, 1);
+    static messages told[4][CHANNELS];
+    int64_t counts[4], offsets[4], all = 0;
+    for (int r = 0; r < ranks; r++) {
+        counts[r] = CHANNELS * MOST;
+        offsets[r] = r * counts[r];
+    }
+    hd_request request;
+    hdt_assert_ok(hd_comm_all_to_all(hdt_world, sent, counts, offsets, told, counts, offsets,
+                                     HD_DTYPE_I64, &request));
+    hdt_assert_ok(hd_comm_wait(hdt_world, &request));
+    for (int r = 0; r < ranks; r++)
+        for (int channel = 0; channel < CHANNELS; channel++) {
+            const messages *here = &awaited[r][channel], *there = &told[r][channel];
+            ck_assert_int_eq(here->count, there->count);
+            for (int64_t i = 0; i < here->count; i++)
+                ck_assert_int_eq(here->at[i], there->at[i]);
+            all += here->count;
+        }
+    ck_assert_int_gt(all, 9);
+}
+END_TEST
 
 /* On GPUs that reach each other; elsewhere both go the old way. */
 START_TEST(copy_engines_leave_the_same_bits)
@@ -188,6 +284,24 @@ START_TEST(copy_engines_leave_the_same_bits)
     if (strcmp(hdt_device(), "cpu") && hd_comm_rank(hdt_world) == 0)
         printf("%s: %d exchanges by copy engines\n", cases[_i].name, directly.found);
     ck_assert_int_eq(before.found, 0);
+    ck_assert_uint_eq(directly.weights, before.weights);
+}
+END_TEST
+
+START_TEST(messages_by_copy_engines_leave_the_same_bits)
+{
+    const hd_mesh_options layout = {.pipeline = hd_comm_size(hdt_world)};
+    const hd_trainer_options options = {.accumulate = 5, .chunks = 1 + _i};
+    outcome directly = {0}, before = {0};
+    for (int i = 0; i < 2; i++) {
+        goes_directly = i == 1;
+        hdt_assert_ok(hdt_split_with_trainer(hdt_world, &staged_model, &layout, options,
+                                             train_by_device, goes_directly ? &directly : &before));
+    }
+    if (strcmp(hdt_device(), "cpu") && hd_comm_rank(hdt_world) == 0)
+        printf("stages of %d chunks: %s\n", 1 + _i,
+               directly.has_window ? "by copy engines" : "skipped: no window");
+    ck_assert(!before.has_window);
     ck_assert_uint_eq(directly.weights, before.weights);
 }
 END_TEST
@@ -226,6 +340,9 @@ int main(int argc, char **argv)
                         sizeof cases / sizeof cases[0]);
     tcase_add_loop_test(tests, copy_engines_leave_the_same_bits, 0,
                         strcmp(hdt_device(), "cpu") ? sizeof cases / sizeof cases[0] : 1);
+    tcase_add_loop_test(tests, messages_of_stages_land_where_they_are_awaited, 0, 2);
+    tcase_add_loop_test(tests, messages_by_copy_engines_leave_the_same_bits, 0,
+                        strcmp(hdt_device(), "cpu") ? 2 : 0);
     tcase_add_test(tests, what_ranks_see_differently_goes_the_old_way);
     return hdt_main_ranks(argc, argv, "direct", tests);
 }

@@ -2,91 +2,44 @@
 /* Weights of which each rank keeps a share, in its device's memory or in what it copies from the host, and which
  * ranks gather block by block: the same bits as with resident weights, whatever each rank has to do. */
 #include "core/error.h"
-#include "program/plan.h"
-#include "runtime/session.h"
+#include "tests/support/hdt_blocks.h"
 #include "tests/support/hdt_device.h"
 #include "tests/support/hdt_late.h"
-#include "tests/support/hdt_program.h"
+#include "tests/support/hdt_node.h"
 #include "tests/support/hdt_video.h"
 
-#include <heddle/nn.h>
 #include <stdlib.h>
 
 static const hd_residency kinds[] = {HD_RESIDENCY_SHARDED, HD_RESIDENCY_HOST_SHARDED};
 enum { KINDS = sizeof kinds / sizeof *kinds, BLOCKS = 5, ROWS = 3, WIDTH = 100, VIDEOS = 3 };
 
-/* What a rank has open. */
-typedef struct node {
-    hd_mesh *mesh;
-    hd_context *context;
-    hd_program *program;
-    hd_plan *plan;
-    hd_session *session;
-} node;
-
-/* Blocks of matrices that are cut within, and of vectors that one rank has; one weight is in no block. */
-static hd_program *make_program(void)
+/* Matrices that are cut within, and vectors that one rank has; one weight is in no block. On the CPU copies
+ * from the host are made at once or, `late`, at the last moment. */
+static hd_status open_node(const hd_plan_options *options, bool late, hdt_node *out)
 {
-    hd_program *p;
-    hdt_assert_ok(hd_program_create(&(hd_program_options){.name = "blocks"}, &p));
-    hd_tensor x = hd_input(p, "x", HD_DTYPE_F32, 2, (int64_t[]){ROWS, WIDTH});
-    for (int b = 0; b < BLOCKS; b++) {
-        hd_scope_begin(p, "block.%d", b);
-        x = hd_linear(
-            p, x,
-            &(hd_linear_options){.name = "w", .outputs = WIDTH, .bias = b % 2 == 1, .std = 0.1});
-        hd_scope_end(p);
-    }
-    x = hd_linear(p, x, &(hd_linear_options){.name = "last", .outputs = WIDTH, .std = 0.1});
-    hd_output(p, x, "y");
-    hdt_assert_ok(hd_program_finish(p));
-    return p;
-}
-
-/* On the CPU copies from the host are made at once or, `late`, at the last moment. */
-static hd_status open_node(const hd_plan_options *options, bool late, node *out)
-{
-    *out = (node){.program = make_program()};
-    hdt_assert_ok(hd_plan_create(options, &out->plan));
-    hdt_assert_ok(hd_plan_add(out->plan, out->program, NULL));
-    hdt_assert_ok(hd_plan_finish(out->plan));
-    HD_RETURN_IF_ERROR(
-        hd_mesh_create(hdt_world, &(hd_mesh_options){.data = hd_comm_size(hdt_world)}, &out->mesh));
-    HD_RETURN_IF_ERROR(hdt_open_context(hdt_world, out->mesh, &out->context));
-    hd_status status = hdi_session_create_shared(out->context, out->plan, out->mesh, &out->session);
-    if (late && out->context->backend == &hdi_backend_cpu)
-        out->context->backend = hdt_late_backend();
-    if (status == HD_OK) status = hd_session_initialize(out->session, 5);
-    return hd_comm_agree(hdt_world, status);
-}
-
-static void close_node(node *it)
-{
-    hd_session_destroy(it->session);
-    hd_context_destroy(it->context);
-    hd_mesh_destroy(it->mesh);
-    hd_plan_destroy(it->plan);
-    hd_program_destroy(it->program);
+    const hdt_matrices of = {
+        .rows = ROWS, .width = WIDTH, .count = BLOCKS, .biases = true, .last = true};
+    const hd_mesh_options sizes = {.data = hd_comm_size(hdt_world)};
+    HD_RETURN_IF_ERROR(hdt_node_open(hdt_matrices_program(&of), options, &sizes, out));
+    return hdt_node_start(out, late);
 }
 
 typedef struct values {
     float of[ROWS * WIDTH];
 } values;
 
-static hd_status run(const node *it, uint64_t input, const hd_session_run_options *how, values *out)
+static hd_status run(const hdt_node *it, uint64_t input, const hd_session_run_options *how,
+                     values *out)
 {
     values x;
     hdt_fill(x.of, ROWS * WIDTH, input);
-    HD_RETURN_IF_ERROR(
-        hd_session_write(it->session, it->program, hd_tensor_find(it->program, "x"), 0, &x));
-    HD_RETURN_IF_ERROR(hd_session_run(it->session, it->program, how));
-    return hd_session_read(it->session, it->program, hd_tensor_find(it->program, "y"), 0, out);
+    return hdt_node_run(it, how, x.of, out->of);
 }
 
 /* All runs, of other values on each rank; from number `own` on this rank only lets the others have its
  * share, and still has the result of its last run. Fetches ahead, or nothing behind the last. */
 enum { RUNS = 5 };
-static hd_status run_all(const node *it, int own, bool ends, values out[RUNS])
+static hd_status run_all(const hdt_node *it, int own, bool ends, values out[RUNS])
 {
     values idle;
     for (int r = 0; r < RUNS; r++) {
@@ -99,7 +52,7 @@ static hd_status run_all(const node *it, int own, bool ends, values out[RUNS])
 }
 
 /* Other values for matrices, a vector and what is in no block, while nobody runs. */
-static hd_status change(const node *it)
+static hd_status change(const hdt_node *it)
 {
     static const char *const names[] = {"block.1.w.weight", "block.2.w.weight", "block.3.w.bias",
                                         "last.weight"};
@@ -125,7 +78,7 @@ static bool is_staged(void)
 }
 
 static hd_status compute(const hd_plan_options *options, bool late, int own, values first[RUNS],
-                         values second[RUNS], node *it)
+                         values second[RUNS], hdt_node *it)
 {
     HD_RETURN_IF_ERROR(open_node(options, late, it));
     HD_RETURN_IF_ERROR(run_all(it, own, is_staged(), first));
@@ -137,10 +90,10 @@ START_TEST(any_rank_may_idle)
 {
     static values wanted[2][RUNS], seen[2][RUNS];
     const int ranks = hd_comm_size(hdt_world), rank = hd_comm_rank(hdt_world);
-    node it;
+    hdt_node it;
     const hd_status status = compute(&(hd_plan_options){0}, false, RUNS, wanted[0], wanted[1], &it);
     const size_t resident = hd_plan_total_bytes(it.plan);
-    close_node(&it);
+    hdt_node_close(&it);
     hdt_assert_ok(status);
     ck_assert_mem_ne(wanted[0], wanted[1], sizeof wanted[0]);
     for (int trial = 0; trial < 2 * 3 * BLOCKS; trial++) {
@@ -160,7 +113,7 @@ START_TEST(any_rank_may_idle)
         bool same = true;
         for (int half = 0; half < 2; half++)
             same = same && !memcmp(seen[half], wanted[half], (size_t)own * sizeof(values));
-        close_node(&it);
+        hdt_node_close(&it);
         hdt_assert_ok(hd_comm_agree(hdt_world, got));
         same = hd_comm_agree(hdt_world, same ? HD_OK : HD_ERROR_INTERNAL) == HD_OK;
         ck_assert_msg(same, "%d slots, %d blocks, late %d: other bits", slots, blocks, late);

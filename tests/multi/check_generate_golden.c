@@ -203,6 +203,17 @@ static bool keep_text(void *user, const char *text)
     return true;
 }
 
+/* The last that was told. */
+static int64_t told, told_of;
+
+static bool watch(void *user, const hd_progress *progress)
+{
+    (void)user;
+    told = progress->step == told + 1 ? progress->step : -1; /* one at a time */
+    told_of = progress->steps;
+    return true;
+}
+
 static hd_status run_job(const char *path, const char *ids, const char *pipeline, const char *dtype,
                          hdi_text *text)
 {
@@ -214,7 +225,8 @@ static hd_status run_job(const char *path, const char *ids, const char *pipeline
     if (status == HD_OK) status = hd_config_set(config, "generate.temperature", "0");
     if (status == HD_OK) status = hd_config_set(config, "layout.pipeline", pipeline);
     if (status == HD_OK) status = hd_config_set(config, "generate.dtype", dtype);
-    if (status == HD_OK) status = hd_generate_run(config, keep_text, text);
+    told = told_of = 0;
+    if (status == HD_OK) status = hd_generate_run(config, watch, keep_text, text);
     hd_config_destroy(config);
     return status;
 }
@@ -248,6 +260,8 @@ START_TEST(the_job_writes_the_texts_from_checkpoints_and_hugging_face_folders)
     hdi_text rounded = {0};
     if (status == HD_OK) status = run_job(from.folder, ids.data, pipeline, "bf16", &rounded);
     hdt_assert_ok(status);
+    ck_assert_int_eq(told, hd_comm_rank(hdt_world) == 0 ? 16 : 0);
+    ck_assert_int_eq(told_of, told);
     if (hd_comm_rank(hdt_world) == 0) /* other tokens, perhaps, of the same prompt */
         ck_assert_int_eq(strncmp(rounded.data, expected.data, strcspn(expected.data, ">")), 0);
     hdi_text_free(&rounded);

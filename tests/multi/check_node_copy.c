@@ -3,7 +3,6 @@
  * their own, and those where sharing is refused; failures reach all; nothing is left. */
 #include <dirent.h>
 #include <heddle/log.h>
-#include <heddle/nn.h>
 #include <inttypes.h>
 #include <signal.h>
 #include <stdio.h>
@@ -13,69 +12,17 @@
 #include "core/error.h"
 #include "io/safetensors.h"
 #include "jobs/stages.h"
-#include "program/plan.h"
-#include "runtime/session.h"
-#include "tests/support/hdt_device.h"
+#include "tests/support/hdt_blocks.h"
+#include "tests/support/hdt_node.h"
 #include "tests/support/hdt_video.h"
 
 enum { BLOCKS = 6, ROWS = 3, WIDTH = 200, ELEMENTS = WIDTH * WIDTH, VIDEOS = 4 };
 
-/* What a rank has open. */
-typedef struct node {
-    hd_mesh *mesh;
-    hd_context *context;
-    hd_program *program;
-    hd_plan *plan;
-    hd_session *session;
-} node;
-
-static hd_program *make_program(void)
+static hd_status open_node(const hd_mesh_options *sizes, hdt_node *out)
 {
-    hd_program *p;
-    hdt_assert_ok(hd_program_create(&(hd_program_options){.name = "copy"}, &p));
-    hd_tensor x = hd_input(p, "x", HD_DTYPE_F32, 2, (int64_t[]){ROWS, WIDTH});
-    for (int b = 0; b < BLOCKS; b++) {
-        hd_scope_begin(p, "block.%d", b);
-        x = hd_linear(p, x, &(hd_linear_options){.name = "w", .outputs = WIDTH, .std = 0.07});
-        hd_scope_end(p);
-    }
-    hd_output(p, x, "y");
-    hdt_assert_ok(hd_program_finish(p));
-    return p;
-}
-
-static hd_status open_node(const hd_mesh_options *sizes, node *out)
-{
-    *out = (node){.program = make_program()};
-    hdt_assert_ok(hd_plan_create(
-        &(hd_plan_options){.residency = HD_RESIDENCY_HOST, .host_blocks = BLOCKS}, &out->plan));
-    hdt_assert_ok(hd_plan_add(out->plan, out->program, NULL));
-    hdt_assert_ok(hd_plan_finish(out->plan));
-    HD_RETURN_IF_ERROR(hd_mesh_create(hdt_world, sizes, &out->mesh));
-    return hdt_open_context(hdt_world, out->mesh, &out->context);
-}
-
-static void close_session(node *it)
-{
-    hd_session_destroy(it->session);
-    it->session = NULL;
-}
-
-static void close_node(node *it)
-{
-    close_session(it);
-    hd_context_destroy(it->context);
-    hd_mesh_destroy(it->mesh);
-    hd_plan_destroy(it->plan);
-    hd_program_destroy(it->program);
-}
-
-/* First values, each rank its run; then all may read. */
-static hd_status start_shared(node *it)
-{
-    hd_status status = hdi_session_create_shared(it->context, it->plan, it->mesh, &it->session);
-    if (status == HD_OK) status = hd_session_initialize(it->session, 5);
-    return hd_comm_agree(hdt_world, status);
+    const hdt_matrices of = {.rows = ROWS, .width = WIDTH, .count = BLOCKS};
+    const hd_plan_options options = {.residency = HD_RESIDENCY_HOST, .host_blocks = BLOCKS};
+    return hdt_node_open(hdt_matrices_program(&of), &options, sizes, out);
 }
 
 /* Mappings of shared weights in this process: how many, their file, and their share of memory. */
@@ -122,7 +69,7 @@ typedef struct values {
     float weights[BLOCKS * ELEMENTS], out[ROWS * WIDTH];
 } values;
 
-static hd_status compute(const node *it, values *out)
+static hd_status compute(const hdt_node *it, values *out)
 {
     float x[ROWS * WIDTH];
     hdt_fill(x, ROWS * WIDTH, 3);
@@ -133,20 +80,17 @@ static hd_status compute(const node *it, values *out)
         memcpy(out->weights + (size_t)b * ELEMENTS, hdi_streaming_weights(it->session, entry),
                ELEMENTS * sizeof(float));
     }
-    HD_RETURN_IF_ERROR(
-        hd_session_write(it->session, it->program, hd_tensor_find(it->program, "x"), 0, x));
-    HD_RETURN_IF_ERROR(hd_session_run(it->session, it->program, &(hd_session_run_options){0}));
-    return hd_session_read(it->session, it->program, hd_tensor_find(it->program, "y"), 0, out->out);
+    return hdt_node_run(it, &(hd_session_run_options){0}, x, out->out);
 }
 
 static values wanted, seen;
 
-static hd_status compute_alone(node *it)
+static hd_status compute_alone(hdt_node *it)
 {
     HD_RETURN_IF_ERROR(hd_session_create(it->context, it->plan, it->mesh, &it->session));
     hd_status status = hd_session_initialize(it->session, 5);
     if (status == HD_OK) status = compute(it, &wanted);
-    close_session(it);
+    hdt_node_stop(it);
     return status;
 }
 
@@ -165,17 +109,17 @@ START_TEST(ranks_of_a_host_hold_one_copy)
 {
     const int ranks = hd_comm_size(hdt_world), stages = _i && ranks > 1 ? 2 : 1;
     const int sharing = ranks / stages;
-    node it;
+    hdt_node it;
     hdt_assert_ok(open_node(&(hd_mesh_options){.data = sharing, .pipeline = stages}, &it));
     hdt_assert_ok(compute_alone(&it));
-    hdt_assert_ok(start_shared(&it));
+    hdt_assert_ok(hdt_node_start(&it, false));
     hd_status status = compute(&it, &seen);
     status = hd_comm_agree(hdt_world, status); /* all have touched all of it */
     const mappings mine = look_for_mappings();
     const bool listed = is_listed_in_shm();
     const int64_t kilobytes = sum((int64_t)mine.kilobytes), files = sum((int64_t)mine.file);
     const size_t bytes = it.plan->residency.host_bytes;
-    close_node(&it);
+    hdt_node_close(&it);
     const int left = look_for_mappings().count;
     hdt_assert_ok(status);
     ck_assert(!listed);
@@ -208,7 +152,7 @@ START_TEST(where_sharing_is_refused_ranks_have_their_own)
 {
     const int ranks = hd_comm_size(hdt_world), rank = hd_comm_rank(hdt_world);
     const bool is_refused = rank == (_i ? ranks - 1 : 0);
-    node it;
+    hdt_node it;
     hdt_assert_ok(open_node(&(hd_mesh_options){.data = ranks}, &it));
     hdt_assert_ok(compute_alone(&it));
     struct rlimit before, tiny;
@@ -219,7 +163,7 @@ START_TEST(where_sharing_is_refused_ranks_have_their_own)
     hd_log_set_sink(keep_line, NULL, HD_LOG_INFO);
     signal(SIGXFSZ, SIG_IGN); /* a device's driver may write files of its own */
     if (is_refused) setrlimit(RLIMIT_FSIZE, &tiny);
-    hd_status status = start_shared(&it);
+    hd_status status = hdt_node_start(&it, false);
     if (is_refused) setrlimit(RLIMIT_FSIZE, &before);
     signal(SIGXFSZ, SIG_DFL);
     hd_log_set_sink(NULL, NULL, HD_LOG_NONE);
@@ -227,7 +171,7 @@ START_TEST(where_sharing_is_refused_ranks_have_their_own)
     status = hd_comm_agree(hdt_world, status);
     const int mapped = look_for_mappings().count;
     const size_t bytes = it.plan->residency.host_bytes;
-    close_node(&it);
+    hdt_node_close(&it);
     hdt_assert_ok(status);
     ck_assert_int_eq(mapped, 0);
     ck_assert_mem_eq(seen.weights, wanted.weights, sizeof seen.weights);
@@ -278,20 +222,20 @@ START_TEST(a_rank_that_fails_while_it_fills_fails_on_all)
         write_file(damaged, BLOCKS - 1);
     }
     hdt_assert_ok(hd_comm_barrier(hdt_world));
-    node it;
+    hdt_node it;
     hdt_assert_ok(open_node(&(hd_mesh_options){.data = ranks}, &it));
-    hdt_assert_ok(start_shared(&it));
+    hdt_assert_ok(hdt_node_start(&it, false));
     const hd_status failed = hdi_stage_load(it.session, it.plan->layout, hdt_world,
                                             rank == ranks - 1 ? damaged : whole, "weights");
     snprintf(text, sizeof text, "%s", hd_last_error());
-    close_session(&it);
+    hdt_node_stop(&it);
     const int left = look_for_mappings().count;
-    hd_status status = start_shared(&it);
+    hd_status status = hdt_node_start(&it, false);
     if (status == HD_OK)
         status = hdi_stage_load(it.session, it.plan->layout, hdt_world, whole, "weights");
     if (status == HD_OK) status = compute(&it, &seen);
     status = hd_comm_agree(hdt_world, status);
-    close_node(&it);
+    hdt_node_close(&it);
     ck_assert_int_eq(failed, rank == ranks - 1 ? HD_ERROR_FORMAT : HD_ERROR_COMM);
     ck_assert_msg(strstr(text, "block.5.w") != NULL, "text is '%s'", text);
     ck_assert_int_eq(left, 0);

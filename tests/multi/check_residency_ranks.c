@@ -286,6 +286,12 @@ START_TEST(texts_are_equal_within_any_budget)
                            .mesh = hdt_deepest(hdt_world, LAYERS)};
     hdt_assert_ok(generate(&with, &resident));
     const size_t whole = most(resident.planned);
+    hdt_set_staged(strcmp(hdt_device(), "cpu") == 0);
+    const hd_status status = generate(&with, &got);
+    hdt_set_staged(false);
+    hdt_assert_ok(status);
+    ck_assert_mem_eq(got.out, resident.out, sizeof got.out);
+    if (strcmp(hdt_device(), "cpu") == 0) ck_assert_uint_eq(got.allocations, 0);
     with.residency = HD_RESIDENCY_HOST;
     with.host_blocks = 1;
     hdt_assert_ok(generate(&with, &got));

@@ -26,18 +26,8 @@ static const hdt_split settings[] = {
      "\"hidden_size\":24,\"intermediate_size\":40,\"num_hidden_layers\":2,"
      "\"num_attention_heads\":6,\"num_key_value_heads\":3,\"rms_norm_eps\":1e-5}",
      7, 0, 0, 3, 0, 0, false, 0},
-    {"hunyuan",
-     "{\"model_type\": \"hunyuan_video\", \"in_channels\": 2, \"out_channels\": 2, "
-     "\"num_attention_heads\": 6, \"attention_head_dim\": 8, \"num_layers\": 1, "
-     "\"num_single_layers\": 2, \"num_refiner_layers\": 1, \"text_embed_dim\": 6, "
-     "\"pooled_projection_dim\": 5, \"rope_axes_dim\": [4, 2, 2]}",
-     0, 7, 4, 6, 0, 0, false, 0},
-    {"open sora",
-     "{\"model_type\": \"open_sora_2\", \"in_channels\": 8, \"vec_in_dim\": 5, "
-     "\"context_in_dim\": 6, \"hidden_size\": 40, \"mlp_ratio\": 2.0, "
-     "\"num_heads\": 5, \"depth\": 1, \"depth_single_blocks\": 1, "
-     "\"axes_dim\": [4, 2, 2], \"cond_embed\": true, \"fused_qkv\": false}",
-     0, 13, 3, 5, 0, 0, true, 0},
+    {"hunyuan", hdt_split_hunyuan, 0, 7, 4, 6, 0, 0, false, 0},
+    {"open sora", hdt_split_open_sora, 0, 13, 3, 5, 0, 0, true, 0},
     {"open sora 1.2, given frames",
      "{\"model_type\": \"stdit3\", \"in_channels\": 2, \"hidden_size\": 40, \"depth\": 1, "
      "\"num_heads\": 10, \"mlp_ratio\": 2.0, \"caption_channels\": 6, \"model_max_length\": 4, "

@@ -128,6 +128,24 @@ START_TEST(two_shapes_give_the_same_bits_on_every_layout)
 }
 END_TEST
 
+/* Its copies on the host are taken before the first step, of all shapes. */
+START_TEST(the_staged_transport_takes_no_memory_in_a_step_either)
+{
+    if (strcmp(hdt_device(), "cpu") != 0) return; /* its places stay as they are */
+    for (int l = 0; l < LAYOUTS; l++) {
+        if (layouts[l].data * layouts[l].pipeline != hd_comm_size(hdt_world)) continue;
+        const hd_trainer_options options = {.shard_state = true};
+        outcome direct = {0}, staged = {0};
+        hd_status status = train(hdt_world, families[0], &layouts[l], &options, &direct);
+        hdt_set_staged(true);
+        if (status == HD_OK) status = train(hdt_world, families[0], &layouts[l], &options, &staged);
+        hdt_set_staged(false);
+        hdt_assert_ok(status);
+        ck_assert(staged.hash == direct.hash);
+    }
+}
+END_TEST
+
 START_TEST(a_smaller_shape_costs_no_more_than_its_gradient_levels)
 {
     if (hd_comm_size(hdt_world) > 1) return;
@@ -214,6 +232,7 @@ int main(int argc, char **argv)
 {
     TCase *tests = tcase_create("shapes");
     tcase_add_loop_test(tests, two_shapes_give_the_same_bits_on_every_layout, 0, 2);
+    tcase_add_test(tests, the_staged_transport_takes_no_memory_in_a_step_either);
     tcase_add_test(tests, a_smaller_shape_costs_no_more_than_its_gradient_levels);
     tcase_add_loop_test(tests, the_average_is_what_a_plain_loop_makes, 0,
                         sizeof kinds / sizeof kinds[0]);

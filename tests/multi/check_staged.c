@@ -33,10 +33,12 @@ static late_device *of(hdi_staging *staging)
  * reachable here. */
 enum { RESERVED = 256 };
 static void *reserved[RESERVED];
+static int reservations;
 
 static hd_status late_reserve(hdi_staging *staging, size_t bytes, void **out)
 {
     (void)staging;
+    reservations++;
     *out = malloc(bytes);
     for (int i = 0; i < RESERVED; i++) {
         if (reserved[i]) continue;
@@ -127,6 +129,7 @@ static hdt_device_comm it;
 static void open_staged(void)
 {
     group = (hdi_staged_group){0};
+    reservations = 0;
     it = (hdt_device_comm){.memory = &host_memory};
     hdt_assert_ok(hdi_comm_create_staged(hdt_world, &group, late_staging(), &it.comm));
 }
@@ -214,6 +217,69 @@ START_TEST(a_missing_peer_is_a_timeout_that_names_the_operation_and_its_place)
 }
 END_TEST
 
+/* Two sums and a message around the ring, of one size, `rounds` times. */
+static hd_status exchange(int rounds, float *sums, float *message)
+{
+    const int rank = hd_comm_rank(hdt_world), size = hd_comm_size(hdt_world);
+    const int below = (rank + size - 1) % size, above = (rank + 1) % size;
+    const size_t bytes = sizeof *message;
+    hd_status status = HD_OK;
+    for (int i = 0; i < rounds && status == HD_OK; i++) {
+        hd_request requests[4] = {{0}};
+        if (size > 1) status = hd_comm_recv(it.comm, message + 1, bytes, below, 0, &requests[0]);
+        if (size > 1 && status == HD_OK)
+            status = hd_comm_send(it.comm, message, bytes, above, 0, &requests[1]);
+        for (int k = 0; k < 2 && status == HD_OK; k++)
+            status = hd_comm_all_reduce(it.comm, sums + k, 1, HD_DTYPE_F32, HD_REDUCE_SUM,
+                                        &requests[2 + k]);
+        for (int k = 0; k < 4 && status == HD_OK; k++)
+            if (requests[k].id) status = hd_comm_wait(it.comm, &requests[k]);
+    }
+    return status;
+}
+
+START_TEST(what_was_rehearsed_takes_no_memory_and_has_moved_nothing)
+{
+    const int size = hd_comm_size(hdt_world);
+    const float rank = (float)hd_comm_rank(hdt_world), ranks = (float)size;
+    float sums[2] = {rank, 1}, message[2] = {rank, -1}, forgotten = 7;
+    hd_request request;
+    ck_assert(hdi_comm_rehearse(it.comm, true));
+    hd_status status = exchange(HDI_STAGED_OPERATIONS, sums, message);
+    if (status == HD_OK)
+        status = hd_comm_all_reduce(it.comm, &forgotten, 1, HD_DTYPE_F32, HD_REDUCE_SUM, &request);
+    hdi_comm_rehearse(it.comm, false);
+    const bool moved_nothing =
+        sums[0] == rank && sums[1] == 1 && message[1] == -1 && forgotten == 7;
+    const int taken = reservations;
+    const hd_status again = exchange(3, sums, message);
+    hdt_assert_ok(status);
+    hdt_assert_ok(again);
+    ck_assert(moved_nothing);
+    ck_assert_int_eq(taken, size > 1 ? 4 : 2);
+    ck_assert_int_eq(reservations, taken);
+    ck_assert_float_eq(sums[1], ranks * ranks * ranks);
+    if (size > 1) ck_assert_float_eq(message[1], rank > 0 ? rank - 1 : ranks - 1);
+}
+END_TEST
+
+START_TEST(more_than_is_ever_in_flight_can_be_rehearsed)
+{
+    float values[HDI_STAGED_OPERATIONS + 5] = {0};
+    hd_request requests[HDI_STAGED_OPERATIONS + 5];
+    hd_status status = HD_OK;
+    ck_assert(hdi_comm_rehearse(it.comm, true));
+    for (int i = 0; i < HDI_STAGED_OPERATIONS + 5 && status == HD_OK; i++)
+        status =
+            hd_comm_all_reduce(it.comm, &values[i], 1, HD_DTYPE_F32, HD_REDUCE_SUM, &requests[i]);
+    for (int i = 0; i < HDI_STAGED_OPERATIONS + 5 && status == HD_OK; i++)
+        status = hd_comm_wait(it.comm, &requests[i]);
+    hdi_comm_rehearse(it.comm, false);
+    hdt_assert_ok(status);
+    ck_assert(!hdi_comm_rehearse(hdt_world, true));
+}
+END_TEST
+
 START_TEST(a_split_is_refused)
 {
     hd_comm *split = NULL;
@@ -230,6 +296,8 @@ int main(int argc, char **argv)
     tcase_add_loop_test(tests, many_messages_are_in_flight_at_once, 0, 4);
     tcase_add_test(tests, a_wait_drives_the_other_communicators_of_the_rank);
     tcase_add_test(tests, a_missing_peer_is_a_timeout_that_names_the_operation_and_its_place);
+    tcase_add_test(tests, what_was_rehearsed_takes_no_memory_and_has_moved_nothing);
+    tcase_add_test(tests, more_than_is_ever_in_flight_can_be_rehearsed);
     tcase_add_test(tests, a_split_is_refused);
     return hdt_main_ranks(argc, argv, "staged", tests);
 }

@@ -2,6 +2,7 @@
 /* Checkpoints of layers that are split over ranks: they hold what one rank would have written, and open
  * on any layout. */
 #include "tests/support/hdt_job.h"
+#include "tests/support/hdt_program.h"
 
 #include "core/memory.h"
 #include "io/checkpoint.h"
@@ -14,12 +15,6 @@ enum { STEPS = 4, STOP = 2 };
 static const char *const families[] = {"gpt2", "llama"};
 static const char *const dtypes[] = {"f32", "bf16"};
 static const char *dtype; /* of the weights of the test that runs */
-
-static bool ignore(void *user, const char *text)
-{
-    (void)user, (void)text;
-    return true;
-}
 
 /* Steps up to `steps` of STEPS; on one rank without MPI if `split` is NULL. */
 static hd_status train(const char *directory, const char *family, const hdt_job_layout *split,
@@ -110,6 +105,14 @@ static void compare_checkpoints(const char *seen_path, const char *alone_path)
     hdi_checkpoint_close(alone);
 }
 
+/* Tensors that were told of, as long as that came one by one. */
+static bool count_told(void *user, const hd_progress *progress)
+{
+    int64_t *told = user;
+    if (progress->step == *told + 1 && progress->step <= progress->steps) ++*told;
+    return true;
+}
+
 /* "transposed" files, and parts of several tensors. */
 START_TEST(weights_of_files_are_read_by_parts)
 {
@@ -123,9 +126,12 @@ START_TEST(weights_of_files_are_read_by_parts)
     hdt_job_text();
     snprintf(weights, sizeof weights, "%s-weights", alone);
     hdt_assert_ok(train_alone(alone, family, STOP, "", &wanted));
+    int64_t told = 0;
     if (hd_comm_rank(hdt_world) == 0)
-        hdt_assert_ok(hd_convert_run(alone, weights, NULL, ignore, NULL));
+        hdt_assert_ok(hd_convert_run(alone, weights, &(hd_convert_options){.progress = count_told},
+                                     hdt_drop, &told));
     hdt_assert_ok(hd_comm_barrier(hdt_world));
+    ck_assert_int_eq(told > 1, hd_comm_rank(hdt_world) == 0);
     alone = hdt_job_directory();
     const char *split = hdt_job_directory();
     hdt_assert_ok(train_alone(alone, family, 1, weights, &wanted));

@@ -302,7 +302,7 @@ static bool watch_log(void *user, const hd_progress *progress)
     text[fread(text, 1, sizeof text - 1, file)] = '\0';
     fclose(file);
     it->has_started = strstr(text, "training: steps 1 to ") != NULL;
-    it->has_stepped = strstr(text, "step 1 of ") != NULL;
+    it->has_stepped = strstr(text, "step 1/") != NULL;
     return true;
 }
 

@@ -11,4 +11,14 @@ enum { HDT_BLOCK_COUNT = 100 };
  * its number is odd, and "tied", which all share. Owned by the caller. */
 hd_program *hdt_blocks_program(const char *name, const int *order, int count);
 
+/* The same of matrices [width, width] named "w", from and to [rows, width]: blocks "block.N", N = first ..
+ * first + count. */
+typedef struct hdt_matrices {
+    int64_t rows, width;
+    int first, count;
+    bool biases; /* in odd blocks */
+    bool last;   /* one more matrix "last", in no block */
+} hdt_matrices;
+hd_program *hdt_matrices_program(const hdt_matrices *of);
+
 #endif

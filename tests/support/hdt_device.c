@@ -18,8 +18,16 @@ bool hdt_graphs(void)
     return graphs && *graphs && strcmp(graphs, "0") != 0;
 }
 
+static bool is_staged;
+
+void hdt_set_staged(bool staged)
+{
+    is_staged = staged;
+}
+
 static hd_device_transport transport(void)
 {
+    if (is_staged) return HD_DEVICE_TRANSPORT_STAGED;
     const char *name = getenv("HEDDLE_TRANSPORT");
     if (name && strcmp(name, "nccl") == 0) return HD_DEVICE_TRANSPORT_NCCL;
     if (name && strcmp(name, "staged") == 0) return HD_DEVICE_TRANSPORT_STAGED;

@@ -13,6 +13,10 @@ const char *hdt_device(void);
 /* False unless HEDDLE_GRAPHS says otherwise. */
 bool hdt_graphs(void);
 
+/* Contexts from here on have the staged transport, or again what HEDDLE_TRANSPORT says. For the CPU, whose
+ * places do not stay. */
+void hdt_set_staged(bool staged);
+
 /* This rank's context, and communicators of its memory for the mesh. Destroy the context before or
  * after the mesh. Collective over `comm`. */
 hd_status hdt_open_context(hd_comm *comm, hd_mesh *mesh, hd_context **out);

@@ -37,11 +37,12 @@ hd_program *hdt_random_program(uint64_t seed);
 /* Ops of that name in a program. */
 int hdt_count_ops(const hd_program *program, const char *name);
 
-/* An hd_write_fn; user is an hdt_text. Text beyond the room is dropped. */
+/* Of hd_write_fn; the first one's user is an hdt_text, where text beyond the room is dropped. */
 typedef struct hdt_text {
     size_t used;
     char text[1 << 16];
 } hdt_text;
 bool hdt_collect(void *user, const char *text);
+bool hdt_drop(void *user, const char *text);
 
 #endif

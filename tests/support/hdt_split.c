@@ -20,6 +20,20 @@ static uint64_t number_of(const char *name)
     return number % 100003;
 }
 
+const char hdt_split_gpt2[] =
+    "{\"model_type\":\"gpt2\",\"vocab_size\":31,\"n_positions\":16,\"n_embd\":30,"
+    "\"n_layer\":2,\"n_head\":5}";
+const char hdt_split_hunyuan[] =
+    "{\"model_type\": \"hunyuan_video\", \"in_channels\": 2, \"out_channels\": 2, "
+    "\"num_attention_heads\": 6, \"attention_head_dim\": 8, \"num_layers\": 1, "
+    "\"num_single_layers\": 2, \"num_refiner_layers\": 1, \"text_embed_dim\": 6, "
+    "\"pooled_projection_dim\": 5, \"rope_axes_dim\": [4, 2, 2]}";
+const char hdt_split_open_sora[] =
+    "{\"model_type\": \"open_sora_2\", \"in_channels\": 8, \"vec_in_dim\": 5, "
+    "\"context_in_dim\": 6, \"hidden_size\": 40, \"mlp_ratio\": 2.0, "
+    "\"num_heads\": 5, \"depth\": 1, \"depth_single_blocks\": 1, "
+    "\"axes_dim\": [4, 2, 2], \"cond_embed\": true, \"fused_qkv\": false}";
+
 int hdt_split_sequences = HDT_SPLIT_SEQUENCES;
 
 hd_status hdt_split_feed(void *user, const char *name, int64_t batch, void *out, size_t bytes)

@@ -21,6 +21,9 @@ typedef struct hdt_split {
     int roundings; /* of a row on its way from the tokens to the loss; zero means 8 */
 } hdt_split;
 
+/* Models of 5 heads of queries, keys and values, of 6, of 5. */
+extern const char hdt_split_gpt2[], hdt_split_hunyuan[], hdt_split_open_sora[];
+
 /* Of this rank's parameters, by their places in whole ones, NAN where another rank has the element. */
 typedef struct hdt_split_gradients {
     float values[HDT_SPLIT_VALUES]; /* of all parameters, one after another */

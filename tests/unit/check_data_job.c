@@ -8,6 +8,7 @@
 #include "jobs/class_text.h"
 #include "jobs/data/data.h"
 #include "tests/support/hdt.h"
+#include "tests/support/hdt_program.h"
 
 enum { COLUMNS = 64 };
 
@@ -59,12 +60,6 @@ START_TEST(pictures_are_scaled_by_area_and_cut_in_the_middle)
 }
 END_TEST
 
-static bool ignore(void *user, const char *text)
-{
-    (void)user, (void)text;
-    return true;
-}
-
 /* The middle of what differs from the ground, which is the first pixel. */
 static void find_shape(const float *clip, int64_t frames, int64_t side, int64_t frame, double *x,
                        double *y, double *area)
@@ -96,7 +91,7 @@ START_TEST(a_shape_moves_as_its_class_says_and_stays_whole)
                                                  .height = SIDE,
                                                  .frames = FRAMES,
                                                  .seed = 3},
-                              ignore, NULL));
+                              hdt_drop, NULL));
     hdi_video_dataset *set;
     hdt_assert_ok(hdi_video_dataset_open(hdt_temp_path("shapes"), &set));
     float clip[3 * FRAMES * SIDE * SIDE];
@@ -142,7 +137,7 @@ START_TEST(wrong_options_are_refused_and_leave_nothing)
                  {{.kind = "shapes", .output = folder, .fps = NAN}, "nan frames a second"},
                  {{.kind = "images", .output = folder}, "no input"}};
     for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
-        hdt_assert_status(hd_data_run(&wrong[i].options, ignore, NULL), HD_ERROR_ARGUMENT,
+        hdt_assert_status(hd_data_run(&wrong[i].options, hdt_drop, NULL), HD_ERROR_ARGUMENT,
                           wrong[i].fragment);
         ck_assert(!hdi_file_exists(folder));
     }

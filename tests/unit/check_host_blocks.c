@@ -2,6 +2,7 @@
  * a budget. */
 #include "jobs/train/trainer.h"
 #include "program/place.h"
+#include "tests/support/hdt_program.h"
 #include "tests/support/hdt_train.h"
 
 #include <heddle/job.h>
@@ -185,18 +186,6 @@ START_TEST(what_cannot_be_is_refused)
 }
 END_TEST
 
-typedef struct page {
-    char text[8192];
-    size_t used;
-} page;
-
-static bool append(void *user, const char *text)
-{
-    page *out = user;
-    out->used += (size_t)snprintf(out->text + out->used, sizeof out->text - out->used, "%s", text);
-    return true;
-}
-
 typedef const char *const settings[2];
 
 static hd_config *configure(settings *model_settings, int count, const char *budget)
@@ -225,9 +214,9 @@ START_TEST(seven_billion_parameters_train_within_8_gib)
 {
     static settings large[] = {
         {"model.preset", "llama-7b"}, {"train.tokens", "2048"}, {"train.micro_batch", "4"}};
-    page out = {.used = 0};
+    hdt_text out = {.used = 0};
     hd_config *config = configure(large, 3, "8GiB");
-    hdt_assert_ok(hd_plan_run(config, 1, NULL, false, append, &out));
+    hdt_assert_ok(hd_plan_run(config, 1, NULL, false, hdt_collect, &out));
     assert_says(out.text, "train.residency=host: ");
     assert_says(out.text, " of 32 blocks, ");
     assert_says(out.text, "optimizer.residency=host");
@@ -241,9 +230,10 @@ START_TEST(the_smallest_budget_is_named)
 {
     static settings small[] = {{"model.layers", "6"}, {"model.hidden", "64"}, {"model.heads", "4"}};
     static const char before[] = "memory.budget=";
-    page out = {.used = 0};
+    hdt_text out = {.used = 0};
     hd_config *config = configure(small, 3, "1");
-    hdt_assert_status(hd_plan_run(config, 1, NULL, false, append, &out), HD_ERROR_BUDGET, before);
+    hdt_assert_status(hd_plan_run(config, 1, NULL, false, hdt_collect, &out), HD_ERROR_BUDGET,
+                      before);
     const char *named = strstr(hd_last_error(), before) + strlen(before);
     const size_t bytes = (size_t)strtoull(named, NULL, 10);
     hd_config_destroy(config);
@@ -252,7 +242,7 @@ START_TEST(the_smallest_budget_is_named)
         snprintf(budget, sizeof budget, "%zu", bytes - less);
         config = configure(small, 3, budget);
         out.used = 0;
-        const hd_status status = hd_plan_run(config, 1, NULL, false, append, &out);
+        const hd_status status = hd_plan_run(config, 1, NULL, false, hdt_collect, &out);
         ck_assert_int_eq(status, less ? HD_ERROR_BUDGET : HD_OK);
         hd_config_destroy(config);
     }

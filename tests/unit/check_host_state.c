@@ -5,6 +5,7 @@
 #include "program/place.h"
 #include "runtime/session.h"
 #include "tests/support/hdt_late.h"
+#include "tests/support/hdt_program.h"
 #include "tests/support/hdt_train.h"
 
 #include <heddle/job.h>
@@ -315,18 +316,6 @@ START_TEST(what_cannot_be_on_the_host_is_refused)
 }
 END_TEST
 
-typedef struct page {
-    char text[8192];
-    size_t used;
-} page;
-
-static bool append(void *user, const char *text)
-{
-    page *out = user;
-    out->used += (size_t)snprintf(out->text + out->used, sizeof out->text - out->used, "%s", text);
-    return true;
-}
-
 /* As examples/llama-7b-on-24-gib.json has it. */
 START_TEST(seven_billion_parameters_train_within_24_gib)
 {
@@ -345,15 +334,15 @@ START_TEST(seven_billion_parameters_train_within_24_gib)
         "copies of a step: 94337818624 bytes in, ",
     };
     hd_config *config;
-    page out = {.used = 0};
+    hdt_text out = {.used = 0};
     hdt_assert_ok(hd_config_create(&config));
     for (size_t i = 0; i < sizeof settings / sizeof settings[0]; i++)
         hdt_assert_ok(hd_config_set(config, settings[i][0], settings[i][1]));
-    hdt_assert_ok(hd_plan_run(config, 1, NULL, false, append, &out));
+    hdt_assert_ok(hd_plan_run(config, 1, NULL, false, hdt_collect, &out));
     for (size_t i = 0; i < sizeof wanted / sizeof wanted[0]; i++)
         ck_assert_msg(strstr(out.text, wanted[i]), "no '%s' in:\n%s", wanted[i], out.text);
     hdt_assert_ok(hd_config_set(config, "layout.recompute", "layer"));
-    hdt_assert_status(hd_plan_run(config, 1, NULL, false, append, &out), HD_ERROR_CONFIG,
+    hdt_assert_status(hd_plan_run(config, 1, NULL, false, hdt_collect, &out), HD_ERROR_CONFIG,
                       "layout.recompute: seen layer with train.activations auto");
     hd_config_destroy(config);
 }

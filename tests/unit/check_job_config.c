@@ -1,10 +1,12 @@
 /* The public configuration: what it tells about its keys, and that it holds what is set. */
 #include <heddle/job.h>
+
 #include <stdio.h>
 #include <string.h>
 
 #include "jobs/config.h"
 #include "tests/support/hdt.h"
+#include "tests/support/hdt_program.h"
 
 START_TEST(every_key_of_the_schema_is_an_option)
 {
@@ -81,31 +83,24 @@ START_TEST(defaults_pass_their_own_rules)
 }
 END_TEST
 
-static bool append(void *user, const char *text)
-{
-    char *all = user;
-    snprintf(all + strlen(all), 8192 - strlen(all), "%s", text);
-    return true;
-}
-
 START_TEST(what_is_set_is_printed_and_reads_back)
 {
     hd_config *config, *again;
-    char first[8192] = "", second[8192] = "";
+    hdt_text first = {.used = 0}, second = {.used = 0};
     const char *path = hdt_temp_path("config.json");
     hdt_assert_ok(hd_config_create(&config));
     hdt_assert_ok(hd_config_set(config, "train.steps", "77"));
-    hdt_assert_ok(hd_config_print(config, append, first));
-    ck_assert_ptr_nonnull(strstr(first, "\"steps\": 77"));
+    hdt_assert_ok(hd_config_print(config, hdt_collect, &first));
+    ck_assert_ptr_nonnull(strstr(first.text, "\"steps\": 77"));
 
     FILE *file = fopen(path, "w");
     ck_assert_ptr_nonnull(file);
-    fputs(first, file);
+    fputs(first.text, file);
     ck_assert_int_eq(fclose(file), 0);
     hdt_assert_ok(hd_config_create(&again));
     hdt_assert_ok(hd_config_load(again, path));
-    hdt_assert_ok(hd_config_print(again, append, second));
-    ck_assert_str_eq(first, second);
+    hdt_assert_ok(hd_config_print(again, hdt_collect, &second));
+    ck_assert_str_eq(first.text, second.text);
     hd_config_destroy(again);
     hd_config_destroy(config);
 }

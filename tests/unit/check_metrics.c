@@ -161,7 +161,8 @@ START_TEST(progress_fits_every_terminal)
                                    .steps = 2000,
                                    .loss = 2.34567,
                                    .learning_rate = 3e-4,
-                                   .tokens_per_second = 12345,
+                                   .rate_unit = "tokens",
+                                   .rate = 12345,
                                    .eta_seconds = 83};
     char line[160];
     for (int columns = 0; columns < 150; columns++) {
@@ -171,11 +172,84 @@ START_TEST(progress_fits_every_terminal)
         if (columns >= 28) ck_assert_ptr_nonnull(strstr(line, "loss 2.3457"));
     }
     hdi_progress_format(&progress, 80, line, sizeof line);
-    ck_assert_str_eq(line, "step  120/2000 [>        ]   6%  loss 2.3457  lr 3.0e-04  "
-                           "12.3k tok/s  eta 1m23s");
+    ck_assert_str_eq(line, "step  120/2000 [>     ]   6%  loss 2.3457  lr 3.0e-04  "
+                           "12.3k tokens/s  eta 1m23s");
     ck_assert_uint_eq(hdi_progress_format(&progress, 80, line, 8), 7);
-    hdi_progress_format(&(hdi_progress){5, 0, NAN, NAN, NAN, NAN}, 80, line, sizeof line);
+    hdi_progress_format(
+        &(hdi_progress){
+            .step = 5, .loss = NAN, .learning_rate = NAN, .rate = NAN, .eta_seconds = NAN},
+        80, line, sizeof line);
     ck_assert_str_eq(line, "step 5");
+}
+END_TEST
+
+START_TEST(all_jobs_count_in_one_format)
+{
+    const hdi_progress lines[] = {
+        {.step = 3, .steps = 40, .loss = NAN, .learning_rate = NAN, .rate = 2.5, .eta_seconds = 15},
+        {.step = 3,
+         .steps = 40,
+         .loss = NAN,
+         .learning_rate = NAN,
+         .rate = 0.05,
+         .eta_seconds = 740},
+        {.unit = "token",
+         .step = 3,
+         .steps = 40,
+         .loss = NAN,
+         .learning_rate = NAN,
+         .rate = 1234,
+         .eta_seconds = 0.03},
+        {.unit = "tensor",
+         .step = 3,
+         .steps = 40,
+         .loss = NAN,
+         .learning_rate = NAN,
+         .rate_unit = "B",
+         .rate = 85e6,
+         .eta_seconds = NAN},
+        {.step = 3,
+         .steps = 40,
+         .loss = 1.5,
+         .learning_rate = 1e-3,
+         .rate_unit = "tokens",
+         .rate = 0.5,
+         .eta_seconds = 3700},
+    };
+    static const char *const wanted[] = {
+        "step 3/40  2.5 steps/s  eta 15s", "step 3/40  20 s/step  eta 12m20s",
+        "token 3/40  1.2k tokens/s  eta 0s", "tensor 3/40  85M B/s",
+        "step 3/40  loss 1.5000  lr 1.0e-03  0.5 tokens/s  eta 1h01m"};
+    for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
+        char line[160];
+        hdi_progress plain = lines[i];
+        plain.plain = true;
+        hdi_progress_format(&plain, 120, line, sizeof line);
+        ck_assert_str_eq(line, wanted[i]);
+    }
+}
+END_TEST
+
+START_TEST(a_pace_forgets_the_first_step_and_old_ones)
+{
+    hdi_pace pace = {0};
+    ck_assert(isnan(hdi_pace_rate(&pace)) && isnan(hdi_pace_left(&pace, 10)));
+    hdi_pace_note(&pace, 30, 1, 100);
+    ck_assert_double_eq_tol(hdi_pace_left(&pace, 10), 300, 1e-9);
+    hdi_pace_note(&pace, 2, 1, 100);
+    ck_assert_double_eq_tol(hdi_pace_left(&pace, 10), 20, 1e-9);
+    ck_assert_double_eq_tol(hdi_pace_rate(&pace), 50, 1e-9);
+    hdi_pace_note(&pace, 4, 1, 100);
+    ck_assert_double_gt(hdi_pace_left(&pace, 1), 2.9);
+    ck_assert_double_lt(hdi_pace_left(&pace, 1), 3.2);
+    for (int i = 0; i < 100; i++)
+        hdi_pace_note(&pace, 8, 1, 100);
+    ck_assert_double_eq_tol(hdi_pace_left(&pace, 1), 8, 1e-3);
+    /* Many short steps count together: one that hesitates changes little. */
+    for (int i = 0; i < 60000; i++)
+        hdi_pace_note(&pace, 1e-3, 1, 1);
+    hdi_pace_note(&pace, 0.05, 1, 1);
+    ck_assert_double_lt(hdi_pace_left(&pace, 1000), 1.1);
 }
 END_TEST
 
@@ -222,6 +296,8 @@ int main(void)
     tcase_add_test(tests, a_full_disk_leaves_whole_records);
     tcase_add_test(tests, csv_has_a_column_for_every_field);
     tcase_add_test(tests, progress_fits_every_terminal);
+    tcase_add_test(tests, all_jobs_count_in_one_format);
+    tcase_add_test(tests, a_pace_forgets_the_first_step_and_old_ones);
     tcase_add_test(tests, quantities_read_like_a_person_wrote_them);
     Suite *suite = suite_create("metrics");
     suite_add_tcase(suite, tests);

@@ -1,33 +1,19 @@
 /* Shares of blocks that ranks gather from each other: which way of keeping weights a budget gets, and what is
  * refused. */
-#include <heddle/nn.h>
-
 #include <stdio.h>
 
-#include "program/plan.h"
-#include "tests/support/hdt_program.h"
+#include "tests/support/hdt_blocks.h"
+#include "tests/support/hdt_plans.h"
 
 enum { BLOCKS = 10, WIDTH = 128 }; /* shares of a matrix are halves */
 
-static hd_program *programs[2];
-static int program_count;
-static hd_plan *plan;
+static hdt_plans planned;
 
-/* A program of blocks first, first + 1, ... */
 static void use(int number, int first, int count)
 {
-    hd_program *p;
-    hdt_assert_ok(hd_program_create(&(hd_program_options){.name = "blocks"}, &p));
-    hd_tensor x = hd_input(p, "x", HD_DTYPE_F32, 2, (int64_t[]){1, WIDTH});
-    for (int b = first; b < first + count; b++) {
-        hd_scope_begin(p, "block.%d", b);
-        x = hd_linear(p, x, &(hd_linear_options){.name = "w", .outputs = WIDTH, .std = 0.1});
-        hd_scope_end(p);
-    }
-    hd_output(p, x, "y");
-    hdt_assert_ok(hd_program_finish(p));
-    programs[number] = p;
-    program_count = number + 1;
+    planned.programs[number] = hdt_matrices_program(
+        &(hdt_matrices){.rows = 1, .width = WIDTH, .first = first, .count = count});
+    planned.program_count = number + 1;
 }
 
 static void begin(void)
@@ -35,35 +21,14 @@ static void begin(void)
     use(0, 0, BLOCKS);
 }
 
-static hd_status try_plan(const hd_plan_options *options)
-{
-    hdt_assert_ok(hd_plan_create(options, &plan));
-    for (int i = 0; i < program_count; i++)
-        hdt_assert_ok(hd_plan_add(plan, programs[i], NULL));
-    return hd_plan_finish(plan);
-}
-
-static void make_plan(const hd_plan_options *options)
-{
-    hdt_assert_ok(try_plan(options));
-}
-
-static void drop_plan(void)
-{
-    hd_plan_destroy(plan);
-    plan = NULL;
-}
-
 static void drop(void)
 {
-    drop_plan();
-    for (int i = 0; i < program_count; i++)
-        hd_program_destroy(programs[i]);
+    hdt_drop_plans(&planned);
 }
 
 static hd_residency kept(void)
 {
-    const hdi_residency *it = &plan->residency;
+    const hdi_residency *it = &planned.plan->residency;
     if (!it->host_blocks) return HD_RESIDENCY_RESIDENT;
     if (!it->gathers) return HD_RESIDENCY_HOST;
     return it->host_bytes ? HD_RESIDENCY_HOST_SHARDED : HD_RESIDENCY_SHARDED;
@@ -89,23 +54,24 @@ START_TEST(what_does_not_fit_goes_over_the_fastest_link)
     };
     const hd_plan_options resident = {.residency = HD_RESIDENCY_RESIDENT};
     const hd_plan_options least = {.residency = HD_RESIDENCY_HOST, .stream_slots = 1};
-    make_plan(&resident);
-    const size_t most_bytes = hd_plan_total_bytes(plan);
-    drop_plan();
-    make_plan(&least);
-    const size_t least_bytes = hd_plan_total_bytes(plan);
-    drop_plan();
+    hdt_make_plan(&planned, &resident);
+    const size_t most_bytes = hd_plan_total_bytes(planned.plan);
+    hdt_drop_plan(&planned);
+    hdt_make_plan(&planned, &least);
+    const size_t least_bytes = hd_plan_total_bytes(planned.plan);
+    hdt_drop_plan(&planned);
     for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
         int at = 0, room = 2;
         bool seen[4] = {false};
         for (size_t budget = most_bytes; budget >= least_bytes; budget -= 4096) {
-            make_plan(&(hd_plan_options){.residency = HD_RESIDENCY_AUTO,
-                                         .budget = budget,
-                                         .shards = 2,
-                                         .rates = {.link = cases[c].link, .peer = cases[c].peer}});
-            const int slots = plan->residency.slots;
-            ck_assert_uint_le(hd_plan_total_bytes(plan), budget);
-            if (plan->residency.host_blocks > 1 && slots < room) {
+            hdt_make_plan(&planned, &(hd_plan_options){
+                                        .residency = HD_RESIDENCY_AUTO,
+                                        .budget = budget,
+                                        .shards = 2,
+                                        .rates = {.link = cases[c].link, .peer = cases[c].peer}});
+            const int slots = planned.plan->residency.slots;
+            ck_assert_uint_le(hd_plan_total_bytes(planned.plan), budget);
+            if (planned.plan->residency.host_blocks > 1 && slots < room) {
                 room = slots; /* then all kinds once more, each with less room for blocks */
                 at = 0;
             }
@@ -113,7 +79,7 @@ START_TEST(what_does_not_fit_goes_over_the_fastest_link)
                 at++;
             ck_assert_int_lt(at, cases[c].count);
             seen[at] = true;
-            drop_plan();
+            hdt_drop_plan(&planned);
         }
         for (int k = 0; k < cases[c].count; k++)
             ck_assert_msg(seen[k], "case %zu, kind %d: never chosen", c, k);
@@ -124,30 +90,30 @@ END_TEST
 START_TEST(shares_of_blocks_are_refused_with_the_reason)
 {
     hd_plan_options options = {.residency = HD_RESIDENCY_SHARDED, .shards = 1};
-    hdt_assert_status(try_plan(&options), HD_ERROR_UNSUPPORTED,
+    hdt_assert_status(hdt_try_plan(&planned, &options), HD_ERROR_UNSUPPORTED,
                       "shards of 1 rank, want at least 2");
-    drop_plan();
+    hdt_drop_plan(&planned);
     options.shards = 2;
     options.budget = 1;
-    hdt_assert_status(try_plan(&options), HD_ERROR_BUDGET, "does not fit");
-    drop_plan();
-    make_plan(&(hd_plan_options){.residency = HD_RESIDENCY_HOST, .stream_slots = 1});
+    hdt_assert_status(hdt_try_plan(&planned, &options), HD_ERROR_BUDGET, "does not fit");
+    hdt_drop_plan(&planned);
+    hdt_make_plan(&planned, &(hd_plan_options){.residency = HD_RESIDENCY_HOST, .stream_slots = 1});
     char text[128];
     snprintf(text, sizeof text,
              "with all blocks on the host (residency host, or auto) a budget of %zu",
-             hd_plan_total_bytes(plan));
-    drop_plan();
-    hdt_assert_status(try_plan(&options), HD_ERROR_BUDGET, text);
-    drop_plan();
+             hd_plan_total_bytes(planned.plan));
+    hdt_drop_plan(&planned);
+    hdt_assert_status(hdt_try_plan(&planned, &options), HD_ERROR_BUDGET, text);
+    hdt_drop_plan(&planned);
     use(1, 2, 3);
     options.budget = 0;
-    hdt_assert_status(try_plan(&options), HD_ERROR_UNSUPPORTED, "read other blocks");
-    drop_plan();
+    hdt_assert_status(hdt_try_plan(&planned, &options), HD_ERROR_UNSUPPORTED, "read other blocks");
+    hdt_drop_plan(&planned);
     options.residency = HD_RESIDENCY_AUTO; /* ranks need not go together to the host */
-    make_plan(&(hd_plan_options){.residency = HD_RESIDENCY_RESIDENT});
-    options.budget = hd_plan_total_bytes(plan) - 256;
-    drop_plan();
-    make_plan(&options);
+    hdt_make_plan(&planned, &(hd_plan_options){.residency = HD_RESIDENCY_RESIDENT});
+    options.budget = hd_plan_total_bytes(planned.plan) - 256;
+    hdt_drop_plan(&planned);
+    hdt_make_plan(&planned, &options);
     ck_assert_int_eq((int)kept(), (int)HD_RESIDENCY_HOST);
 }
 END_TEST

@@ -185,6 +185,11 @@ START_TEST(groups_follow_from_seconds)
     ck_assert_double_eq_tol(hdi_piece_seconds(&even, true, 2), 6.02e-3, 1e-9);
     ck_assert_double_eq_tol(hdi_piece_seconds(&even, true, 3), 5.04e-3, 1e-9);
     ck_assert_double_eq_tol(hdi_piece_seconds(&even, false, 3), 5.04e-3, 1e-9);
+    ck_assert_double_eq_tol(hdi_piece_seconds(&even, false, 1), 8.02e-3, 1e-9);
+    /* What is computed beside the rows hides them, and comes before the product in either way. */
+    const hdi_piece_timing beside = {4e-3, 4e-3, 5e-3, 0, 2};
+    ck_assert_double_eq_tol(hdi_piece_seconds(&beside, true, 1), 9e-3, 1e-9);
+    ck_assert_double_eq_tol(hdi_piece_seconds(&beside, true, 2), 9e-3, 1e-9);
 }
 END_TEST
 

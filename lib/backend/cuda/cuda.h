@@ -55,6 +55,8 @@ struct hdi_device {
     void *blas_workspace;   /* for GEMMs of `stream` */
     cudaEvent_t begin, end; /* time candidates */
     cudaEvent_t marked;
+    cudaEvent_t *stamps; /* [stamp_count], owned */
+    int stamp_count;
     cudaStream_t fetches, stores; /* copies beside `stream`, in and out */
     cudaEvent_t queued, fetched[HDI_FETCH_SLOTS], stored[HDI_STORE_SLOTS];
     hdi_cuda_fault *fault;
@@ -104,6 +106,11 @@ hd_status hdi_cuda_synchronize(hd_stream *stream);
 hd_status hdi_cuda_is_idle(hd_stream *stream, bool *idle);
 hd_status hdi_cuda_mark(hd_stream *stream);
 hd_status hdi_cuda_is_past(hd_stream *stream, bool *past);
+
+hd_status hdi_cuda_open_stamps(hdi_device *device, int count);
+void hdi_cuda_close_stamps(hdi_device *device); /* of a device that is half open, too */
+hd_status hdi_cuda_stamp(hd_stream *stream, int stamp);
+hd_status hdi_cuda_elapsed(hd_stream *stream, int from, int to, double *seconds);
 
 hd_status hdi_cuda_open_fetches(hdi_device *device);
 void hdi_cuda_wait_for_fetches(hdi_device *device); /* of a device that is half open, too */

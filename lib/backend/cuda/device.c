@@ -121,6 +121,7 @@ void hdi_cuda_close(hdi_device *device)
     if (!device) return;
     if (device->stream.handle) (void)cudaStreamSynchronize(device->stream.handle);
     hdi_cuda_close_fetches(device);
+    hdi_cuda_close_stamps(device);
     hdi_cuda_close_attentions(device);
     hdi_cuda_close_gemms(device);
     if (device->blas_workspace) (void)cudaFree(device->blas_workspace);

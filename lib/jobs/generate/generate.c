@@ -1,18 +1,24 @@
 /* The generation job: weights and prompts in, texts out. */
 #include "backend/backend.h"
+#include "core/clock.h"
 #include "core/error.h"
 #include "core/log.h"
 #include "core/memory.h"
+#include "jobs/generate/generator.h"
 #include "jobs/generate/prompts.h"
 #include "jobs/job_model.h"
 #include "jobs/setup.h"
+#include "report/progress.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <string.h>
 
 /* What a generation holds, in the order in which it is made. */
 typedef struct job {
     const hd_config *config;
+    hd_progress_fn progress; /* or NULL */
+    void *user;
     const char *path; /* of the weights */
     hd_comm *world;
     hd_mesh *mesh;
@@ -23,6 +29,8 @@ typedef struct job {
     hd_dtype dtype;
     hd_generator *generator;
     int32_t *out; /* [prompts * tokens] */
+    double told;  /* when a token was last told of */
+    hdi_pace pace;
 } job;
 
 static hd_status out_of_memory(void)
@@ -117,6 +125,22 @@ static hd_status write_texts(const job *it, hd_write_fn write, void *user)
     return status;
 }
 
+static void tell(void *user, int64_t done, int64_t all)
+{
+    job *it = user;
+    const double now = hdi_clock_seconds();
+    hdi_pace_note(&it->pace, now - it->told, 1, 1);
+    it->told = now;
+    const hd_progress progress = {.unit = "token",
+                                  .step = done,
+                                  .steps = all,
+                                  .loss = NAN,
+                                  .learning_rate = NAN,
+                                  .rate = hdi_pace_rate(&it->pace),
+                                  .seconds_left = hdi_pace_left(&it->pace, all - done)};
+    it->progress(it->user, &progress);
+}
+
 /* Tokens per second, and for how much of the time each rank computed. */
 static hd_status report_speed(const job *it, const hd_generator_result *result)
 {
@@ -158,6 +182,11 @@ static hd_status run_job(job *it, hd_write_fn write, void *user)
         .temperature = hdi_config_float(values, "generate.temperature"),
         .top_k = hdi_config_int(values, "generate.top_k"),
         .seed = (uint64_t)hdi_config_int(values, "generate.seed")};
+    if (it->progress && hd_comm_rank(it->world) == 0) {
+        it->told = hdi_clock_seconds();
+        it->generator->tell = tell;
+        it->generator->tell_user = it;
+    }
     hd_generator_result result;
     HD_RETURN_IF_ERROR(hd_generator_run(it->generator, it->prompts.prompts, it->prompts.count,
                                         it->tokens, &sampling, it->out, &result));
@@ -165,10 +194,13 @@ static hd_status run_job(job *it, hd_write_fn write, void *user)
     return hd_comm_rank(it->world) == 0 ? write_texts(it, write, user) : HD_OK;
 }
 
-hd_status hd_generate_run(const hd_config *config, hd_write_fn write, void *user)
+hd_status hd_generate_run(const hd_config *config, hd_progress_fn progress, hd_write_fn write,
+                          void *user)
 {
     const char *path = hdi_config_string(config->values, "generate.checkpoint");
     job it = {.config = config,
+              .progress = progress,
+              .user = user,
               .path = *path ? path : hdi_config_string(config->values, "run.directory"),
               .tokens = hdi_config_int(config->values, "generate.tokens")};
     hd_status status = run_job(&it, write, user);

@@ -198,6 +198,17 @@ static hd_status start_here(hd_generator *generator, hd_context *context, uint64
     return hd_session_initialize(generator->session, seed);
 }
 
+static hd_status rehearse(const hd_generator *generator)
+{
+    hdi_stage_traffic traffic[HDI_PASSES];
+    for (int pass = 0; pass < HDI_PASSES; pass++) {
+        const hdi_generator_program *it = &generator->programs[pass];
+        traffic[pass] = (hdi_stage_traffic){
+            .program = it->program, .x = it->x, .out = it->out, .count = generator->slot_count};
+    }
+    return hdi_stage_rehearse(generator->session, traffic, HDI_PASSES);
+}
+
 hd_status hd_generator_start(hd_generator *generator, hd_context *context, uint64_t seed)
 {
     const hd_backend *planned =
@@ -211,7 +222,8 @@ hd_status hd_generator_start(hd_generator *generator, hd_context *context, uint6
     if (world) HD_RETURN_IF_ERROR(hd_comm_agree(world, agree_on_weights(generator)));
     hd_status status = start_here(generator, context, seed);
     if (world) status = hd_comm_agree(world, status);
-    return status == HD_OK ? agree_on_slots(generator) : status;
+    if (status == HD_OK) status = agree_on_slots(generator);
+    return status == HD_OK ? rehearse(generator) : status;
 }
 
 hd_status hd_generator_load(hd_generator *generator, const char *path)

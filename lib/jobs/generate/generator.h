@@ -51,6 +51,10 @@ struct hd_generator {
     hdi_keeping keep; /* of weights: as wanted, then as ranks agreed */
     int slot_count;
 
+    /* NULL, or called on the first stages when a token of their own prompts is there: so many of so many. */
+    void (*tell)(void *user, int64_t done, int64_t all);
+    void *tell_user; /* borrowed */
+
     hd_session *session;
     hdi_generator_slot *slots; /* [slot_count] */
     float *logits;             /* [vocab], on the last stage: of the last sampled token */

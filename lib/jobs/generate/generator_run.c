@@ -29,6 +29,7 @@ typedef struct call {
     int bad_prompt;  /* whose logits left no choice; -1: none */
     int64_t bad_position;
     double busy;
+    int64_t settled; /* tokens of this line that are there */
     int64_t runs,
         most; /* runs so far, and those of the longest of the lines that gather weights from
                            each other */
@@ -84,12 +85,25 @@ static hd_status post_receive(call *it, int index)
                         it->generator->stage - 1, HDI_CHANNEL_X, &slot->receive);
 }
 
+/* Of all prompts of this line of ranks. */
+static int64_t own_tokens(const call *it)
+{
+    const hd_mesh *mesh = it->generator->options.mesh;
+    const int lines = hd_mesh_size(mesh, HD_AXIS_DATA), first = hd_mesh_index(mesh, HD_AXIS_DATA);
+    return it->count > first ? (it->count - first + lines - 1) / lines * it->tokens : 0;
+}
+
 /* The token that was under way for the slot is needed now. */
 static hd_status settle_token(call *it, hdi_generator_slot *slot)
 {
     if (slot->token_place < 0) return HD_OK;
     HD_RETURN_IF_ERROR(hdi_stage_wait(it->comm, &slot->token_request));
-    if (it->generator->stage == 0) it->out[slot->token_place] = slot->token;
+    if (it->generator->stage == 0) {
+        it->out[slot->token_place] = slot->token;
+        it->settled++;
+        if (it->generator->tell)
+            it->generator->tell(it->generator->tell_user, it->settled, own_tokens(it));
+    }
     slot->token_place = -1;
     return HD_OK;
 }

@@ -14,6 +14,7 @@
 #include "jobs/sample/sample_pictures.h"
 #include "jobs/setup.h"
 #include "report/metrics.h"
+#include "report/progress.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -45,7 +46,9 @@ typedef struct job {
     hdi_metrics *metrics;
     double begin;                    /* of the steps */
     int64_t steps_done, steps_to_do; /* of this line of ranks, for rank 0's progress */
-    size_t planned;                  /* bytes of the larger phase */
+    double told_seconds;             /* of the last step that was told */
+    hdi_pace pace;
+    size_t planned; /* bytes of the larger phase */
     hd_rates rates;
     hdi_memory_info memory; /* with the least that was free at the end of a step */
 } job;
@@ -348,14 +351,15 @@ static hd_status on_step(void *user, const hd_sampler_event *event)
     }
     if (hd_comm_rank(it->world) != 0) return HD_OK;
     it->steps_done++;
-    const double left =
-        seconds / (double)it->steps_done * (double)(it->steps_to_do - it->steps_done);
+    hdi_pace_note(&it->pace, seconds - it->told_seconds, 1, 1);
+    it->told_seconds = seconds;
     const hd_progress progress = {.step = it->steps_done,
                                   .steps = it->steps_to_do,
                                   .loss = NAN,
                                   .learning_rate = NAN,
-                                  .tokens_per_second = NAN,
-                                  .seconds_left = left};
+                                  .rate = hdi_pace_rate(&it->pace),
+                                  .seconds_left =
+                                      hdi_pace_left(&it->pace, it->steps_to_do - it->steps_done)};
     if (it->progress) it->progress(it->user, &progress);
     return HD_OK;
 }

@@ -356,6 +356,24 @@ static void release(phase *it)
     hdi_free(it->frame_entries);
 }
 
+/* Passes of videos with different texts follow each other. */
+static hd_status rehearse(const phase *it)
+{
+    const int count = it->sampler->options.text_lengths;
+    hdi_stage_traffic *traffic = hdi_alloc_array((size_t)count, sizeof *traffic);
+    if (!traffic) return hdi_error(HD_ERROR_MEMORY, "sampler: out of host memory");
+    for (int l = 0; l < count; l++) {
+        const hdi_sampler_set *set = &it->sampler->sets[l];
+        traffic[l] = (hdi_stage_traffic){.program = set->denoise,
+                                         .x = set->x,
+                                         .out = set->out,
+                                         .count = it->sampler->boundary_slots};
+    }
+    const hd_status status = hdi_stage_rehearse(it->call->session, traffic, count);
+    hdi_free(traffic);
+    return status;
+}
+
 static hdi_walk make_walk(const hdi_sampler_call *it)
 {
     const hd_sampler_run_options *o = it->options;
@@ -392,6 +410,7 @@ hd_status hdi_sampler_take_steps(hdi_sampler_call *call)
                 .bad_video = -1};
     const int line = hd_mesh_index(mesh, HD_AXIS_DATA);
     hd_status status = allocate(&it);
+    if (status == HD_OK) status = rehearse(&it);
     if (world) status = hd_comm_agree(world, status);
     if (status == HD_OK)
         status = hdi_stage_most_runs(mesh, call->sampler->denoise, hdi_walk_passes(&it.walk, line),

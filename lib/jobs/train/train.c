@@ -10,6 +10,7 @@
 #include "jobs/train/plan_report.h"
 #include "optim/learning_rate.h"
 #include "report/pipeline_chart.h"
+#include "report/progress.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -94,7 +95,7 @@ static hd_status open_job(const hd_config *config, hdi_train_job *job)
         status = hdi_plan_report_write(job->trainer, job->files.directory);
     if (status == HD_OK && hdi_config_bool(values, "run.trace"))
         status = hdi_trace_create(job->files.rank, 1 << 16, &job->trace);
-    job->trainer->trace = job->trace;
+    if (status == HD_OK && job->trace) status = hdi_trainer_start_trace(job->trainer, job->trace);
     if (status == HD_OK) status = job->feed->start(job->feed, job->trainer);
     return hd_comm_agree(job->world, status);
 }
@@ -109,13 +110,13 @@ static void leave_job(hdi_train_job *job)
 static void close_job(hdi_train_job *job)
 {
     if (job->feed) job->feed->destroy(job->feed); /* its thread looks at the trainer's shapes */
-    hdi_trace_destroy(job->trace);
     hdi_checkpoint_writer_destroy(job->writer);
     for (hdi_train_source *source = job->sources, *next; source; source = next) {
         next = source->next;
         hdi_free(source);
     }
     hd_trainer_destroy(job->trainer);
+    hdi_trace_destroy(job->trace);
     hd_context_destroy(job->context);
     hd_model_destroy(job->model);
     if (job->files.directory) hdi_run_files_close(&job->files);
@@ -172,6 +173,7 @@ static hd_status agree_to_stop(hdi_train_job *job, bool asked, bool *stop)
 typedef struct clock_state {
     double begin, last; /* of the steps after the first; of the last step's end */
     double tokens;      /* since begin */
+    hdi_pace pace;
 } clock_state;
 
 static void record_step(hdi_train_job *job, const hd_step_result *result, double rate,
@@ -211,10 +213,17 @@ static void log_step(hdi_train_job *job, const hd_progress *progress, double now
     enum { SECONDS_BETWEEN = 30 };
     if (job->files.rank != 0 || now < job->logs_next) return;
     job->logs_next = now + SECONDS_BETWEEN;
-    hdi_log_run(HD_LOG_INFO,
-                "step %" PRId64 " of %" PRId64 ": loss %.4f, learning rate %.3g, %.0f tokens/s",
-                progress->step, progress->steps, progress->loss, progress->learning_rate,
-                progress->tokens_per_second);
+    char line[160];
+    hdi_progress_format(&(hdi_progress){.step = progress->step,
+                                        .steps = progress->steps,
+                                        .loss = progress->loss,
+                                        .learning_rate = progress->learning_rate,
+                                        .rate_unit = progress->rate_unit,
+                                        .rate = progress->rate,
+                                        .eta_seconds = progress->seconds_left,
+                                        .plain = true},
+                        sizeof line, line, sizeof line);
+    hdi_log_run(HD_LOG_INFO, "%s", line);
 }
 
 static void look_ahead(void *user)
@@ -251,8 +260,9 @@ static hd_status one_step(hdi_train_job *job, const hdi_rate_options *rates, clo
     progress->step = trainer->steps;
     progress->loss = result.loss;
     progress->learning_rate = rate;
-    progress->tokens_per_second = result.tokens / (clock->last - begin);
-    progress->seconds_left = (double)(progress->steps - trainer->steps) * (clock->last - begin);
+    hdi_pace_note(&clock->pace, clock->last - begin, 1, result.tokens);
+    progress->rate = hdi_pace_rate(&clock->pace);
+    progress->seconds_left = hdi_pace_left(&clock->pace, progress->steps - trainer->steps);
     record_step(job, &result, rate, clock->last - begin);
     log_step(job, progress, clock->last);
     return HD_OK;
@@ -285,7 +295,7 @@ static hd_status run_steps(hdi_train_job *job, hd_progress_fn progress_fn, void 
         .total = total ? total : steps,
         .decay_fraction = hdi_config_float(values, "optimizer.decay_fraction")};
     clock_state clock = {0};
-    hd_progress progress = {.steps = steps};
+    hd_progress progress = {.steps = steps, .rate_unit = "tokens"};
     int64_t begun_at = job->trainer->steps, saved_at = job->trainer->steps;
     bool stop = false;
     while (job->trainer->steps < steps && !stop) {
@@ -327,8 +337,9 @@ static hd_status write_trace(hdi_train_job *job)
     char name[32];
     snprintf(name, sizeof name, "ranks/%04d.trace.json", job->files.rank);
     char *path = hdi_run_files_path(&job->files, name);
-    hd_status status = path ? hdi_trace_flush(job->trace, 0, path)
-                            : hdi_error(HD_ERROR_MEMORY, "trace: out of host memory");
+    hd_status status = path ? HD_OK : hdi_error(HD_ERROR_MEMORY, "trace: out of host memory");
+    if (status == HD_OK) status = hdi_spans_settle(job->trainer->spans);
+    if (status == HD_OK) status = hdi_trace_flush(job->trace, 0, path);
     hdi_free(path);
     status = hd_comm_agree(job->world, status);
     if (status != HD_OK || job->files.rank != 0) return status;

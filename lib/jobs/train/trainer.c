@@ -382,6 +382,7 @@ static void release_shape(const hd_trainer *trainer, hdi_trainer_shape *shape)
 void hd_trainer_destroy(hd_trainer *trainer)
 {
     if (!trainer) return;
+    hdi_spans_destroy(trainer->spans);
     hd_session_destroy(trainer->session);
     hd_plan_destroy(trainer->plan);
     for (int s = 0; s < trainer->shape_count && trainer->shapes; s++)
@@ -413,6 +414,12 @@ hd_session *hd_trainer_session(hd_trainer *trainer)
     return trainer->session;
 }
 
+static hd_status prepare_run(hdi_pipeline *run, hd_session *session)
+{
+    HD_RETURN_IF_ERROR(hdi_pipeline_share(run, session));
+    return hdi_pipeline_rehearse(run, session);
+}
+
 hd_status hd_trainer_start(hd_trainer *trainer, hd_context *context, uint64_t seed)
 {
     const hd_trainer_options *o = &trainer->options;
@@ -434,6 +441,9 @@ hd_status hd_trainer_start(hd_trainer *trainer, hd_context *context, uint64_t se
             HD_RETURN_IF_ERROR(hdi_pipeline_create(trainer->validate_schedule, shape->validate,
                                                    o->mesh, HDI_GRADIENT_ADDED,
                                                    &shape->validate_run));
+        HD_RETURN_IF_ERROR(prepare_run(shape->train_run, trainer->session));
+        if (shape->validate_run)
+            HD_RETURN_IF_ERROR(prepare_run(shape->validate_run, trainer->session));
     }
     const int most = most_micro_batches(trainer);
     const size_t batches = (size_t)(most > o->validate_batches ? most : o->validate_batches);

@@ -77,7 +77,7 @@ struct hd_trainer {
     hd_plan *plan;
 
     hd_session *session;
-    hdi_trace *trace; /* borrowed, or NULL */
+    hdi_spans *spans; /* of a trace, owned; or NULL */
     void (*meanwhile)(
         void *user);      /* called while the device computes a step, or NULL; fails in silence */
     void *meanwhile_user; /* borrowed */
@@ -98,6 +98,12 @@ hd_status hdi_trainer_create_as(const hd_trainer_options *options, bool cuts_blo
 hd_status hdi_census_take(hd_trainer *trainer);
 void hdi_census_release(hdi_census *census);
 const hdi_global_parameter *hdi_census_find(const hdi_census *census, const char *name);
+
+/* trainer_trace.c: from here on steps are in `trace`, which is borrowed, once they are settled; and a span of
+ * the step, as hdi_spans_record has it. */
+hd_status hdi_trainer_start_trace(hd_trainer *trainer, hdi_trace *trace);
+hd_status hdi_trainer_record(hd_trainer *trainer, const char *name, hdi_trace_category category,
+                             hdi_moment *inout);
 
 /* trainer_programs.c: one chunk's program for a purpose, with its backward when training. */
 hd_status hdi_trainer_build_chunk(hd_trainer *trainer, int shape, int chunk, hd_purpose purpose,

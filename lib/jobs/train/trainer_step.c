@@ -168,17 +168,6 @@ static void adapt_loss_scale(hd_trainer *trainer, bool overflow)
     if (trainer->loss_scale > most) trainer->loss_scale = most;
 }
 
-static void record(hd_trainer *trainer, const char *name, hdi_trace_category category, double begin)
-{
-    hdi_trace_record(trainer->trace, &(hdi_trace_event){.name = name,
-                                                        .category = category,
-                                                        .micro_batch = -1,
-                                                        .chunk = -1,
-                                                        .step = trainer->steps,
-                                                        .begin_us = begin,
-                                                        .end_us = hdi_trace_now()});
-}
-
 static hd_status check_shape(const hd_trainer *trainer, int shape)
 {
     if (shape >= 0 && shape < trainer->shape_count) return HD_OK;
@@ -202,14 +191,14 @@ hd_status hd_trainer_step_shape(hd_trainer *trainer, int index, double learning_
     int batches = shape->is.accumulate;
     HD_RETURN_IF_ERROR(feed_inputs(trainer, shape->train, batches, feed, user));
     HD_RETURN_IF_ERROR(
-        hdi_pipeline_run(shape->train_run, trainer->session, trainer->trace, trainer->steps));
+        hdi_pipeline_run(shape->train_run, trainer->session, trainer->spans, trainer->steps));
     if (trainer->meanwhile) trainer->meanwhile(trainer->meanwhile_user);
-    double begin = hdi_trace_now();
+    hdi_moment begin;
+    HD_RETURN_IF_ERROR(hdi_spans_now(trainer->spans, &begin));
     HD_RETURN_IF_ERROR(read_losses(trainer, shape->train, batches));
     HD_RETURN_IF_ERROR(hdi_session_order(trainer->session));
     HD_RETURN_IF_ERROR(end_program(trainer));
-    record(trainer, "reduce", HDI_TRACE_COMM, begin);
-    begin = hdi_trace_now();
+    HD_RETURN_IF_ERROR(hdi_trainer_record(trainer, "reduce", HDI_TRACE_COMM, &begin));
     HD_RETURN_IF_ERROR(
         hd_session_run(trainer->session, trainer->norm, &(hd_session_run_options){.last = true}));
     HD_RETURN_IF_ERROR(share_losses(trainer, batches));
@@ -218,15 +207,16 @@ hd_status hd_trainer_step_shape(hd_trainer *trainer, int index, double learning_
     HD_RETURN_IF_ERROR(hd_session_drain(trainer->session)); /* the step's one wait */
     const double sum = sum_losses(trainer, batches, &out->tokens);
     out->grad_norm = sqrt(sum_squares(trainer));
-    record(trainer, "norm", HDI_TRACE_OPTIMIZER, begin);
+    HD_RETURN_IF_ERROR(hdi_trainer_record(trainer, "norm", HDI_TRACE_OPTIMIZER, &begin));
+    HD_RETURN_IF_ERROR(hdi_spans_settle(trainer->spans));
     out->loss = sum / out->tokens;
     out->grad_norm /= out->tokens * trainer->loss_scale;
     out->loss_scale = trainer->loss_scale;
     out->skipped = !isfinite(out->loss) || !isfinite(out->grad_norm);
-    begin = hdi_trace_now();
+    HD_RETURN_IF_ERROR(hdi_spans_now(trainer->spans, &begin));
     if (!out->skipped) HD_RETURN_IF_ERROR(apply_update(trainer, learning_rate, out));
     adapt_loss_scale(trainer, out->skipped);
-    record(trainer, "update", HDI_TRACE_OPTIMIZER, begin);
+    HD_RETURN_IF_ERROR(hdi_trainer_record(trainer, "update", HDI_TRACE_OPTIMIZER, &begin));
     trainer->steps++;
     return HD_OK;
 }
