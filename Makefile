@@ -167,8 +167,8 @@ check: all tests examples ## build and run every test; ONLY=pattern picks some
 	@CC='$(CC)' CXX='$(CXX)' SAN='$(SAN)' RANKS='$(RANKS)' tests/run.sh $(BUILD) $(ONLY)
 
 # One GPU will do: ranks share it. HEDDLE_TRANSPORT is nccl or staged.
-check-gpu: all tests ## the suite on the GPU; NP='2 4 8', ONLY=pattern, SANITIZER=memcheck|racecheck
-	@HEDDLE_DEVICE=cuda NP='$(NP)' SANITIZER='$(SANITIZER)' PATH="$$PATH:$(CUDA_HOME)/bin" CC='$(CC)' CXX='$(CXX)' \
+check-gpu: all tests ## the suite on the GPU; NP='2 4 8', ONLY=pattern, PART=K/N, SANITIZER=memcheck|racecheck
+	@HEDDLE_DEVICE=cuda NP='$(NP)' PART='$(PART)' SANITIZER='$(SANITIZER)' PATH="$$PATH:$(CUDA_HOME)/bin" CC='$(CC)' CXX='$(CXX)' \
 	    SAN='$(SAN)' tests/run.sh $(BUILD) $(ONLY)
 
 bench-gpu: all $(if $(filter 1,$(CUDA)),$(BUILD)/tests/gpu/speed_block) ## speed on the GPU beside PyTorch: GPT-2, video

@@ -44,7 +44,7 @@ static hd_status write_word(char *at, uint32_t value, cudaStream_t stream)
 }
 
 /* To all peers, and then from all of them. */
-static hd_status meet(const hdi_nccl_copies *it, word which)
+static hd_status meet(const hdi_nccl_copies *it, int which)
 {
     const hdi_nccl_window *flags = it->flags;
     const cudaStream_t stream = it->lane->stream;
