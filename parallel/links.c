@@ -96,23 +96,14 @@ static bool fits(const hdi_links *links, const hdi_schedule *schedule,
     return true;
 }
 
-static hd_status all_fit(hd_comm *host, bool own, bool *out)
-{
-    int64_t value = own;
-    hd_request request;
-    HD_RETURN_IF_ERROR(hd_comm_all_reduce(host, &value, 1, HD_DTYPE_I64, HD_REDUCE_MIN, &request));
-    *out = value != 0;
-    return hd_comm_wait(host, &request);
-}
-
 static hd_status open_window(hdi_links *links, const hdi_schedule *schedule,
                              const hdi_pipeline_chunk *chunks, hd_comm *host, hd_session *session)
 {
     note_own(links, schedule, chunks, session);
     HD_RETURN_IF_ERROR(tell(links, schedule, host));
-    bool fit;
-    HD_RETURN_IF_ERROR(all_fit(host, fits(links, schedule, chunks), &fit));
-    if (!fit) return HD_OK;
+    int64_t all_fit = fits(links, schedule, chunks);
+    HD_RETURN_IF_ERROR(hdi_direct_least(host, &all_fit, 1));
+    if (!all_fit) return HD_OK;
     return hdi_session_window(session, HD_AXIS_PIPELINE, &links->way.window);
 }
 
