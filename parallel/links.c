@@ -26,11 +26,6 @@ static const hdi_landing *landing_of(const hdi_links *links, const hdi_schedule 
     return find(links, schedule, row->peer, chunk, row->channel);
 }
 
-static bool is_send(hdi_schedule_op op)
-{
-    return op == HDI_SEND_FORWARD || op == HDI_SEND_BACKWARD;
-}
-
 hd_tensor hdi_pipeline_moved(const hdi_pipeline_chunk *chunk, hdi_schedule_op op)
 {
     switch (op) {
@@ -87,10 +82,11 @@ static bool fits(const hdi_links *links, const hdi_schedule *schedule,
 {
     for (int i = 0; i < schedule->row_count; i++) {
         const hdi_schedule_row *row = &schedule->rows[i];
-        if (row->op == HDI_FORWARD || row->op == HDI_BACKWARD) continue;
+        if (hdi_schedule_is_compute(row->op)) continue;
         const size_t bytes = bytes_of(&chunks[row->chunk], row->op);
         if (bytes < HDI_DIRECT_LEAST) return false;
-        if (is_send(row->op) && landing_of(links, schedule, row)->bytes != (int64_t)bytes)
+        if (hdi_schedule_is_send(row->op) &&
+            landing_of(links, schedule, row)->bytes != (int64_t)bytes)
             return false;
     }
     return true;
@@ -145,7 +141,7 @@ void hdi_links_destroy(hdi_links *links)
 
 hdi_way *hdi_links_way(hdi_links *links, const hdi_schedule *schedule, const hdi_schedule_row *row)
 {
-    if (is_send(row->op))
+    if (hdi_schedule_is_send(row->op))
         links->way.to[row->peer] =
             hdi_landing_at(landing_of(links, schedule, row), row->micro_batch, 0);
     return &links->way;
