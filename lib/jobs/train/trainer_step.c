@@ -203,7 +203,6 @@ static hd_status take_step(hd_trainer *trainer, int index, double learning_rate,
     HD_RETURN_IF_ERROR(hd_session_drain(trainer->session)); /* the step's one wait */
     const double sum = sum_losses(trainer, batches, &out->tokens);
     out->grad_norm = sqrt(sum_squares(trainer));
-    HD_RETURN_IF_ERROR(hdi_spans_return(trainer->spans));
     HD_RETURN_IF_ERROR(hdi_trainer_record(trainer, "norm", HDI_TRACE_OPTIMIZER, &begin));
     HD_RETURN_IF_ERROR(hdi_spans_settle(trainer->spans));
     out->loss = sum / out->tokens;

@@ -1,4 +1,5 @@
 /* The trace of a trainer's steps. */
+#include "core/error.h"
 #include "jobs/train/trainer.h"
 
 /* What a run of a program's phase records at most: a wait for each copy and exchange that it posts, wherever
@@ -56,5 +57,6 @@ hd_status hdi_trainer_record(hd_trainer *trainer, const char *name, hdi_trace_ca
 {
     const hdi_trace_event event = {
         .name = name, .category = category, .micro_batch = -1, .chunk = -1, .step = trainer->steps};
+    HD_RETURN_IF_ERROR(hdi_spans_return(trainer->spans)); /* the wait for the host is inside */
     return hdi_spans_record(trainer->spans, &event, inout);
 }
