@@ -8,6 +8,7 @@
 #include "ops/shard_sum.h"
 #include "parallel/data.h"
 #include "parallel/links.h"
+#include "parallel/schedule_internal.h"
 
 struct hdi_pipeline {
     const hdi_schedule *schedule;
@@ -87,7 +88,7 @@ static hd_status communicate(hdi_pipeline *pipeline, hd_session *session,
                                      row->micro_batch);
     size_t bytes = hd_tensor_get(chunk->program, tensor)->bytes;
     hd_request *request = request_of(pipeline, row->chunk, row->op, row->micro_batch);
-    bool send = row->op == HDI_SEND_FORWARD || row->op == HDI_SEND_BACKWARD;
+    const bool send = hdi_schedule_is_send(row->op);
     if (pipeline->links)
         pipeline->comm->way = hdi_links_way(pipeline->links, pipeline->schedule, row);
     const hd_status status =
@@ -204,9 +205,8 @@ static hd_status rehearse(hdi_pipeline *pipeline, hd_session *session)
 {
     for (int i = 0; i < pipeline->schedule->row_count; i++) {
         const hdi_schedule_row *row = &pipeline->schedule->rows[i];
-        const bool computes = row->op == HDI_FORWARD || row->op == HDI_BACKWARD;
-        HD_RETURN_IF_ERROR(computes ? wait_before(pipeline, row, NULL, 0)
-                                    : communicate(pipeline, session, row));
+        HD_RETURN_IF_ERROR(hdi_schedule_is_compute(row->op) ? wait_before(pipeline, row, NULL, 0)
+                                                            : communicate(pipeline, session, row));
     }
     return finish(pipeline, NULL);
 }
@@ -225,9 +225,9 @@ hd_status hdi_pipeline_run(hdi_pipeline *pipeline, hd_session *session, hdi_span
     const hdi_schedule *schedule = pipeline->schedule;
     for (int i = 0; i < schedule->row_count; i++) {
         const hdi_schedule_row *row = &schedule->rows[i];
-        bool computes = row->op == HDI_FORWARD || row->op == HDI_BACKWARD;
-        hd_status status = computes ? compute(pipeline, session, row, spans, step)
-                                    : communicate(pipeline, session, row);
+        hd_status status = hdi_schedule_is_compute(row->op)
+                               ? compute(pipeline, session, row, spans, step)
+                               : communicate(pipeline, session, row);
         if (status != HD_OK)
             return hdi_error_context(status, "pipeline stage %d, %s of micro-batch %d, chunk %d",
                                      schedule->options.stage,

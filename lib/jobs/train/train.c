@@ -6,11 +6,11 @@
 #include "core/log.h"
 #include "core/memory.h"
 #include "jobs/job_model.h"
+#include "jobs/progress.h"
 #include "jobs/setup.h"
 #include "jobs/train/plan_report.h"
 #include "optim/learning_rate.h"
 #include "report/pipeline_chart.h"
-#include "report/progress.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -217,15 +217,9 @@ static void log_step(hdi_train_job *job, const hd_progress *progress, double now
     if (job->files.rank != 0 || now < job->logs_next) return;
     job->logs_next = now + SECONDS_BETWEEN;
     char line[160];
-    hdi_progress_format(&(hdi_progress){.step = progress->step,
-                                        .steps = progress->steps,
-                                        .loss = progress->loss,
-                                        .learning_rate = progress->learning_rate,
-                                        .rate_unit = progress->rate_unit,
-                                        .rate = progress->rate,
-                                        .eta_seconds = progress->seconds_left,
-                                        .plain = true},
-                        sizeof line, line, sizeof line);
+    hdi_progress shown = hdi_progress_line(progress);
+    shown.plain = true;
+    hdi_progress_format(&shown, sizeof line, line, sizeof line);
     hdi_log_run(HD_LOG_INFO, "%s", line);
 }
 

@@ -110,7 +110,7 @@ hd_status hdi_trainer_build_chunk(hd_trainer *trainer, int shape, int chunk, hd_
                                   hdi_pipeline_chunk *out);
 
 /* Inputs, losses and squares of a finished program are staged where the device lags behind the host. */
-void hdi_trainer_stage(const hd_trainer *trainer, hd_program *program);
+void hdi_trainer_set_staged(const hd_trainer *trainer, hd_program *program);
 
 /* Whether this rank's stages read an input of that name when they train on a shape. */
 bool hdi_trainer_reads(const hd_trainer *trainer, int shape, const char *name);
