@@ -120,8 +120,8 @@ static hd_status wait_before(hdi_pipeline *pipeline, const hdi_schedule_row *row
     HD_RETURN_IF_ERROR(hdi_comm_order(pipeline->comm, in));
     if (reused) HD_RETURN_IF_ERROR(hdi_comm_order(pipeline->comm, reused));
     return hdi_spans_record(spans,
-                            &(hdi_trace_event){.name = "wait",
-                                               .category = HDI_TRACE_COMM,
+                            &(hdi_trace_event){.name = "wait: communication",
+                                               .category = HDI_TRACE_WAIT_COMM,
                                                .micro_batch = row->micro_batch,
                                                .chunk = row->chunk,
                                                .step = step},
@@ -191,12 +191,14 @@ static hd_status compute(hdi_pipeline *pipeline, hd_session *session, const hdi_
     return hand_over(pipeline, session, row);
 }
 
-static hd_status finish(hdi_pipeline *pipeline)
+static hd_status finish(hdi_pipeline *pipeline, hdi_spans *spans)
 {
     const hdi_schedule_options *o = &pipeline->schedule->options;
+    hdi_moment begin;
+    HD_RETURN_IF_ERROR(hdi_spans_now(spans, &begin));
     for (int i = 0; i < o->chunks * HDI_SCHEDULE_OPS * o->micro_batches; i++)
         HD_RETURN_IF_ERROR(hdi_comm_order(pipeline->comm, &pipeline->requests[i]));
-    return HD_OK;
+    return hdi_spans_waited(spans, HDI_TRACE_WAIT_COMM, &begin);
 }
 
 static hd_status rehearse(hdi_pipeline *pipeline, hd_session *session)
@@ -206,7 +208,7 @@ static hd_status rehearse(hdi_pipeline *pipeline, hd_session *session)
         HD_RETURN_IF_ERROR(hdi_schedule_is_compute(row->op) ? wait_before(pipeline, row, NULL, 0)
                                                             : communicate(pipeline, session, row));
     }
-    return finish(pipeline);
+    return finish(pipeline, NULL);
 }
 
 hd_status hdi_pipeline_rehearse(hdi_pipeline *pipeline, hd_session *session)
@@ -232,5 +234,5 @@ hd_status hdi_pipeline_run(hdi_pipeline *pipeline, hd_session *session, hdi_span
                                      row->op <= HDI_SEND_FORWARD ? "forward" : "backward",
                                      row->micro_batch, row->chunk);
     }
-    return finish(pipeline);
+    return finish(pipeline, spans);
 }
