@@ -86,8 +86,9 @@ typedef struct hd_session_run_options {
     bool idle; /* only take part in what other ranks gather in their run of the phase: no op runs */
 } hd_session_run_options;
 
-/* Queue the ops of a phase. Communication may still be under way on return: whatever runs, reads or writes
- * where it goes waits for it first, and hd_session_drain for all.
+/* Queue the ops of a phase. Communication, or all of a program that the plan runs beside others, may still be
+ * under way on return: whatever runs, reads or writes where it goes waits for it first, and hd_session_drain
+ * for all.
  * Collective if the program communicates. HD_ERROR_* names the op. */
 HD_API hd_status hd_session_run(hd_session *session, const hd_program *program,
                                 const hd_session_run_options *options);

@@ -299,6 +299,9 @@ typedef struct hdi_memory_info {
  * programs make, which take turns. What waits for a slot waits for all earlier copies of its kind. */
 enum { HDI_STREAM_FETCHES = 8, HDI_OP_FETCHES = 56, HDI_FETCH_SLOTS = 64, HDI_STORE_SLOTS = 64 };
 
+/* Of those between streams. */
+enum { HDI_FLAGS = 64 };
+
 /* Queued work that a device keeps, to queue it again. Zeroed: none. */
 typedef struct hdi_graph {
     void *recorded; /* until it is loaded; host memory of the driver's */
@@ -353,6 +356,14 @@ struct hd_backend {
     hd_status (*store)(hd_stream *stream, int slot, void *host, const void *device_memory,
                        size_t bytes);
     hd_status (*await_store)(hd_stream *stream, int slot);
+
+    /* A second stream for computation, which goes first where both have something to do; its copies from and to
+     * the host are apart from the other's. Borrowed; made when it is first asked for. What is queued on a
+     * stream after await_flag begins when all is done that was queued, on any, before the last raise_flag of
+     * that flag (of HDI_FLAGS). */
+    hd_status (*side_stream)(hdi_device *device, hd_stream **out);
+    hd_status (*raise_flag)(hd_stream *stream, int flag);
+    hd_status (*await_flag)(hd_stream *stream, int flag);
 
     /* Graphs; NULL, all of them: the device keeps none. What is queued on `stream` from begin_record to
      * end_record does not run but is kept, with its addresses and arguments; nothing else is asked of the

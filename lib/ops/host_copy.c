@@ -38,7 +38,7 @@ static hd_status run_store(const hd_run *run)
     return HD_OK;
 }
 
-static hd_status run_hold(const hd_run *run)
+static hd_status run_nothing(const hd_run *run)
 {
     (void)run;
     return HD_OK;
@@ -54,4 +54,10 @@ const hd_op_kind hdi_op_store = {.name = "store",
                                  .run = run_store};
 
 const hd_op_kind hdi_op_hold = {
-    .name = "hold", .shape = no_shape, .cost = cost_nothing, .run = run_hold};
+    .name = "hold", .shape = no_shape, .cost = cost_nothing, .run = run_nothing};
+
+const hd_op_kind hdi_op_release = {.name = "release",
+                                   .flags = HD_OP_RELEASES,
+                                   .shape = no_shape,
+                                   .cost = cost_nothing,
+                                   .run = run_nothing};

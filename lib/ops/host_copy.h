@@ -16,4 +16,7 @@ extern const hd_op_kind hdi_op_store;
  * that is on its way. */
 extern const hd_op_kind hdi_op_hold;
 
+/* Does nothing: where its program runs beside others, these may have its inputs' bytes from here on. */
+extern const hd_op_kind hdi_op_release;
+
 #endif

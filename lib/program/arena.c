@@ -9,6 +9,28 @@ static bool has_gradients(const hdi_unit *unit)
     return false;
 }
 
+/* Scratch of programs that run beside others, in any group. */
+static size_t lay_out_beside(hd_plan *plan, size_t begin, size_t bytes[HD_REGIONS])
+{
+    size_t cursor = begin;
+    for (int i = 0; i < plan->unit_count; i++) {
+        hdi_unit *unit = &plan->units[i];
+        for (int r = HD_REGION_IO; r <= HD_REGION_TRANSIENT && unit->options.beside; r++) {
+            unit->base[r] = cursor;
+            cursor += unit->bytes[r];
+            bytes[r] += unit->bytes[r];
+        }
+    }
+    for (int i = 0; i < plan->unit_count; i++)
+        if (plan->units[i].options.beside) plan->units[i].base[HD_REGION_GRADIENTS] = cursor;
+    return cursor;
+}
+
+static bool is_in_group(const hdi_unit *unit, int group)
+{
+    return unit->options.group == group && !unit->options.beside;
+}
+
 /* Scratch of a group: gradients, then what each program keeps, then transients that all share. */
 static size_t lay_out_group(hd_plan *plan, int group, size_t begin, size_t bytes[HD_REGIONS])
 {
@@ -26,7 +48,7 @@ static size_t lay_out_group(hd_plan *plan, int group, size_t begin, size_t bytes
     for (int r = 0; r < 3; r++) {
         for (int i = 0; i < plan->unit_count; i++) {
             hdi_unit *unit = &plan->units[i];
-            if (unit->options.group != group) continue;
+            if (!is_in_group(unit, group)) continue;
             unit->base[HD_REGION_GRADIENTS] = begin;
             unit->base[kept[r]] = cursor;
             cursor += unit->bytes[kept[r]];
@@ -35,7 +57,7 @@ static size_t lay_out_group(hd_plan *plan, int group, size_t begin, size_t bytes
     }
     for (int i = 0; i < plan->unit_count; i++) {
         hdi_unit *unit = &plan->units[i];
-        if (unit->options.group != group) continue;
+        if (!is_in_group(unit, group)) continue;
         unit->base[HD_REGION_TRANSIENT] = cursor;
         if (unit->bytes[HD_REGION_TRANSIENT] > bytes[HD_REGION_TRANSIENT])
             bytes[HD_REGION_TRANSIENT] = unit->bytes[HD_REGION_TRANSIENT];
@@ -54,12 +76,14 @@ void hdi_plan_lay_out_arena(hd_plan *plan)
             plan->units[i].base[persistent[r]] = cursor;
         cursor += plan->bytes[persistent[r]];
     }
+    size_t beside[HD_REGIONS] = {0};
+    cursor = lay_out_beside(plan, cursor, beside);
     plan->arena_bytes = cursor;
     for (int i = 0; i < plan->unit_count; i++) {
         int group = plan->units[i].options.group;
-        bool seen = false;
+        bool seen = plan->units[i].options.beside;
         for (int j = 0; j < i; j++)
-            seen = seen || plan->units[j].options.group == group;
+            seen = seen || is_in_group(&plan->units[j], group);
         if (seen) continue;
         size_t bytes[HD_REGIONS] = {0};
         size_t end = lay_out_group(plan, group, cursor, bytes);
@@ -68,6 +92,8 @@ void hdi_plan_lay_out_arena(hd_plan *plan)
         for (int r = HD_REGION_GRADIENTS; r <= HD_REGION_TRANSIENT; r++)
             plan->bytes[r] = bytes[r];
     }
+    for (int r = HD_REGION_IO; r <= HD_REGION_TRANSIENT; r++)
+        plan->bytes[r] += beside[r];
     plan->bytes[HD_REGION_FOREIGN] = plan->options.foreign;
     plan->bytes[HD_REGION_TRANSPORT] = plan->options.transport;
 }

@@ -109,12 +109,22 @@ typedef struct hdi_copies {
 } hdi_copies;
 hd_status hdi_plan_copies(const hd_plan *plan, const hd_program *program, hdi_copies *out);
 
+/* The same of a program that runs beside forwards of others, one after another: what it computes is beside theirs,
+ * and exposed is what they wait for it. */
+hd_status hdi_plan_copies_beside(const hd_plan *plan, const hd_program *program,
+                                 hd_program *const *next, int count, hdi_copies *out);
+
 /* Prove the plan: aliasing and ordering (verify.c). HD_ERROR_INTERNAL names the op. */
 hd_status hdi_plan_verify(const hd_plan *plan);
 
 /* The part of the proof that spans programs and slots (verify_regions.c): what outlives a program's
  * run shares no bytes with anything that runs meanwhile, in any slot or gradient level. */
 hd_status hdi_plan_verify_regions(const hd_plan *plan);
+
+/* And that a program which runs beside others releases what they share behind its last use (verify_beside.c);
+ * so many releases can be told apart. */
+enum { HDI_RELEASES = 60 };
+hd_status hdi_plan_verify_beside(const hd_plan *plan);
 
 /* Byte range [*begin, *end) in the arena of tensor `id` of a unit, slot 0, level 0. */
 bool hdi_unit_range(const hd_plan *plan, const hdi_unit *unit, int id, size_t *begin, size_t *end);

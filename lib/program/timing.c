@@ -1,17 +1,20 @@
 /* How long programs take, by the rates of a device: a model of four queues, computation, copies from and
- * to the host, and communication, that wait for each other where the plan says so. */
+ * to the host, and communication, that wait for each other where the plan says so. A program that runs beside
+ * others has queues of its own; of the link each takes what the other leaves. */
 #include "core/error.h"
 #include "core/memory.h"
 #include "program/plan.h"
 
 typedef struct model {
+    const struct model *beside; /* it began with this one; NULL: nothing runs beside */
+    double link_seconds;        /* of copies so far */
     const hd_plan *plan;
     const hdi_unit *unit;
     bool trains; /* a run is a forward and the backward that follows it */
     hd_rates rates;
     double computed, copied, stored, sent; /* when each queue is through */
     double worked;                         /* seconds of computation alone */
-    double *ended;                         /* [ops] of those that are posted; NULL: without them */
+    double *ended; /* [ops] of those that are posted, and of releases; NULL: without them */
     double arrived[HD_STREAM_SLOTS];
     int held[HD_STREAM_SLOTS];
     int turn;
@@ -66,6 +69,41 @@ static void copy_in(model *m, hdi_phase phase, int use)
     m->linked += linked_bytes(m, block);
 }
 
+static bool share(const model *m, const hd_op *op, const model *other, const hd_op *release)
+{
+    for (int k = 0; k < op->inputs + op->outputs; k++) {
+        size_t begin, end, free_begin, free_end;
+        const int id = (k < op->inputs ? op->in[k] : op->out[k - op->inputs]).id;
+        if (!hdi_unit_range(m->plan, m->unit, id, &begin, &end)) continue;
+        for (int i = 0; i < release->inputs; i++)
+            if (hdi_unit_range(m->plan, other->unit, release->in[i].id, &free_begin, &free_end) &&
+                begin < free_end && free_begin < end)
+                return true;
+    }
+    return false;
+}
+
+/* What the program beside has to release first. */
+static void wait_for_releases(model *m, int index)
+{
+    const model *other = m->beside;
+    for (int i = 0; other && i < other->unit->program->op_count; i++) {
+        const hd_op *release = &other->unit->program->ops[i]->op;
+        const double released = other->ended[i] + m->link_seconds;
+        if (release->kind->flags & HD_OP_RELEASES && m->computed < released &&
+            share(m, &m->unit->program->ops[index]->op, other, release))
+            m->computed = released;
+    }
+}
+
+/* When a copy of so many seconds that is queued now is over. */
+static double copy_until(model *m, double free, double seconds, double other_end)
+{
+    const double from = free > m->computed ? free : m->computed;
+    m->link_seconds += seconds;
+    return from + (from < other_end ? 2 * seconds : seconds);
+}
+
 static void compute(model *m, int index)
 {
     const hdi_unit *unit = m->unit;
@@ -73,13 +111,15 @@ static void compute(model *m, int index)
     const double seconds = hdi_op_seconds(op, &m->rates);
     for (int w = unit->wait_begin[index]; m->ended && w < unit->wait_begin[index + 1]; w++)
         if (m->computed < m->ended[unit->waits[w]]) m->computed = m->ended[unit->waits[w]];
+    wait_for_releases(m, index);
     if (hdi_op_is_posted(&op->op)) {
         if (!m->ended) return;
         const bool loads = op->op.kind->flags & HD_OP_LOADS;
         const bool stores = op->op.kind->flags & HD_OP_STORES;
+        const double in_until = m->beside ? m->beside->copied : 0;
+        const double out_until = m->beside ? m->beside->stored : 0;
         double *queue = loads ? &m->copied : stores ? &m->stored : &m->sent;
-        if (*queue < m->computed) *queue = m->computed;
-        *queue += seconds;
+        *queue = copy_until(m, *queue, seconds, loads ? in_until : stores ? out_until : 0);
         m->ended[index] = *queue;
         hd_cost cost;
         hdi_op_cost(op, &cost);
@@ -88,6 +128,7 @@ static void compute(model *m, int index)
     } else {
         m->computed += seconds;
         m->worked += seconds;
+        if (m->ended) m->ended[index] = m->computed;
     }
 }
 
@@ -159,15 +200,21 @@ void hd_plan_streaming(const hd_plan *plan, const hd_program *program, hd_stream
     if (out->exposed_seconds < 1e-9 * out->compute_seconds) out->exposed_seconds = 0; /* rounding */
 }
 
-/* The second of two runs of a program, with all that is posted. */
-static hd_status run_again(model *m, const hd_plan *plan, const hd_program *program, double *out)
+/* Begin with all that is posted; *m has memory to free. */
+static hd_status begin_whole(model *m, const hd_plan *plan, const hd_program *program)
 {
     begin(m, plan, program);
     if (!plan->finished || !m->unit)
         return hdi_error(HD_ERROR_ARGUMENT, "plan: seconds of a program that it does not hold");
     m->trains = program->training;
     m->ended = hdi_alloc_array((size_t)program->op_count + 1, sizeof(double));
-    if (!m->ended) return hdi_error(HD_ERROR_MEMORY, "plan: out of host memory");
+    return m->ended ? HD_OK : hdi_error(HD_ERROR_MEMORY, "plan: out of host memory");
+}
+
+/* The second of two runs of a program. */
+static hd_status run_again(model *m, const hd_plan *plan, const hd_program *program, double *out)
+{
+    HD_RETURN_IF_ERROR(begin_whole(m, plan, program));
     run(m);
     const double first = m->computed;
     m->worked = 0;
@@ -190,6 +237,39 @@ hd_status hdi_plan_copies(const hd_plan *plan, const hd_program *program, hdi_co
                         .exposed_seconds = seconds - m.worked};
     if (out->exposed_seconds < 1e-9 * seconds) out->exposed_seconds = 0; /* rounding */
     return HD_OK;
+}
+
+/* A forward of each of the programs, one after the other, from 0 on. */
+static hd_status run_forwards(const hd_plan *plan, hd_program *const *programs, int count,
+                              const model *beside, double *seconds)
+{
+    *seconds = 0;
+    for (int i = 0; i < count; i++) {
+        model m;
+        HD_RETURN_IF_ERROR(begin_whole(&m, plan, programs[i]));
+        m.beside = beside;
+        m.computed = m.copied = m.stored = m.sent = *seconds;
+        run_phase(&m, HDI_PHASE_FORWARD);
+        hdi_free(m.ended);
+        *seconds = m.computed;
+    }
+    return HD_OK;
+}
+
+hd_status hdi_plan_copies_beside(const hd_plan *plan, const hd_program *program,
+                                 hd_program *const *next, int count, hdi_copies *out)
+{
+    model m;
+    double with = 0, without = 0;
+    *out = (hdi_copies){0};
+    HD_RETURN_IF_ERROR(begin_whole(&m, plan, program));
+    run_phase(&m, HDI_PHASE_FORWARD);
+    hd_status status = run_forwards(plan, next, count, &m, &with);
+    if (status == HD_OK) status = run_forwards(plan, next, count, NULL, &without);
+    hdi_free(m.ended);
+    *out = (hdi_copies){
+        .in_bytes = m.loaded, .out_bytes = m.stored_bytes, .exposed_seconds = with - without};
+    return status;
 }
 
 hd_status hd_plan_seconds(const hd_plan *plan, const hd_program *program, double *out)

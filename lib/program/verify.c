@@ -266,5 +266,6 @@ hd_status hdi_plan_verify(const hd_plan *plan)
     for (int i = 0; i < plan->unit_count; i++)
         HD_RETURN_IF_ERROR(verify_unit(plan, &plan->units[i]));
     HD_RETURN_IF_ERROR(hdi_plan_verify_residency(plan));
+    HD_RETURN_IF_ERROR(hdi_plan_verify_beside(plan));
     return hdi_plan_verify_regions(plan);
 }

@@ -147,6 +147,17 @@ static int earlier(const void *left, const void *right)
     return a->begin < b->begin ? -1 : a->begin > b->begin;
 }
 
+/* What a program that runs beside others has to itself. */
+static hd_status add_beside(const hd_plan *plan, int index, extents *list)
+{
+    const hdi_unit *unit = &plan->units[index];
+    extent transients = {.name = unit->program->name,
+                         .region = HD_REGION_TRANSIENT,
+                         .begin = unit->base[HD_REGION_TRANSIENT]};
+    HD_RETURN_IF_ERROR(add_kept(plan, index, list, &transients.end));
+    return add(list, transients);
+}
+
 /* Transients of the group's programs share bytes with each other and with nothing else. */
 static hd_status verify_group(const hd_plan *plan, int group)
 {
@@ -154,7 +165,8 @@ static hd_status verify_group(const hd_plan *plan, int group)
     extent transients = {.name = "all programs", .region = HD_REGION_TRANSIENT, .begin = SIZE_MAX};
     hd_status status = add_shared(plan, group, &list);
     for (int u = 0; u < plan->unit_count && status == HD_OK; u++) {
-        if (plan->units[u].options.group != group) continue;
+        if (plan->units[u].options.beside) status = add_beside(plan, u, &list);
+        if (plan->units[u].options.beside || plan->units[u].options.group != group) continue;
         size_t end, begin = plan->units[u].base[HD_REGION_TRANSIENT];
         status = add_kept(plan, u, &list, &end);
         if (end > begin && begin < transients.begin) transients.begin = begin;

@@ -26,15 +26,20 @@ static hd_status wait_for_copy(hd_session *session, int unit, int op)
     hdi_moment begin;
     HD_RETURN_IF_ERROR(hdi_spans_now(session->spans, &begin));
     HD_RETURN_IF_ERROR(is_load(session, unit, op)
-                           ? context->backend->await(context->stream, slot)
-                           : context->backend->await_store(context->stream, slot));
+                           ? context->backend->await(session->queue, slot)
+                           : context->backend->await_store(session->queue, slot));
     return hdi_spans_waited(session->spans, HDI_TRACE_WAIT_COPIES, &begin);
 }
 
-static hd_status wait_for(hd_session *session, int unit, int op)
+hd_status hdi_session_wait_for(hd_session *session, int unit, int op)
 {
     hdi_posted *posted = &session->posted[unit][op];
     if (posted->copy) return wait_for_copy(session, unit, op);
+    if (posted->flag) {
+        const int flag = posted->flag;
+        posted->flag = 0;
+        return hdi_beside_await(session, flag);
+    }
     if (!posted->comm) return HD_OK;
     hdi_moment begin;
     HD_RETURN_IF_ERROR(hdi_spans_now(session->spans, &begin));
@@ -50,7 +55,7 @@ static hd_status wait_for(hd_session *session, int unit, int op)
 static bool is_posted(const hd_session *session, int unit, int op)
 {
     const hdi_posted *posted = &session->posted[unit][op];
-    return posted->comm || posted->copy;
+    return posted->comm || posted->copy || posted->flag;
 }
 
 static bool is_under_way(const hd_session *session, const hdi_unfinished *left, size_t at,
@@ -72,7 +77,7 @@ hd_status hdi_session_await(hd_session *session, size_t at, size_t bytes)
     for (int i = 0; i < session->unfinished_count; i++) {
         const hdi_unfinished left = session->unfinished[i];
         if (is_under_way(session, &left, at, bytes))
-            HD_RETURN_IF_ERROR(wait_for(session, left.unit, left.op));
+            HD_RETURN_IF_ERROR(hdi_session_wait_for(session, left.unit, left.op));
         if (is_posted(session, left.unit, left.op)) session->unfinished[kept++] = left;
     }
     session->unfinished_count = kept;
@@ -96,22 +101,23 @@ static hd_status locate(hd_session *session, int index, hd_tensor tensor, int st
     const size_t at = hdi_session_place(session, index, tensor, streamed, options, &bytes);
     if (at < HDI_HOST_BASE) hdi_session_touch(session, at, bytes);
     *out = hdi_session_at(session, at);
-    return hdi_session_await(session, at, bytes);
+    /* A program beside others comes behind all that was under way, and others behind it. */
+    return session->beside.walks ? HD_OK : hdi_session_await(session, at, bytes);
 }
 
-static hd_status run_op(hd_session *session, int index, int op_index, int streamed,
-                        const hd_session_run_options *options)
+hd_status hdi_session_run_op(hd_session *session, int index, int op_index, int streamed,
+                             const hd_session_run_options *options)
 {
     const hd_plan *plan = session->plan;
     const hdi_unit *unit = &plan->units[index];
     const hdi_op *op = unit->program->ops[op_index];
     hdi_posted *posted = &session->posted[index][op_index];
     /* It has one request: what a run before has posted is over first, and then off the list of unfinished. */
-    if (posted->comm) HD_RETURN_IF_ERROR(wait_for(session, index, op_index));
+    if (posted->comm) HD_RETURN_IF_ERROR(hdi_session_wait_for(session, index, op_index));
     const bool is_sum = op->op.outputs && op->op.out_info[0]->role == HD_ROLE_GRADIENT;
     hd_run run = {.op = &op->op,
                   .backend = session->context->backend,
-                  .stream = session->context->stream,
+                  .stream = session->queue,
                   .mesh = session->mesh,
                   .accumulate = is_sum && (options->accumulate || !op->first_writer),
                   .folds = options->folds,
@@ -155,16 +161,15 @@ hd_status hdi_session_hear(hd_session *session, int unit, int op, hd_comm **out)
     const hd_session_run_options options = {.last = true};
     hdi_posted *posted = &session->posted[unit][op];
     const size_t high_water = session->high_water;
-    const hd_status status = run_op(session, unit, op, 0, &options);
+    const hd_status status = hdi_session_run_op(session, unit, op, 0, &options);
     session->high_water = high_water;
     *out = posted->comm;
     posted->comm = NULL;
     return status;
 }
 
-/* Communication goes on behind its program until somebody touches its bytes. */
-static void leave(hd_session *session, int index, int op_index,
-                  const hd_session_run_options *options)
+void hdi_session_leave(hd_session *session, int index, int op_index,
+                       const hd_session_run_options *options)
 {
     const hdi_unit *unit = &session->plan->units[index];
     const hd_op *op = &unit->program->ops[op_index]->op;
@@ -194,9 +199,9 @@ static hd_status end_communication(hd_session *session, int index,
         for (int k = 0; k < op->outputs; k++)
             transient = transient || unit->places[op->out[k].id].region == HD_REGION_TRANSIENT;
         if (transient)
-            HD_RETURN_IF_ERROR(wait_for(session, index, i));
+            HD_RETURN_IF_ERROR(hdi_session_wait_for(session, index, i));
         else if (session->posted[index][i].comm)
-            leave(session, index, i, options);
+            hdi_session_leave(session, index, i, options);
     }
     return HD_OK;
 }
@@ -207,7 +212,8 @@ static hd_status run_ops(hd_session *session, const hdi_segment *segment,
     const hd_program *program = session->plan->units[segment->unit].program;
     for (int i = segment->begin; i < segment->end; i++)
         if (hdi_op_runs(program->ops[i], options))
-            HD_RETURN_IF_ERROR(run_op(session, segment->unit, i, segment->streamed, options));
+            HD_RETURN_IF_ERROR(
+                hdi_session_run_op(session, segment->unit, i, segment->streamed, options));
     return HD_OK;
 }
 
@@ -222,26 +228,11 @@ static hd_status run_segment(hd_session *session, hdi_segment *segment, int unti
     return run_ops(session, segment, options);
 }
 
-hd_status hd_session_run(hd_session *session, const hd_program *program,
-                         const hd_session_run_options *options)
+static hd_status walk(hd_session *session, int index, int next,
+                      const hd_session_run_options *options)
 {
-    int index = hdi_session_unit(session, program);
-    if (index < 0)
-        return hdi_error(HD_ERROR_ARGUMENT, "session: program '%s' is not in its plan",
-                         program->name);
-    int levels = session->plan->options.gradient_levels;
-    if (options->micro_batch < 0 || options->level < 0 || options->level >= levels ||
-        options->folds < 0 || options->folds > options->level)
-        return hdi_error(HD_ERROR_ARGUMENT,
-                         "session: program '%s': micro-batch %d, gradient level %d, %d folds; want "
-                         "folds <= level < %d",
-                         program->name, options->micro_batch, options->level, options->folds,
-                         levels);
     const hdi_unit *unit = &session->plan->units[index];
-    const int next = options->next ? hdi_session_unit(session, options->next) : index;
-    if (next < 0)
-        return hdi_error(HD_ERROR_ARGUMENT, "session: program '%s' is not in its plan",
-                         options->next->name);
+    const hd_program *program = unit->program;
     const hdi_phase phase = hdi_phase_of(options->phase);
     hdi_streaming_walk walk = {.run = &unit->streamed[phase], .use = -1};
     if (!options->no_next)
@@ -254,7 +245,7 @@ hd_status hd_session_run(hd_session *session, const hd_program *program,
         if (op->phase != phase) continue;
         /* Those of an op that is left out, too: later ones rely on them. */
         for (int w = unit->wait_begin[i]; w < unit->wait_begin[i + 1]; w++)
-            HD_RETURN_IF_ERROR(wait_for(session, index, unit->waits[w]));
+            HD_RETURN_IF_ERROR(hdi_session_wait_for(session, index, unit->waits[w]));
         if (!hdi_op_runs(op, options)) continue;
         HD_RETURN_IF_ERROR(hdi_streaming_before(session, &walk, i));
         if (options->idle) continue;
@@ -276,11 +267,36 @@ hd_status hd_session_run(hd_session *session, const hd_program *program,
     return end_communication(session, index, options);
 }
 
+hd_status hd_session_run(hd_session *session, const hd_program *program,
+                         const hd_session_run_options *options)
+{
+    int index = hdi_session_unit(session, program);
+    if (index < 0)
+        return hdi_error(HD_ERROR_ARGUMENT, "session: program '%s' is not in its plan",
+                         program->name);
+    int levels = session->plan->options.gradient_levels;
+    if (options->micro_batch < 0 || options->level < 0 || options->level >= levels ||
+        options->folds < 0 || options->folds > options->level)
+        return hdi_error(HD_ERROR_ARGUMENT,
+                         "session: program '%s': micro-batch %d, gradient level %d, %d folds; want "
+                         "folds <= level < %d",
+                         program->name, options->micro_batch, options->level, options->folds,
+                         levels);
+    const int next = options->next ? hdi_session_unit(session, options->next) : index;
+    if (next < 0)
+        return hdi_error(HD_ERROR_ARGUMENT, "session: program '%s' is not in its plan",
+                         options->next->name);
+    if (session->plan->units[index].options.beside)
+        return hdi_beside_begin(session, index, options);
+    return walk(session, index, next, options);
+}
+
 hd_status hdi_session_order(hd_session *session)
 {
+    HD_RETURN_IF_ERROR(hdi_beside_end(session));
     for (int u = 0; u < session->plan->unit_count; u++)
         for (int i = 0; i < session->plan->units[u].program->op_count; i++)
-            HD_RETURN_IF_ERROR(wait_for(session, u, i));
+            HD_RETURN_IF_ERROR(hdi_session_wait_for(session, u, i));
     session->unfinished_count = 0;
     return HD_OK;
 }
@@ -303,8 +319,9 @@ hd_status hdi_session_warm_up(hd_session *session)
         for (int i = 0; i < program->op_count; i++) {
             const uint32_t flags = program->ops[i]->op.kind->flags;
             if (hdi_op_is_posted(&program->ops[i]->op)) continue;
-            HD_RETURN_IF_ERROR(run_op(session, u, i, 0, &writes));
-            if (flags & HD_OP_WEIGHT_GRADIENT) HD_RETURN_IF_ERROR(run_op(session, u, i, 0, &adds));
+            HD_RETURN_IF_ERROR(hdi_session_run_op(session, u, i, 0, &writes));
+            if (flags & HD_OP_WEIGHT_GRADIENT)
+                HD_RETURN_IF_ERROR(hdi_session_run_op(session, u, i, 0, &adds));
         }
     }
     HD_RETURN_IF_ERROR(
@@ -321,9 +338,9 @@ static hd_status rehearse(hd_session *session, int index, hdi_phase phase)
         const hdi_op *op = unit->program->ops[i];
         if (op->phase != phase) continue;
         for (int w = unit->wait_begin[i]; w < unit->wait_begin[i + 1]; w++)
-            HD_RETURN_IF_ERROR(wait_for(session, index, unit->waits[w]));
+            HD_RETURN_IF_ERROR(hdi_session_wait_for(session, index, unit->waits[w]));
         if (op->op.kind->flags & HD_OP_COMMUNICATES)
-            HD_RETURN_IF_ERROR(run_op(session, index, i, 0, &options));
+            HD_RETURN_IF_ERROR(hdi_session_run_op(session, index, i, 0, &options));
     }
     return end_communication(session, index, &options);
 }

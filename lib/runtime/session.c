@@ -74,13 +74,15 @@ static hd_status open_parts(hd_session *session)
         ok = session->posted[i] != NULL;
         for (int k = 0; k < program->op_count; k++) {
             const hd_op *op = &program->ops[k]->op;
-            if (hdi_op_is_posted(op)) most_unfinished += (size_t)(op->inputs + op->outputs);
+            if (hdi_op_is_posted(op) || op->kind->flags & HD_OP_RELEASES)
+                most_unfinished += (size_t)(op->inputs + op->outputs);
         }
     }
     session->unfinished = hdi_alloc_array(most_unfinished, sizeof *session->unfinished);
     if (!ok || !session->unfinished)
         return hdi_error(HD_ERROR_MEMORY, "session: out of host memory");
     HD_RETURN_IF_ERROR(hdi_replay_open(session));
+    HD_RETURN_IF_ERROR(hdi_beside_open(session));
     void *arena = NULL;
     HD_RETURN_IF_ERROR(context->backend->reserve(context->device, plan->arena_bytes, &arena));
     session->arena = arena;
@@ -145,7 +147,8 @@ hd_status hdi_session_create_shared(hd_context *context, const hd_plan *plan, co
 void hd_session_destroy(hd_session *session)
 {
     if (!session) return;
-    if (session->unfinished_count) (void)hd_session_drain(session); /* it goes to this memory */
+    if (session->unfinished_count || session->beside.flags)
+        (void)hd_session_drain(session); /* it goes to this memory */
     hdi_session_end_sharing(session);
     if (session->arena)
         session->context->backend->release(session->context->device, session->arena,

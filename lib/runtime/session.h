@@ -4,6 +4,7 @@
 
 #include "backend/backend.h"
 #include "program/plan.h"
+#include "runtime/beside.h"
 #include "runtime/replay.h"
 #include "runtime/staged.h"
 #include "runtime/streaming.h"
@@ -33,10 +34,11 @@ typedef struct hdi_posted {
     hd_request request;
     hd_comm *comm;      /* NULL: nothing posted */
     int copy;           /* of a load or store under way: 1 + its slot; 0: none */
+    int flag;           /* of a release that nobody has waited for: the flag; 0: none */
     hdi_direct *direct; /* borrowed: it goes straight to its peers; NULL: as the transport likes */
 } hdi_posted;
 
-/* Bytes that communication goes on with after its program has ended. */
+/* Bytes that communication, or a program beside, goes on with after the session has left it. */
 typedef struct hdi_unfinished {
     int unit, op;
     size_t begin, end;
@@ -56,6 +58,8 @@ struct hd_session {
     char *arena;                /* owned, on the device */
     char *host;                 /* owned, pinned: the host's arena; NULL without any */
     int loads, stores;          /* the last slots that copies of ops took */
+    hd_stream *queue;           /* borrowed: that ops are queued on: the context's, or beside it */
+    hdi_beside beside;
     hdi_posted **posted;        /* [unit][op] communication that nobody has waited for yet */
     hdi_unfinished *unfinished; /* owned; room for all that a plan can leave */
     int unfinished_count;
@@ -100,6 +104,17 @@ hd_status hdi_session_hear(hd_session *session, int unit, int op, hd_comm **out)
 /* Give the exchange that is posted next its way, in the slot of a micro-batch; and take it away. Local. */
 void hdi_session_set_way(hdi_direct *direct, int micro_batch, int level);
 void hdi_session_clear_way(hdi_direct *direct);
+
+/* One op of a run, queued; what it has to wait for in its own program has been. */
+hd_status hdi_session_run_op(hd_session *session, int unit, int op, int streamed,
+                             const hd_session_run_options *options);
+
+/* What is queued next comes behind all that an op has posted or releases; nothing if that is over. */
+hd_status hdi_session_wait_for(hd_session *session, int unit, int op);
+
+/* What an op has posted, or releases, goes on behind its program until somebody touches its bytes. */
+void hdi_session_leave(hd_session *session, int unit, int op,
+                       const hd_session_run_options *options);
 
 /* Raise the high-water mark. */
 static inline void hdi_session_touch(hd_session *session, size_t begin, size_t bytes)

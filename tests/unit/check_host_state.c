@@ -61,12 +61,13 @@ static trained train(hd_trainer_options options)
     context->backend = hdt_late_backend();
     hd_trainer *trainer = make_trainer(model, mesh, context->backend, options);
     hdt_assert_ok(hd_trainer_start(trainer, context, 42));
+    trainer->session->beside.ahead = 0; /* updates, too, at the last moment */
     trained out = {0};
     hd_step_result result;
     for (int64_t step = 0; step < STEPS; step++) {
         hdt_assert_ok(hd_trainer_step(trainer, 3e-3, hdt_feed, &step, &result));
         if (step == 0) out.allocations = hdi_alloc_count();
-        ck_assert_int_eq(hdt_late_pending(), 0);
+        if (!trainer->session->beside.flags) ck_assert_int_eq(hdt_late_pending(), 0);
     }
     out.allocations = hdi_alloc_count() - out.allocations;
     out.loss = result.loss;
@@ -78,6 +79,7 @@ static trained train(hd_trainer_options options)
     out.gradients = hd_plan_region_bytes(trainer->plan, HD_REGION_GRADIENTS);
     out.update_scratch = scratch_of_update(trainer);
     hdt_assert_ok(hd_trainer_weights_hash(trainer, &out.hash));
+    ck_assert_int_eq(hdt_late_pending(), 0);
     hd_trainer_destroy(trainer);
     hd_context_destroy(context);
     hd_mesh_destroy(mesh);

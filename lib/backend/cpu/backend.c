@@ -110,6 +110,12 @@ static hd_status store(hd_stream *stream, int slot, void *host, const void *devi
     return copy(stream, host, device_memory, bytes);
 }
 
+static hd_status side_stream(hdi_device *device, hd_stream **out)
+{
+    *out = &device->stream;
+    return HD_OK;
+}
+
 static hd_status zero(hd_stream *stream, void *out, size_t bytes)
 {
     (void)stream;
@@ -144,6 +150,9 @@ const hd_backend hdi_backend_cpu = {
     .await = await,
     .store = store,
     .await_store = await,
+    .side_stream = side_stream,
+    .raise_flag = await,
+    .await_flag = await,
     .gemm = hdi_cpu_any_gemm,
     .column_sum = hdi_cpu_any_column_sum,
     .column_sum_workspace = hdi_cpu_column_sum_workspace,

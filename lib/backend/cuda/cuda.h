@@ -40,13 +40,15 @@ typedef struct hdi_cuda_fault {
 struct hd_stream {
     cudaStream_t handle;
     hdi_device *device;
+    cudaStream_t fetches, stores; /* copies beside it, in and out */
+    cudaEvent_t queued, fetched[HDI_FETCH_SLOTS], stored[HDI_STORE_SLOTS];
 };
 
 typedef struct hdi_cuda_gemms hdi_cuda_gemms;           /* gemm.c's */
 typedef struct hdi_cuda_attentions hdi_cuda_attentions; /* attention_cudnn.c's */
 
 struct hdi_device {
-    hd_stream stream;
+    hd_stream stream, side; /* the second: once it has been asked for */
     int ordinal;
     int architecture; /* 10 * major + minor, 90 for an H100 */
     int processors;
@@ -57,8 +59,7 @@ struct hdi_device {
     cudaEvent_t marked;
     cudaEvent_t *stamps; /* [stamp_count], owned */
     int stamp_count;
-    cudaStream_t fetches, stores; /* copies beside `stream`, in and out */
-    cudaEvent_t queued, fetched[HDI_FETCH_SLOTS], stored[HDI_STORE_SLOTS];
+    cudaEvent_t flags[HDI_FLAGS]; /* with `side` */
     hdi_cuda_fault *fault;
     hdi_cuda_gemms *gemms; /* these two are made when first needed */
     hdi_cuda_attentions *attentions;
@@ -112,9 +113,12 @@ void hdi_cuda_close_stamps(hdi_device *device); /* of a device that is half open
 hd_status hdi_cuda_stamp(hd_stream *stream, int stamp);
 hd_status hdi_cuda_elapsed(hd_stream *stream, int from, int to, double *seconds);
 
-hd_status hdi_cuda_open_fetches(hdi_device *device);
+hd_status hdi_cuda_open_fetches(hd_stream *stream);
 void hdi_cuda_wait_for_fetches(hdi_device *device); /* of a device that is half open, too */
 void hdi_cuda_close_fetches(hdi_device *device);
+hd_status hdi_cuda_side_stream(hdi_device *device, hd_stream **out);
+hd_status hdi_cuda_raise_flag(hd_stream *stream, int flag);
+hd_status hdi_cuda_await_flag(hd_stream *stream, int flag);
 hd_status hdi_cuda_fetch(hd_stream *stream, int slot, void *device_memory, const void *host,
                          size_t bytes);
 hd_status hdi_cuda_await(hd_stream *stream, int slot);

@@ -86,7 +86,7 @@ static hd_status open_parts(hdi_device *device)
         cudaHostAlloc((void **)&device->fault, sizeof *device->fault, cudaHostAllocPortable),
         "cudaHostAlloc"));
     memset(device->fault, 0, sizeof *device->fault);
-    HD_RETURN_IF_ERROR(hdi_cuda_open_fetches(device));
+    HD_RETURN_IF_ERROR(hdi_cuda_open_fetches(&device->stream));
     device->virtual_memory = hdi_cuda_can_map(device->ordinal);
     cublasLtHandle_t blas = NULL;
     const cublasStatus_t status = cublasLtCreate(&blas);

@@ -341,7 +341,9 @@ static hd_status make_plan(hd_trainer *trainer)
     hdi_trainer_set_staged(trainer, trainer->norm);
     hdi_trainer_set_staged(trainer, trainer->update);
     HD_RETURN_IF_ERROR(hd_plan_add(trainer->plan, trainer->norm, NULL));
-    HD_RETURN_IF_ERROR(hd_plan_add(trainer->plan, trainer->update, NULL));
+    HD_RETURN_IF_ERROR(hd_plan_add(
+        trainer->plan, trainer->update,
+        &(hd_plan_program_options){.beside = hdi_trainer_updates_beside(trainer)}));
     HD_RETURN_IF_ERROR(add_validation(trainer));
     return hd_plan_finish(trainer->plan);
 }

@@ -1,5 +1,7 @@
 /* Program `update`: AdamW chunk by chunk and, with sharded state, the gather of the weights. State on the
- * host passes through the device: while a chunk is updated the next one comes and the one before goes. */
+ * host passes through the device: while a chunk is updated the next one comes and the one before goes, and the
+ * next step begins with the blocks that have been updated. */
+#include "core/checked.h"
 #include "core/error.h"
 #include "jobs/train/trainer.h"
 #include "ops/collective.h"
@@ -236,6 +238,31 @@ static void update_of_bucket(hd_trainer *trainer, const hdi_layout *layout, int 
     }
 }
 
+bool hdi_trainer_updates_beside(const hd_trainer *trainer)
+{
+    const hd_trainer_options *o = &trainer->options;
+    const bool gathers = o->shard_state && hd_mesh_size(o->mesh, HD_AXIS_SHARD) > 1;
+    return (hdi_trainer_on_host(trainer) || hdi_trainer_gradients_on_host(trainer)) && !gathers &&
+           o->residency != HD_RESIDENCY_HOST;
+}
+
+/* The weights of buckets `low` to `high`, which lie side by side, may be read and their gradients written from
+ * here on. */
+static void release(hd_trainer *trainer, const hdi_layout *layout, int low, int high)
+{
+    hd_program *program = trainer->update;
+    const hdi_bucket *first = &layout->buckets[low], *last = &layout->buckets[high];
+    const int64_t gradients = last->gradient_first + last->elements - first->gradient_first;
+    const hd_tensor both[] = {weights(trainer, first, first->weights_first,
+                                      last->weights_first + last->elements - first->weights_first),
+                              hdi_trainer_gradients_on_host(trainer)
+                                  ? hdi_host_gradient(program, first->gradient_first, gradients)
+                                  : hdi_flat_tensor(program, "gradients", HDI_FLAT_GRADIENTS,
+                                                    program->gradients, first->gradient_first,
+                                                    gradients)};
+    hdi_op_append(program, &hdi_op_release, NULL, 2, both, 0, NULL);
+}
+
 hd_status hdi_trainer_build_chunks(hd_trainer *trainer, const hdi_layout *layout)
 {
     HD_RETURN_IF_ERROR(
@@ -248,12 +275,19 @@ hd_status hdi_trainer_build_chunks(hd_trainer *trainer, const hdi_layout *layout
     if (trainer->options.ema_decay > 0)
         trainer->average_share =
             hd_input(trainer->update, "average.share", HD_DTYPE_F32, 1, &(int64_t){1});
+    const int64_t least = hdi_ceil_div(layout->weights_elements, HDI_RELEASES - 1);
     passage p = {0};
-    int chunk = 0;
-    for (int b = 0; b < layout->bucket_count; b++) {
+    int chunk = 0, high = layout->bucket_count - 1;
+    for (int b = high; b >= 0; b--) { /* as a forward uses them */
+        const hdi_bucket *bucket = &layout->buckets[b];
         update_of_bucket(trainer, layout, b, &p, &chunk);
-        if (layout->state_sharded && layout->shards > 1 && !layout->buckets[b].sharded)
-            gather(trainer, layout, &layout->buckets[b]);
+        if (layout->state_sharded && layout->shards > 1 && !bucket->sharded)
+            gather(trainer, layout, bucket);
+        const int64_t updated =
+            layout->buckets[high].first + layout->buckets[high].elements - bucket->first;
+        if (!hdi_trainer_updates_beside(trainer) || (b && updated < least)) continue;
+        release(trainer, layout, b, high);
+        high = b - 1;
     }
     return hd_program_finish(trainer->update);
 }

@@ -101,7 +101,7 @@ hd_status hdi_trainer_cut_pieces(hd_trainer *trainer, const hdi_layout *layout)
         HD_RETURN_IF_ERROR(add_piece(&trainer->square_pieces, &trainer->square_count,
                                      &trainer->square_capacity, piece));
     }
-    for (int b = 0; b < layout->bucket_count; b++)
+    for (int b = layout->bucket_count - 1; b >= 0; b--)
         HD_RETURN_IF_ERROR(cut_chunks(trainer, layout, b));
     return HD_OK;
 }
