@@ -88,6 +88,7 @@ static hd_trainer_options changed(const hd_trainer_options *options, const setti
 {
     hd_trainer_options out = *options;
     out.budget = 0;
+    out.in_turn = true;
     out.sequences = tried->micro_batch;
     out.accumulate = tried->accumulate;
     out.shard_state = shard_state(options, tried);

@@ -180,6 +180,11 @@ const hdi_config_row hdi_job_schema[] = {
          "moments, masters and train.ema: on the device; on the host, passing through the device "
          "while it updates; auto: on the host where nothing else fits memory.budget",
          QUIET),
+    BOOL("optimizer.overlap", "true",
+         "an update with state or gradients on the host goes on beside the next step's first "
+         "forward, "
+         "if memory.budget has room for what passes",
+         QUIET),
     ENUM("optimizer.decay", "matrices", decays, "which parameters decay: those of two dims, or all",
          0),
 

@@ -20,7 +20,7 @@ static hd_status open_device(int ordinal, hdi_device **out)
     (void)ordinal; /* all ranks of a host share its processor and memory */
     *out = hdi_alloc(sizeof **out);
     if (!*out) return hdi_error(HD_ERROR_MEMORY, "cpu: out of host memory for a device");
-    (*out)->stream.device = *out;
+    (*out)->stream.device = (*out)->side.device = *out;
     return HD_OK;
 }
 
@@ -112,7 +112,7 @@ static hd_status store(hd_stream *stream, int slot, void *host, const void *devi
 
 static hd_status side_stream(hdi_device *device, hd_stream **out)
 {
-    *out = &device->stream;
+    *out = &device->side;
     return HD_OK;
 }
 

@@ -32,7 +32,7 @@ struct hd_stream {
 };
 
 struct hdi_device {
-    hd_stream stream;
+    hd_stream stream, side;
     float *scratch[HDI_CPU_SCRATCH]; /* owned */
     int64_t scratch_elements[HDI_CPU_SCRATCH];
 };

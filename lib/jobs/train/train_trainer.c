@@ -105,6 +105,7 @@ static hd_status train_options(const hd_config *config, hd_model *model, const h
         .residency = (hd_residency)hdi_config_enum(values, "train.residency"),
         .gradient_residency = (hd_residency)hdi_config_enum(values, "train.gradient_residency"),
         .optimizer_residency = (hd_residency)hdi_config_enum(values, "optimizer.residency"),
+        .in_turn = !hdi_config_bool(values, "optimizer.overlap"),
         .adamw = {.beta1 = (float)hdi_config_float(values, "optimizer.beta1"),
                   .beta2 = (float)hdi_config_float(values, "optimizer.beta2"),
                   .epsilon = (float)hdi_config_float(values, "optimizer.epsilon"),

@@ -137,8 +137,8 @@ static inline bool hdi_trainer_ends_programs(const hd_trainer *trainer)
     return hdi_plan_uses_host(trainer->plan) || trainer->plan->residency.host_blocks;
 }
 
-/* Does the update go on while the next step begins? Where it has what passes through the device to itself. Weights
- * that pass, too, and those that ranks gather behind it, are whole only once it is over. */
+/* Does the update go on while the next step begins? Weights that pass through the device, too, and those that
+ * ranks gather behind it, are whole only once it is over. */
 bool hdi_trainer_updates_beside(const hd_trainer *trainer);
 
 /* Are the sums of gradients? */

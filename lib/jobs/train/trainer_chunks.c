@@ -243,7 +243,7 @@ bool hdi_trainer_updates_beside(const hd_trainer *trainer)
     const hd_trainer_options *o = &trainer->options;
     const bool gathers = o->shard_state && hd_mesh_size(o->mesh, HD_AXIS_SHARD) > 1;
     return (hdi_trainer_on_host(trainer) || hdi_trainer_gradients_on_host(trainer)) && !gathers &&
-           o->residency != HD_RESIDENCY_HOST;
+           o->residency != HD_RESIDENCY_HOST && !o->in_turn;
 }
 
 /* The weights of buckets `low` to `high`, which lie side by side, may be read and their gradients written from
