@@ -82,9 +82,8 @@ typedef struct hd_trainer_options {
                                          in pinned host memory, from where they pass through the
                                          device while it updates; AUTO: there if nothing else fits
                                          the budget. The same bits. */
-    bool
-        in_turn; /* such an update ends before the next step begins; else it goes on beside that step's first
-                     forward, where the budget has room for what passes. The same bits. */
+    bool in_turn; /* such an update ends before the next step begins; else it goes on beside that
+                     step's first forward, where the budget has room for it. The same bits. */
     hd_residency
         gradient_residency;  /* of gradients' sums: HOST: a bucket goes there when the backward
                                          has made it, and comes in to be added to; AUTO: if nothing
