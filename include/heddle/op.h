@@ -63,7 +63,8 @@ enum {
     HD_OP_LOADS = 16,   /* copies from host memory beside the computation; and */
     HD_OP_STORES = 32,  /* to it: both complete when somebody waits */
     HD_OP_ATTENDS = 64, /* its FLOPs go at the rate of attention, not of matrix products */
-    HD_OP_VARIES = 128, /* run waits, or queues what does not follow from its hd_run: not replayed */
+    HD_OP_VARIES =
+        128, /* run waits, or queues what does not follow from its hd_run: not replayed */
     HD_OP_RELEASES = 256 /* where its program runs beside others, they may have its inputs' bytes */
 };
 

@@ -97,7 +97,8 @@ typedef struct hd_plan_program_options {
     int io_slots;       /* micro-batches whose inputs and outputs are held at once */
     int cache_slots;    /* copies of each per-slot state: sequences in flight */
     int boundary_slots; /* copies of each boundary tensor */
-    bool beside; /* its runs go on beside what is run next, so its scratch is nobody else's. It may not
+    bool
+        beside; /* its runs go on beside what is run next, so its scratch is nobody else's. It may not
                     communicate, nor use weights that pass through slots; what else touches its bytes
                     finds them released (HD_OP_RELEASES) behind their last use */
 } hd_plan_program_options;

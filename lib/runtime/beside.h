@@ -8,7 +8,7 @@
 #include <heddle/session.h>
 
 /* How many ops are queued ahead of what others wait for. */
-enum { HDI_BESIDE_AHEAD = 256 };
+enum { HDI_BESIDE_AHEAD = 128 };
 
 typedef struct hdi_beside {
     hd_stream *stream; /* borrowed; NULL: the plan has no such program */

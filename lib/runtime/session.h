@@ -55,10 +55,10 @@ struct hd_session {
     hd_context *context;
     const hd_plan *plan;
     const hd_mesh *mesh;
-    char *arena;                /* owned, on the device */
-    char *host;                 /* owned, pinned: the host's arena; NULL without any */
-    int loads, stores;          /* the last slots that copies of ops took */
-    hd_stream *queue;           /* borrowed: that ops are queued on: the context's, or beside it */
+    char *arena;       /* owned, on the device */
+    char *host;        /* owned, pinned: the host's arena; NULL without any */
+    int loads, stores; /* the last slots that copies of ops took */
+    hd_stream *queue;  /* borrowed: that ops are queued on: the context's, or beside it */
     hdi_beside beside;
     hdi_posted **posted;        /* [unit][op] communication that nobody has waited for yet */
     hdi_unfinished *unfinished; /* owned; room for all that a plan can leave */

@@ -131,7 +131,8 @@ START_TEST(ranks_that_need_the_host_and_ranks_that_do_not_train_together)
         if (ranks_of(&split->mesh) != hd_comm_size(hdt_world) || of(split->mesh.pipeline) > 1)
             continue;
         hd_trainer_options options = {.dtype = HD_DTYPE_BF16,
-                                      .optimizer_residency = HD_RESIDENCY_HOST};
+                                      .optimizer_residency = HD_RESIDENCY_HOST,
+                                      .in_turn = true}; /* else that is what a byte less costs */
         const hdt_trained device = train(split, options);
         options.residency = HD_RESIDENCY_AUTO;
         options.budget = 1 << 30;

@@ -127,7 +127,7 @@ END_TEST
 START_TEST(a_budget_keeps_as_many_blocks_on_the_device_as_it_holds)
 {
     begin(&(hd_mesh_options){0}, 1);
-    hd_trainer_options fixed = {.optimizer_residency = HD_RESIDENCY_HOST};
+    hd_trainer_options fixed = {.optimizer_residency = HD_RESIDENCY_HOST, .in_turn = true};
     const size_t resident = needed(fixed);
     fixed.residency = HD_RESIDENCY_HOST;
     const size_t least = needed(fixed);

@@ -130,8 +130,8 @@ static inline bool hdi_trainer_on_host(const hd_trainer *trainer)
 /* Which micro-batches are this rank's. Local. */
 hdi_deal hdi_trainer_deal(const hd_trainer *trainer);
 
-/* Is the device waited for behind the backward and the update? Copies of ops from and to the host do not wait
- * for programs before. */
+/* Is the device waited for behind the backward and behind an update that does not go on? Copies of ops from and to
+ * the host do not wait for programs before. */
 static inline bool hdi_trainer_ends_programs(const hd_trainer *trainer)
 {
     return hdi_plan_uses_host(trainer->plan) || trainer->plan->residency.host_blocks;
