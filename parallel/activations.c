@@ -5,6 +5,7 @@
 #include "core/memory.h"
 #include "ops/host_copy.h"
 #include "ops/quantize.h"
+#include "program/layout.h"
 
 #include <stdlib.h>
 
@@ -194,16 +195,16 @@ static bool may_move(const mover *m, int b)
     return !o->again_only || m->program->scopes[m->blocks[b].scope].recompute;
 }
 
-/* Evenly spread, so that copies have the blocks between for their time, from the first on, whose activations
- * wait longest. */
+/* Evenly spread, so that copies have the blocks between for their time; the first, whose activations wait
+ * longest, before the last. */
 static void choose_blocks(mover *m)
 {
-    int count = 0, at = 0;
+    int count = 0;
     for (int b = 0; b < m->block_count; b++)
         count += may_move(m, b);
-    const int64_t chosen = m->options->blocks < count ? m->options->blocks : count;
-    for (int b = 0; b < m->block_count; b++)
-        m->blocks[b].moves = may_move(m, b) && at++ * chosen % count < chosen;
+    const int chosen = m->options->blocks < count ? m->options->blocks : count;
+    for (int b = 0, left = count; b < m->block_count; b++)
+        m->blocks[b].moves = may_move(m, b) && hdi_block_is_host(--left, chosen, count);
 }
 
 static bool moves(const mover *m, const saved *item)

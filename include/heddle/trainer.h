@@ -68,7 +68,7 @@ typedef struct hd_trainer_options {
     int sequence_groups;     /* as hd_program_options has it */
     int tensor_groups;       /* the same */
     hd_activations activations;
-    bool recompute; /* short for HD_ACTIVATIONS_RECOMPUTE, where `activations` is KEEP */
+    bool recompute;        /* short for HD_ACTIVATIONS_RECOMPUTE, where `activations` is KEEP */
     int activation_blocks; /* the others' are kept: of this rank's blocks so many are as `activations`
                               says, or all if there are fewer: the first ones, whose backward comes
                               last, or evenly spread where they are copied or rounded. Zero: all, or,

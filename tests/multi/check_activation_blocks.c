@@ -180,7 +180,8 @@ START_TEST(ranks_that_share_layers_or_sequences_agree)
         options.activations = HD_ACTIVATIONS_RECOMPUTE;
         train(one, on, options, &all);
         options.activations = HD_ACTIVATIONS_AUTO;
-        options.budget = hd_comm_rank(hdt_world) ? (size_t)1 << 30 : (kept.planned + all.planned) / 2;
+        options.budget =
+            hd_comm_rank(hdt_world) ? (size_t)1 << 30 : (kept.planned + all.planned) / 2;
         train(one, on, options, &seen);
         hdt_assert_ok(hd_comm_check_equal(hdt_world, &seen.code, sizeof seen.code, "blocks"));
         ck_assert_int_gt(seen.code, 0);
@@ -194,7 +195,7 @@ int main(int argc, char **argv)
 {
     TCase *tests = tcase_create("activation_blocks");
     tcase_add_loop_test(tests, some_blocks_give_the_bits_of_a_run_that_keeps_all, 0,
-                        MODELS *LAYOUTS);
+                        MODELS * LAYOUTS);
     tcase_add_loop_test(tests, ranks_that_keep_different_blocks_train_together, 0, MODELS);
     tcase_add_loop_test(tests, ranks_that_share_layers_or_sequences_agree, 0, MODELS);
     return hdt_main_ranks(argc, argv, "jobs", tests);

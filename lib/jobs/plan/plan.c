@@ -81,8 +81,7 @@ static hd_status plan_rank(planning *p, hdi_train_target *on, int r, int64_t cod
     if (r == 0 && !code) HD_RETURN_IF_ERROR(plan_buckets(p, on));
     const hd_status status =
         hdi_train_create(on, p->buckets.count ? &p->buckets : NULL, &p->trainers[r]);
-    return status == HD_OK ? status
-                           : hdi_error_context(status, "rank %d of %d", r, p->ranks);
+    return status == HD_OK ? status : hdi_error_context(status, "rank %d of %d", r, p->ranks);
 }
 
 static bool shares_activations(const hd_mesh *a, const hd_mesh *b)

@@ -133,16 +133,18 @@ typedef struct choice {
     double seconds;   /* of its step */
 } choice;
 
-/* Later rungs with as little on the host may be faster, if a few blocks are enough there. */
+/* Of rungs further down those with less of the state on the host may be faster, where a few blocks are enough. */
 static bool may_gain(const choice *c, const struct rung *rung)
 {
-    if (!c->best) return true;
-    if (rung->most == c->most) return c->best->options.activations != HD_ACTIVATIONS_KEEP;
-    return rung->most < c->most;
+    return !c->best || rung->most < c->most;
 }
 
-/* Predictions that are closer than this say nothing. */
-#define CLEARLY_FASTER 0.98
+/* What is faster for more of the host's memory is not taken: nobody has said how much there is. */
+static bool wins(const choice *c, const hd_trainer *trainer, double seconds)
+{
+    return !c->best || (seconds < c->seconds &&
+                        hd_plan_host_bytes(trainer->plan) <= hd_plan_host_bytes(c->best->plan));
+}
 
 /* Takes the trainer, which has all blocks where the rung says. */
 static hd_status consider(choice *c, const hd_trainer_options *wanted, const struct rung *rung,
@@ -156,9 +158,9 @@ static hd_status consider(choice *c, const hd_trainer_options *wanted, const str
     if (status == HD_OK && wanted->activations == HD_ACTIVATIONS_AUTO && wanted->budget)
         status = keep_activations(c->cuts_blocks, &trainer);
     if (status == HD_OK) status = step_seconds(trainer, &seconds);
-    const bool wins = status == HD_OK && (!c->best || seconds < CLEARLY_FASTER * c->seconds);
-    hd_trainer_destroy(wins ? c->best : trainer);
-    if (!wins) return status;
+    const bool is_better = status == HD_OK && wins(c, trainer, seconds);
+    hd_trainer_destroy(is_better ? c->best : trainer);
+    if (!is_better) return status;
     c->best = trainer;
     c->most = rung->most;
     c->seconds = seconds;
@@ -238,8 +240,7 @@ static hd_status agree(const hd_trainer_options *options, hd_status status, hd_t
 {
     const int64_t has_failed = INT64_MAX;
     for (;;) {
-        const int64_t own =
-            status == HD_OK ? hdi_trainer_activations_code(*inout) : has_failed;
+        const int64_t own = status == HD_OK ? hdi_trainer_activations_code(*inout) : has_failed;
         int64_t codes[] = {own, -own};
         const hd_status reduced = largest(options->mesh, codes, 2);
         if (status == HD_OK) status = reduced;

@@ -120,8 +120,8 @@ hd_status hdi_trainer_build_chunk(hd_trainer *trainer, int shape_index, int chun
                       .tokens = shape->is.tokens,
                       .video = shape->is.video,
                       .recompute = options->recompute,
-                      .kept_layers = chunk_layers(trainer, chunk_index) -
-                                     chunk_blocks(trainer, chunk_index)};
+                      .kept_layers =
+                          chunk_layers(trainer, chunk_index) - chunk_blocks(trainer, chunk_index)};
     out->out = options->build(options->user, program, &stage, out->x);
     if (train) {
         add_backward(program, shape, last, out);
