@@ -224,6 +224,24 @@ START_TEST(a_plan_says_how_many_and_takes_the_faster_way)
 }
 END_TEST
 
+START_TEST(a_refusal_names_more_blocks)
+{
+    static const char *const settings[][2] = {{"model.layers", "6"},
+                                              {"model.hidden", "16"},
+                                              {"model.heads", "2"},
+                                              {"train.tokens", "256"},
+                                              {"train.activations", "recompute"},
+                                              {"train.activation_blocks", "1"},
+                                              {"memory.budget", "6MiB"}};
+    hd_config *config = configure(settings, sizeof settings / sizeof settings[0]);
+    hdt_assert_status(hd_plan_run(config, 1, NULL, false, NULL, NULL), HD_ERROR_BUDGET,
+                      "\nwith train.activation_blocks=0 it needs ");
+    hdt_assert_ok(hd_config_set(config, "train.activation_blocks", "0"));
+    hdt_assert_ok(hd_plan_run(config, 1, NULL, false, NULL, NULL));
+    hd_config_destroy(config);
+}
+END_TEST
+
 /* Parts of layers and shards differ by rank, and so do the bytes. Ranks that share layers or sequences take what
  * suits all of them, others what suits each: a plan whose ranks' collectives do not match is refused. */
 START_TEST(collectives_match_at_every_budget)
@@ -264,6 +282,7 @@ int main(void)
     tcase_add_test(tests, more_blocks_than_there_are_and_blocks_of_no_kind_are_refused);
     tcase_add_test(tests, settings_that_cannot_be_are_refused_by_name);
     tcase_add_test(tests, a_plan_says_how_many_and_takes_the_faster_way);
+    tcase_add_test(tests, a_refusal_names_more_blocks);
     tcase_add_loop_test(tests, collectives_match_at_every_budget, 0, 3);
     suite_add_tcase(suite, tests);
     return hdt_main(suite);
