@@ -30,7 +30,6 @@ static const struct video {
 static const hdt_sampling_way at_once = {.slices = 1, .tensor_groups = 1};
 static const hdt_sampling_way sliced[] = {
     {.slices = 2, .tensor_groups = 1},
-    {.slices = 3, .sequence_groups = 1, .tensor_groups = 1},
     {.slices = 16, .tensor_groups = 1},
     {.slices = 2, .sequence_groups = 4, .tensor_groups = 1, .residency = HD_RESIDENCY_HOST}};
 enum { WAYS = sizeof sliced / sizeof *sliced };
@@ -52,24 +51,25 @@ static hd_status compare(hdt_sampling *it, const hd_mesh_options *layout, bool *
     return HD_OK;
 }
 
-static void compare_layouts(hdt_sampling *it)
+/* The first `count` layouts, of four ranks; of other numbers there are two. */
+enum { MOST_LAYOUTS = 6 };
+static void compare_layouts(hdt_sampling *it, int count)
 {
     const int ranks = hd_comm_size(hdt_world);
-    const hd_mesh_options layouts[] = {{.sequence = ranks},
-                                       {.sequence = ranks, .ring = ranks},
-                                       {.sequence = ranks, .ring = 2},
-                                       {.sequence = 2, .tensor = 2, .ring = 1},
-                                       {.sequence = 2, .tensor = 2, .ring = 2},
-                                       {.sequence = 2, .pipeline = 2, .ring = 1}};
-    enum { LAYOUTS = sizeof layouts / sizeof *layouts };
+    const hd_mesh_options layouts[MOST_LAYOUTS] = {{.sequence = ranks},
+                                                   {.sequence = ranks, .ring = ranks},
+                                                   {.sequence = ranks, .ring = 2},
+                                                   {.sequence = 2, .tensor = 2, .ring = 1},
+                                                   {.sequence = 2, .tensor = 2, .ring = 2},
+                                                   {.sequence = 2, .pipeline = 2, .ring = 1}};
     hd_status status = HD_OK;
-    bool same[LAYOUTS];
-    for (int l = 0; l < LAYOUTS && status == HD_OK; l++) {
+    bool same[MOST_LAYOUTS];
+    for (int l = 0; l < MOST_LAYOUTS && status == HD_OK; l++) {
         same[l] = true;
-        if (l < 2 || ranks == 4) status = compare(it, &layouts[l], &same[l]);
+        if (l < 2 || (ranks == 4 && l < count)) status = compare(it, &layouts[l], &same[l]);
     }
     hdt_assert_ok(status);
-    for (int l = 0; l < LAYOUTS; l++)
+    for (int l = 0; l < MOST_LAYOUTS; l++)
         ck_assert_msg(same[l], "sequence %d, ring %d, tensor %d: other bits in slices",
                       layouts[l].sequence, layouts[l].ring, layouts[l].tensor);
 }
@@ -81,7 +81,7 @@ START_TEST(videos_in_slices_have_the_bits_of_videos_at_once)
     hdt_assert_ok(hd_model_create_json(videos[_i].json, &model));
     it = (hdt_sampling){.model = model, .dims = videos[_i].dims, .tokens = videos[_i].tokens};
     hdt_sampling_fill(&it);
-    compare_layouts(&it);
+    compare_layouts(&it, MOST_LAYOUTS);
     hd_model_destroy(model);
 }
 END_TEST
@@ -92,7 +92,7 @@ START_TEST(videos_of_spatial_and_temporal_blocks_too)
     static hdt_sampling it;
     hdt_stdit file = hdt_stdit_open();
     hdt_sampling_of_stdit(&it, &file);
-    if (hd_comm_size(hdt_world) <= 4) compare_layouts(&it);
+    if (hd_comm_size(hdt_world) <= 4) compare_layouts(&it, 2);
     hdt_stdit_close(&file);
 }
 END_TEST
