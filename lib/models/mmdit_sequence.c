@@ -171,7 +171,7 @@ static void return_to(hdi_mmdit_build *b, const hdi_mmdit_travel *travel, int tu
 void hdi_mmdit_slices_attend(hdi_mmdit_build *b, const hdi_attention_slices *from,
                              hdi_mmdit_travel *out, hd_tensor *rows)
 {
-    hd_tensor heads[2], next[2];
+    hd_tensor heads[2], next[2] = {{0}};
     start(b, from->streams, from->stream, hdi_sequence_slices, out);
     for (int s = 0; s < from->streams; s++)
         rows[s] = (hd_tensor){0};
