@@ -215,6 +215,25 @@ START_TEST(a_budget_without_room_lets_the_update_end_first)
 }
 END_TEST
 
+/* Chunks as large as a block's activations, about. */
+START_TEST(activations_do_not_get_the_updates_room)
+{
+    hd_trainer_options options = options_of(&kinds[0], false);
+    hd_trainer *again = NULL, *chosen = NULL;
+    options.chunk_elements = 16 * CHUNK;
+    options.bucket_elements = 16 * CHUNK;
+    options.activations = HD_ACTIVATIONS_RECOMPUTE;
+    hdt_assert_ok(hd_trainer_create(&options, &again));
+    options.budget = hd_plan_total_bytes(again->plan);
+    options.activations = HD_ACTIVATIONS_AUTO;
+    hdt_assert_ok(hd_trainer_create(&options, &chosen));
+    ck_assert_int_eq(chosen->options.activations, HD_ACTIVATIONS_RECOMPUTE);
+    ck_assert(!chosen->options.in_turn);
+    hd_trainer_destroy(again);
+    hd_trainer_destroy(chosen);
+}
+END_TEST
+
 static void caught(const hd_trainer *trainer, const char *text)
 {
     hdt_assert_status(hdi_plan_verify(trainer->plan), HD_ERROR_INTERNAL, text);
@@ -318,6 +337,7 @@ int main(void)
     tcase_add_loop_test(tests, what_comes_behind_an_update_finds_the_same_bits, 0, KINDS);
     tcase_add_loop_test(tests, a_session_may_end_with_an_update_under_way, 0, 2);
     tcase_add_loop_test(tests, a_budget_without_room_lets_the_update_end_first, 0, KINDS);
+    tcase_add_test(tests, activations_do_not_get_the_updates_room);
     tcase_add_test(tests, what_is_not_released_or_too_early_is_caught);
     tcase_add_test(tests, scratch_that_others_have_is_caught);
     tcase_add_test(tests, more_releases_than_flags_are_caught);

@@ -202,22 +202,8 @@ static void describe_places(const hd_trainer *trainer, hdi_text *text)
     if (hdi_trainer_on_host(trainer)) hdi_text_append(text, "       optimizer.residency=host\n");
     if (hdi_trainer_gradients_on_host(trainer))
         hdi_text_append(text, "       train.gradient_residency=host\n");
-    if (hdi_trainer_updates_beside(trainer))
+    if (hdi_trainer_updates_beside(o))
         hdi_text_append(text, "       the update goes on beside the next step's first forward\n");
-}
-
-static hd_status copies_of_update(const hd_trainer *trainer, hdi_copies *out)
-{
-    if (!hdi_trainer_updates_beside(trainer))
-        return hdi_plan_copies(trainer->plan, trainer->update, out);
-    hd_program **next = hdi_alloc_array((size_t)trainer->chunks, sizeof(hd_program *));
-    if (!next) return out_of_memory();
-    for (int c = 0; c < trainer->chunks; c++)
-        next[c] = trainer->shapes[0].train[c].program;
-    const hd_status status =
-        hdi_plan_copies_beside(trainer->plan, trainer->update, next, trainer->chunks, out);
-    hdi_free(next);
-    return status;
 }
 
 /* What passes between the host and the device in a step of shape 0, and for how long computation waits. */
@@ -231,7 +217,7 @@ static hd_status describe_copies(const hd_trainer *trainer, hdi_text *text)
         const hd_program *program = trains ? shape->train[i].program : trainer->norm;
         const int runs = trains ? shape->is.accumulate : 1;
         HD_RETURN_IF_ERROR(i <= trainer->chunks ? hdi_plan_copies(trainer->plan, program, &one)
-                                                : copies_of_update(trainer, &one));
+                                                : hdi_trainer_copies_of_update(trainer, &one));
         all.in_bytes += one.in_bytes * (size_t)runs;
         all.out_bytes += one.out_bytes * (size_t)runs;
         all.compute_seconds += one.compute_seconds * runs;

@@ -359,13 +359,13 @@ static hd_status make_plan(hd_trainer *trainer)
     HD_RETURN_IF_ERROR(hd_plan_add(trainer->plan, trainer->norm, NULL));
     HD_RETURN_IF_ERROR(
         hd_plan_add(trainer->plan, trainer->update,
-                    &(hd_plan_program_options){.beside = hdi_trainer_updates_beside(trainer)}));
+                    &(hd_plan_program_options){.beside = hdi_trainer_updates_beside(o)}));
     HD_RETURN_IF_ERROR(add_validation(trainer));
     return hd_plan_finish(trainer->plan);
 }
 
-static hd_status create_as(const hd_trainer_options *options, bool cuts_blocks, bool *beside,
-                           hd_trainer **out)
+hd_status hdi_trainer_create_as(const hd_trainer_options *options, bool cuts_blocks,
+                                hd_trainer **out)
 {
     hd_trainer *trainer = hdi_alloc(sizeof *trainer);
     if (!trainer) return out_of_memory();
@@ -376,25 +376,12 @@ static hd_status create_as(const hd_trainer_options *options, bool cuts_blocks, 
     for (int s = 0; s < trainer->shape_count && status == HD_OK; s++)
         status = build_shape(trainer, s);
     if (status == HD_OK) status = make_plan(trainer);
-    *beside = hdi_trainer_updates_beside(trainer);
     if (status != HD_OK) {
         hd_trainer_destroy(trainer);
         return status;
     }
     *out = trainer;
     return HD_OK;
-}
-
-/* What an update beside others has to itself is given up before anything else is. */
-hd_status hdi_trainer_create_as(const hd_trainer_options *options, bool cuts_blocks,
-                                hd_trainer **out)
-{
-    bool beside;
-    const hd_status status = create_as(options, cuts_blocks, &beside, out);
-    if (status != HD_ERROR_BUDGET || !beside) return status;
-    hd_trainer_options less = *options;
-    less.in_turn = true;
-    return create_as(&less, cuts_blocks, &beside, out);
 }
 
 static void release_shape(const hd_trainer *trainer, hdi_trainer_shape *shape)

@@ -149,7 +149,11 @@ static inline bool hdi_trainer_ends_programs(const hd_trainer *trainer)
 
 /* Does the update go on while the next step begins? Weights that pass through the device, too, and those that
  * ranks gather behind it, are whole only once it is over. */
-bool hdi_trainer_updates_beside(const hd_trainer *trainer);
+bool hdi_trainer_updates_beside(const hd_trainer_options *decided);
+
+/* What an update copies, and for how long it and the first forward of the next step make each other wait
+ * (trainer_choice.c). */
+hd_status hdi_trainer_copies_of_update(const hd_trainer *trainer, hdi_copies *out);
 
 /* Are the sums of gradients? */
 static inline bool hdi_trainer_gradients_on_host(const hd_trainer *trainer)

@@ -1,5 +1,6 @@
 /* What is kept where, as the planner chooses it from the budget. */
 #include "core/error.h"
+#include "core/memory.h"
 #include "jobs/train/trainer.h"
 
 #include <stdint.h>
@@ -109,11 +110,26 @@ static hd_status keep_activations(bool cuts_blocks, hd_trainer **inout)
     return HD_OK;
 }
 
+hd_status hdi_trainer_copies_of_update(const hd_trainer *trainer, hdi_copies *out)
+{
+    if (!hdi_trainer_updates_beside(&trainer->options))
+        return hdi_plan_copies(trainer->plan, trainer->update, out);
+    hd_program **next = hdi_alloc_array((size_t)trainer->chunks, sizeof(hd_program *));
+    if (!next) return hdi_error(HD_ERROR_MEMORY, "trainer: out of host memory");
+    for (int c = 0; c < trainer->chunks; c++)
+        next[c] = trainer->shapes[0].train[c].program;
+    const hd_status status =
+        hdi_plan_copies_beside(trainer->plan, trainer->update, next, trainer->chunks, out);
+    hdi_free(next);
+    return status;
+}
+
 /* Of this rank, in a step of shape 0 in which it waits for no other. */
 static hd_status step_seconds(const hd_trainer *trainer, double *out)
 {
     const hdi_trainer_shape *shape = &trainer->shapes[0];
-    double norm, update;
+    double norm;
+    hdi_copies update;
     *out = 0;
     for (int c = 0; c < trainer->chunks; c++) {
         double seconds;
@@ -121,9 +137,19 @@ static hd_status step_seconds(const hd_trainer *trainer, double *out)
         *out += seconds * shape->is.accumulate;
     }
     HD_RETURN_IF_ERROR(hd_plan_seconds(trainer->plan, trainer->norm, &norm));
-    HD_RETURN_IF_ERROR(hd_plan_seconds(trainer->plan, trainer->update, &update));
-    *out += norm + update;
+    HD_RETURN_IF_ERROR(hdi_trainer_copies_of_update(trainer, &update));
+    *out += norm + update.compute_seconds + update.exposed_seconds;
     return HD_OK;
+}
+
+/* What an update beside the next step has to itself is given up before anything else is, and for nothing less. */
+static hd_status create(const hd_trainer_options *options, bool cuts_blocks, hd_trainer **out)
+{
+    const hd_status status = hdi_trainer_create_as(options, cuts_blocks, out);
+    if (status != HD_ERROR_BUDGET || !hdi_trainer_updates_beside(options)) return status;
+    hd_trainer_options less = *options;
+    less.in_turn = true;
+    return hdi_trainer_create_as(&less, cuts_blocks, out);
 }
 
 typedef struct choice {
@@ -188,7 +214,7 @@ static hd_status choose_alone(const hd_trainer_options *options, hd_trainer **ou
         }
         if (!is_new || !may_gain(&c, &rungs[r])) continue;
         hd_trainer *trainer = NULL;
-        status = hdi_trainer_create_as(&tried, c.cuts_blocks, &trainer);
+        status = create(&tried, c.cuts_blocks, &trainer);
         if (status == HD_OK) status = consider(&c, options, &rungs[r], trainer);
         if (status == HD_OK || status == HD_ERROR_BUDGET) continue;
         hd_trainer_destroy(c.best);

@@ -238,12 +238,12 @@ static void update_of_bucket(hd_trainer *trainer, const hdi_layout *layout, int 
     }
 }
 
-bool hdi_trainer_updates_beside(const hd_trainer *trainer)
+bool hdi_trainer_updates_beside(const hd_trainer_options *decided)
 {
-    const hd_trainer_options *o = &trainer->options;
-    const bool gathers = o->shard_state && hd_mesh_size(o->mesh, HD_AXIS_SHARD) > 1;
-    return (hdi_trainer_on_host(trainer) || hdi_trainer_gradients_on_host(trainer)) && !gathers &&
-           o->residency != HD_RESIDENCY_HOST && !o->in_turn;
+    const bool passes = decided->optimizer_residency == HD_RESIDENCY_HOST ||
+                        decided->gradient_residency == HD_RESIDENCY_HOST;
+    const bool gathers = decided->shard_state && hd_mesh_size(decided->mesh, HD_AXIS_SHARD) > 1;
+    return passes && !gathers && decided->residency != HD_RESIDENCY_HOST && !decided->in_turn;
 }
 
 /* The weights of buckets `low` to `high`, which lie side by side, may be read and their gradients written from
@@ -285,7 +285,7 @@ hd_status hdi_trainer_build_chunks(hd_trainer *trainer, const hdi_layout *layout
             gather(trainer, layout, bucket);
         const int64_t updated =
             layout->buckets[high].first + layout->buckets[high].elements - bucket->first;
-        if (!hdi_trainer_updates_beside(trainer) || (b && updated < least)) continue;
+        if (!hdi_trainer_updates_beside(&trainer->options) || (b && updated < least)) continue;
         release(trainer, layout, b, high);
         high = b - 1;
     }

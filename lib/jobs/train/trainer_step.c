@@ -148,7 +148,7 @@ static hd_status apply_update(hd_trainer *trainer, double learning_rate,
     HD_RETURN_IF_ERROR(
         hd_session_run(trainer->session, trainer->update, &(hd_session_run_options){.last = true}));
     /* Else it goes on, or weights are gathered, while the next step begins. */
-    if (!hdi_trainer_updates_beside(trainer)) HD_RETURN_IF_ERROR(end_program(trainer));
+    if (!hdi_trainer_updates_beside(&trainer->options)) HD_RETURN_IF_ERROR(end_program(trainer));
     HD_RETURN_IF_ERROR(hdi_streaming_stale(trainer->session));
     trainer->updates++;
     return HD_OK;
