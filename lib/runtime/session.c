@@ -6,6 +6,7 @@
 #include "core/memory.h"
 #include "core/random.h"
 #include "program/place.h"
+#include "report/format.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -89,8 +90,8 @@ static hd_status open_parts(hd_session *session)
         const hd_status status =
             context->backend->reserve_host(context->device, plan->host_arena_bytes, &host);
         if (status != HD_OK)
-            return hdi_error_context(status, "session: %zu bytes of pinned host memory",
-                                     plan->host_arena_bytes);
+            return hdi_error_context(status, "pinned host memory of this rank, %s",
+                                     hdi_bytes(plan->host_arena_bytes).text);
     }
     session->host = host;
     HD_RETURN_IF_ERROR(hdi_staged_open(session));
