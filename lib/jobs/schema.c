@@ -336,8 +336,11 @@ const hdi_config_row hdi_job_schema[] = {
          QUIET),
     BOOL("sample.rounded_guidance", "true",
          "HunyuanVideo: guidance formed in bf16, as its authors do: 6 becomes 6.016", QUIET),
-    ENUM("sample.dtype", "auto", sample_dtypes,
-         "of weights and activations; auto: bf16 on GPUs, f32 on the CPU", QUIET),
+    ENUM(
+        "sample.dtype", "auto", sample_dtypes,
+        "of weights and activations; auto: bf16 on GPUs and in plans with run.rates of one, f32 on "
+        "the CPU",
+        QUIET),
     {.key = "sample.seeds",
      .type = HDI_CONFIG_INT_LIST,
      .fallback = "1",

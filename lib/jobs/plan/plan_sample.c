@@ -6,11 +6,13 @@
 #include "core/text.h"
 #include "jobs/job_model.h"
 #include "jobs/sample/sample.h"
+#include "jobs/sample/sample_remedy.h"
 #include "jobs/sample/sampler.h"
 #include "jobs/setup.h"
 #include "program/plan.h"
 
 #include <inttypes.h>
+#include <string.h>
 
 typedef struct planning {
     const hd_config *config;
@@ -36,27 +38,28 @@ static hd_status plan_stage(planning *p, const hd_backend *backend, int stage)
     const int rank = hd_mesh_peer(any, HD_AXIS_PIPELINE, stage);
     hd_mesh_destroy(any);
     HD_RETURN_IF_ERROR(hd_mesh_create_fake(rank, p->ranks, &p->layout, &p->meshes[stage]));
-    const hd_status status = hd_sampler_create(
-        &(hd_sampler_options){
-            .build = hd_model_build,
-            .user = p->model,
-            .layers = hd_model_layers(p->model),
-            .model = p->settings.model,
-            .mesh = p->meshes[stage],
-            .backend = backend,
-            .dtype = p->settings.dtype,
-            .shape = p->settings.shape,
-            .texts = &p->tokens,
-            .text_lengths = 1,
-            .budget = (size_t)hdi_config_bytes(p->config->values, "memory.budget"),
-            .foreign = (size_t)hdi_config_bytes(p->config->values, "memory.foreign"),
-            .transport = hdi_job_transport(p->config, p->meshes[stage], backend),
-            .rates = p->rates,
-            .residency = (hd_residency)hdi_config_enum(p->config->values, "sample.residency"),
-            .slices = (int)hdi_config_int(p->config->values, "sample.slices"),
-            .sequence_groups = (int)hdi_config_int(p->config->values, "layout.sequence_groups"),
-            .tensor_groups = (int)hdi_config_int(p->config->values, "layout.tensor_groups")},
-        &p->samplers[stage]);
+    const hdi_config *values = p->config->values;
+    const hd_sampler_options options = {
+        .build = hd_model_build,
+        .user = p->model,
+        .layers = hd_model_layers(p->model),
+        .model = p->settings.model,
+        .mesh = p->meshes[stage],
+        .backend = backend,
+        .dtype = p->settings.dtype,
+        .shape = p->settings.shape,
+        .texts = &p->tokens,
+        .text_lengths = 1,
+        .budget = (size_t)hdi_config_bytes(values, "memory.budget"),
+        .foreign = (size_t)hdi_config_bytes(values, "memory.foreign"),
+        .transport = hdi_job_transport(p->config, p->meshes[stage], backend),
+        .rates = p->rates,
+        .residency = (hd_residency)hdi_config_enum(values, "sample.residency"),
+        .slices = (int)hdi_config_int(values, "sample.slices"),
+        .sequence_groups = (int)hdi_config_int(values, "layout.sequence_groups"),
+        .tensor_groups = (int)hdi_config_int(values, "layout.tensor_groups")};
+    hd_status status = hd_sampler_create(&options, &p->samplers[stage]);
+    if (status == HD_ERROR_BUDGET) status = hdi_sample_remedy_add(p->config, &options);
     return status == HD_OK ? HD_OK : hdi_error_context(status, "stage %d of %d", stage, p->stages);
 }
 
@@ -72,6 +75,9 @@ static hd_status plan_stages(planning *p)
     p->tokens = hdi_config_int(values, "sample.text_tokens");
     if (p->tokens == 0) p->tokens = p->settings.model->text_tokens;
     HD_RETURN_IF_ERROR(hdi_job_rates(p->config, backend, &p->rates));
+    /* run.rates names a GPU, whichever device this process has. */
+    if (p->rates.compute > 0 && strcmp(hdi_config_string(values, "sample.dtype"), "auto") == 0)
+        p->settings.dtype = HD_DTYPE_BF16;
     p->stages = p->layout.pipeline;
     p->meshes = hdi_alloc_array((size_t)p->stages, sizeof(hd_mesh *));
     p->samplers = hdi_alloc_array((size_t)p->stages, sizeof(hd_sampler *));
