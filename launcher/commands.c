@@ -103,7 +103,12 @@ const struct argp_option config_options[] = {
     {.name = "show-config",
      .key = KEY_SHOW_CONFIG,
      .doc = "print the configuration as it would be used, and stop"},
-    {.name = "share-gpu", .key = KEY_SHARE_GPU, .doc = "run.share_gpu=true"},
+    {.name = "memory",
+     .key = KEY_OF_CONFIG,
+     .arg = "BYTES",
+     .doc = "memory.budget: device memory of a rank, such as 24GiB"},
+    {.name = "device", .key = KEY_OF_CONFIG, .arg = "NAME", .doc = "run.device: auto, cpu or cuda"},
+    {.name = "share-gpu", .key = KEY_OF_CONFIG, .doc = "run.share_gpu=true"},
     {0}};
 
 static const struct argp_option generate_options[] = {
@@ -201,7 +206,7 @@ const command_row commands[] = {
      .details = "Shows for each pipeline stage what memory holds, the costs and the schedule's "
                 "bubble, and checks that the ranks' communication matches. Needs neither MPI nor "
                 "the memory that it plans. What does not fit is named with the cheapest remedy.",
-     .sections = "model data train video optimizer layout memory sample",
+     .sections = "model data train video optimizer layout memory sample run",
      .options = plan_options,
      .most = 1,
      .is_local = true,

@@ -77,6 +77,19 @@ overridden() {
         grep -q '"steps": 9' out && grep -q '"stages": \[1, 1\]' out && grep -q '"hidden": 32' out
 }
 check "overrides_go_before_the_file_in_both_spellings" overridden
+short_names() { # memory, device and share-gpu stand for keys, in order with these
+    local command
+    for command in train generate sample plan; do
+        "$heddle" $command --memory.budget 1GiB --memory 6GiB --device=cpu --share-gpu --show-config >out 2>&1 &&
+            grep -q '"budget": 6442450944' out && grep -q '"device": "cpu"' out && grep -q '"share_gpu": true' out &&
+            "$heddle" $command --memory=6GiB --memory.budget=1GiB --device auto --show-config >out 2>&1 &&
+            grep -q '"budget": 1073741824' out && grep -q '"device": "auto"' out &&
+            "$heddle" $command --help >out 2>&1 && grep -q -- '--memory=BYTES *memory.budget' out || return 1
+    done
+}
+check "short_names_stand_for_keys" short_names
+check "and_their_errors_name_the_keys" says 2 "command line: memory.budget" '"6gb"' "24GiB" -- "$heddle" train --memory 6gb
+check "with_a_value_or_not" says 2 "--memory lacks its value (memory.budget)" -- "$heddle" train --memory
 prompts_kept() {
     "$heddle" generate --prompt 'one, "two"' --prompt three --show-config >out 2>&1 &&
         grep -qF '"prompts": ["one, \"two\"", "three"]' out
