@@ -20,7 +20,7 @@ typedef struct job_request {
     bool ema;              /* convert */
     const char *directory; /* plan */
     hd_data_options data;  /* data */
-    bool sample; /* plan */
+    bool sample;           /* plan */
     bool print, show_config, quiet, verbose;
 } job_request;
 
