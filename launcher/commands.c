@@ -16,6 +16,12 @@ static hd_status run_train(const job_request *request)
         hd_train_run(request->config, shows ? show_progress : NULL, NULL, &result);
     end_progress();
     if (status != HD_OK || !shows) return status;
+    if (result.first_step_seconds == 0) {
+        printf("%" PRId64 " steps were done already (train.steps, run.directory)\n"
+               "everything is in %s\n",
+               result.steps, result.directory);
+        return HD_OK;
+    }
     printf("%" PRId64 " steps, loss %.4f", result.steps, result.loss);
     if (!isnan(result.validation_loss)) printf(", validation %.4f", result.validation_loss);
     if (!isnan(result.entropy)) printf(" (unigram entropy of the text: %.4f)", result.entropy);
@@ -143,7 +149,10 @@ static const struct argp_option data_options[] = {
      .key = KEY_WIDTH,
      .arg = "N",
      .doc = "pictures are scaled and cut to this width (default: images as they are, shapes 24)"},
-    {.name = "height", .key = KEY_HEIGHT, .arg = "N", .doc = "and to this height"},
+    {.name = "height",
+     .key = KEY_HEIGHT,
+     .arg = "N",
+     .doc = "pictures are scaled and cut to this height, too"},
     {.name = "frames", .key = KEY_FRAMES, .arg = "N", .doc = "frames of a clip (default 8)"},
     {.name = "stride",
      .key = KEY_STRIDE,

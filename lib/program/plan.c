@@ -290,17 +290,15 @@ static hd_status check_budget(const hd_plan *plan)
     int worst = 0;
     for (int r = 0; r < HD_REGIONS; r++) {
         if (!plan->bytes[r]) continue;
-        char size[HDI_NUMBER_TEXT];
-        hdi_format_bytes((double)plan->bytes[r], size);
-        int length = snprintf(table + used, sizeof table - used, "\n  %-18s %14zu bytes %10s",
-                              hd_region_name((hd_region)r), plan->bytes[r], size);
+        int length = snprintf(table + used, sizeof table - used, "\n  %s",
+                              hdi_bytes_row(hd_region_name((hd_region)r), plan->bytes[r]).text);
         used += (size_t)length;
         if (plan->bytes[r] > largest) {
             largest = plan->bytes[r];
             worst = r;
         }
     }
-    char least[160] = "";
+    char least[192] = "";
     if (plan->options.residency == HD_RESIDENCY_AUTO)
         snprintf(least, sizeof least,
                  "\nno smaller budget would do: the weights of all %d blocks are on the host, with "

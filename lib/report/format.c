@@ -140,6 +140,18 @@ hdi_bytes_text hdi_bytes(size_t bytes)
     return out;
 }
 
+hdi_bytes_text hdi_bytes_row(const char *name, size_t bytes)
+{
+    hdi_bytes_text out;
+    char scaled[HDI_NUMBER_TEXT];
+    format_scaled((double)bytes, 2, scaled);
+    snprintf(out.text, sizeof out.text, "%-18.24s %16zu bytes %11s", name, bytes,
+             bytes < 1024 ? "" : scaled);
+    for (size_t end = strlen(out.text); end && out.text[end - 1] == ' '; end--)
+        out.text[end - 1] = '\0';
+    return out;
+}
+
 void hdi_format_rate(double value, char out[HDI_NUMBER_TEXT])
 {
     static const char *const units[] = {"", "k", "M", "G", "T"};

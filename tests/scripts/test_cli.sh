@@ -161,6 +161,8 @@ check "a_run_is_described" says 0 "last step = 4" "checkpoint of step 4" "writte
 check "a_stop_asked_for_ends_with_75" says 75 "saved in" -- \
     "$heddle" train config.json --train.stop_after=2 --run.directory=stopped
 check "the_same_command_goes_on" says 0 "4 steps" -- "$heddle" train config.json --run.directory=stopped
+check "and_says_if_nothing_is_left_to_do" says 0 "4 steps were done already" "everything is in stopped" -- \
+    "$heddle" train config.json --run.directory=stopped
 check "safetensors_are_described" says 0 "metadata config" "transformer.wte.weight" "F32" "bytes" -- \
     "$heddle" inspect "$source/tests/golden/gpt2_tiny.safetensors"
 

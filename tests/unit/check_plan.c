@@ -274,9 +274,12 @@ START_TEST(a_budget_is_refused_by_need_region_and_table)
             for (int again = 0; again < 2; again++) /* a second try adds nothing up */
                 hdt_assert_status(hd_plan_finish(plan), HD_ERROR_BUDGET, text);
             ck_assert_ptr_nonnull(strstr(hd_last_error(), "largest region is transients"));
-            ck_assert_ptr_nonnull(strstr(hd_last_error(), "\n  weights                      4096"));
-            ck_assert_ptr_nonnull(strstr(hd_last_error(), "\n  foreign                      1000"));
-            ck_assert_ptr_nonnull(strstr(hd_last_error(), "\n  transport, about              300"));
+            ck_assert_ptr_nonnull(strstr(
+                hd_last_error(), "\n  weights                        4096 bytes       4 KiB\n"));
+            ck_assert_ptr_nonnull(
+                strstr(hd_last_error(), "\n  foreign                        1000 bytes\n"));
+            ck_assert_ptr_nonnull(
+                strstr(hd_last_error(), "\n  transport, about                300 bytes"));
         }
         hd_plan_destroy(plan);
     }

@@ -10,6 +10,7 @@
 #include "jobs/sample/sampler.h"
 #include "jobs/setup.h"
 #include "program/plan.h"
+#include "report/format.h"
 
 #include <inttypes.h>
 #include <string.h>
@@ -96,16 +97,16 @@ static void describe_residency(const hd_plan *plan, bool known, hdi_text *text)
     if (!is.host_blocks) return;
     hdi_text_printf(text, "         %d of %d blocks ", is.host_blocks, is.blocks);
     if (is.host_bytes)
-        hdi_text_printf(text, "on the host, %zu bytes of pinned memory; ", is.host_bytes);
+        hdi_text_printf(text, "on the host, %s of pinned memory; ", hdi_bytes(is.host_bytes).text);
     else
         hdi_text_printf(text, "in shares of %d ranks; ", ranks);
     if (!is.gathered)
-        hdi_text_printf(text, "a run copies in %zu bytes\n", is.run_bytes);
+        hdi_text_printf(text, "a run copies in %s\n", hdi_bytes(is.run_bytes).text);
     else if (!is.host_bytes)
-        hdi_text_printf(text, "a run gathers %zu bytes\n", is.run_bytes);
+        hdi_text_printf(text, "a run gathers %s\n", hdi_bytes(is.run_bytes).text);
     else
-        hdi_text_printf(text, "each of %d ranks copies in its share of %zu bytes a run\n", ranks,
-                        is.run_bytes);
+        hdi_text_printf(text, "each of %d ranks copies in its share of %s a run\n", ranks,
+                        hdi_bytes(is.run_bytes).text);
     if (is.gathered && !is.host_bytes && !known)
         return; /* what links between ranks do is unknown */
     hdi_text_printf(text,
@@ -135,9 +136,11 @@ static void describe_phase(const hd_sampler *sampler, hd_purpose phase, bool kno
     hdi_text_append(text, "\n");
     for (int r = 0; r < HD_REGIONS; r++)
         if (hd_plan_region_bytes(plan, (hd_region)r))
-            hdi_text_printf(text, "         %-16s %16zu bytes\n", hd_region_name((hd_region)r),
-                            hd_plan_region_bytes(plan, (hd_region)r));
-    hdi_text_printf(text, "         %-16s %16zu bytes\n", "total", hd_plan_total_bytes(plan));
+            hdi_text_printf(text, "         %s\n",
+                            hdi_bytes_row(hd_region_name((hd_region)r),
+                                          hd_plan_region_bytes(plan, (hd_region)r))
+                                .text);
+    hdi_text_printf(text, "         %s\n", hdi_bytes_row("total", hd_plan_total_bytes(plan)).text);
     describe_residency(plan, known, text);
 }
 
@@ -168,9 +171,9 @@ static hd_status describe(const planning *p, double seconds, hdi_text *text)
         pass += hd_sampler_flops(p->samplers[s], HD_PURPOSE_DENOISE, 0);
         conditions += hd_sampler_flops(p->samplers[s], HD_PURPOSE_CONDITION, 0);
     }
-    hdi_text_printf(text, "%d ranks: data %d x pipeline %d, %s, %" PRId64 " parameters\n", p->ranks,
-                    p->layout.data, p->stages, hd_dtype_name(is->dtype),
-                    hd_model_parameters(p->model));
+    hdi_text_printf(text, "%d rank%s: data %d x pipeline %d, %s, %" PRId64 " parameters\n",
+                    p->ranks, p->ranks == 1 ? "" : "s", p->layout.data, p->stages,
+                    hd_dtype_name(is->dtype), hd_model_parameters(p->model));
     if (p->layout.tensor > 1)
         hdi_text_printf(
             text, "x tensor %d: what follows is for the first of the ranks that share a layer\n",
