@@ -4,6 +4,7 @@
 #include "core/error.h"
 #include "core/memory.h"
 #include "core/text.h"
+#include "report/format.h"
 
 #include <inttypes.h>
 #include <string.h>
@@ -281,17 +282,21 @@ hd_status hdi_remedy_add(const hd_config *config, const hd_trainer_options *opti
     const bool fits = find(&s);
     name_changes(&s, &changes);
     if (fits)
-        hdi_text_printf(&text, "\nwith%s it needs %zu bytes and fits", changes.data, s.best_bytes);
+        hdi_text_printf(&text, "\nwith%s it needs %s and fits", changes.data,
+                        hdi_bytes(s.best_bytes).text);
     else if (changes.data)
-        hdi_text_printf(&text, "\nnothing tried fits; the smallest found is %zu bytes with%s",
-                        s.best_bytes, changes.data);
+        hdi_text_printf(&text, "\nnothing tried fits; the smallest found is %s with%s",
+                        hdi_bytes(s.best_bytes).text, changes.data);
     else
         hdi_text_append(&text, "\nnothing tried needs less");
     hdi_text_free(&changes);
     size_t bytes;
-    if (measure(options, &s.now, SIZE_MAX, &bytes) == HD_OK)
-        hdi_text_printf(&text, "\nas it is, memory.budget=%zu is the smallest that would do",
-                        bytes);
+    if (measure(options, &s.now, SIZE_MAX, &bytes) == HD_OK) {
+        char size[HDI_NUMBER_TEXT];
+        hdi_format_bytes((double)bytes, size);
+        hdi_text_printf(&text, "\nas it is, memory.budget=%zu is the smallest that would do (%s)",
+                        bytes, size);
+    }
     hd_status status = text.failed ? hdi_error(HD_ERROR_BUDGET, "does not fit memory.budget")
                                    : hdi_error(HD_ERROR_BUDGET, "%s", text.data);
     hdi_text_free(&text);

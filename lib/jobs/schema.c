@@ -59,8 +59,11 @@ static const char *const resumes[] = {"auto", "never", "require", NULL};
 #define QUIET HDI_CONFIG_NO_EFFECT
 
 const hdi_config_row hdi_job_schema[] = {
-    STRING("model.preset", "",
-           "a model by name: gpt2, gpt2-medium, gpt2-large, gpt2-xl, llama-7b, ...", 0),
+    STRING(
+        "model.preset", "",
+        "a model by name: gpt2, llama-7b, hunyuan-video-13b, open-sora-2-11b, ...; a name that is "
+        "not known is answered with all",
+        0),
     STRING("model.config", "", "a Hugging Face config.json, or a folder that holds one", 0),
     STRING("model.weights", "",
            "start from these weights: a safetensors file or a Hugging Face folder", 0),
@@ -340,8 +343,11 @@ const hdi_config_row hdi_job_schema[] = {
          QUIET),
     BOOL("sample.rounded_guidance", "true",
          "HunyuanVideo: guidance formed in bf16, as its authors do: 6 becomes 6.016", QUIET),
-    ENUM("sample.dtype", "auto", sample_dtypes,
-         "of weights and activations; auto: bf16 on GPUs, f32 on the CPU", QUIET),
+    ENUM(
+        "sample.dtype", "auto", sample_dtypes,
+        "of weights and activations; auto: bf16 on GPUs and in plans with run.rates of one, f32 on "
+        "the CPU",
+        QUIET),
     {.key = "sample.seeds",
      .type = HDI_CONFIG_INT_LIST,
      .fallback = "1",

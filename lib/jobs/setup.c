@@ -245,7 +245,8 @@ hd_status hdi_job_rates(const hd_config *config, const hd_backend *backend, hd_r
         return status == HD_OK ? HD_OK : hdi_error(HD_ERROR_CONFIG, "run.%s", hd_last_error());
     }
     if (backend != hdi_gpu_backend() || !backend) return HD_OK;
-    HD_RETURN_IF_ERROR(hdi_gpu_name(0, name, sizeof name));
-    if (hd_rates_find(name, out) != HD_OK) *out = (hd_rates){0}; /* not known: not predicted */
+    /* Not known, or planned where there is none: not predicted. */
+    if (hdi_gpu_name(0, name, sizeof name) != HD_OK || hd_rates_find(name, out) != HD_OK)
+        *out = (hd_rates){0};
     return HD_OK;
 }

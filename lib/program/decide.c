@@ -48,16 +48,17 @@ hd_status hdi_residency_keep(hd_plan *plan, hd_residency kind, int count, int sl
     const int blocks = plan->residency.block_count;
     bool marches = true;
     if (is_gathered(kind) && plan->options.shards < 2)
-        return hdi_error(
-            HD_ERROR_UNSUPPORTED,
-            "plan: blocks in shards of %d rank, want at least 2 data or sequence ranks",
-            plan->options.shards > 0 ? plan->options.shards : 1);
+        return hdi_error(HD_ERROR_UNSUPPORTED,
+                         "residency sharded: blocks in shards of %d rank, want at least 2 data or "
+                         "sequence ranks",
+                         plan->options.shards > 0 ? plan->options.shards : 1);
     if (is_gathered(kind)) HD_RETURN_IF_ERROR(march(plan, &marches));
     if (!marches)
-        return hdi_error(HD_ERROR_UNSUPPORTED,
-                         "plan: blocks in shards of %d ranks, whose programs read other blocks, or "
-                         "in another order; want the same, as ranks gather together",
-                         plan->options.shards);
+        return hdi_error(
+            HD_ERROR_UNSUPPORTED,
+            "residency sharded: blocks in shards of %d ranks, whose programs read other blocks, or "
+            "in another order; want the same, as ranks gather together",
+            plan->options.shards);
     if (is_gathered(kind)) {
         HD_RETURN_IF_ERROR(begin_kind(plan, HD_RESIDENCY_HOST));
         HD_RETURN_IF_ERROR(choose(plan, HD_RESIDENCY_HOST, blocks, 1));

@@ -4,8 +4,8 @@
 
 #include "backend/backend.h"
 #include "program/plan.h"
+#include "runtime/relay.h"
 #include "runtime/replay.h"
-#include "runtime/staged.h"
 #include "runtime/streaming.h"
 
 #include <heddle/session.h>
@@ -63,7 +63,7 @@ struct hd_session {
     hdi_spans *spans; /* borrowed: waits of the device are measured there; NULL: they are not */
     hdi_streaming streaming;
     hdi_replay replay;
-    hdi_staged staged;
+    hdi_relay relay;
     hdi_windows windows;
 };
 

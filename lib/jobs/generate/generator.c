@@ -37,7 +37,7 @@ static hd_status check_options(hd_generator *generator, const hd_generator_optio
     if (sequence > 1)
         return hdi_error(
             HD_ERROR_UNSUPPORTED,
-            "layout: sequence %d: generation splits over data, pipeline and tensor only", sequence);
+            "layout.sequence %d: generation splits over data, pipeline and tensor only", sequence);
     if (o->prefill > o->capacity) o->prefill = o->capacity;
     generator->keep = (hdi_keeping){.residency = o->residency, .host_blocks = o->host_blocks};
     generator->stages = hd_mesh_size(o->mesh, HD_AXIS_PIPELINE);

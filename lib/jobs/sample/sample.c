@@ -13,6 +13,7 @@
 #include "jobs/job_model.h"
 #include "jobs/progress.h"
 #include "jobs/sample/sample_pictures.h"
+#include "jobs/sample/sample_remedy.h"
 #include "jobs/setup.h"
 #include "report/metrics.h"
 
@@ -78,27 +79,27 @@ static hd_status make_sampler(job *it)
     HD_RETURN_IF_ERROR(hdi_job_rates(it->config, backend, &it->rates));
     size_t foreign, transport;
     HD_RETURN_IF_ERROR(hdi_job_foreign(it->config, it->mesh, it->context, &foreign, &transport));
-    return hd_sampler_create(
-        &(hd_sampler_options){
-            .build = hd_model_build,
-            .user = it->model,
-            .layers = hd_model_layers(it->model),
-            .model = it->settings.model,
-            .mesh = it->mesh,
-            .backend = backend,
-            .dtype = it->settings.dtype,
-            .shape = it->settings.shape,
-            .texts = it->inputs.lengths,
-            .text_lengths = it->inputs.length_count,
-            .budget = (size_t)hdi_config_bytes(values, "memory.budget"),
-            .foreign = foreign,
-            .transport = transport,
-            .rates = it->rates,
-            .residency = (hd_residency)hdi_config_enum(values, "sample.residency"),
-            .slices = (int)hdi_config_int(values, "sample.slices"),
-            .sequence_groups = (int)hdi_config_int(values, "layout.sequence_groups"),
-            .tensor_groups = (int)hdi_config_int(values, "layout.tensor_groups")},
-        &it->sampler);
+    const hd_sampler_options options = {
+        .build = hd_model_build,
+        .user = it->model,
+        .layers = hd_model_layers(it->model),
+        .model = it->settings.model,
+        .mesh = it->mesh,
+        .backend = backend,
+        .dtype = it->settings.dtype,
+        .shape = it->settings.shape,
+        .texts = it->inputs.lengths,
+        .text_lengths = it->inputs.length_count,
+        .budget = (size_t)hdi_config_bytes(values, "memory.budget"),
+        .foreign = foreign,
+        .transport = transport,
+        .rates = it->rates,
+        .residency = (hd_residency)hdi_config_enum(values, "sample.residency"),
+        .slices = (int)hdi_config_int(values, "sample.slices"),
+        .sequence_groups = (int)hdi_config_int(values, "layout.sequence_groups"),
+        .tensor_groups = (int)hdi_config_int(values, "layout.tensor_groups")};
+    const hd_status status = hd_sampler_create(&options, &it->sampler);
+    return status == HD_ERROR_BUDGET ? hdi_sample_remedy_add(it->config, &options) : status;
 }
 
 static hd_status list_videos(job *it)
