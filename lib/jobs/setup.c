@@ -171,7 +171,10 @@ hd_status hdi_job_open_device(const hd_config *config, hd_comm *world, hd_mesh *
         (*out)->backend->memory_info((*out)->device, &before) == HD_OK)
         (*out)->taken_bytes = before.total_bytes - before.free_bytes;
     (*out)->no_copy_engines = hdi_config_enum(config->values, "run.copy_engines") != 0; /* off */
-    (*out)->has_budget = hdi_config_bytes(config->values, "memory.budget") > 0;
+    const size_t budget = (size_t)hdi_config_bytes(config->values, "memory.budget");
+    (*out)->has_budget = budget > 0;
+    if ((*out)->backend != &hdi_backend_cpu)
+        (*out)->memory.budget = budget; /* else all programs' */
     HD_RETURN_IF_ERROR(hd_mesh_attach(
         mesh, *out, transports[hdi_config_enum(config->values, "run.device_transport")]));
     return check_rates(config, world, (*out)->backend);
@@ -218,20 +221,19 @@ hd_status hdi_job_foreign(const hd_config *config, const hd_mesh *mesh, const hd
     return HD_OK;
 }
 
-void hdi_job_watch_memory(const hd_context *context, hdi_memory_info *least)
+void hdi_job_log_memory(const hd_context *context, size_t planned)
 {
-    hdi_memory_info now;
-    if (context->backend->memory_info(context->device, &now) != HD_OK) return;
-    if (least->total_bytes == 0 || now.free_bytes < least->free_bytes) *least = now;
-}
-
-void hdi_job_log_memory(const hd_context *context, const hdi_memory_info *least, size_t planned)
-{
+    const hdi_memory_watch *watch = &context->memory;
     const bool is_cpu = context->backend == &hdi_backend_cpu;
-    if (least->total_bytes == 0) return;
-    hdi_log(HD_LOG_INFO, "memory: planned %zu bytes; in use %zu bytes of the %s %zu%s", planned,
-            least->total_bytes - least->free_bytes, is_cpu ? "machine's" : "device's",
-            least->total_bytes, is_cpu ? ", by all programs" : "");
+    hdi_text works = {0};
+    if (watch->total == 0) return;
+    for (int w = 0; w < HDI_WORKS; w++)
+        if (watch->most[w])
+            hdi_text_printf(&works, ", %zu in %s", watch->most[w], hdi_work_name((hdi_work)w));
+    hdi_log(HD_LOG_INFO, "memory: planned %zu bytes; in use %zu bytes of the %s %zu%s: at most%s",
+            planned, hdi_memory_most(watch), is_cpu ? "machine's" : "device's", watch->total,
+            is_cpu ? ", by all programs" : "", works.data ? works.data + 1 : "");
+    hdi_text_free(&works);
 }
 
 hd_status hdi_job_rates(const hd_config *config, const hd_backend *backend, hd_rates *out)
