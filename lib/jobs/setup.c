@@ -221,6 +221,24 @@ hd_status hdi_job_foreign(const hd_config *config, const hd_mesh *mesh, const hd
     return HD_OK;
 }
 
+hd_status hdi_job_most_memory(hd_comm *world, hd_context *context, size_t *planned)
+{
+    enum { PLANNED = HDI_WORKS, COUNT };
+    size_t *most = context->memory.most;
+    int64_t bytes[COUNT];
+    for (int w = 0; w < HDI_WORKS; w++)
+        bytes[w] = (int64_t)most[w];
+    bytes[PLANNED] = (int64_t)*planned;
+    hd_request request;
+    HD_RETURN_IF_ERROR(
+        hd_comm_all_reduce(world, bytes, COUNT, HD_DTYPE_I64, HD_REDUCE_MAX, &request));
+    HD_RETURN_IF_ERROR(hd_comm_wait(world, &request));
+    for (int w = 0; w < HDI_WORKS; w++)
+        most[w] = (size_t)bytes[w];
+    *planned = (size_t)bytes[PLANNED];
+    return HD_OK;
+}
+
 void hdi_job_log_memory(const hd_context *context, size_t planned)
 {
     const hdi_memory_watch *watch = &context->memory;

@@ -179,7 +179,9 @@ static hd_status run_job(job *it, hd_write_fn write, void *user)
     hd_generator_result result;
     HD_RETURN_IF_ERROR(hd_generator_run(it->generator, it->prompts.prompts, it->prompts.count,
                                         it->tokens, &sampling, it->out, &result));
-    hdi_job_log_memory(it->context, hd_plan_total_bytes(hd_generator_plan(it->generator)));
+    size_t planned = hd_plan_total_bytes(hd_generator_plan(it->generator));
+    HD_RETURN_IF_ERROR(hdi_job_most_memory(it->world, it->context, &planned));
+    hdi_job_log_memory(it->context, planned);
     HD_RETURN_IF_ERROR(report_speed(it, &result));
     return hd_comm_rank(it->world) == 0 ? write_texts(it, write, user) : HD_OK;
 }

@@ -408,6 +408,7 @@ static hd_status run_sampler(job *it, hd_sample_result *out)
         HD_RETURN_IF_ERROR(hd_sampler_run(it->sampler, it->inputs.texts,
                                           it->inputs.count + it->inputs.negatives, it->videos,
                                           it->count, &run, &result));
+    HD_RETURN_IF_ERROR(hdi_job_most_memory(it->world, it->context, &it->planned));
     hdi_job_log_memory(it->context, it->planned);
     out->videos = it->count;
     out->steps = left;
