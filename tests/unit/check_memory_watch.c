@@ -1,5 +1,7 @@
 /* The promise: a run knows the most of a device that was in use in each kind of its work, says once when that
  * is over the budget, and takes no byte more of the device for a validation or a save than for a step. */
+#include "tests/support/hdt_blocks.h"
+#include "tests/support/hdt_plans.h"
 #include "tests/support/hdt_train.h"
 
 #include "core/clock.h"
@@ -48,6 +50,21 @@ static void release(hdi_device *device, void *arena, size_t bytes)
     hdi_backend_cpu.release(device, arena, bytes);
 }
 
+/* Pinned memory has page tables on the device. */
+enum { PINNED_SHARE = 512, PIECE = 2 << 20 };
+
+static hd_status reserve_host(hdi_device *device, size_t bytes, void **out)
+{
+    in_use += bytes / PINNED_SHARE;
+    return hdi_backend_cpu.reserve_host(device, bytes, out);
+}
+
+static void release_host(hdi_device *device, void *memory, size_t bytes)
+{
+    in_use -= memory ? bytes / PINNED_SHARE : 0;
+    hdi_backend_cpu.release_host(device, memory, bytes);
+}
+
 static hd_backend made_up;
 
 static hd_context *open_context(void)
@@ -58,8 +75,9 @@ static hd_context *open_context(void)
     made_up.memory_info = made_up_memory;
     made_up.reserve = reserve;
     made_up.release = release;
-    made_up.reserve_host = hdi_backend_cpu.reserve;
-    made_up.release_host = hdi_backend_cpu.release;
+    made_up.reserve_host = reserve_host;
+    made_up.release_host = release_host;
+    made_up.pinned_share = PINNED_SHARE;
     context->backend = &made_up;
     in_use = OTHERS;
     read_seconds = 0;
@@ -233,7 +251,9 @@ START_TEST(validations_and_saves_take_no_byte_more_than_steps)
         hdt_assert_ok(hdi_trainer_saved_parts(trainer, read_part, trainer));
     }
     const size_t *most = context->memory.most, planned = hd_plan_total_bytes(trainer->plan);
-    ck_assert_uint_eq(most[HDI_WORK_TRAINING], OTHERS + planned);
+    const size_t pinned = hd_plan_host_bytes(trainer->plan);
+    ck_assert_uint_le(most[HDI_WORK_TRAINING], OTHERS + planned);
+    ck_assert_uint_ge(most[HDI_WORK_TRAINING] + (pinned ? PIECE : 0), OTHERS + planned);
     ck_assert_uint_eq(most[HDI_WORK_VALIDATION], most[HDI_WORK_TRAINING]);
     ck_assert_uint_eq(most[HDI_WORK_SAVE], most[HDI_WORK_TRAINING]);
     hd_trainer_destroy(trainer);
@@ -242,6 +262,42 @@ START_TEST(validations_and_saves_take_no_byte_more_than_steps)
     hd_mesh_destroy(mesh);
     hd_comm_destroy(self);
     hd_model_destroy(model);
+}
+END_TEST
+
+/* Blocks that leave the device because a budget does not hold them take their page tables along. */
+START_TEST(budgets_count_the_page_tables_of_what_they_send_to_the_host)
+{
+    enum { BLOCKS = 5, WIDTH = 1024, SHARE = 4, FOREIGN = 77 };
+    hdt_plans plans = {.programs = {hdt_matrices_program(&(hdt_matrices){
+                           .rows = 1, .width = WIDTH, .count = BLOCKS, .last = true})},
+                       .program_count = 1};
+    hd_plan_options options = {.foreign = FOREIGN, .pinned_share = SHARE};
+    size_t needs[BLOCKS + 1];
+    for (int blocks = 0; blocks <= BLOCKS; blocks++) {
+        options.residency = blocks ? HD_RESIDENCY_HOST : HD_RESIDENCY_RESIDENT;
+        options.host_blocks = blocks;
+        hdt_make_plan(&plans, &options);
+        const size_t tables = hd_plan_host_bytes(plans.plan) / SHARE;
+        const size_t foreign = hd_plan_region_bytes(plans.plan, HD_REGION_FOREIGN);
+        ck_assert_uint_ge(foreign, FOREIGN + tables);
+        ck_assert_uint_lt(foreign, FOREIGN + tables + PIECE);
+        needs[blocks] = hd_plan_total_bytes(plans.plan);
+        hdt_drop_plan(&plans);
+    }
+    for (size_t budget = needs[0] + PIECE; budget >= needs[BLOCKS]; budget -= PIECE / 4) {
+        int fewest = 0;
+        while (needs[fewest] > budget)
+            fewest++;
+        options.residency = HD_RESIDENCY_AUTO;
+        options.host_blocks = 0;
+        options.budget = budget;
+        hdt_make_plan(&plans, &options);
+        ck_assert_int_eq(plans.plan->residency.host_blocks, fewest);
+        ck_assert_uint_eq(hd_plan_total_bytes(plans.plan), needs[fewest]);
+        hdt_drop_plan(&plans);
+    }
+    hdt_drop_plans(&plans);
 }
 END_TEST
 
@@ -255,6 +311,7 @@ int main(void)
     tcase_add_test(tests, glances_read_at_most_half_a_percent_of_the_time);
     tcase_add_test(tests, a_device_that_cannot_be_read_is_passed_over);
     tcase_add_loop_test(tests, validations_and_saves_take_no_byte_more_than_steps, 0, KINDS);
+    tcase_add_test(tests, budgets_count_the_page_tables_of_what_they_send_to_the_host);
     suite_add_tcase(suite, tests);
     return hdt_main(suite);
 }
