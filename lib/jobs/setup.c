@@ -196,12 +196,9 @@ size_t hdi_job_transport(const hd_config *config, const hd_mesh *mesh, const hd_
     return !backend || backend == &hdi_backend_cpu || is_staged ? 0 : hdi_transport_bytes(mesh);
 }
 
-/* What a device takes once it works. CUDA loads kernels when they are first called: those of this library,
- * of attention, and up to eight candidates for each shape of product. An arena is rounded up to 2 MiB,
- * and 16 MiB are taken while a product is timed that adds to its result. Ranks that share a device take as
- * much as each other of what is taken before. */
-static const size_t later_bytes = (size_t)192 << 20;
-
+/* What was taken before, of which ranks that share a device take as much as each other, and memory.margin for
+ * what is taken later: kernels, which CUDA loads when they are first called, the rounding of the arena, and
+ * 16 MiB while a product is timed that adds to its result (ADR 0035). */
 hd_status hdi_job_foreign(const hd_config *config, const hd_mesh *mesh, const hd_context *context,
                           size_t *out, size_t *transport)
 {
@@ -217,7 +214,8 @@ hd_status hdi_job_foreign(const hd_config *config, const hd_mesh *mesh, const hd
         taken = context->taken_bytes;
         if (attached > *transport) *transport = attached;
     }
-    *out = taken / sharers + later_bytes + (context->graphs ? HDI_REPLAY_BYTES : 0);
+    *out = taken / sharers + (size_t)hdi_config_bytes(config->values, "memory.margin") +
+           (context->graphs ? HDI_REPLAY_BYTES : 0);
     return HD_OK;
 }
 
