@@ -66,6 +66,10 @@ typedef struct hd_train_result {
     /* With run.trace the shares of the time of all steps but the first in which devices stood, waiting for
      * copies from or to the host, for other ranks, and for the host; else NaN. */
     double exposed_copies, exposed_communication, exposed_host;
+    /* Bytes of a device as planned, and in use: the most that was read while training, in a validation and while
+     * saving, of the rank with the most; 0: there was none. All of the process is counted, and other
+     * programs; ranks that share a device count alike. On the CPU it is the machine's memory. */
+    size_t planned_bytes, training_bytes, validation_bytes, save_bytes;
     uint64_t weights_hash;
     char directory[1024]; /* of the run */
 } hd_train_result;

@@ -2,6 +2,7 @@
 #include "jobs/remedy.h"
 
 #include "core/error.h"
+#include "core/log.h"
 #include "core/memory.h"
 #include "core/text.h"
 #include "report/format.h"
@@ -278,6 +279,7 @@ hd_status hdi_remedy_add(const hd_config *config, const hd_trainer_options *opti
                         .data = hd_mesh_size(options->mesh, HD_AXIS_DATA),
                         .pipeline = hd_mesh_size(options->mesh, HD_AXIS_PIPELINE),
                         .accumulate = options->accumulate > 0 ? options->accumulate : 1}};
+    hdi_log(HD_LOG_INFO, "memory.budget does not hold it: looking for settings that fit");
     hdi_text changes = {0};
     const bool fits = find(&s);
     name_changes(&s, &changes);

@@ -278,6 +278,7 @@ static hd_status decide_residency(hd_plan *plan)
     if (!o->budget) return HD_OK;
     hdi_plan_lay_out_arena(plan);
     const size_t rest = hd_plan_total_bytes(plan) - plan->bytes[HD_REGION_WEIGHTS];
+    hdi_plan_lay_out_host(plan);
     return hdi_residency_fit(plan, rest, slots);
 }
 

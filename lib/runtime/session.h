@@ -4,6 +4,7 @@
 
 #include "backend/backend.h"
 #include "program/plan.h"
+#include "runtime/memory_watch.h"
 #include "runtime/relay.h"
 #include "runtime/replay.h"
 #include "runtime/streaming.h"
@@ -24,6 +25,7 @@ struct hd_context {
     bool no_copy_engines; /* communicators keep to kernels */
     bool graphs;          /* sessions replay what is the same in every step */
     size_t graph_bytes;   /* of the device, in graphs of all sessions */
+    hdi_memory_watch memory;
 };
 
 typedef struct hdi_direct hdi_direct;

@@ -128,11 +128,24 @@ START_TEST(every_remedy_and_the_smallest_budget_that_are_named_fit)
 }
 END_TEST
 
+START_TEST(what_is_foreign_is_taken_from_the_budget)
+{
+    char refusal[4096];
+    plan(&runs[0], 1, "", refusal);
+    const size_t smallest = smallest_budget(refusal);
+    plan(&runs[0], smallest, "memory.foreign=1000", refusal);
+    ck_assert_uint_eq(smallest_budget(refusal), smallest + 1000);
+    plan(&runs[0], smallest + 1000, "memory.foreign=1000", refusal);
+    ck_assert_str_eq(refusal, "");
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("remedy");
     TCase *tests = tcase_create("remedy");
     tcase_add_loop_test(tests, every_remedy_and_the_smallest_budget_that_are_named_fit, 0, RUNS);
+    tcase_add_test(tests, what_is_foreign_is_taken_from_the_budget);
     suite_add_tcase(suite, tests);
     return hdt_main(suite);
 }

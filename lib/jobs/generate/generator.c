@@ -56,6 +56,7 @@ static hd_status make_plan(hd_generator *generator, hd_residency residency)
     HD_RETURN_IF_ERROR(
         hd_plan_create(&(hd_plan_options){.budget = o->budget,
                                           .foreign = o->foreign,
+                                          .pinned_share = o->backend ? o->backend->pinned_share : 0,
                                           .residency = residency,
                                           .host_blocks = keep->host_blocks,
                                           .stream_slots = keep->stream_slots,

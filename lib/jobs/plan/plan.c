@@ -119,8 +119,11 @@ static hd_status plan_ranks(planning *p)
     HD_RETURN_IF_ERROR(hdi_job_model(p->config, &p->model));
     HD_RETURN_IF_ERROR(
         hd_backend_find(hdi_config_string(p->config->values, "run.device"), &p->backend));
-    hdi_train_target on = {
-        .config = p->config, .model = p->model, .backend = p->backend, .remedy = true};
+    hdi_train_target on = {.config = p->config,
+                           .model = p->model,
+                           .backend = p->backend,
+                           .foreign = (size_t)hdi_config_bytes(p->config->values, "memory.foreign"),
+                           .remedy = true};
     for (int r = 0; r < p->ranks; r++) {
         HD_RETURN_IF_ERROR(hd_mesh_create_fake(r, p->ranks, &options, &p->meshes[r]));
         HD_RETURN_IF_ERROR(plan_rank(p, &on, r, 0));

@@ -47,7 +47,6 @@ typedef struct job {
     int64_t steps_done, steps_to_do; /* of this line of ranks, for rank 0's progress */
     size_t planned;                  /* bytes of the larger phase */
     hd_rates rates;
-    hdi_memory_info memory; /* with the least that was free at the end of a step */
 } job;
 
 static hd_status out_of_memory(void)
@@ -334,7 +333,6 @@ static hd_status save(const job *it, const hd_sampler_event *event)
 static hd_status on_step(void *user, const hd_sampler_event *event)
 {
     job *it = user;
-    hdi_job_watch_memory(it->context, &it->memory);
     const double seconds = hdi_clock_seconds() - it->begin;
     if (event->is_last_stage) {
         const hdi_metric fields[] = {hdi_metric_string("input", it->files[event->video].name),
@@ -411,7 +409,8 @@ static hd_status run_sampler(job *it, hd_sample_result *out)
         HD_RETURN_IF_ERROR(hd_sampler_run(it->sampler, it->inputs.texts,
                                           it->inputs.count + it->inputs.negatives, it->videos,
                                           it->count, &run, &result));
-    hdi_job_log_memory(it->context, &it->memory, it->planned);
+    HD_RETURN_IF_ERROR(hdi_job_most_memory(it->world, it->context, &it->planned));
+    hdi_job_log_memory(it->context, it->planned);
     out->videos = it->count;
     out->steps = left;
     out->seconds = result.seconds;

@@ -18,6 +18,7 @@ static hd_status plan_phase(const hd_sampler *sampler, hd_purpose phase, hd_plan
     HD_RETURN_IF_ERROR(
         hd_plan_create(&(hd_plan_options){.budget = o->budget,
                                           .foreign = o->foreign,
+                                          .pinned_share = o->backend ? o->backend->pinned_share : 0,
                                           .transport = o->transport,
                                           .rates = o->rates,
                                           .residency = keep->residency,
