@@ -10,13 +10,10 @@ typedef struct mlp_options {
 
 enum { X, UP, UP_BIAS, DOWN, DOWN_BIAS, INPUTS };
 
-/* Where a slice begins: at whole tiles of products, and the last one is not much shorter than others. */
 static int64_t slice_begin(const hd_op *op, int slice)
 {
-    enum { TILE = 64 };
-    const int slices = ((const mlp_options *)op->options)->slices;
-    const int64_t rows = hdi_rows(op->in_info[X]);
-    return slice == slices ? rows : rows * slice / slices / TILE * TILE;
+    const mlp_options *options = op->options;
+    return hdi_slice_begin(hdi_rows(op->in_info[X]), options->slices, slice);
 }
 
 static int64_t longest_slice(const hd_op *op)
