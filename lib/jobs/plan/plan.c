@@ -155,6 +155,7 @@ static void describe_places(const hd_trainer *trainer, hdi_text *text)
     const hd_trainer_options *o = &trainer->options;
     if (o->activations != HD_ACTIVATIONS_KEEP)
         hdi_text_printf(text, "       train.activations=%s\n", names[o->activations]);
+    if (o->slices > 1) hdi_text_printf(text, "       train.slices=%d\n", o->slices);
     if (o->residency == HD_RESIDENCY_HOST) describe_blocks(trainer, text);
     if (hdi_trainer_on_host(trainer)) hdi_text_append(text, "       optimizer.residency=host\n");
     if (hdi_trainer_gradients_on_host(trainer))

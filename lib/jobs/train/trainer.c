@@ -147,6 +147,7 @@ static hd_status check_options(hd_trainer *trainer, const hd_trainer_options *gi
             "shard_state 2 or 3",
             hd_mesh_size(o->mesh, HD_AXIS_COPY), o->shard_state);
     if (o->chunks < 1) o->chunks = 1;
+    if (o->slices < 1) o->slices = 1;
     if (o->recompute && o->activations == HD_ACTIVATIONS_KEEP)
         o->activations = HD_ACTIVATIONS_RECOMPUTE;
     o->recompute = o->activations == HD_ACTIVATIONS_RECOMPUTE ||

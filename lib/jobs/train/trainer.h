@@ -94,6 +94,10 @@ struct hd_trainer {
 hd_status hdi_trainer_create_as(const hd_trainer_options *options, bool cuts_blocks,
                                 hd_trainer **out);
 
+/* trainer_slices.c: the same, with as few slices as fit where these are AUTO. */
+hd_status hdi_trainer_create_sliced(const hd_trainer_options *options, bool cuts_blocks,
+                                    hd_trainer **out);
+
 /* trainer_census.c: learn parameters, costs and the boundary; cut the layers into stages. */
 hd_status hdi_census_take(hd_trainer *trainer);
 void hdi_census_release(hdi_census *census);

@@ -75,7 +75,7 @@ static hd_status keep_blocks(const hd_trainer_options *options, bool cuts_blocks
     hd_trainer_options fewer = *options;
     hd_trainer *kept = NULL;
     fewer.host_blocks = blocks - (int)(fit < most ? fit : most);
-    const hd_status status = hdi_trainer_create_as(&fewer, cuts_blocks, &kept);
+    const hd_status status = hdi_trainer_create_sliced(&fewer, cuts_blocks, &kept);
     if (status == HD_ERROR_BUDGET) return HD_OK;
     HD_RETURN_IF_ERROR(status);
     hd_trainer_destroy(*inout);
@@ -101,7 +101,7 @@ hd_status hd_trainer_create(const hd_trainer_options *options, hd_trainer **out)
             is_new = !is_same_choice(&tried, &before);
         }
         if (!is_new) continue;
-        status = hdi_trainer_create_as(&tried, cuts_blocks, out);
+        status = hdi_trainer_create_sliced(&tried, cuts_blocks, out);
         if (status == HD_OK && may_stream && tried.residency == HD_RESIDENCY_HOST)
             return keep_blocks(&tried, cuts_blocks, out);
         if (status != HD_ERROR_BUDGET) return status;
