@@ -48,7 +48,7 @@ typedef enum hd_activations {
     HD_ACTIVATIONS_AUTO  /* the first of the others, but for int8, that fits the budget */
 } hd_activations;
 
-enum { HD_SLICES_AUTO = -1 };
+enum { HD_SLICES_AUTO = -1, HD_SLICES_AUTO_MOST = 16 };
 
 typedef struct hd_trainer_options {
     hd_build_fn build; /* called several times, for whole stages and for single layers */
@@ -71,7 +71,7 @@ typedef struct hd_trainer_options {
     int tensor_groups;       /* the same */
     int slices; /* as hd_program_options has it: the loss is the same, but the gradient of its layer is a
                    sum over slices, in their order; zero: 1; HD_SLICES_AUTO: as few as the budget asks
-                   for, without `exact` and tensor ranks */
+                   for, at most HD_SLICES_AUTO_MOST, without `exact` and tensor ranks */
     hd_activations activations;
     bool recompute; /* short for HD_ACTIVATIONS_RECOMPUTE, where `activations` is KEEP */
     hd_residency

@@ -136,16 +136,15 @@ static hd_status loss_sum_shape(hd_program *program, const hd_op *op)
 {
     const int64_t any = -1, two = 2;
     HD_RETURN_IF_ERROR(hdi_check_dims(op, 0, "losses", HD_DTYPE_F32, 1, &any));
-    HD_RETURN_IF_ERROR(
-        hdi_check_dims(op, 1, "targets", HD_DTYPE_I32, 1, op->in_info[0]->dims));
+    HD_RETURN_IF_ERROR(hdi_check_dims(op, 1, "targets", HD_DTYPE_I32, 1, op->in_info[0]->dims));
     hd_op_output(program, HD_DTYPE_F64, 1, &two);
     return HD_OK;
 }
 
 static hd_status loss_sum_run(const hd_run *run)
 {
-    return run->backend->loss_sum(run->stream, run->in[0], run->in[1],
-                                  run->op->in_info[0]->dims[0], run->out[0]);
+    return run->backend->loss_sum(run->stream, run->in[0], run->in[1], run->op->in_info[0]->dims[0],
+                                  run->out[0]);
 }
 
 const hd_op_kind hdi_op_loss_sum = {
@@ -175,8 +174,8 @@ static hd_tensor cross_entropy(hd_program *program, const hdi_logits *of, bool g
     hd_tensor in[] = {of->logits, of->targets, of->scale, {0}};
     if (of->limit) {
         options.parts = hdi_tensor_ranks(program);
-        in[3] = hdi_tensor_collect(program,
-                                   hd_custom_op(program, &part_statistics, &options, 2, in));
+        in[3] =
+            hdi_tensor_collect(program, hd_custom_op(program, &part_statistics, &options, 2, in));
     }
     return hd_custom_op(program, &hdi_op_cross_entropy, &options, 4, in);
 }

@@ -121,8 +121,7 @@ hd_tensor hdi_loss_slices(hd_program *program, hd_tensor x, hd_tensor weight, hd
                                "loss in slices: x has rank %d, want [rows, inputs]",
                                info ? info->rank : 0);
     const hd_tensor in[INPUTS] = {x, weight, targets, hdi_loss_scale(program, info->dtype)};
-    if (program->training)
-        return hd_output(program, stand_in(program, &options, in), "loss");
+    if (program->training) return hd_output(program, stand_in(program, &options, in), "loss");
     work w = {.program = program, .options = &options, .in = in};
     append_slices(&w);
     const hd_tensor sum[] = {w.losses, targets};

@@ -216,7 +216,8 @@ void hdi_program_post_early(hd_program *program)
         if (posted == 0) continue;
         /* What only readies it, the op just before, has waited for nothing else either. */
         const hdi_op *ready = program->ops[posted - 1];
-        if (ready->op.inputs != 1 || ready->op.kind->flags || !is_made_by(program, &ready->op, &op->op))
+        if (ready->op.inputs != 1 || ready->op.kind->flags ||
+            !is_made_by(program, &ready->op, &op->op))
             continue;
         move_up(program, posted - 1, HD_OP_UPDATES);
         move_up(program, posted, HD_OP_COMMUNICATES | HD_OP_UPDATES);

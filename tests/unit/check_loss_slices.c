@@ -67,19 +67,17 @@ static hd_program *build(const trial *t, hd_tensor *x, hd_tensor *weight, hd_ten
 {
     const int64_t dims[] = {t->rows, HIDDEN};
     hd_program *p;
-    hdt_assert_ok(hd_program_create(&(hd_program_options){.name = "p",
-                                                          .dtype = t->dtype,
-                                                          .gradients = t->gradients,
-                                                          .training = !t->evaluates},
-                                    &p));
+    hdt_assert_ok(hd_program_create(
+        &(hd_program_options){
+            .name = "p", .dtype = t->dtype, .gradients = t->gradients, .training = !t->evaluates},
+        &p));
     *x = hd_input(p, "x", t->dtype, 2, dims);
     hd_input_needs_gradient(p, *x);
     const hd_tensor targets = hd_input(p, "targets", HD_DTYPE_I32, 1, &t->rows);
-    *weight = hd_parameter(p, &(hd_parameter_options){
-                                  .name = "w", .rank = 2, .dims = {CLASSES, HIDDEN}});
-    *loss = t->slices
-                ? hdi_loss_slices(p, *x, *weight, targets, 0, 0, t->slices)
-                : hd_cross_entropy(p, hd_linear_op(p, *x, *weight, (hd_tensor){0}), targets);
+    *weight =
+        hd_parameter(p, &(hd_parameter_options){.name = "w", .rank = 2, .dims = {CLASSES, HIDDEN}});
+    *loss = t->slices ? hdi_loss_slices(p, *x, *weight, targets, 0, 0, t->slices)
+                      : hd_cross_entropy(p, hd_linear_op(p, *x, *weight, (hd_tensor){0}), targets);
     if (!t->evaluates) hd_program_backward(p, *loss, (hd_tensor){0});
     hdt_assert_ok(hd_program_finish(p));
     return p;
@@ -175,8 +173,8 @@ static void check_rows(trial t)
         run(&t, 1, &sliced);
         ck_assert_msg(memcmp(sliced.loss, whole.loss, sizeof whole.loss) == 0,
                       "%s, %d rows in %d slices: loss %.17g of %g, want %.17g of %g",
-                      hd_dtype_name(t.dtype), (int)t.rows, t.slices, sliced.loss[0],
-                      sliced.loss[1], whole.loss[0], whole.loss[1]);
+                      hd_dtype_name(t.dtype), (int)t.rows, t.slices, sliced.loss[0], sliced.loss[1],
+                      whole.loss[0], whole.loss[1]);
         if (t.evaluates) continue;
         ck_assert_mem_eq(sliced.x, whole.x, sizeof(float) * (size_t)(t.rows * HIDDEN));
         check_weight(&t, &sliced, &whole, 1);
@@ -224,8 +222,8 @@ START_TEST(a_training_program_without_a_backward_is_refused_when_it_runs)
 {
     hd_program *p = hdt_program();
     const int64_t dims[] = {3, HIDDEN}, rows = 3;
-    const hd_tensor weight = hd_parameter(
-        p, &(hd_parameter_options){.name = "w", .rank = 2, .dims = {CLASSES, HIDDEN}});
+    const hd_tensor weight =
+        hd_parameter(p, &(hd_parameter_options){.name = "w", .rank = 2, .dims = {CLASSES, HIDDEN}});
     hdi_loss_slices(p, hd_input(p, "x", HD_DTYPE_F32, 2, dims), weight,
                     hd_input(p, "targets", HD_DTYPE_I32, 1, &rows), 0, 0, 2);
     hdt_assert_ok(hd_program_finish(p));
@@ -238,9 +236,8 @@ int main(void)
 {
     Suite *suite = suite_create("loss slices");
     TCase *tests = tcase_create("loss slices");
-    tcase_add_loop_test(tests,
-                        loss_in_slices_has_the_bits_of_all_rows_and_its_weight_gradient_is_near, 0,
-                        7);
+    tcase_add_loop_test(
+        tests, loss_in_slices_has_the_bits_of_all_rows_and_its_weight_gradient_is_near, 0, 7);
     tcase_add_loop_test(tests, validation_in_slices_has_the_bits_of_all_rows, 0, 7);
     tcase_add_loop_test(tests, there_are_never_more_logits_than_those_of_a_slice, 0, 2);
     tcase_add_test(tests, a_training_program_without_a_backward_is_refused_when_it_runs);

@@ -29,22 +29,22 @@ static hd_status create_in(const hd_trainer_options *options, int slices, bool c
     return hdi_trainer_create_as(&tried, cuts_blocks, out);
 }
 
-/* Those of 1, 2, 4 .. MOST that fit, the fewest; where none does, what is short without slices. */
+/* Those of 1, 2, 4 .. the most that fit, the fewest; where none does, what is short without slices. */
 hd_status hdi_trainer_create_sliced(const hd_trainer_options *options, bool cuts_blocks,
                                     hd_trainer **out)
 {
-    enum { MOST = 16 };
+    const int most = HD_SLICES_AUTO_MOST;
     *out = NULL;
     if (options->slices >= 0) return hdi_trainer_create_as(options, cuts_blocks, out);
     HD_RETURN_IF_ERROR(check_choice(options));
     hd_status status = create_in(options, 1, cuts_blocks, out);
     if (status != HD_ERROR_BUDGET) return status;
-    status = create_in(options, MOST, cuts_blocks, out);
+    status = create_in(options, most, cuts_blocks, out);
     if (status == HD_ERROR_BUDGET) return create_in(options, 1, cuts_blocks, out);
-    for (int slices = 2; status == HD_OK && slices < MOST; slices *= 2) {
+    for (int slices = 2; status == HD_OK && slices < most; slices *= 2) {
         status = create_in(options, slices, cuts_blocks, out);
         if (status != HD_ERROR_BUDGET) return status;
         status = HD_OK;
     }
-    return status == HD_OK ? create_in(options, MOST, cuts_blocks, out) : status;
+    return status == HD_OK ? create_in(options, most, cuts_blocks, out) : status;
 }
