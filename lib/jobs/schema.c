@@ -112,6 +112,10 @@ const hdi_config_row hdi_job_schema[] = {
         "1/254 of the largest of these; auto: the first of the others but int8 that fits "
         "memory.budget",
         0),
+    INT("train.activation_blocks", "0", "0", "4096", "blocks",
+        "of each rank's so many are as train.activations says, or all if it has fewer, the others' "
+        "activations are kept; zero: all, or, with auto, as few as memory.budget asks for",
+        QUIET),
     INT("train.slices", "1", "0", "64", NULL,
         "of rows in which a token model's loss is made, so that there are never more logits than "
         "those of one: their layer's gradient is a sum over them; zero: as few as memory.budget "
