@@ -149,14 +149,13 @@ static hd_status measure_rank(const hd_trainer_options *options, const setting *
 }
 
 /* What the hungriest rank needs: first the first one of each stage, and where these fit all the others,
- * whose shards and parts are almost equal. What is over `enough` need not be known better. */
+ * whose shards, parts and messages are almost equal. What is over `enough` need not be known better. */
 static hd_status measure(const hd_trainer_options *options, const setting *tried, size_t enough,
                          size_t *bytes)
 {
     const int each = replicas(options, tried) * hd_mesh_size(options->mesh, HD_AXIS_TENSOR);
-    const bool alike = each == tried->data && !shard_state(options, tried);
     *bytes = 0;
-    for (int later = 0; later <= !alike; later++)
+    for (int later = 0; later < 2; later++)
         for (int rank = 0; rank < each * tried->pipeline && *bytes <= enough; rank++)
             if ((rank % each > 0) == later)
                 HD_RETURN_IF_ERROR(measure_rank(options, tried, rank, bytes));

@@ -21,6 +21,7 @@ static const run runs[] = {
     {"6", "1", "1", "auto", "0", "32", "16", 1, "optimizer.residency=host", "train.residency=host"},
     {"4", "1", "1", "auto", "0", "64", "16", 4, "layout.shard_state=1", "layout.shard_state=3"},
     {"4", "1", "2", "auto", "1", "64", "16", 2, "layout.shard_state=2", "gradient_residency=host"},
+    {"4", "1", "1", "auto", "0", "16", "16", 4, "layout.shard_state=1", "layout.shard_state=3"},
     {"2", "2", "1", "gpipe", "0", "16", "16", 2, "layout.schedule=1f1b", "layout.recompute=layer"},
     {"2", "2", "1", "auto", "0", "64", "16", 4, "layout.shard_state=1", "layout.recompute=layer"},
     {"2", "1", "1", "auto", "0", "32", "1", 1, "train.slices=16", "gradient_residency=host"},
