@@ -363,8 +363,9 @@ const hdi_config_row hdi_job_schema[] = {
          "fastest link",
          QUIET),
     INT("sample.slices", "0", "0", "64", NULL,
-        "of a block's heads and rows that are in memory one by one; zero: as few as memory.budget "
-        "needs once all blocks are on the host",
+        "of a block's heads and rows that are in memory one by one, on the sequence axis also the "
+        "least number of groups in which heads change places; zero: as few as memory.budget needs "
+        "once all blocks are on the host",
         QUIET),
     STRING("sample.directory", "", "results go here; empty: run.directory/samples", QUIET),
     INT("sample.save_every", "5", "0", NULL, "steps",

@@ -144,7 +144,7 @@ static void term_sums(const trial *t, float *out)
 static void check_weight(const trial *t, const outcome *seen, const outcome *want, int times)
 {
     static float terms[CLASSES * HIDDEN];
-    const bool cut = times > 1 || hdi_slice_begin(t->rows, t->slices, t->slices - 1) > 0;
+    const bool cut = times > 1 || hdi_slice_begin(t->rows, t->slices, 1) < t->rows;
     const double rounds = t->gradients ? times * t->slices * ldexp(1, -8) : 0;
     const double sums = 2 * hdt_tolerance(HD_DTYPE_F32, times * t->rows + t->slices);
     const double bound = cut ? 2 * times * (sums + rounds) : 0;
