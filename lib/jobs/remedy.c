@@ -14,15 +14,16 @@
  * highest counts. */
 enum {
     ONE_F_ONE_B = 1,     /* fewer micro-batches in flight than gpipe, for nothing */
-    LEVEL_1 = 2,         /* weights travel once a step */
-    LEVEL_2 = 4,         /* gradients travel with each micro-batch */
-    HOST_INPUTS = 8,     /* of blocks, if these are computed again: copies beside that */
-    HOST_OPTIMIZER = 16, /* the update waits for copies */
-    ALL_BLOCKS = 32, /* where activations of some are not kept: up to a third more computation */
-    RECOMPUTE = 64,  /* a third more computation */
-    LEVEL_3 = 128,   /* weights travel twice with each micro-batch */
-    HOST_GRADIENTS = 256, /* copies both ways with each micro-batch */
-    HOST_WEIGHTS = 512,   /* copies in for each forward and backward */
+    SLICES = 2,          /* of the loss: smaller products, and one sum more for each */
+    LEVEL_1 = 4,         /* weights travel once a step */
+    LEVEL_2 = 8,         /* gradients travel with each micro-batch */
+    HOST_INPUTS = 16,    /* of blocks, if these are computed again: copies beside that */
+    HOST_OPTIMIZER = 32, /* the update waits for copies */
+    ALL_BLOCKS = 64, /* where activations of some are not kept: up to a third more computation */
+    RECOMPUTE = 128, /* a third more computation */
+    LEVEL_3 = 256,   /* weights travel twice with each micro-batch */
+    HOST_GRADIENTS = 512, /* copies both ways with each micro-batch */
+    HOST_WEIGHTS = 1024,  /* copies in for each forward and backward */
     LEVELS = LEVEL_1 | LEVEL_2 | LEVEL_3
 };
 
@@ -75,6 +76,8 @@ static int useful_savers(const hd_trainer_options *options, const setting *tried
 {
     int savers = 0;
     if (is_gpipe(options) && tried->pipeline > 1) savers |= ONE_F_ONE_B;
+    if (options->tokens && options->slices >= 0 && options->slices < HD_SLICES_AUTO_MOST)
+        savers |= SLICES;
     if (options->optimizer_residency == HD_RESIDENCY_RESIDENT) savers |= HOST_OPTIMIZER;
     const bool keeps = options->activations == HD_ACTIVATIONS_KEEP;
     if (keeps && !options->recompute) savers |= RECOMPUTE;
@@ -95,6 +98,7 @@ static hd_trainer_options changed(const hd_trainer_options *options, const setti
     out.sequences = tried->micro_batch;
     out.accumulate = tried->accumulate;
     out.shard_state = shard_state(options, tried);
+    if (tried->savers & SLICES || out.slices == HD_SLICES_AUTO) out.slices = HD_SLICES_AUTO_MOST;
     if (out.activations == HD_ACTIVATIONS_AUTO) out.activations = HD_ACTIVATIONS_RECOMPUTE_HOST;
     if (tried->savers & RECOMPUTE) out.recompute = true;
     if (tried->savers & ALL_BLOCKS) out.activation_blocks = 0;
@@ -147,14 +151,13 @@ static hd_status measure_rank(const hd_trainer_options *options, const setting *
 }
 
 /* What the hungriest rank needs: first the first one of each stage, and where these fit all the others,
- * whose shards and parts are almost equal. What is over `enough` need not be known better. */
+ * whose shards, parts and messages are almost equal. What is over `enough` need not be known better. */
 static hd_status measure(const hd_trainer_options *options, const setting *tried, size_t enough,
                          size_t *bytes)
 {
     const int each = replicas(options, tried) * hd_mesh_size(options->mesh, HD_AXIS_TENSOR);
-    const bool alike = each == tried->data && !shard_state(options, tried);
     *bytes = 0;
-    for (int later = 0; later <= !alike; later++)
+    for (int later = 0; later < 2; later++)
         for (int rank = 0; rank < each * tried->pipeline && *bytes <= enough; rank++)
             if ((rank % each > 0) == later)
                 HD_RETURN_IF_ERROR(measure_rank(options, tried, rank, bytes));
@@ -254,6 +257,7 @@ static void name_changes(const search *s, hdi_text *text)
         !hdi_config_int(values, "train.tokens_per_step"))
         add_key(text, "train.accumulate", best->accumulate);
     if (best->savers & ONE_F_ONE_B) hdi_text_append(text, " layout.schedule=1f1b");
+    if (best->savers & SLICES) add_key(text, "train.slices", HD_SLICES_AUTO_MOST);
     if (best->savers & LEVELS) add_key(text, "layout.shard_state", shard_state(s->options, best));
     if (best->savers & HOST_OPTIMIZER) hdi_text_append(text, " optimizer.residency=host");
     if (inputs_leave(s->options, best))

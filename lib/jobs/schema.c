@@ -119,6 +119,11 @@ const hdi_config_row hdi_job_schema[] = {
         "of each rank's so many are as train.activations says, or all if it has fewer, the others' "
         "activations are kept; zero: all, or, with auto, as few as memory.budget asks for",
         QUIET),
+    INT("train.slices", "1", "0", "64", NULL,
+        "of rows in which a token model's loss is made, so that there are never more logits than "
+        "those of one: their layer's gradient is a sum over them; zero: as few as memory.budget "
+        "asks for, without layout.reduction exact and layout.tensor",
+        0),
     ENUM("train.residency", "resident", train_residencies,
          "of weights of blocks: on the device; host: in pinned host memory with the optimizer's "
          "state, copied in beside computing; auto: on the host as few as memory.budget asks for, "

@@ -8,7 +8,7 @@
 #include <stdlib.h>
 
 typedef struct run {
-    const char *layers, *pipeline, *sequence, *schedule, *shard_state, *hidden;
+    const char *layers, *pipeline, *sequence, *schedule, *shard_state, *hidden, *slices;
     int ranks;
     const char *first; /* what is named when a byte is missing */
     const char *among; /* what is named before there is nothing more to do */
@@ -16,12 +16,16 @@ typedef struct run {
 
 /* Wide and few tokens: parameters take most; narrow and many: activations. */
 static const run runs[] = {
-    {"2", "1", "1", "auto", "0", "64", 1, "optimizer.residency=host", "gradient_residency=host"},
-    {"6", "1", "1", "auto", "0", "32", 1, "optimizer.residency=host", "train.residency=host"},
-    {"4", "1", "1", "auto", "0", "64", 4, "layout.shard_state=1", "layout.shard_state=3"},
-    {"4", "1", "2", "auto", "1", "64", 2, "layout.shard_state=2", "gradient_residency=host"},
-    {"2", "2", "1", "gpipe", "0", "16", 2, "layout.schedule=1f1b", "layout.recompute=layer"},
-    {"2", "2", "1", "auto", "0", "64", 4, "layout.shard_state=1", "layout.recompute=layer"},
+    {"2", "1", "1", "auto", "0", "64", "16", 1, "optimizer.residency=host",
+     "gradient_residency=host"},
+    {"6", "1", "1", "auto", "0", "32", "16", 1, "optimizer.residency=host", "train.residency=host"},
+    {"4", "1", "1", "auto", "0", "64", "16", 4, "layout.shard_state=1", "layout.shard_state=3"},
+    {"4", "1", "2", "auto", "1", "64", "16", 2, "layout.shard_state=2", "gradient_residency=host"},
+    {"4", "1", "1", "auto", "0", "16", "16", 4, "layout.shard_state=1", "layout.shard_state=3"},
+    {"2", "2", "1", "gpipe", "0", "16", "16", 2, "layout.schedule=1f1b", "layout.recompute=layer"},
+    {"2", "2", "1", "auto", "0", "64", "16", 4, "layout.shard_state=1", "layout.recompute=layer"},
+    {"2", "1", "1", "auto", "0", "32", "1", 1, "train.slices=16", "gradient_residency=host"},
+    {"2", "1", "2", "auto", "0", "32", "1", 2, "train.slices=16", "layout.shard_state=2"},
 };
 enum { RUNS = sizeof runs / sizeof runs[0] };
 
@@ -45,6 +49,7 @@ static hd_config *configure(const run *one, size_t budget)
     set(config, "layout.pipeline", one->pipeline);
     set(config, "layout.sequence", one->sequence);
     set(config, "layout.schedule", one->schedule);
+    set(config, "train.slices", one->slices);
     set(config, "layout.shard_state", one->shard_state);
     snprintf(text, sizeof text, "%zu", budget);
     set(config, "memory.budget", text);

@@ -99,6 +99,7 @@ hd_status hdi_trainer_build_chunk(hd_trainer *trainer, int shape_index, int chun
                                                 .backend = options->backend,
                                                 .training = train,
                                                 .exact = options->exact,
+                                                .slices = options->slices,
                                                 .sequence_groups = options->sequence_groups,
                                                 .tensor_groups = options->tensor_groups,
                                                 .rates = &options->rates},
