@@ -258,7 +258,7 @@ const hdi_config_row hdi_job_schema[] = {
     BYTES("memory.budget", "0", "device memory of a rank, all included; zero: no limit", QUIET),
     BYTES("memory.foreign", "0",
           "of the budget, what plan leaves to the driver and libraries; runs measure it", QUIET),
-    BYTES("memory.margin", "64MiB",
+    BYTES("memory.margin", "48MiB",
           "of the budget, what runs on GPUs leave to kernels that are loaded later", QUIET),
 
     INT("checkpoint.every", "0", "0", NULL, "steps", "zero: at the end only", QUIET),
