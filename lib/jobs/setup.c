@@ -170,7 +170,7 @@ hd_status hdi_job_open_device(const hd_config *config, hd_comm *world, hd_mesh *
     if ((*out)->backend != &hdi_backend_cpu &&
         (*out)->backend->memory_info((*out)->device, &before) == HD_OK)
         (*out)->taken_bytes = before.total_bytes - before.free_bytes;
-    (*out)->no_copy_engines = hdi_config_enum(config->values, "run.copy_engines") != 0; /* off */
+    (*out)->copy_engines = (hdi_copy_engines)hdi_config_enum(config->values, "run.copy_engines");
     (*out)->has_budget = hdi_config_bytes(config->values, "memory.budget") > 0;
     HD_RETURN_IF_ERROR(hd_mesh_attach(
         mesh, *out, transports[hdi_config_enum(config->values, "run.device_transport")]));

@@ -69,15 +69,21 @@ static hd_status create_staged(attachment *it, hd_comm *host, hd_comm **out)
     return hd_comm_agree(host, status);
 }
 
-/* Ranks that share a GPU would copy over each other's time on it; others' memory is mapped within a host. */
+/* Memory is shared within a host. Ranks of one GPU would only copy from it to itself. */
+static hdi_copy_engines copy_engines_of(const hd_context *context)
+{
+    if (!context->is_on_one_host || context->copy_engines == HDI_COPY_ENGINES_OFF)
+        return HDI_COPY_ENGINES_OFF;
+    return context->shares_gpu ? HDI_COPY_ENGINES_HOST : context->copy_engines;
+}
+
 static hd_status create_nccl(attachment *it, hd_comm *host, int axis, bool links)
 {
     const hd_context *context = it->context;
-    hdi_nccl_options options = {.links = links,
-                                .copies = context->is_on_one_host && !context->shares_gpu &&
-                                          !context->no_copy_engines};
-    if (options.copies && context->backend->reserve(context->device, HDI_DIRECT_FLAG_BYTES,
-                                                    &it->flags[axis]) == HD_OK)
+    hdi_nccl_options options = {.links = links, .copies = copy_engines_of(context)};
+    if (options.copies != HDI_COPY_ENGINES_OFF &&
+        context->backend->reserve(context->device, HDI_DIRECT_FLAG_BYTES, &it->flags[axis]) ==
+            HD_OK)
         options.flags = it->flags[axis];
     return hdi_gpu_nccl_comm(host, it->nccl, &options, &it->comms[axis]);
 }

@@ -160,10 +160,10 @@ static hd_status train_by_device(const hdt_split *one, hd_trainer *trainer, hd_c
 {
     outcome *it = out;
     hd_step_result result;
-    const bool kept = context->no_copy_engines;
-    context->no_copy_engines = !goes_directly;
+    const hdi_copy_engines kept = context->copy_engines;
+    if (!goes_directly) context->copy_engines = HDI_COPY_ENGINES_OFF;
     hd_status status = hd_trainer_start(trainer, context, 1);
-    context->no_copy_engines = kept;
+    context->copy_engines = kept;
     for (int step = 0; step < 4 && status == HD_OK; step++)
         status = hd_trainer_step(trainer, 0.1, hdt_split_feed, (void *)(uintptr_t)one, &result);
     if (status == HD_OK) status = hd_trainer_weights_hash(trainer, &it->weights);
