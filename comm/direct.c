@@ -55,11 +55,11 @@ bool hdi_landings_match(const hdi_landing *theirs, const size_t *go, int rank, i
     return true;
 }
 
-static hd_status take_least(hd_comm *host, int64_t *values, int64_t count)
+hd_status hdi_direct_least(hd_comm *host, int64_t *inout, int64_t count)
 {
     hd_request request;
     HD_RETURN_IF_ERROR(
-        hd_comm_all_reduce(host, values, count, HD_DTYPE_I64, HD_REDUCE_MIN, &request));
+        hd_comm_all_reduce(host, inout, count, HD_DTYPE_I64, HD_REDUCE_MIN, &request));
     return hd_comm_wait(host, &request);
 }
 
@@ -68,7 +68,7 @@ hd_status hdi_direct_agree(hd_comm *host, int64_t count, const hdi_landing *own,
 {
     const int ranks = host->size;
     int64_t alike[2] = {count, -count}, counts[HDI_DIRECT_RANKS], offsets[HDI_DIRECT_RANKS];
-    HD_RETURN_IF_ERROR(take_least(host, alike, 2));
+    HD_RETURN_IF_ERROR(hdi_direct_least(host, alike, 2));
     if (alike[0] != -alike[1] || count == 0 || ranks > HDI_DIRECT_RANKS) {
         memset(fits, 0, (size_t)count * sizeof *fits);
         return HD_OK;
@@ -87,5 +87,5 @@ hd_status hdi_direct_agree(hd_comm *host, int64_t count, const hdi_landing *own,
             of_one[r] = theirs[r * count + i];
         fits[i] = fits[i] && hdi_landings_match(of_one, go + i * ranks, host->rank, ranks);
     }
-    return take_least(host, fits, count);
+    return hdi_direct_least(host, fits, count);
 }

@@ -51,6 +51,9 @@ bool hdi_heard_fits(const hdi_heard *heard, int rank, int ranks, const void *mem
 /* Whether the peers' landings are for what goes to them, [ranks] each. Local. */
 bool hdi_landings_match(const hdi_landing *theirs, const size_t *go, int rank, int ranks);
 
+/* Each number becomes the least of all ranks'. Waits. Collective over a communicator of host memory. */
+hd_status hdi_direct_least(hd_comm *host, int64_t *inout, int64_t count);
+
 /* Tell peers the landings of `count` exchanges, in the order in which all ranks post them first: own and
  * theirs are [ranks][count]. `go` is [count][ranks]. fits: [count], then of all ranks, and that all matches;
  * none fits if ranks count differently. Waits. Collective over a communicator of host memory. */

@@ -22,6 +22,10 @@ static hd_status run_train(const job_request *request)
     putchar('\n');
     printf("%.0f tokens/s, first step after %.2f s, weights %016" PRIx64 "\n",
            result.tokens_per_second, result.first_step_seconds, result.weights_hash);
+    if (!isnan(result.exposed_copies))
+        printf("exposed: copies %.1f %%, communication %.1f %%, host %.1f %%\n",
+               100 * result.exposed_copies, 100 * result.exposed_communication,
+               100 * result.exposed_host);
     printf("everything is in %s\n", result.directory);
     return HD_OK;
 }

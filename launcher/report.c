@@ -173,6 +173,7 @@ void end_progress(void)
 bool write_output(void *user, const char *text)
 {
     (void)user;
+    end_progress();
     if (output_error == 0 && fputs(text, stdout) == EOF) output_error = errno;
     return output_error == 0;
 }

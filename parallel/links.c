@@ -26,11 +26,6 @@ static const hdi_landing *landing_of(const hdi_links *links, const hdi_schedule 
     return find(links, schedule, row->peer, chunk, row->channel);
 }
 
-static bool is_send(hdi_schedule_op op)
-{
-    return op == HDI_SEND_FORWARD || op == HDI_SEND_BACKWARD;
-}
-
 hd_tensor hdi_pipeline_moved(const hdi_pipeline_chunk *chunk, hdi_schedule_op op)
 {
     switch (op) {
@@ -87,22 +82,14 @@ static bool fits(const hdi_links *links, const hdi_schedule *schedule,
 {
     for (int i = 0; i < schedule->row_count; i++) {
         const hdi_schedule_row *row = &schedule->rows[i];
-        if (row->op == HDI_FORWARD || row->op == HDI_BACKWARD) continue;
+        if (hdi_schedule_is_compute(row->op)) continue;
         const size_t bytes = bytes_of(&chunks[row->chunk], row->op);
         if (bytes < HDI_DIRECT_LEAST) return false;
-        if (is_send(row->op) && landing_of(links, schedule, row)->bytes != (int64_t)bytes)
+        if (hdi_schedule_is_send(row->op) &&
+            landing_of(links, schedule, row)->bytes != (int64_t)bytes)
             return false;
     }
     return true;
-}
-
-static hd_status all_fit(hd_comm *host, bool own, bool *out)
-{
-    int64_t value = own;
-    hd_request request;
-    HD_RETURN_IF_ERROR(hd_comm_all_reduce(host, &value, 1, HD_DTYPE_I64, HD_REDUCE_MIN, &request));
-    *out = value != 0;
-    return hd_comm_wait(host, &request);
 }
 
 static hd_status open_window(hdi_links *links, const hdi_schedule *schedule,
@@ -110,9 +97,9 @@ static hd_status open_window(hdi_links *links, const hdi_schedule *schedule,
 {
     note_own(links, schedule, chunks, session);
     HD_RETURN_IF_ERROR(tell(links, schedule, host));
-    bool fit;
-    HD_RETURN_IF_ERROR(all_fit(host, fits(links, schedule, chunks), &fit));
-    if (!fit) return HD_OK;
+    int64_t all_fit = fits(links, schedule, chunks);
+    HD_RETURN_IF_ERROR(hdi_direct_least(host, &all_fit, 1));
+    if (!all_fit) return HD_OK;
     return hdi_session_window(session, HD_AXIS_PIPELINE, &links->way.window);
 }
 
@@ -157,7 +144,7 @@ void hdi_links_destroy(hdi_links *links)
 
 hdi_way *hdi_links_way(hdi_links *links, const hdi_schedule *schedule, const hdi_schedule_row *row)
 {
-    if (is_send(row->op))
+    if (hdi_schedule_is_send(row->op))
         links->way.to[row->peer] =
             hdi_landing_at(landing_of(links, schedule, row), row->micro_batch, 0);
     return &links->way;

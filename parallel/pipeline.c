@@ -8,6 +8,7 @@
 #include "ops/shard_sum.h"
 #include "parallel/data.h"
 #include "parallel/links.h"
+#include "parallel/schedule_internal.h"
 
 struct hdi_pipeline {
     const hdi_schedule *schedule;
@@ -87,7 +88,7 @@ static hd_status communicate(hdi_pipeline *pipeline, hd_session *session,
                                      row->micro_batch);
     size_t bytes = hd_tensor_get(chunk->program, tensor)->bytes;
     hd_request *request = request_of(pipeline, row->chunk, row->op, row->micro_batch);
-    bool send = row->op == HDI_SEND_FORWARD || row->op == HDI_SEND_BACKWARD;
+    const bool send = hdi_schedule_is_send(row->op);
     if (pipeline->links)
         pipeline->comm->way = hdi_links_way(pipeline->links, pipeline->schedule, row);
     const hd_status status =
@@ -119,8 +120,8 @@ static hd_status wait_before(hdi_pipeline *pipeline, const hdi_schedule_row *row
     HD_RETURN_IF_ERROR(hdi_comm_order(pipeline->comm, in));
     if (reused) HD_RETURN_IF_ERROR(hdi_comm_order(pipeline->comm, reused));
     return hdi_spans_record(spans,
-                            &(hdi_trace_event){.name = "wait",
-                                               .category = HDI_TRACE_COMM,
+                            &(hdi_trace_event){.name = "wait: communication",
+                                               .category = HDI_TRACE_WAIT_COMM,
                                                .micro_batch = row->micro_batch,
                                                .chunk = row->chunk,
                                                .step = step},
@@ -190,23 +191,24 @@ static hd_status compute(hdi_pipeline *pipeline, hd_session *session, const hdi_
     return hand_over(pipeline, session, row);
 }
 
-static hd_status finish(hdi_pipeline *pipeline)
+static hd_status finish(hdi_pipeline *pipeline, hdi_spans *spans)
 {
     const hdi_schedule_options *o = &pipeline->schedule->options;
+    hdi_moment begin;
+    HD_RETURN_IF_ERROR(hdi_spans_now(spans, &begin));
     for (int i = 0; i < o->chunks * HDI_SCHEDULE_OPS * o->micro_batches; i++)
         HD_RETURN_IF_ERROR(hdi_comm_order(pipeline->comm, &pipeline->requests[i]));
-    return HD_OK;
+    return hdi_spans_waited(spans, HDI_TRACE_WAIT_COMM, &begin);
 }
 
 static hd_status rehearse(hdi_pipeline *pipeline, hd_session *session)
 {
     for (int i = 0; i < pipeline->schedule->row_count; i++) {
         const hdi_schedule_row *row = &pipeline->schedule->rows[i];
-        const bool computes = row->op == HDI_FORWARD || row->op == HDI_BACKWARD;
-        HD_RETURN_IF_ERROR(computes ? wait_before(pipeline, row, NULL, 0)
-                                    : communicate(pipeline, session, row));
+        HD_RETURN_IF_ERROR(hdi_schedule_is_compute(row->op) ? wait_before(pipeline, row, NULL, 0)
+                                                            : communicate(pipeline, session, row));
     }
-    return finish(pipeline);
+    return finish(pipeline, NULL);
 }
 
 hd_status hdi_pipeline_rehearse(hdi_pipeline *pipeline, hd_session *session)
@@ -223,14 +225,14 @@ hd_status hdi_pipeline_run(hdi_pipeline *pipeline, hd_session *session, hdi_span
     const hdi_schedule *schedule = pipeline->schedule;
     for (int i = 0; i < schedule->row_count; i++) {
         const hdi_schedule_row *row = &schedule->rows[i];
-        bool computes = row->op == HDI_FORWARD || row->op == HDI_BACKWARD;
-        hd_status status = computes ? compute(pipeline, session, row, spans, step)
-                                    : communicate(pipeline, session, row);
+        hd_status status = hdi_schedule_is_compute(row->op)
+                               ? compute(pipeline, session, row, spans, step)
+                               : communicate(pipeline, session, row);
         if (status != HD_OK)
             return hdi_error_context(status, "pipeline stage %d, %s of micro-batch %d, chunk %d",
                                      schedule->options.stage,
                                      row->op <= HDI_SEND_FORWARD ? "forward" : "backward",
                                      row->micro_batch, row->chunk);
     }
-    return finish(pipeline);
+    return finish(pipeline, spans);
 }

@@ -1,4 +1,4 @@
-/* Shared by the files that make and check schedules. */
+/* Shared by the files that make, check and run schedules. */
 #ifndef HDI_PARALLEL_SCHEDULE_INTERNAL_H
 #define HDI_PARALLEL_SCHEDULE_INTERNAL_H
 
@@ -21,6 +21,11 @@ bool hdi_schedule_has(const hdi_schedule *schedule, int chunk, hdi_schedule_op o
 static inline bool hdi_schedule_is_compute(hdi_schedule_op op)
 {
     return op == HDI_FORWARD || op == HDI_BACKWARD;
+}
+
+static inline bool hdi_schedule_is_send(hdi_schedule_op op)
+{
+    return op == HDI_SEND_FORWARD || op == HDI_SEND_BACKWARD;
 }
 
 static inline hdi_schedule_channel hdi_schedule_channel_of(hdi_schedule_op op)

@@ -94,7 +94,7 @@ static bool advance(simulation *sim, int stage)
         const hdi_schedule_row *row = &schedule->rows[state->row];
         if (!hdi_schedule_is_compute(row->op)) {
             transfer *message = find_transfer(sim, schedule, row);
-            if (row->op == HDI_SEND_FORWARD || row->op == HDI_SEND_BACKWARD)
+            if (hdi_schedule_is_send(row->op))
                 message->sent = state->clock;
             else
                 message->posted = state->clock;

@@ -51,8 +51,9 @@ mpirun_flags=(--oversubscribe --bind-to none --timeout "$timeout" --mca mpi_yiel
 # stacks of ranks are unwound the slow way, which finds who called libc.
 libc=$(ldd /bin/sh 2>/dev/null | awk '/libc\.so/ { print $3 }')
 id=$(readelf -n "$libc" 2>/dev/null | sed -n 's/.*Build ID: //p')
+unwind_slowly=fast_unwind_on_malloc=0${ASAN_OPTIONS:+:$ASAN_OPTIONS}
 if [ -n "$san" ] && [ ! -e "/usr/lib/debug/.build-id/${id:0:2}/${id:2}.debug" ]; then
-    mpirun_flags+=(-x ASAN_OPTIONS=fast_unwind_on_malloc=0)
+    mpirun_flags+=(-x "ASAN_OPTIONS=$unwind_slowly")
 fi
 
 passed=0
@@ -200,7 +201,7 @@ fi
 
 # Test programs keep Open MPI's plugins (hdt_main.c); of heddle only the slow unwinder finds the frames
 # that lsan.supp names.
-[ -z "$san" ] || export ASAN_OPTIONS=fast_unwind_on_malloc=0${ASAN_OPTIONS:+:$ASAN_OPTIONS}
+[ -z "$san" ] || export ASAN_OPTIONS=$unwind_slowly
 for script in tests/scripts/test_*.sh; do
     [ -z "$sanitizer" ] || break
     name=${script##*/}

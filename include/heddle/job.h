@@ -61,6 +61,9 @@ typedef struct hd_train_result {
                                   videos NaN */
     double first_step_seconds; /* from the start of the process to the end of the first step */
     double tokens_per_second;  /* over all steps but the first */
+    /* With run.trace the shares of the time of all steps but the first in which devices stood, waiting for
+     * copies from or to the host, for other ranks, and for the host; else NaN. */
+    double exposed_copies, exposed_communication, exposed_host;
     uint64_t weights_hash;
     char directory[1024]; /* of the run */
 } hd_train_result;

@@ -26,10 +26,13 @@ typedef struct hd_op {
     const hd_tensor_info *in_info[HD_OP_INPUTS], *out_info[HD_OP_OUTPUTS];
 } hd_op;
 
-/* Work of one op: multiply-adds count as two; bytes are what must be read and written once. */
+/* Work of one op: multiply-adds count as two; bytes are what must be read and written once. Of ops with
+ * HD_OP_ATTENDS also the columns of a head and the keys that a query sees, on average: their speed
+ * depends on both. Zeros: many. */
 typedef struct hd_cost {
     double flops;
     double bytes;
+    double head_dim, keys;
 } hd_cost;
 
 /* What a run function gets. Pointers are device pointers; NULL for absent tensors. */

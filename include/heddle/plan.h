@@ -53,13 +53,19 @@ typedef enum hd_residency {
 
 enum { HD_STREAM_SLOTS = 8 };
 
-/* What a device does in a second. Zeros mean what the comments say. */
+/* What a device does in a second, and what ops cost besides (ADR 0034). Zeros mean what the comments say.
+ * A product takes the time of its FLOPs, then that of writing its results; an op takes no less than its
+ * bytes do, and its launch. Attention's rate lies between the two in proportion to the columns of heads of 64
+ * to 128; wider heads have that of 128, and under 64 it falls with the columns. */
 typedef struct hd_rates {
     double compute;                       /* FLOPs of matrix products; 100e12 */
-    double attention, attention_gradient; /* FLOPs; those of compute */
-    double memory;                        /* bytes that ops read and write; without end */
-    double link;                          /* bytes from host to device; 25e9 (PCIe 4.0 x16) */
-    double peer;                          /* bytes to other ranks; without end */
+    double attention, attention_gradient; /* FLOPs, heads of 128 columns; those of compute */
+    double narrow_attention, narrow_attention_gradient; /* of 64; those of 128, and for all heads */
+    double memory;                /* bytes that ops read and write; without end */
+    double link;                  /* bytes from host to device; 25e9 (PCIe 4.0 x16) */
+    double peer;                  /* bytes to other ranks; without end */
+    double query, query_gradient; /* keys that a query costs besides those it sees; none */
+    double launch;                /* seconds that an op takes to begin and to end; none */
 } hd_rates;
 
 /* Rates that a device reaches with matrices of 16 bits, by a name that has its model in it ("NVIDIA H100
@@ -129,7 +135,7 @@ typedef struct hd_streaming {
 HD_API void hd_plan_streaming(const hd_plan *plan, const hd_program *program, hd_streaming *out);
 
 /* Seconds that `program`, which is in the finished plan, takes by the rates of the options: its ops one
- * after another, each as long as its FLOPs or its bytes, and what it waits for copies and for other
+ * after another, each as long as hd_rates says, and what it waits for copies and for other
  * ranks. Of a run that follows another; a training program's is a forward and a backward. */
 HD_API hd_status hd_plan_seconds(const hd_plan *plan, const hd_program *program, double *out);
 

@@ -5,14 +5,13 @@
 #include "core/memory.h"
 #include "io/checkpoint.h"
 #include "jobs/listing.h"
+#include "jobs/progress.h"
 #include "models/model.h"
 #include "models/weights.h"
 #include "program/program.h"
-#include "report/progress.h"
 
 #include <heddle/job.h>
 #include <inttypes.h>
-#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -29,11 +28,8 @@ typedef struct conversion {
     int tensor_count, shard_count;
     int64_t bytes;             /* of all tensors */
     const char *folder, *kind; /* "weights" or "ema" */
-    hd_progress_fn progress;   /* or NULL */
-    void *user;
+    hdi_teller teller;
     int64_t tensors_done, bytes_done; /* written */
-    double told;                      /* when a tensor was last told of */
-    hdi_pace pace;
 } conversion;
 
 static hd_status out_of_memory(void)
@@ -153,21 +149,11 @@ static hd_status write_tensor(conversion *it, hdi_safetensors_writer *writer,
 static void tell(conversion *it, const hdi_model_tensor *tensor)
 {
     const int64_t bytes = tensor->elements * (int64_t)sizeof(float);
-    const double now = hdi_clock_seconds();
     it->tensors_done++;
     it->bytes_done += bytes;
-    hdi_pace_note(&it->pace, now - it->told, bytes, (double)bytes);
-    it->told = now;
-    const hd_progress progress = {.unit = "tensor",
-                                  .step = it->tensors_done,
-                                  .steps = it->tensor_count,
-                                  .loss = NAN,
-                                  .learning_rate = NAN,
-                                  .rate_unit = "B",
-                                  .rate = hdi_pace_rate(&it->pace),
-                                  .seconds_left =
-                                      hdi_pace_left(&it->pace, it->bytes - it->bytes_done)};
-    if (it->progress) it->progress(it->user, &progress);
+    const hd_progress progress = {
+        .unit = "tensor", .step = it->tensors_done, .steps = it->tensor_count, .rate_unit = "B"};
+    hdi_tell(&it->teller, &progress, bytes, it->bytes - it->bytes_done);
 }
 
 static hd_status write_tensors(conversion *it, int shard, hdi_safetensors_writer *writer,
@@ -289,8 +275,7 @@ hd_status hd_convert_run(const char *checkpoint, const char *directory,
     hdi_listing to = {.write = write, .user = user};
     conversion it = {.folder = directory,
                      .kind = options && options->ema ? "ema" : "weights",
-                     .progress = options ? options->progress : NULL,
-                     .user = user};
+                     .teller = {.progress = options ? options->progress : NULL, .user = user}};
     char *warning = NULL;
     hd_status status = hdi_checkpoint_open(checkpoint, NULL, &warning, &it.checkpoint);
     if (warning) hdi_list(&to, "warning: %s\n", warning);
@@ -300,7 +285,7 @@ hd_status hd_convert_run(const char *checkpoint, const char *directory,
     if (status == HD_OK) status = check_kind(&it);
     if (status == HD_OK) status = cut_shards(&it, shard_bytes ? shard_bytes : default_shard_bytes);
     if (status == HD_OK) status = check_folder(directory);
-    it.told = hdi_clock_seconds();
+    it.teller.last = hdi_clock_seconds();
     if (status == HD_OK) status = write_folder(&it);
     if (status == HD_OK)
         hdi_list(&to, "%s: step %" PRId64 " of %s, %d parameters, %" PRId64 " bytes in %d file%s\n",

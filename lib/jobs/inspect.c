@@ -151,8 +151,16 @@ static hd_status inspect_checkpoint(hdi_listing *to, const char *path)
 /* The newest numbers of metrics.jsonl. */
 static hd_status list_metrics(hdi_listing *to, const char *path)
 {
-    static const char *const fields[] = {"step",      "loss",          "validation_loss",
-                                         "grad_norm", "learning_rate", "tokens_per_second"};
+    static const char *const fields[] = {"step",
+                                         "loss",
+                                         "validation_loss",
+                                         "grad_norm",
+                                         "learning_rate",
+                                         "tokens_per_second",
+                                         "exposed_copies_seconds",
+                                         "exposed_communication_seconds",
+                                         "exposed_host_seconds",
+                                         "exposed_of_seconds"};
     for (size_t i = 0; i < sizeof fields / sizeof fields[0]; i++) {
         double value;
         bool found;

@@ -274,7 +274,10 @@ const hdi_config_row hdi_job_schema[] = {
     INT("run.threads", "0", "0", "4096", "threads",
         "of the CPU backend; zero: OMP_NUM_THREADS, or 1", QUIET),
     FLOAT("run.deadline", "120", "0.1", NULL, "seconds", "longest wait for another rank", QUIET),
-    BOOL("run.trace", "false", "write a Chrome trace of each rank and the pipeline chart", QUIET),
+    BOOL("run.trace", "false",
+         "write a Chrome trace of each rank and the pipeline chart, and measure what of the steps "
+         "is exposed",
+         QUIET),
     INT("run.log_every", "1", "1", NULL, "steps", "steps between records in metrics.jsonl", QUIET),
 
     STRING("generate.checkpoint", "",

@@ -66,8 +66,11 @@ static double products(const hd_op *op)
 
 static void attention_cost(const hd_op *op, hd_cost *out)
 {
-    out->flops = products(op);
-    out->bytes = hdi_tensor_bytes(op);
+    const attention_options *options = op->options;
+    *out = (hd_cost){.flops = products(op),
+                     .bytes = hdi_tensor_bytes(op),
+                     .head_dim = (double)options->head_dim,
+                     .keys = (double)options->tokens / (options->causal ? 2 : 1)};
 }
 
 /* Heads side by side at `qkv`, with offsets in elements of `bytes` bytes. */
@@ -144,8 +147,8 @@ static hd_status gradient_shape(hd_program *program, const hd_op *op)
 /* The scores again, and four products more. */
 static void gradient_cost(const hd_op *op, hd_cost *out)
 {
-    out->flops = 2.5 * products(op);
-    out->bytes = hdi_tensor_bytes(op);
+    attention_cost(op, out);
+    out->flops *= 2.5;
 }
 
 static size_t gradient_workspace(const hd_op *op)

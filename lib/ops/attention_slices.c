@@ -73,6 +73,8 @@ static void slices_cost(const hd_op *op, hd_cost *out)
         out->flops += 2.0 * (double)hdi_rows(op->in_info[s * STREAM_INPUTS + ROWS]) *
                       (double)op->in_info[s * STREAM_INPUTS + WEIGHT]->elements;
     out->bytes = hdi_tensor_bytes(op);
+    out->head_dim = (double)options->head_dim;
+    out->keys = tokens;
 }
 
 /* Of `heads` heads whose queries, keys and values lie packed at `packed`. */

@@ -58,8 +58,12 @@ static double products(const hd_op *op)
 
 static void cross_cost(const hd_op *op, hd_cost *out)
 {
-    out->flops = products(op);
-    out->bytes = hdi_tensor_bytes(op);
+    const cross_options *options = op->options;
+    const double sequences = (double)op->in_info[0]->dims[0] / (double)options->tokens;
+    *out = (hd_cost){.flops = products(op),
+                     .bytes = hdi_tensor_bytes(op),
+                     .head_dim = (double)options->head_dim,
+                     .keys = (double)op->in_info[1]->dims[0] / sequences};
 }
 
 /* The values of packed keys and values. */
@@ -131,8 +135,8 @@ static hd_status gradient_shape(hd_program *program, const hd_op *op)
 /* The scores again, and four products more. */
 static void gradient_cost(const hd_op *op, hd_cost *out)
 {
-    out->flops = 2.5 * products(op);
-    out->bytes = hdi_tensor_bytes(op);
+    cross_cost(op, out);
+    out->flops *= 2.5;
 }
 
 static size_t gradient_workspace(const hd_op *op)

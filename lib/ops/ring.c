@@ -116,6 +116,8 @@ static void block_cost(const hd_op *op, hd_cost *out)
     out->flops =
         (masked ? 2.0 : 4.0) * (double)o->sequences * pairs * (double)hdi_ring_query_columns(o);
     out->bytes = hdi_tensor_bytes(op);
+    out->head_dim = (double)o->head_dim;
+    out->keys = (double)o->keys / (masked ? 2 : 1);
 }
 
 static size_t attention_bytes(const hd_op *op)

@@ -33,9 +33,11 @@ static void block_cost(const hd_op *op, hd_cost *out)
 {
     const hdi_ring_options *o = op->options;
     const double pairs = (double)o->sequences * (double)o->queries * (double)o->keys;
-    const double flops = 10.0 * pairs * (double)hdi_ring_query_columns(o);
-    out->flops = o->causal && o->source == o->place ? flops / 2 : flops;
+    const bool masked = o->causal && o->source == o->place;
+    out->flops = (masked ? 5.0 : 10.0) * pairs * (double)hdi_ring_query_columns(o);
     out->bytes = hdi_tensor_bytes(op);
+    out->head_dim = (double)o->head_dim;
+    out->keys = (double)o->keys / (masked ? 2 : 1);
 }
 
 static size_t attention_bytes(const hd_op *op)

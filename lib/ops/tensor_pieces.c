@@ -33,7 +33,6 @@ bool hdi_cut_is_plain(const hd_program *program, hd_tensor x, int64_t rows)
 
 /* What a product in pieces costs more for each: a launch, and tiles that fill half a device at its end (132
  * of 128 x 256 columns of 3072 on an H100). */
-#define LAUNCH_SECONDS 5e-6
 #define TILES_FLOPS 1.3e10
 
 /* Options of an op for some rows, in a caller's buffer; NULL if the op cannot make these. */
@@ -177,7 +176,7 @@ hdi_piece_timing hdi_cut_timing(const hdi_cutter *c, const hdi_cut_ranks *r, dou
     return (hdi_piece_timing){.product = product,
                               .sent = bytes * peers / r->o->ranks / c->rates.peer,
                               .beside = beside,
-                              .each = LAUNCH_SECONDS + TILES_FLOPS / c->rates.compute,
+                              .each = HDI_LAUNCH_SECONDS + TILES_FLOPS / c->rates.compute,
                               .ranks = r->o->ranks};
 }
 

@@ -3,6 +3,7 @@
 
 #include "backend/backend.h"
 #include "core/error.h"
+#include "ops/ops.h"
 
 static hd_status squares_shape(hd_program *program, const hd_op *op)
 {
@@ -71,10 +72,20 @@ static hd_status run_collect(const hd_run *run)
 const hd_op_kind hdi_op_collect_squares = {
     .name = "collect_squares", .shape = squares_shape, .run = run_collect};
 
+/* What is updated is read, too, but for weights that an fp32 master rounds to. */
+static void update_cost(const hd_op *op, hd_cost *out)
+{
+    const bool has_master = op->outputs > 3 && op->out_info[3]->dtype == HD_DTYPE_F32;
+    out->bytes = hdi_tensor_bytes(op);
+    for (int i = has_master ? 1 : 0; i < op->outputs; i++)
+        out->bytes += (double)op->out_info[i]->bytes;
+}
+
 const hd_op_kind hdi_op_adamw = {.name = "adamw",
                                  .options_bytes = sizeof(hdi_adamw_options),
                                  .flags = HD_OP_UPDATES,
                                  .shape = squares_shape,
+                                 .cost = update_cost,
                                  .run = run_adamw};
 
 static hd_status run_average(const hd_run *run)
@@ -94,4 +105,5 @@ const hd_op_kind hdi_op_average = {.name = "average",
                                    .options_bytes = sizeof(hdi_average_options),
                                    .flags = HD_OP_UPDATES,
                                    .shape = squares_shape,
+                                   .cost = update_cost,
                                    .run = run_average};

@@ -93,6 +93,9 @@ hd_status hdi_unit_place(hdi_unit *unit);
 /* Which communication each op must wait for, from the bytes that they touch (waits.c). */
 hd_status hdi_unit_waits(const hd_plan *plan, int index);
 
+/* An estimate, not measured apart: kernels that wait for the ones before, fill the device and leave it. */
+#define HDI_LAUNCH_SECONDS 5e-6
+
 /* Rates with what zeros mean filled in, and the seconds of an op by them (rates.c). */
 hd_rates hdi_rates_filled(const hd_rates *given);
 double hdi_op_seconds(const hdi_op *op, const hd_rates *rates);

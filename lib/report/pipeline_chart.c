@@ -23,10 +23,11 @@ enum {
 };
 
 static const char *const colors[HDI_TRACE_CATEGORIES] = {
-    [HDI_TRACE_OTHER] = HDI_COLOR_GREY,    [HDI_TRACE_OP] = HDI_COLOR_GREY,
-    [HDI_TRACE_FORWARD] = HDI_COLOR_BLUE,  [HDI_TRACE_BACKWARD] = HDI_COLOR_ORANGE,
-    [HDI_TRACE_WEIGHT] = HDI_COLOR_YELLOW, [HDI_TRACE_OPTIMIZER] = HDI_COLOR_GREEN,
-    [HDI_TRACE_COMM] = HDI_COLOR_PINK,
+    [HDI_TRACE_OTHER] = HDI_COLOR_GREY,     [HDI_TRACE_OP] = HDI_COLOR_GREY,
+    [HDI_TRACE_FORWARD] = HDI_COLOR_BLUE,   [HDI_TRACE_BACKWARD] = HDI_COLOR_ORANGE,
+    [HDI_TRACE_WEIGHT] = HDI_COLOR_YELLOW,  [HDI_TRACE_OPTIMIZER] = HDI_COLOR_GREEN,
+    [HDI_TRACE_COMM] = HDI_COLOR_PINK,      [HDI_TRACE_WAIT_COPIES] = HDI_COLOR_RED,
+    [HDI_TRACE_WAIT_COMM] = HDI_COLOR_PINK, [HDI_TRACE_WAIT_HOST] = HDI_COLOR_SKY,
 };
 
 static void draw_event(hdi_svg *svg, const hdi_trace_event *event, const hdi_scale *ms,
@@ -47,7 +48,7 @@ static void draw_event(hdi_svg *svg, const hdi_trace_event *event, const hdi_sca
     hdi_svg_lighten(colors[event->category], event->chunk > 0 && event->chunk % 2 ? 0.45 : 0,
                     color);
     const hdi_svg_style style = {.fill = color, .stroke = "#ffffff", .width = 0.6};
-    if (event->category == HDI_TRACE_COMM) {
+    if (event->category == HDI_TRACE_COMM || hdi_trace_is_wait(event->category)) {
         hdi_svg_rect(svg, x, y + BOX + 2, fmax(width, 0.5), STRIP, &(hdi_svg_style){.fill = color},
                      tooltip);
         return;
@@ -73,9 +74,13 @@ static void draw_lane(hdi_svg *svg, const hdi_pipeline_chart *chart, int index, 
                         &(hdi_svg_font){.anchor = HDI_SVG_END}, lane->label ? lane->label : text);
     hdi_svg_rect(svg, LEFT, y, WIDTH - RIGHT - LEFT, BOX, &(hdi_svg_style){.fill = "#f3f3f3"},
                  NULL);
-    for (int64_t i = 0; i < lane->count; i++)
-        if (hdi_pipeline_takes(chart, &lane->events[i]))
-            draw_event(svg, &lane->events[i], ms, begin_us, y);
+    /* Waits over what they are in. */
+    for (int64_t i = 0; i < 2 * lane->count; i++) {
+        const hdi_trace_event *event = &lane->events[i % lane->count];
+        if (hdi_pipeline_takes(chart, event) &&
+            hdi_trace_is_wait(event->category) == (i >= lane->count))
+            draw_event(svg, event, ms, begin_us, y);
+    }
     snprintf(text, sizeof text, "%.1f %% busy", busy * 100);
     hdi_svg_text(svg, WIDTH - RIGHT + 10, y + BOX / 2.0 + 4, &(hdi_svg_font){.size = 12}, text);
 }
@@ -93,7 +98,10 @@ static int make_legend(const hdi_pipeline_chart *chart, hdi_legend_entry *entrie
         [HDI_TRACE_BACKWARD] = "backward",
         [HDI_TRACE_WEIGHT] = "weight gradient",
         [HDI_TRACE_OPTIMIZER] = "optimizer",
-        [HDI_TRACE_COMM] = "communication and waiting",
+        [HDI_TRACE_COMM] = "communication",
+        [HDI_TRACE_WAIT_COPIES] = "waiting for copies",
+        [HDI_TRACE_WAIT_COMM] = "waiting for ranks",
+        [HDI_TRACE_WAIT_HOST] = "waiting for the host",
     };
     int used = 0;
     for (int i = HDI_TRACE_FORWARD; i < HDI_TRACE_CATEGORIES; i++) {

@@ -29,15 +29,29 @@ static bool in_phase(const hdi_trace_event *event)
            event->category == HDI_TRACE_WEIGHT;
 }
 
-/* Time covered by a lane's computing events. `scratch` has room for all of the lane's events. */
+static bool computes(const hdi_trace_event *event)
+{
+    return event->category != HDI_TRACE_COMM && !hdi_trace_is_wait(event->category);
+}
+
+static bool waits(const hdi_trace_event *event)
+{
+    return hdi_trace_is_wait(event->category);
+}
+
+static bool computes_or_waits(const hdi_trace_event *event)
+{
+    return computes(event) || waits(event);
+}
+
+/* Time covered by such of a lane's events. `scratch` has room for all of them. */
 static double covered(const hdi_pipeline_chart *chart, const hdi_pipeline_lane *lane,
-                      bool phase_only, interval *scratch)
+                      bool (*is_such)(const hdi_trace_event *event), interval *scratch)
 {
     size_t used = 0;
     for (int64_t i = 0; i < lane->count; i++) {
         const hdi_trace_event *event = &lane->events[i];
-        if (!hdi_pipeline_takes(chart, event) || event->category == HDI_TRACE_COMM) continue;
-        if (phase_only && !in_phase(event)) continue;
+        if (!hdi_pipeline_takes(chart, event) || !is_such(event)) continue;
         scratch[used++] = (interval){event->begin_us, event->end_us};
     }
     if (used > 0) qsort(scratch, used, sizeof *scratch, by_begin);
@@ -48,6 +62,13 @@ static double covered(const hdi_pipeline_chart *chart, const hdi_pipeline_lane *
         reached = fmax(reached, scratch[i].end);
     }
     return total;
+}
+
+/* Time in which a lane computes and does not wait meanwhile. */
+static double computed(const hdi_pipeline_chart *chart, const hdi_pipeline_lane *lane,
+                       interval *scratch)
+{
+    return covered(chart, lane, computes_or_waits, scratch) - covered(chart, lane, waits, scratch);
 }
 
 hd_status hdi_pipeline_measure(const hdi_pipeline_chart *chart, double *lane_busy,
@@ -74,10 +95,10 @@ hd_status hdi_pipeline_measure(const hdi_pipeline_chart *chart, double *lane_bus
     double span = whole.end - whole.begin, phase_span = phase.end - phase.begin;
     double busy = 0, phase_busy = 0;
     for (int l = 0; l < chart->lane_count; l++) {
-        double share = span > 0 ? covered(chart, &chart->lanes[l], false, scratch) / span : 0;
+        double share = span > 0 ? computed(chart, &chart->lanes[l], scratch) / span : 0;
         if (lane_busy) lane_busy[l] = share;
         busy += share;
-        phase_busy += covered(chart, &chart->lanes[l], true, scratch);
+        phase_busy += covered(chart, &chart->lanes[l], in_phase, scratch);
     }
     hdi_free(scratch);
     if (span >= 0) {

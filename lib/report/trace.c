@@ -23,10 +23,16 @@ struct hdi_trace {
 };
 
 static const char *const category_names[HDI_TRACE_CATEGORIES] = {
-    [HDI_TRACE_OTHER] = "other",     [HDI_TRACE_OP] = "op",
-    [HDI_TRACE_FORWARD] = "forward", [HDI_TRACE_BACKWARD] = "backward",
-    [HDI_TRACE_WEIGHT] = "weight",   [HDI_TRACE_OPTIMIZER] = "optimizer",
+    [HDI_TRACE_OTHER] = "other",
+    [HDI_TRACE_OP] = "op",
+    [HDI_TRACE_FORWARD] = "forward",
+    [HDI_TRACE_BACKWARD] = "backward",
+    [HDI_TRACE_WEIGHT] = "weight",
+    [HDI_TRACE_OPTIMIZER] = "optimizer",
     [HDI_TRACE_COMM] = "comm",
+    [HDI_TRACE_WAIT_COPIES] = "wait: copies",
+    [HDI_TRACE_WAIT_COMM] = "wait: communication",
+    [HDI_TRACE_WAIT_HOST] = "wait: host",
 };
 
 const char *hdi_trace_category_name(hdi_trace_category category)

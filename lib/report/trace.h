@@ -12,10 +12,20 @@ typedef enum hdi_trace_category {
     HDI_TRACE_WEIGHT, /* weight gradients, where a schedule runs them apart */
     HDI_TRACE_OPTIMIZER,
     HDI_TRACE_COMM, /* moving bytes or waiting for them */
+    /* While the device stood, inside of what comes before or between it: for copies from or to the host, for
+     * communication, for the host to give it something. */
+    HDI_TRACE_WAIT_COPIES,
+    HDI_TRACE_WAIT_COMM,
+    HDI_TRACE_WAIT_HOST,
     HDI_TRACE_CATEGORIES
 } hdi_trace_category;
 
-/* "forward", ...; and back, OTHER for an unknown name. */
+static inline bool hdi_trace_is_wait(hdi_trace_category category)
+{
+    return category >= HDI_TRACE_WAIT_COPIES && category <= HDI_TRACE_WAIT_HOST;
+}
+
+/* "forward", ..., "wait: copies", ...; and back, OTHER for an unknown name. */
 const char *hdi_trace_category_name(hdi_trace_category category);
 hdi_trace_category hdi_trace_category_from_name(const char *name);
 

@@ -232,4 +232,5 @@ void hdi_session_end_sharing(hd_session *session)
         if (comm) comm->transport->close_window(comm, windows->handles[axis]);
         hdi_free(windows->directs[axis]);
     }
+    *windows = (hdi_windows){0};
 }

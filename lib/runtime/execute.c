@@ -2,6 +2,7 @@
 #include "comm/comm.h"
 #include "core/error.h"
 #include "runtime/session.h"
+#include "runtime/spans.h"
 
 static bool is_load(const hd_session *session, int unit, int op)
 {
@@ -22,8 +23,12 @@ static hd_status wait_for_copy(hd_session *session, int unit, int op)
     hdi_posted *posted = &session->posted[unit][op];
     const int slot = posted->copy - 1;
     posted->copy = 0;
-    return is_load(session, unit, op) ? context->backend->await(context->stream, slot)
-                                      : context->backend->await_store(context->stream, slot);
+    hdi_moment begin;
+    HD_RETURN_IF_ERROR(hdi_spans_now(session->spans, &begin));
+    HD_RETURN_IF_ERROR(is_load(session, unit, op)
+                           ? context->backend->await(context->stream, slot)
+                           : context->backend->await_store(context->stream, slot));
+    return hdi_spans_waited(session->spans, HDI_TRACE_WAIT_COPIES, &begin);
 }
 
 static hd_status wait_for(hd_session *session, int unit, int op)
@@ -31,9 +36,11 @@ static hd_status wait_for(hd_session *session, int unit, int op)
     hdi_posted *posted = &session->posted[unit][op];
     if (posted->copy) return wait_for_copy(session, unit, op);
     if (!posted->comm) return HD_OK;
+    hdi_moment begin;
+    HD_RETURN_IF_ERROR(hdi_spans_now(session->spans, &begin));
     hd_status status = hdi_comm_order(posted->comm, &posted->request);
     posted->comm = NULL;
-    if (status == HD_OK) return HD_OK;
+    if (status == HD_OK) return hdi_spans_waited(session->spans, HDI_TRACE_WAIT_COMM, &begin);
     char label[256];
     const hd_program *program = session->plan->units[unit].program;
     return hdi_error_context(status, "program '%s', op %d (%s)", program->name, op,
@@ -239,6 +246,7 @@ hd_status hd_session_run(hd_session *session, const hd_program *program,
     hdi_streaming_walk walk = {.run = &unit->streamed[phase], .use = -1};
     if (!options->no_next)
         walk.next = &session->plan->units[next].streamed[hdi_phase_of(options->next_phase)];
+    HD_RETURN_IF_ERROR(hdi_spans_return(session->spans));
     hdi_replay_load(session);
     for (int i = 0, end; i < program->op_count; i = end) {
         const hdi_op *op = program->ops[i];

@@ -5,6 +5,7 @@
 #include "core/error.h"
 #include "core/memory.h"
 #include "runtime/session.h"
+#include "runtime/spans.h"
 
 static int buckets_of(const hdi_layout *layout, int block)
 {
@@ -90,7 +91,10 @@ hd_status hdi_gather_prepare(hd_session *session, int block)
 static hd_status await_shard(const hd_session *session)
 {
     const hd_context *context = session->context;
-    return context->backend->await(context->stream, SHARD_FETCH);
+    hdi_moment begin;
+    HD_RETURN_IF_ERROR(hdi_spans_now(session->spans, &begin));
+    HD_RETURN_IF_ERROR(context->backend->await(context->stream, SHARD_FETCH));
+    return hdi_spans_waited(session->spans, HDI_TRACE_WAIT_COPIES, &begin);
 }
 
 hd_status hdi_gather_forget(hd_session *session)
@@ -153,10 +157,16 @@ hd_status hdi_gather_begin(hd_session *session, int slot, int block, size_t at)
 hd_status hdi_gather_await(hd_session *session, int slot)
 {
     const hdi_gathers *it = &session->streaming.gathers;
-    for (int i = 0; i < it->most; i++)
-        HD_RETURN_IF_ERROR(
-            hdi_comm_order(comm_of(session), &it->requests[(ptrdiff_t)slot * it->most + i]));
-    return HD_OK;
+    hd_request *requests = it->requests + (ptrdiff_t)slot * it->most;
+    int first = 0;
+    while (first < it->most && !requests[first].id)
+        first++;
+    if (first == it->most) return HD_OK;
+    hdi_moment begin;
+    HD_RETURN_IF_ERROR(hdi_spans_now(session->spans, &begin));
+    for (int i = first; i < it->most; i++)
+        HD_RETURN_IF_ERROR(hdi_comm_order(comm_of(session), &requests[i]));
+    return hdi_spans_waited(session->spans, HDI_TRACE_WAIT_COMM, &begin);
 }
 
 hd_status hdi_gathers_rehearse(hd_session *session)

@@ -28,6 +28,7 @@ struct hd_context {
 };
 
 typedef struct hdi_direct hdi_direct;
+typedef struct hdi_spans hdi_spans;
 
 typedef struct hdi_posted {
     hd_request request;
@@ -60,6 +61,7 @@ struct hd_session {
     hdi_unfinished *unfinished; /* owned; room for all that a plan can leave */
     int unfinished_count;
     size_t high_water;
+    hdi_spans *spans; /* borrowed: waits of the device are measured there; NULL: they are not */
     hdi_streaming streaming;
     hdi_replay replay;
     hdi_staged staged;

@@ -5,6 +5,7 @@
 #include "core/error.h"
 #include "core/memory.h"
 #include "runtime/session.h"
+#include "runtime/spans.h"
 
 #include <string.h>
 
@@ -148,6 +149,7 @@ hd_status hdi_session_settle(hd_session *session)
 
 hd_status hdi_session_synchronize(hd_session *session)
 {
+    HD_RETURN_IF_ERROR(hdi_spans_leave(session->spans));
     HD_RETURN_IF_ERROR(hdi_session_settle(session));
     HD_RETURN_IF_ERROR(session->context->backend->synchronize(session->context->stream));
     arrive(session, session->staged.count);

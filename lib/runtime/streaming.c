@@ -3,6 +3,7 @@
 
 #include "core/error.h"
 #include "runtime/session.h"
+#include "runtime/spans.h"
 
 #include <limits.h>
 
@@ -67,7 +68,10 @@ static int slot_of(const hd_session *session, int use)
 static hd_status await(hd_session *session, int slot)
 {
     if (session->plan->residency.gathers) return hdi_gather_await(session, slot);
-    return session->context->backend->await(session->context->stream, slot);
+    hdi_moment begin;
+    HD_RETURN_IF_ERROR(hdi_spans_now(session->spans, &begin));
+    HD_RETURN_IF_ERROR(session->context->backend->await(session->context->stream, slot));
+    return hdi_spans_waited(session->spans, HDI_TRACE_WAIT_COPIES, &begin);
 }
 
 /* The block of a use and its slot; -1: none, or it is there already. Behind the run's own uses come the first

@@ -104,6 +104,55 @@ START_TEST(stores_wait_for_writers_and_writers_for_stores)
 }
 END_TEST
 
+enum { BEGUN, COMPUTED, WAITED, STAMPS };
+
+static double between(int from, int to)
+{
+    double seconds;
+    hdt_assert_ok(hdi_cuda_elapsed(stream, from, to, &seconds));
+    return seconds;
+}
+
+/* Copies, beside so many rounds of computation, and the wait for them. */
+static void compute_beside(char *arena, const int32_t *source, int rounds)
+{
+    hdt_assert_ok(hdi_cuda_stamp(stream, BEGUN));
+    for (int f = 0; f < USES; f++)
+        hdt_assert_ok(hdi_cuda_fetch(stream, f, arena, source, bytes));
+    for (int i = 0; i < rounds; i++)
+        hdt_assert_ok(
+            hdi_cuda_fill_normal(stream, HD_DTYPE_F32, arena + bytes, ELEMENTS, 1, 2, i, 1));
+    hdt_assert_ok(hdi_cuda_stamp(stream, COMPUTED));
+    hdt_assert_ok(hdi_cuda_await(stream, USES - 1));
+    hdt_assert_ok(hdi_cuda_stamp(stream, WAITED));
+    hdt_assert_ok(hdi_cuda_synchronize(stream));
+}
+
+/* A stamp before and one after a wait: all that a copy takes if nothing is computed meanwhile, and of a copy
+ * under longer computation next to nothing. */
+START_TEST(stamps_around_a_wait_tell_what_of_a_copy_is_exposed)
+{
+    enum { ROUNDS = 20, MORE = 3 };
+    int32_t *source = reserve_host();
+    void *arena = NULL;
+    hdt_assert_ok(hdi_cuda_reserve(device, SLOTS * bytes, &arena));
+    hdt_assert_ok(hdi_cuda_open_stamps(device, STAMPS));
+    compute_beside(arena, source, ROUNDS); /* loads the kernel */
+    compute_beside(arena, source, 0);
+    const double copies = between(BEGUN, WAITED), exposed = between(COMPUTED, WAITED);
+    ck_assert_msg(exposed > 0.8 * copies, "%.0f us exposed of copies of %.0f us", 1e6 * exposed,
+                  1e6 * copies);
+    compute_beside(arena, source, ROUNDS);
+    const int rounds = (int)(MORE * ROUNDS * copies / between(BEGUN, COMPUTED)) + ROUNDS;
+    compute_beside(arena, source, rounds);
+    ck_assert_msg(between(BEGUN, COMPUTED) > copies && between(COMPUTED, WAITED) < 0.1 * copies,
+                  "%.0f us exposed of copies of %.0f us beside %.0f us of computation",
+                  1e6 * between(COMPUTED, WAITED), 1e6 * copies, 1e6 * between(BEGUN, COMPUTED));
+    hdi_cuda_release_host(device, source, bytes);
+    hdi_cuda_release(device, arena, SLOTS * bytes);
+}
+END_TEST
+
 /* Plain copies take pinned host memory on either side. */
 START_TEST(copy_takes_pinned_memory)
 {
@@ -129,6 +178,7 @@ int main(void)
     tcase_add_test(cases, copies_wait_for_readers_and_readers_for_copies);
     tcase_add_test(cases, stores_wait_for_writers_and_writers_for_stores);
     tcase_add_test(cases, copy_takes_pinned_memory);
+    tcase_add_test(cases, stamps_around_a_wait_tell_what_of_a_copy_is_exposed);
     tcase_add_test(cases, memory_goes_when_copies_are_over);
     return hdt_main_gpu("cuda copies", cases);
 }

@@ -119,10 +119,15 @@ static seen train(hd_trainer_options options, bool slowly, int bad_step)
     return out;
 }
 
+/* With fp16 some steps overflow and are left out, and some do not. */
 static const hd_trainer_options kinds[] = {
     {.dtype = HD_DTYPE_F32, .accumulate = 1, .exact = true},
     {.dtype = HD_DTYPE_BF16, .accumulate = 8, .exact = true, .ema_decay = 0.9F},
-    {.dtype = HD_DTYPE_F16, .accumulate = 3, .exact = true, .loss_scale_steps = 1},
+    {.dtype = HD_DTYPE_F16,
+     .accumulate = 3,
+     .exact = true,
+     .loss_scale = 16384,
+     .loss_scale_steps = 1},
 };
 
 START_TEST(a_step_waits_once_and_is_the_same_bits)
@@ -130,12 +135,14 @@ START_TEST(a_step_waits_once_and_is_the_same_bits)
     const seen slow = train(kinds[_i], true, -1), fast = train(kinds[_i], false, -1);
     hdt_assert_ok(slow.status);
     hdt_assert_ok(fast.status);
-    for (int s = 0; s < STEPS; s++) {
+    for (int s = 0; s < STEPS; s++)
         ck_assert_int_eq(fast.waits[s], 1);
-        ck_assert_double_eq(fast.loss[s], slow.loss[s]);
-        ck_assert_double_eq(fast.norm[s], slow.norm[s]);
-    }
+    ck_assert_mem_eq(fast.loss, slow.loss, sizeof fast.loss);
+    ck_assert_mem_eq(fast.norm, slow.norm, sizeof fast.norm);
     ck_assert_uint_eq(fast.hash, slow.hash);
+    ck_assert_int_eq(fast.updates, slow.updates);
+    ck_assert_int_gt(fast.updates, 0);
+    ck_assert_int_eq(fast.updates < STEPS, kinds[_i].dtype == HD_DTYPE_F16);
     ck_assert_msg(fast.saw_work, "the device was idle whenever an input came");
 }
 END_TEST

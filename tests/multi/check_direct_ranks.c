@@ -18,8 +18,9 @@ static const hdt_split model = {
     .tokens = 17,
     .heads = 4};
 
-/* The transport that moves the bytes, and what was seen of those with a way. */
+/* The transport that moves the bytes, one that asks first, and what was seen of those with a way. */
 static const hdi_transport *moves;
+static hdi_transport asks;
 static const char *arena;
 static int opened, closed, direct, wrong;
 
@@ -75,6 +76,55 @@ static void close_window(hd_comm *comm, void *window)
     closed += window == comm;
 }
 
+/* In the order of posting: where a sender would write, where a receiver waits. */
+typedef struct messages {
+    int64_t count, at[31];
+} messages;
+enum { CHANNELS = 2, MOST = sizeof(messages) / sizeof(int64_t) };
+static messages sent[4][CHANNELS], awaited[4][CHANNELS]; /* by peers */
+
+static void record(messages *it, int64_t at)
+{
+    if (it->count < MOST - 1) it->at[it->count++] = at;
+}
+
+static hd_status note_send(hd_comm *comm, const void *data, size_t bytes, int peer, int channel,
+                           hd_request *out)
+{
+    if (comm->way) record(&sent[peer][channel], (int64_t)comm->way->to[peer]);
+    return moves->send(comm, data, bytes, peer, channel, out);
+}
+
+static hd_status note_recv(hd_comm *comm, void *data, size_t bytes, int peer, int channel,
+                           hd_request *out)
+{
+    if (comm->way) record(&awaited[peer][channel], (const char *)data - arena);
+    return moves->recv(comm, data, bytes, peer, channel, out);
+}
+
+/* Until the end the communicator, which `moves`, is asked. */
+static void begin_asking(hd_comm *comm)
+{
+    moves = comm->transport;
+    asks = *moves;
+    asks.send = note_send;
+    asks.recv = note_recv;
+    asks.all_to_all = ask_all_to_all;
+    asks.all_gather = ask_all_gather;
+    asks.open_window = open_window;
+    asks.close_window = close_window;
+    comm->transport = &asks;
+    opened = closed = direct = wrong = 0;
+    memset(sent, 0, sizeof sent);
+    memset(awaited, 0, sizeof awaited);
+}
+
+static void end_asking(hd_comm *comm, hd_session *session)
+{
+    hdi_session_end_sharing(session);
+    comm->transport = moves;
+}
+
 typedef struct outcome {
     int found; /* exchanges that go directly */
     bool has_window;
@@ -104,30 +154,29 @@ static const struct {
 static int which;
 static bool goes_directly;
 
+/* Some steps, then the weights. */
+static hd_status take_steps(const hdt_split *one, hd_trainer *trainer, int steps, outcome *out)
+{
+    hd_step_result result;
+    for (int step = 0; step < steps; step++)
+        HD_RETURN_IF_ERROR(
+            hd_trainer_step(trainer, 0.1, hdt_split_feed, (void *)(uintptr_t)one, &result));
+    return hd_trainer_weights_hash(trainer, &out->weights);
+}
+
 static hd_status train(const hdt_split *one, hd_trainer *trainer, hd_context *context, void *out)
 {
     outcome *it = out;
-    hd_step_result result;
     HD_RETURN_IF_ERROR(hd_trainer_start(trainer, context, 1));
     const hd_mesh *mesh = trainer->options.mesh;
     hd_comm *comm = hd_mesh_device_comm(mesh, cases[which].axis);
-    hdi_transport asks = *comm->transport;
-    moves = comm->transport;
-    asks.all_to_all = ask_all_to_all;
-    asks.all_gather = ask_all_gather;
-    asks.open_window = open_window;
-    asks.close_window = close_window;
-    comm->transport = &asks;
     hd_status status = HD_OK;
+    begin_asking(comm);
     if (goes_directly)
         status = hdi_session_share_axis(trainer->session, mesh, cases[which].axis, &it->found);
-    for (int step = 0; step < 2 && status == HD_OK; step++)
-        status = hd_trainer_step(trainer, 0.1, hdt_split_feed, (void *)(uintptr_t)one, &result);
-    if (status == HD_OK) status = hd_trainer_weights_hash(trainer, &it->weights);
+    if (status == HD_OK) status = take_steps(one, trainer, 2, it);
     it->high_water = hd_session_high_water(trainer->session);
-    hdi_session_end_sharing(trainer->session);
-    trainer->session->windows = (hdi_windows){0};
-    comm->transport = moves;
+    end_asking(comm, trainer->session);
     return status;
 }
 
@@ -137,7 +186,6 @@ START_TEST(peers_write_where_a_rank_waits_in_every_micro_batch)
     if (strcmp(hdt_device(), "cpu")) return; /* this window is none of a device's */
     outcome directly = {0}, before = {0};
     which = _i;
-    opened = closed = direct = wrong = 0;
     for (int i = 0; i < 2; i++) {
         goes_directly = i == 1;
         hdt_assert_ok(
@@ -159,14 +207,11 @@ static hd_status train_by_device(const hdt_split *one, hd_trainer *trainer, hd_c
                                  void *out)
 {
     outcome *it = out;
-    hd_step_result result;
     const hdi_copy_engines kept = context->copy_engines;
     if (!goes_directly) context->copy_engines = HDI_COPY_ENGINES_OFF;
     hd_status status = hd_trainer_start(trainer, context, 1);
     context->copy_engines = kept;
-    for (int step = 0; step < 4 && status == HD_OK; step++)
-        status = hd_trainer_step(trainer, 0.1, hdt_split_feed, (void *)(uintptr_t)one, &result);
-    if (status == HD_OK) status = hd_trainer_weights_hash(trainer, &it->weights);
+    if (status == HD_OK) status = take_steps(one, trainer, 4, it);
     for (int axis = HD_AXIS_NONE; axis < HD_AXES; axis++)
         it->has_window = it->has_window || trainer->session->windows.handles[axis];
     const hd_plan *plan = hd_trainer_plan(trainer);
@@ -184,53 +229,15 @@ static const hdt_split staged_model = {
     .tokens = 65,
     .heads = 4};
 
-/* In the order of posting: where a sender would write, where a receiver waits. */
-typedef struct messages {
-    int64_t count, at[31];
-} messages;
-enum { CHANNELS = 2, MOST = sizeof(messages) / sizeof(int64_t) };
-static messages sent[4][CHANNELS], awaited[4][CHANNELS]; /* by peers */
-
-static void record(messages *it, int64_t at)
-{
-    if (it->count < MOST - 1) it->at[it->count++] = at;
-}
-
-static hd_status note_send(hd_comm *comm, const void *data, size_t bytes, int peer, int channel,
-                           hd_request *out)
-{
-    if (comm->way) record(&sent[peer][channel], (int64_t)comm->way->to[peer]);
-    return moves->send(comm, data, bytes, peer, channel, out);
-}
-
-static hd_status note_recv(hd_comm *comm, void *data, size_t bytes, int peer, int channel,
-                           hd_request *out)
-{
-    if (comm->way) record(&awaited[peer][channel], (const char *)data - arena);
-    return moves->recv(comm, data, bytes, peer, channel, out);
-}
-
 static hd_status train_stages(const hdt_split *one, hd_trainer *trainer, hd_context *context,
                               void *out)
 {
-    outcome *it = out;
-    hd_step_result result;
     HD_RETURN_IF_ERROR(hd_trainer_start(trainer, context, 1));
     hd_comm *comm = hd_mesh_device_comm(trainer->options.mesh, HD_AXIS_PIPELINE);
-    hdi_transport notes = *comm->transport;
-    moves = comm->transport;
-    notes.send = note_send;
-    notes.recv = note_recv;
-    notes.open_window = open_window;
-    notes.close_window = close_window;
-    comm->transport = &notes;
+    begin_asking(comm);
     hd_status status = hdi_pipeline_share(trainer->shapes[0].train_run, trainer->session);
-    for (int step = 0; step < 2 && status == HD_OK; step++)
-        status = hd_trainer_step(trainer, 0.1, hdt_split_feed, (void *)(uintptr_t)one, &result);
-    if (status == HD_OK) status = hd_trainer_weights_hash(trainer, &it->weights);
-    hdi_session_end_sharing(trainer->session);
-    trainer->session->windows = (hdi_windows){0};
-    comm->transport = moves;
+    if (status == HD_OK) status = take_steps(one, trainer, 2, out);
+    end_asking(comm, trainer->session);
     return status;
 }
 
@@ -238,16 +245,11 @@ START_TEST(messages_of_stages_land_where_they_are_awaited)
 {
     const int ranks = hd_comm_size(hdt_world), chunks = 1 + _i;
     if (strcmp(hdt_device(), "cpu")) return;
-    memset(sent, 0, sizeof sent);
-    memset(awaited, 0, sizeof awaited);
-    opened = closed = 0;
     outcome it = {0};
     const hd_mesh_options layout = {.pipeline = ranks};
     const hd_trainer_options options = {.accumulate = 5, .chunks = chunks};
     hdt_assert_ok(
         hdt_split_with_trainer(hdt_world, &staged_model, &layout, options, train_stages, &it));
-    ck_assert_int_eq(opened, 1);
-    ck_assert_int_eq(closed, 1);
     static messages told[4][CHANNELS];
     int64_t counts[4], offsets[4], all = 0;
     for (int r = 0; r < ranks; r++) {
@@ -258,6 +260,8 @@ START_TEST(messages_of_stages_land_where_they_are_awaited)
     hdt_assert_ok(hd_comm_all_to_all(hdt_world, sent, counts, offsets, told, counts, offsets,
                                      HD_DTYPE_I64, &request));
     hdt_assert_ok(hd_comm_wait(hdt_world, &request));
+    ck_assert_int_eq(opened, 1);
+    ck_assert_int_eq(closed, 1);
     for (int r = 0; r < ranks; r++)
         for (int channel = 0; channel < CHANNELS; channel++) {
             const messages *here = &awaited[r][channel], *there = &told[r][channel];
@@ -267,6 +271,35 @@ START_TEST(messages_of_stages_land_where_they_are_awaited)
             all += here->count;
         }
     ck_assert_int_gt(all, 9);
+}
+END_TEST
+
+/* Rank 0 says that less comes to it than rank 1 has for it, which rank 1 alone sees. */
+static hd_status share_unequal(const hdt_split *one, hd_trainer *trainer, hd_context *context,
+                               void *out)
+{
+    (void)one, (void)out;
+    HD_RETURN_IF_ERROR(hd_trainer_start(trainer, context, 1));
+    hd_comm *comm = hd_mesh_device_comm(trainer->options.mesh, HD_AXIS_PIPELINE);
+    const hdi_pipeline_chunk *chunk = &trainer->shapes[0].train[0];
+    size_t none = 0, *bytes = &none;
+    if (comm->rank == 0) bytes = &hdi_tensor_of(chunk->program, chunk->out_gradient)->info.bytes;
+    begin_asking(comm);
+    *bytes -= sizeof(float);
+    const hd_status status = hdi_pipeline_share(trainer->shapes[0].train_run, trainer->session);
+    *bytes += sizeof(float);
+    end_asking(comm, trainer->session);
+    return status;
+}
+
+START_TEST(one_message_that_does_not_fit_keeps_all_to_the_transport)
+{
+    if (strcmp(hdt_device(), "cpu")) return;
+    const hd_mesh_options layout = {.pipeline = hd_comm_size(hdt_world)};
+    const hd_trainer_options options = {.accumulate = 5};
+    hdt_assert_ok(
+        hdt_split_with_trainer(hdt_world, &staged_model, &layout, options, share_unequal, NULL));
+    ck_assert_int_eq(opened, 0);
 }
 END_TEST
 
@@ -343,6 +376,7 @@ int main(int argc, char **argv)
     tcase_add_loop_test(tests, messages_of_stages_land_where_they_are_awaited, 0, 2);
     tcase_add_loop_test(tests, messages_by_copy_engines_leave_the_same_bits, 0,
                         strcmp(hdt_device(), "cpu") ? 2 : 0);
+    tcase_add_test(tests, one_message_that_does_not_fit_keeps_all_to_the_transport);
     tcase_add_test(tests, what_ranks_see_differently_goes_the_old_way);
     return hdt_main_ranks(argc, argv, "direct", tests);
 }

@@ -1,5 +1,5 @@
 /* A CPU backend that lags as a GPU does: it queues what it is asked for and computes when somebody waits for
- * it, so that what the host reads or writes again too early is wrong. For GPT-2 and Llama. */
+ * it, so that what the host reads or writes again too early is wrong. */
 #ifndef HDT_DEFERRED_H
 #define HDT_DEFERRED_H
 

@@ -1,5 +1,6 @@
 /* The device that tests of several ranks run on: HEDDLE_DEVICE (cpu, cuda), where ranks share GPUs,
- * HEDDLE_TRANSPORT (auto, nccl, staged) between devices, and HEDDLE_GRAPHS (0, 1), whether sessions replay: on the CPU, graphs of hdt_recorder.h. */
+ * HEDDLE_TRANSPORT (auto, nccl, staged) between devices, and HEDDLE_GRAPHS (0, 1), whether sessions replay: on
+ * the CPU, graphs of hdt_recorder.h. */
 #ifndef HDT_DEVICE_H
 #define HDT_DEVICE_H
 

@@ -1,14 +1,46 @@
-/* Posts and waits of a plan. */
+/* Programs of a rank, and posts and waits of their plans. */
 #include "tests/support/hdt_overlap.h"
 
-const char *const hdt_overlap_hunyuan =
-    "{\"model_type\": \"hunyuan_video\", \"in_channels\": 2, \"out_channels\": 2, "
-    "\"num_attention_heads\": 6, \"attention_head_dim\": 8, \"num_layers\": 1, "
-    "\"num_single_layers\": 2, \"num_refiner_layers\": 1, \"text_embed_dim\": 6, "
-    "\"pooled_projection_dim\": 5, \"rope_axes_dim\": [4, 2, 2]}";
-const char *const hdt_overlap_gpt2 =
+const char hdt_overlap_gpt2[] =
     "{\"model_type\":\"gpt2\",\"vocab_size\":31,\"n_positions\":16,\"n_embd\":36,"
     "\"n_layer\":2,\"n_head\":6}";
+
+static hd_stage whole_stage(const hd_model *model, bool is_video, bool training,
+                            const hd_stage *sizes)
+{
+    hd_stage stage = {.purpose = training   ? HD_PURPOSE_TRAIN
+                                 : is_video ? HD_PURPOSE_DENOISE
+                                            : HD_PURPOSE_EVALUATE,
+                      .layers = hd_model_layers(model),
+                      .first = true,
+                      .last = true,
+                      .sequences = sizes->sequences};
+    if (is_video)
+        stage.video = sizes->video;
+    else
+        stage.tokens = sizes->tokens;
+    return stage;
+}
+
+hdt_overlap hdt_overlap_make(const char *json, hd_mesh *mesh, hd_program_options options,
+                             const hd_stage *sizes)
+{
+    hdt_overlap it = {.mesh = mesh};
+    hd_plan_options plan = {0};
+    if (options.rates) plan.rates = *options.rates;
+    options.mesh = mesh;
+    hdt_assert_ok(hd_model_create_json(json, &it.model));
+    hdt_assert_ok(hd_program_create(&options, &it.program));
+    const hd_stage stage =
+        whole_stage(it.model, json == hdt_split_hunyuan, options.training, sizes);
+    const hd_tensor out = hd_model_build(it.model, it.program, &stage, (hd_tensor){0});
+    if (options.training) hd_program_backward(it.program, out, (hd_tensor){0});
+    hdt_assert_ok(hd_program_finish(it.program));
+    hdt_assert_ok(hd_plan_create(&plan, &it.plan));
+    hdt_assert_ok(hd_plan_add(it.plan, it.program, NULL));
+    hdt_assert_ok(hd_plan_finish(it.plan)); /* the verifier has proved its order */
+    return it;
+}
 
 void hdt_overlap_destroy(hdt_overlap *it)
 {

@@ -4,11 +4,12 @@
 
 #include "program/plan.h"
 #include "tests/support/hdt.h"
+#include "tests/support/hdt_split.h"
 
 #include <heddle/model.h>
 
-/* Configurations: double and single blocks of a video model; a causal one. */
-extern const char *const hdt_overlap_hunyuan, *const hdt_overlap_gpt2;
+/* A causal model; the other is hdt_split_hunyuan, of double and single blocks. */
+extern const char hdt_overlap_gpt2[];
 
 /* A program of one of some ranks, planned. */
 typedef struct hdt_overlap {
@@ -18,6 +19,10 @@ typedef struct hdt_overlap {
     hd_plan *plan;
 } hdt_overlap;
 
+/* The whole model on one rank of `mesh`, which is taken over. Of `options` all but the mesh counts; of `sizes`
+ * sequences and, as the model is, tokens or the video. */
+hdt_overlap hdt_overlap_make(const char *json, hd_mesh *mesh, hd_program_options options,
+                             const hd_stage *sizes);
 void hdt_overlap_destroy(hdt_overlap *it);
 
 /* Ops with products between an op's post and the first op that waits for it; those with `flags` alone. */

@@ -8,35 +8,15 @@
 
 static hdt_overlap make(const char *json, bool training, int groups, int slices)
 {
-    hdt_overlap it;
-    hdt_assert_ok(hd_model_create_json(json, &it.model));
-    hdt_assert_ok(hd_mesh_create_fake(1, 2, &(hd_mesh_options){.sequence = 2}, &it.mesh));
-    hdt_assert_ok(hd_program_create(&(hd_program_options){.name = "half",
-                                                          .mesh = it.mesh,
-                                                          .training = training,
-                                                          .slices = slices,
-                                                          .sequence_groups = groups},
-                                    &it.program));
-    const bool is_video = json == hdt_overlap_hunyuan;
-    const hd_stage stage = {.purpose = training   ? HD_PURPOSE_TRAIN
-                                       : is_video ? HD_PURPOSE_DENOISE
-                                                  : HD_PURPOSE_EVALUATE,
-                            .layers = hd_model_layers(it.model),
-                            .first = true,
-                            .last = true,
-                            .sequences = 1,
-                            .tokens = is_video ? 0 : 11,
-                            .video = {.frames = is_video ? 7 : 0,
-                                      .height = is_video ? 2 : 0,
-                                      .width = is_video ? 2 : 0,
-                                      .text = is_video ? 4 : 0}};
-    const hd_tensor out = hd_model_build(it.model, it.program, &stage, (hd_tensor){0});
-    if (training) hd_program_backward(it.program, out, (hd_tensor){0});
-    hdt_assert_ok(hd_program_finish(it.program));
-    hdt_assert_ok(hd_plan_create(&(hd_plan_options){0}, &it.plan));
-    hdt_assert_ok(hd_plan_add(it.plan, it.program, NULL));
-    hdt_assert_ok(hd_plan_finish(it.plan)); /* the verifier has proved its order */
-    return it;
+    const hd_stage sizes = {
+        .sequences = 1, .tokens = 11, .video = {.frames = 7, .height = 2, .width = 2, .text = 4}};
+    hd_mesh *mesh;
+    hdt_assert_ok(hd_mesh_create_fake(1, 2, &(hd_mesh_options){.sequence = 2}, &mesh));
+    return hdt_overlap_make(
+        json, mesh,
+        (hd_program_options){
+            .name = "half", .training = training, .slices = slices, .sequence_groups = groups},
+        &sizes);
 }
 
 /* Exchanges of one phase in scopes whose names hold `scope`: all, and those under nothing. */
@@ -58,7 +38,7 @@ START_TEST(a_single_block_computes_under_every_exchange)
 {
     for (int groups = 1; groups <= 3; groups++)
         for (int training = 0; training < 2; training++) {
-            hdt_overlap it = make(hdt_overlap_hunyuan, training, groups, 1);
+            hdt_overlap it = make(hdt_split_hunyuan, training, groups, 1);
             for (int phase = 0; phase <= training; phase++) {
                 int all, bare;
                 count(&it, (hdi_phase)phase, "single_blocks", &all, &bare);
@@ -75,7 +55,7 @@ END_TEST
 START_TEST(in_slices_the_last_way_back_is_bare)
 {
     for (int groups = 1; groups <= 3; groups++) {
-        hdt_overlap it = make(hdt_overlap_hunyuan, false, groups, 2);
+        hdt_overlap it = make(hdt_split_hunyuan, false, groups, 2);
         int all, bare;
         count(&it, HDI_PHASE_FORWARD, "single_blocks", &all, &bare);
         ck_assert_int_eq(all, 2 * 2 * groups);
@@ -87,9 +67,8 @@ END_TEST
 
 START_TEST(of_other_blocks_one_group_each_way_is_bare_at_most)
 {
-    const char *const models[] = {hdt_overlap_gpt2, hdt_overlap_hunyuan}, *const scopes[] = {
-                                                                              "h.",
-                                                                              "double_blocks"};
+    const char *const models[] = {hdt_overlap_gpt2, hdt_split_hunyuan}, *const scopes[] = {
+                                                                            "h.", "double_blocks"};
     const int layers[] = {2, 1};
     for (int groups = 1; groups <= 3; groups++) {
         hdt_overlap it = make(models[_i], true, groups, 1);

@@ -234,6 +234,29 @@ START_TEST(bubble_of_a_gpipe_step_is_the_formulas)
 }
 END_TEST
 
+START_TEST(a_rank_that_waits_inside_of_a_pass_is_not_busy)
+{
+    hdi_trace_event events[] = {
+        event_of(HDI_TRACE_WAIT_HOST, -1, 0, 10),    event_of(HDI_TRACE_WAIT_COPIES, -1, 20, 30),
+        event_of(HDI_TRACE_WAIT_COPIES, -1, 25, 35), event_of(HDI_TRACE_FORWARD, 0, 10, 60),
+        event_of(HDI_TRACE_WAIT_COMM, -1, 70, 80),   event_of(HDI_TRACE_COMM, -1, 60, 100)};
+    hdi_pipeline_lane lane = {0, NULL, events, 6};
+    hdi_pipeline_chart chart = {.lanes = &lane, .lane_count = 1, .one_step = true, .step = 7};
+    double busy;
+    hdi_pipeline_numbers numbers;
+    hdt_assert_ok(hdi_pipeline_measure(&chart, &busy, &numbers));
+    ck_assert_double_eq_tol(busy, 0.35, 1e-12);
+    ck_assert_double_eq_tol(numbers.bubble, 0, 1e-12); /* which is the schedule's */
+
+    const char *path = hdt_file("waits.svg");
+    hdt_assert_ok(hdi_pipeline_chart_write(path, &chart));
+    assert_well_formed(path);
+    assert_holds(path, "wait: copies", true);
+    assert_holds(path, "waiting for copies", true);
+    assert_holds(path, "waiting for the host", true);
+}
+END_TEST
+
 START_TEST(overlaps_count_once_and_waiting_not_at_all)
 {
     hdi_trace_event first[] = {
@@ -372,6 +395,7 @@ int main(void)
     tcase_add_loop_test(tests, broken_trace_files_are_refused_with_their_name, 0, 7);
     tcase_add_test(tests, a_missing_trace_file_is_an_io_error);
     tcase_add_test(tests, bubble_of_a_gpipe_step_is_the_formulas);
+    tcase_add_test(tests, a_rank_that_waits_inside_of_a_pass_is_not_busy);
     tcase_add_test(tests, overlaps_count_once_and_waiting_not_at_all);
     tcase_add_test(tests, pipeline_chart_reads_the_files_of_all_ranks);
     tcase_add_test(tests, memory_map_names_the_peak);

@@ -325,7 +325,6 @@ START_TEST(stages_add_up_to_the_whole)
 }
 END_TEST
 
-/* Whatever a line has to do: videos that are done, begun or new, steps that rest from guidance. */
 /* Stages and one more video keep a pipeline busy; rounds of so many differ by one video at most. */
 START_TEST(no_video_is_left_to_run_alone)
 {
@@ -345,6 +344,7 @@ START_TEST(no_video_is_left_to_run_alone)
 }
 END_TEST
 
+/* Whatever a line has to do: videos that are done, begun or new, steps that rest from guidance. */
 START_TEST(passes_are_counted_before_they_are_made)
 {
     enum { MANY = 5, STEPS = 20 };

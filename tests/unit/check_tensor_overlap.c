@@ -20,37 +20,18 @@ enum { EVEN = 24 * 1000 * 1000 };
 
 static hdt_overlap make(making of)
 {
-    hdt_overlap it;
     const hd_rates rates = {.compute = 1e9, .memory = 1e12, .peer = of.peer};
-    hdt_assert_ok(hd_model_create_json(of.json, &it.model));
+    const hd_stage sizes = {.sequences = of.json == hdt_split_hunyuan ? 1 : 2,
+                            .tokens = 13,
+                            .video = {.frames = 13, .height = 2, .width = 2, .text = 4}};
+    hd_mesh *mesh;
     hdt_assert_ok(
-        hd_mesh_create_fake(of.rank, of.ranks, &(hd_mesh_options){.tensor = of.ranks}, &it.mesh));
-    hdt_assert_ok(hd_program_create(&(hd_program_options){.name = "part",
-                                                          .mesh = it.mesh,
-                                                          .training = of.training,
-                                                          .tensor_groups = of.groups,
-                                                          .rates = &rates},
-                                    &it.program));
-    const bool is_video = of.json == hdt_overlap_hunyuan;
-    const hd_stage stage = {.purpose = of.training ? HD_PURPOSE_TRAIN
-                                       : is_video  ? HD_PURPOSE_DENOISE
-                                                   : HD_PURPOSE_EVALUATE,
-                            .layers = hd_model_layers(it.model),
-                            .first = true,
-                            .last = true,
-                            .sequences = is_video ? 1 : 2,
-                            .tokens = is_video ? 0 : 13,
-                            .video = {.frames = is_video ? 13 : 0,
-                                      .height = is_video ? 2 : 0,
-                                      .width = is_video ? 2 : 0,
-                                      .text = is_video ? 4 : 0}};
-    const hd_tensor out = hd_model_build(it.model, it.program, &stage, (hd_tensor){0});
-    if (of.training) hd_program_backward(it.program, out, (hd_tensor){0});
-    hdt_assert_ok(hd_program_finish(it.program));
-    hdt_assert_ok(hd_plan_create(&(hd_plan_options){.rates = rates}, &it.plan));
-    hdt_assert_ok(hd_plan_add(it.plan, it.program, NULL));
-    hdt_assert_ok(hd_plan_finish(it.plan)); /* the verifier has proved its order */
-    return it;
+        hd_mesh_create_fake(of.rank, of.ranks, &(hd_mesh_options){.tensor = of.ranks}, &mesh));
+    return hdt_overlap_make(
+        of.json, mesh,
+        (hd_program_options){
+            .name = "part", .training = of.training, .tensor_groups = of.groups, .rates = &rates},
+        &sizes);
 }
 
 static bool is_step(const hdt_overlap *it, int op)
@@ -60,7 +41,7 @@ static bool is_step(const hdt_overlap *it, int op)
 
 START_TEST(every_step_travels_under_a_product)
 {
-    const char *const models[] = {hdt_overlap_hunyuan, hdt_overlap_gpt2};
+    const char *const models[] = {hdt_split_hunyuan, hdt_overlap_gpt2};
     const int ways[] = {2 * 2 + 2 * 2, 2 * 2 * 2}; /* in and out of blocks */
     for (int ranks = 2; ranks <= 3; ranks++)
         for (int groups = 2; groups <= 3; groups++)
@@ -84,7 +65,7 @@ END_TEST
 
 START_TEST(results_leave_under_attention_where_nothing_follows)
 {
-    hdt_overlap it = make((making){hdt_overlap_hunyuan, false, 2, 0, 2, EVEN});
+    hdt_overlap it = make((making){hdt_split_hunyuan, false, 2, 0, 2, EVEN});
     int under = 0;
     for (int i = 0; i < it.program->op_count; i++)
         under += is_step(&it, i) && hdt_overlap_count(&it, i, HD_OP_ATTENDS) > 0;
@@ -99,7 +80,7 @@ START_TEST(more_is_computed_under_a_slow_link)
     const double peers[] = {1e12, EVEN / 100};
     int under[2] = {0};
     for (int p = 0; p < 2; p++) {
-        hdt_overlap it = make((making){hdt_overlap_hunyuan, false, 2, 0, 2, peers[p]});
+        hdt_overlap it = make((making){hdt_split_hunyuan, false, 2, 0, 2, peers[p]});
         for (int i = 0; i < it.program->op_count && !under[p]; i++)
             if (is_step(&it, i) &&
                 strstr(it.program->scopes[it.program->ops[i]->scope].name, "single_blocks.0"))
@@ -113,7 +94,7 @@ END_TEST
 
 START_TEST(predicted_seconds_fall_and_memory_stays)
 {
-    const char *const models[] = {hdt_overlap_hunyuan, hdt_overlap_gpt2};
+    const char *const models[] = {hdt_split_hunyuan, hdt_overlap_gpt2};
     for (int ranks = 2; ranks <= 3; ranks++)
         for (int training = 0; training < 2; training++) {
             double seconds[4];
@@ -145,7 +126,7 @@ START_TEST(all_ranks_post_alike)
             hdi_calls calls[RANKS] = {{0}};
             hd_mesh *meshes[RANKS];
             for (int r = 0; r < RANKS; r++) {
-                it[r] = make((making){hdt_overlap_hunyuan, true, RANKS, r, groups, peers[p]});
+                it[r] = make((making){hdt_split_hunyuan, true, RANKS, r, groups, peers[p]});
                 meshes[r] = it[r].mesh;
                 for (int phase = 0; phase < HDI_PHASES; phase++)
                     hdt_assert_ok(hdi_calls_add(&calls[r], it[r].program, (hdi_phase)phase));

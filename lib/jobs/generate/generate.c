@@ -7,18 +7,16 @@
 #include "jobs/generate/generator.h"
 #include "jobs/generate/prompts.h"
 #include "jobs/job_model.h"
+#include "jobs/progress.h"
 #include "jobs/setup.h"
-#include "report/progress.h"
 
 #include <inttypes.h>
-#include <math.h>
 #include <string.h>
 
 /* What a generation holds, in the order in which it is made. */
 typedef struct job {
     const hd_config *config;
-    hd_progress_fn progress; /* or NULL */
-    void *user;
+    hdi_teller teller;
     const char *path; /* of the weights */
     hd_comm *world;
     hd_mesh *mesh;
@@ -29,8 +27,6 @@ typedef struct job {
     hd_dtype dtype;
     hd_generator *generator;
     int32_t *out; /* [prompts * tokens] */
-    double told;  /* when a token was last told of */
-    hdi_pace pace;
 } job;
 
 static hd_status out_of_memory(void)
@@ -127,18 +123,8 @@ static hd_status write_texts(const job *it, hd_write_fn write, void *user)
 
 static void tell(void *user, int64_t done, int64_t all)
 {
-    job *it = user;
-    const double now = hdi_clock_seconds();
-    hdi_pace_note(&it->pace, now - it->told, 1, 1);
-    it->told = now;
-    const hd_progress progress = {.unit = "token",
-                                  .step = done,
-                                  .steps = all,
-                                  .loss = NAN,
-                                  .learning_rate = NAN,
-                                  .rate = hdi_pace_rate(&it->pace),
-                                  .seconds_left = hdi_pace_left(&it->pace, all - done)};
-    it->progress(it->user, &progress);
+    const hd_progress progress = {.unit = "token", .step = done, .steps = all};
+    hdi_tell(user, &progress, 1, all - done);
 }
 
 /* Tokens per second, and for how much of the time each rank computed. */
@@ -182,10 +168,10 @@ static hd_status run_job(job *it, hd_write_fn write, void *user)
         .temperature = hdi_config_float(values, "generate.temperature"),
         .top_k = hdi_config_int(values, "generate.top_k"),
         .seed = (uint64_t)hdi_config_int(values, "generate.seed")};
-    if (it->progress && hd_comm_rank(it->world) == 0) {
-        it->told = hdi_clock_seconds();
+    if (it->teller.progress && hd_comm_rank(it->world) == 0) {
+        it->teller.last = hdi_clock_seconds();
         it->generator->tell = tell;
-        it->generator->tell_user = it;
+        it->generator->tell_user = &it->teller;
     }
     hd_generator_result result;
     HD_RETURN_IF_ERROR(hd_generator_run(it->generator, it->prompts.prompts, it->prompts.count,
@@ -199,8 +185,7 @@ hd_status hd_generate_run(const hd_config *config, hd_progress_fn progress, hd_w
 {
     const char *path = hdi_config_string(config->values, "generate.checkpoint");
     job it = {.config = config,
-              .progress = progress,
-              .user = user,
+              .teller = {.progress = progress, .user = user},
               .path = *path ? path : hdi_config_string(config->values, "run.directory"),
               .tokens = hdi_config_int(config->values, "generate.tokens")};
     hd_status status = run_job(&it, write, user);

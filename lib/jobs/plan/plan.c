@@ -186,6 +186,10 @@ static hd_status describe_copies(const hd_trainer *trainer, hdi_text *text)
         "computation, by %.3g bytes/s each way and %.3g FLOP/s\n",
         all.in_bytes, all.out_bytes, all.exposed_seconds, all.compute_seconds, rates.link,
         rates.compute);
+    const double seconds = all.exposed_seconds + all.compute_seconds;
+    if (seconds > 0)
+        hdi_text_printf(text, "       exposed: copies %.1f %% of %.3g s a step\n",
+                        100 * all.exposed_seconds / seconds, seconds);
     return HD_OK;
 }
 

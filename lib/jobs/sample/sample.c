@@ -11,13 +11,12 @@
 #include "io/checkpoint.h"
 #include "io/manifest.h"
 #include "jobs/job_model.h"
+#include "jobs/progress.h"
 #include "jobs/sample/sample_pictures.h"
 #include "jobs/setup.h"
 #include "report/metrics.h"
-#include "report/progress.h"
 
 #include <inttypes.h>
-#include <math.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -26,8 +25,7 @@
 /* What a sampling holds, in the order in which it is made. */
 typedef struct job {
     const hd_config *config;
-    hd_progress_fn progress;
-    void *user;
+    hdi_teller teller;
     const char *weights; /* NULL: random ones */
     char *directory, *state_directory;
     hd_comm *world;
@@ -46,9 +44,7 @@ typedef struct job {
     hdi_metrics *metrics;
     double begin;                    /* of the steps */
     int64_t steps_done, steps_to_do; /* of this line of ranks, for rank 0's progress */
-    double told_seconds;             /* of the last step that was told */
-    hdi_pace pace;
-    size_t planned; /* bytes of the larger phase */
+    size_t planned;                  /* bytes of the larger phase */
     hd_rates rates;
     hdi_memory_info memory; /* with the least that was free at the end of a step */
 } job;
@@ -351,16 +347,8 @@ static hd_status on_step(void *user, const hd_sampler_event *event)
     }
     if (hd_comm_rank(it->world) != 0) return HD_OK;
     it->steps_done++;
-    hdi_pace_note(&it->pace, seconds - it->told_seconds, 1, 1);
-    it->told_seconds = seconds;
-    const hd_progress progress = {.step = it->steps_done,
-                                  .steps = it->steps_to_do,
-                                  .loss = NAN,
-                                  .learning_rate = NAN,
-                                  .rate = hdi_pace_rate(&it->pace),
-                                  .seconds_left =
-                                      hdi_pace_left(&it->pace, it->steps_to_do - it->steps_done)};
-    if (it->progress) it->progress(it->user, &progress);
+    hdi_tell(&it->teller, &(hd_progress){.step = it->steps_done, .steps = it->steps_to_do}, 1,
+             it->steps_to_do - it->steps_done);
     return HD_OK;
 }
 
@@ -417,7 +405,7 @@ static hd_status run_sampler(job *it, hd_sample_result *out)
     }
     count_steps(it);
     hd_sampler_result result = {0};
-    it->begin = hdi_clock_seconds();
+    it->begin = it->teller.last = hdi_clock_seconds();
     if (left)
         HD_RETURN_IF_ERROR(hd_sampler_run(it->sampler, it->inputs.texts,
                                           it->inputs.count + it->inputs.negatives, it->videos,
@@ -452,7 +440,7 @@ hd_status hd_sample_run(const hd_config *config, hd_progress_fn progress, void *
                         hd_sample_result *out)
 {
     *out = (hd_sample_result){0};
-    job it = {.config = config, .progress = progress, .user = user};
+    job it = {.config = config, .teller = {.progress = progress, .user = user}};
     const hd_status status = run_job(&it, out);
     hdi_metrics_close(it.metrics);
     for (int v = 0; v < it.count && it.latents; v++)

@@ -6,11 +6,11 @@
 #include "core/log.h"
 #include "core/memory.h"
 #include "jobs/job_model.h"
+#include "jobs/progress.h"
 #include "jobs/setup.h"
 #include "jobs/train/plan_report.h"
 #include "optim/learning_rate.h"
 #include "report/pipeline_chart.h"
-#include "report/progress.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -185,17 +185,20 @@ static void record_step(hdi_train_job *job, const hd_step_result *result, double
                 "step %" PRId64 ": loss %g, gradient norm %g: not finite, step skipped",
                 job->trainer->steps, result->loss, result->grad_norm);
     if (job->files.rank != 0 || (job->trainer->steps % every && !result->skipped)) return;
-    const hdi_metric record[] = {hdi_metric_int("step", job->trainer->steps),
-                                 hdi_metric_float("loss", result->loss),
-                                 hdi_metric_float("grad_norm", result->grad_norm),
-                                 hdi_metric_float("learning_rate", rate),
-                                 hdi_metric_float("tokens", result->tokens),
-                                 hdi_metric_float("seconds", seconds),
-                                 hdi_metric_float("tokens_per_second", result->tokens / seconds),
-                                 hdi_metric_int("skipped", result->skipped),
-                                 hdi_metric_float("loss_scale", result->loss_scale)};
-    const int scaled = job->trainer->options.dtype == HD_DTYPE_F16;
-    keep_record(job, record, (int)(sizeof record / sizeof record[0]) - !scaled);
+    hdi_metric record[9 + HDI_TRAIN_EXPOSED] = {
+        hdi_metric_int("step", job->trainer->steps),
+        hdi_metric_float("loss", result->loss),
+        hdi_metric_float("grad_norm", result->grad_norm),
+        hdi_metric_float("learning_rate", rate),
+        hdi_metric_float("tokens", result->tokens),
+        hdi_metric_float("seconds", seconds),
+        hdi_metric_float("tokens_per_second", result->tokens / seconds),
+        hdi_metric_int("skipped", result->skipped),
+        hdi_metric_float("loss_scale", result->loss_scale)};
+    const bool scaled = job->trainer->options.dtype == HD_DTYPE_F16;
+    int count = scaled ? 9 : 8;
+    count += hdi_train_record_exposed(job, record + count);
+    keep_record(job, record, count);
 }
 
 /* What somebody who looks at log.txt while it grows wants to know; metrics.jsonl has every step. */
@@ -214,15 +217,9 @@ static void log_step(hdi_train_job *job, const hd_progress *progress, double now
     if (job->files.rank != 0 || now < job->logs_next) return;
     job->logs_next = now + SECONDS_BETWEEN;
     char line[160];
-    hdi_progress_format(&(hdi_progress){.step = progress->step,
-                                        .steps = progress->steps,
-                                        .loss = progress->loss,
-                                        .learning_rate = progress->learning_rate,
-                                        .rate_unit = progress->rate_unit,
-                                        .rate = progress->rate,
-                                        .eta_seconds = progress->seconds_left,
-                                        .plain = true},
-                        sizeof line, line, sizeof line);
+    hdi_progress shown = hdi_progress_line(progress);
+    shown.plain = true;
+    hdi_progress_format(&shown, sizeof line, line, sizeof line);
     hdi_log_run(HD_LOG_INFO, "%s", line);
 }
 
@@ -241,11 +238,13 @@ static hd_status one_step(hdi_train_job *job, const hdi_rate_options *rates, clo
     hd_step_result result;
     int shape;
     double begin = hdi_clock_seconds();
+    HD_RETURN_IF_ERROR(hdi_train_begin_step(job));
     HD_RETURN_IF_ERROR(feed->begin(feed, trainer->steps, &shape));
     trainer->meanwhile = look_ahead;
     trainer->meanwhile_user = feed;
     HD_RETURN_IF_ERROR(hd_trainer_step_shape(trainer, shape, rate, feed->fill, feed, &result));
     feed->end(feed, &trainer->shapes[shape].is);
+    HD_RETURN_IF_ERROR(hdi_train_take_exposed(job));
     if (feed->tokens) result.tokens = feed->tokens(feed, shape);
     clock->last = hdi_clock_seconds();
     if (out->first_step_seconds == 0) {
@@ -364,7 +363,10 @@ static hd_status write_trace(hdi_train_job *job)
 hd_status hd_train_run(const hd_config *config, hd_progress_fn progress, void *user,
                        hd_train_result *out)
 {
-    *out = (hd_train_result){.validation_loss = (double)NAN};
+    *out = (hd_train_result){.validation_loss = (double)NAN,
+                             .exposed_copies = (double)NAN,
+                             .exposed_communication = (double)NAN,
+                             .exposed_host = (double)NAN};
     hdi_train_job job = {.files = {.log = -1, .rank_log = -1}};
     handlers before;
     catch_signals(&before);
@@ -376,6 +378,7 @@ hd_status hd_train_run(const hd_config *config, hd_progress_fn progress, void *u
         log_start(&job);
         status = run_steps(&job, progress, user, out);
         report_memory(&job);
+        hdi_train_sum_up_exposed(&job, out);
     }
     if (status == HD_OK || status == HD_ERROR_INTERRUPTED) {
         hd_status after =

@@ -8,6 +8,7 @@
 #include "jobs/train/trainer.h"
 #include "jobs/train/video_buckets.h"
 
+#include <heddle/job.h>
 #include <heddle/model.h>
 
 /* Where the writer fetches a piece from. */
@@ -59,6 +60,10 @@ typedef struct hdi_train_job {
         *sources; /* of what the writer saves and does not find in host memory; owned */
     hdi_trace *trace;
 
+    /* Of a traced run, a rank's mean: the last step's, and the sums over all but the first. */
+    hdi_exposed exposed, exposed_sums;
+    int64_t exposed_steps;
+
     uint64_t seed;
     bool records_lost; /* the last record of metrics.jsonl could not be written */
     double logs_next;  /* when log.txt gets its next line on progress */
@@ -94,6 +99,15 @@ hd_status hdi_train_buckets(const hdi_train_target *on, const hdi_video_dataset 
 
 /* Make the writer for everything that the trainer holds. Collective. */
 hd_status hdi_train_open_writer(hdi_train_job *job);
+
+/* train_exposed.c: of a traced run, for how much of a step the devices stood. Begin: the step begins, before its
+ * inputs are ready. Take: at its end; what of its update runs into the next step counts there. Record: up to
+ * HDI_TRAIN_EXPOSED fields, and their number. Sum up: shares of the whole run. Take is collective. */
+enum { HDI_TRAIN_EXPOSED = 4 };
+hd_status hdi_train_begin_step(hdi_train_job *job);
+hd_status hdi_train_take_exposed(hdi_train_job *job);
+int hdi_train_record_exposed(const hdi_train_job *job, hdi_metric *fields);
+void hdi_train_sum_up_exposed(const hdi_train_job *job, hd_train_result *out);
 
 /* Save now, as of the trainer's steps. Collective. */
 hd_status hdi_train_save(hdi_train_job *job);

@@ -292,7 +292,7 @@ static hd_status add_training(hd_trainer *trainer, const hdi_layout *layout)
             hdi_data_reduce(program, s * trainer->chunks + c, layout,
                             hdi_trainer_gradients_on_host(trainer) ? &host : NULL);
             HD_RETURN_IF_ERROR(hd_program_finish(program));
-            hdi_trainer_stage(trainer, program);
+            hdi_trainer_set_staged(trainer, program);
             hd_plan_program_options use = {
                 .group = 2 * s,
                 .saved_slots = hdi_schedule_slots(shape->schedule, c, HDI_BUFFER_ACTIVATIONS),
@@ -308,7 +308,7 @@ static hd_status add_validation(hd_trainer *trainer)
     for (int s = 0; s < trainer->shape_count; s++)
         for (int c = 0; c < trainer->chunks && trainer->validate_schedule; c++) {
             hd_program *program = trainer->shapes[s].validate[c].program;
-            hdi_trainer_stage(trainer, program);
+            hdi_trainer_set_staged(trainer, program);
             HD_RETURN_IF_ERROR(hd_plan_add(
                 trainer->plan, program,
                 &(hd_plan_program_options){.group = 2 * s + 1,
@@ -338,8 +338,8 @@ static hd_status make_plan(hd_trainer *trainer)
     HD_RETURN_IF_ERROR(hdi_trainer_cut_pieces(trainer, layout));
     HD_RETURN_IF_ERROR(add_training(trainer, layout));
     HD_RETURN_IF_ERROR(hdi_trainer_build_update(trainer, layout));
-    hdi_trainer_stage(trainer, trainer->norm);
-    hdi_trainer_stage(trainer, trainer->update);
+    hdi_trainer_set_staged(trainer, trainer->norm);
+    hdi_trainer_set_staged(trainer, trainer->update);
     HD_RETURN_IF_ERROR(hd_plan_add(trainer->plan, trainer->norm, NULL));
     HD_RETURN_IF_ERROR(hd_plan_add(trainer->plan, trainer->update, NULL));
     HD_RETURN_IF_ERROR(add_validation(trainer));

@@ -110,7 +110,7 @@ hd_status hdi_trainer_build_chunk(hd_trainer *trainer, int shape, int chunk, hd_
                                   hdi_pipeline_chunk *out);
 
 /* Inputs, losses and squares of a finished program are staged where the device lags behind the host. */
-void hdi_trainer_stage(const hd_trainer *trainer, hd_program *program);
+void hdi_trainer_set_staged(const hd_trainer *trainer, hd_program *program);
 
 /* Whether this rank's stages read an input of that name when they train on a shape. */
 bool hdi_trainer_reads(const hd_trainer *trainer, int shape, const char *name);
@@ -129,6 +129,13 @@ static inline bool hdi_trainer_on_host(const hd_trainer *trainer)
 
 /* Which micro-batches are this rank's. Local. */
 hdi_deal hdi_trainer_deal(const hd_trainer *trainer);
+
+/* Is the device waited for behind the backward and the update? Copies of ops from and to the host do not wait
+ * for programs before. */
+static inline bool hdi_trainer_ends_programs(const hd_trainer *trainer)
+{
+    return hdi_plan_uses_host(trainer->plan) || trainer->plan->residency.host_blocks;
+}
 
 /* Are the sums of gradients? */
 static inline bool hdi_trainer_gradients_on_host(const hd_trainer *trainer)

@@ -104,7 +104,7 @@ hd_status hdi_trainer_build_chunk(hd_trainer *trainer, int shape_index, int chun
     return program->status == HD_OK ? HD_OK : hd_program_finish(program);
 }
 
-void hdi_trainer_stage(const hd_trainer *trainer, hd_program *program)
+void hdi_trainer_set_staged(const hd_trainer *trainer, hd_program *program)
 {
     const hd_backend *backend = trainer->options.backend;
     if (!backend || !backend->is_idle) return;

@@ -106,11 +106,9 @@ static double sum_squares(const hd_trainer *trainer)
     return sum;
 }
 
-/* Copies of ops from and to the host do not wait for programs before. */
 static hd_status end_program(hd_trainer *trainer)
 {
-    const bool copies = hdi_plan_uses_host(trainer->plan) || trainer->plan->residency.host_blocks;
-    return copies ? hd_session_drain(trainer->session) : HD_OK;
+    return hdi_trainer_ends_programs(trainer) ? hd_session_drain(trainer->session) : HD_OK;
 }
 
 /* What an update moves the average towards the weights by. */
@@ -181,12 +179,9 @@ hd_status hd_trainer_step(hd_trainer *trainer, double learning_rate, hd_feed_fn 
     return hd_trainer_step_shape(trainer, 0, learning_rate, feed, user, out);
 }
 
-hd_status hd_trainer_step_shape(hd_trainer *trainer, int index, double learning_rate,
-                                hd_feed_fn feed, void *user, hd_step_result *out)
+static hd_status take_step(hd_trainer *trainer, int index, double learning_rate, hd_feed_fn feed,
+                           void *user, hd_step_result *out)
 {
-    *out = (hd_step_result){0};
-    if (!trainer->session) return hdi_error(HD_ERROR_ARGUMENT, "trainer: step before start");
-    HD_RETURN_IF_ERROR(check_shape(trainer, index));
     const hdi_trainer_shape *shape = &trainer->shapes[index];
     int batches = shape->is.accumulate;
     HD_RETURN_IF_ERROR(feed_inputs(trainer, shape->train, batches, feed, user));
@@ -201,6 +196,7 @@ hd_status hd_trainer_step_shape(hd_trainer *trainer, int index, double learning_
     HD_RETURN_IF_ERROR(hdi_trainer_record(trainer, "reduce", HDI_TRACE_COMM, &begin));
     HD_RETURN_IF_ERROR(
         hd_session_run(trainer->session, trainer->norm, &(hd_session_run_options){.last = true}));
+    HD_RETURN_IF_ERROR(hdi_spans_leave(trainer->spans));
     HD_RETURN_IF_ERROR(share_losses(trainer, batches));
     HD_RETURN_IF_ERROR(hdi_staged_read(trainer->session, trainer->norm, trainer->squares, 0,
                                        trainer->square_sums));
@@ -217,8 +213,21 @@ hd_status hd_trainer_step_shape(hd_trainer *trainer, int index, double learning_
     if (!out->skipped) HD_RETURN_IF_ERROR(apply_update(trainer, learning_rate, out));
     adapt_loss_scale(trainer, out->skipped);
     HD_RETURN_IF_ERROR(hdi_trainer_record(trainer, "update", HDI_TRACE_OPTIMIZER, &begin));
+    if (hdi_trainer_ends_programs(trainer)) HD_RETURN_IF_ERROR(hdi_spans_settle(trainer->spans));
     trainer->steps++;
     return HD_OK;
+}
+
+hd_status hd_trainer_step_shape(hd_trainer *trainer, int index, double learning_rate,
+                                hd_feed_fn feed, void *user, hd_step_result *out)
+{
+    *out = (hd_step_result){0};
+    if (!trainer->session) return hdi_error(HD_ERROR_ARGUMENT, "trainer: step before start");
+    HD_RETURN_IF_ERROR(check_shape(trainer, index));
+    hd_status status = hdi_spans_begin_step(trainer->spans, trainer->steps);
+    if (status == HD_OK) status = take_step(trainer, index, learning_rate, feed, user, out);
+    hdi_spans_end_step(trainer->spans);
+    return status;
 }
 
 hd_status hd_trainer_validate(hd_trainer *trainer, hd_feed_fn feed, void *user, hd_step_result *out)
