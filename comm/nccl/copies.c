@@ -194,7 +194,37 @@ static bool keeps_from_peers(hdi_copy_engines engines)
     return engines == HDI_COPY_ENGINES_HOST || (disabled && atoi(disabled) != 0);
 }
 
-/* Into peers' memory if all ranks can, else through the host's. */
+/* Of the GPUs of other ranks; of one that this process does not see (CUDA_VISIBLE_DEVICES) it is not known. */
+typedef char bus_name[32];
+
+static bool reaches(int ordinal, const bus_name peer)
+{
+    int there = -1, can = 0;
+    const bool is_seen = cudaDeviceGetByPCIBusId(&there, peer) == cudaSuccess;
+    if (is_seen && there == ordinal) return true;
+    const bool is_known = is_seen && cudaDeviceCanAccessPeer(&can, ordinal, there) == cudaSuccess;
+    return is_known && can;
+}
+
+/* Whether every GPU is known to reach that of every other rank. Collective. */
+static hd_status all_reach(const hdi_nccl_state *state, bool *out)
+{
+    hd_comm *host = state->host;
+    const int ordinal = state->device->ordinal;
+    bus_name *names = host->records, own = {0};
+    int64_t reach = cudaDeviceGetPCIBusId(own, sizeof own, ordinal) == cudaSuccess;
+    memcpy(names[host->rank], own, sizeof own);
+    HD_RETURN_IF_ERROR(hdi_comm_gather(host, sizeof own));
+    for (int r = 0; r < host->size; r++)
+        reach = reach && reaches(ordinal, names[r]);
+    (void)cudaGetLastError();
+    const hd_status status = hdi_direct_least(host, &reach, 1);
+    *out = reach != 0;
+    return status;
+}
+
+/* Into peers' memory if all ranks can; through the host's where GPUs do not reach each other, or that is asked for.
+ * GPUs that do, and yet cannot be mapped, are NCCL's. */
 static hd_status open_copies(hdi_nccl_copies *it, hdi_copy_engines engines)
 {
     hd_comm *host = it->state->host;
@@ -203,11 +233,16 @@ static hd_status open_copies(hdi_nccl_copies *it, hdi_copy_engines engines)
                            ? hdi_error(HD_ERROR_UNSUPPORTED, "nccl: told not to use peers' memory")
                            : HD_OK;
     status = hd_comm_agree(host, status);
-    if (status == HD_OK) status = try_carrier(it, &hdi_nccl_peers);
-    if (status == HD_OK) return HD_OK;
-    hdi_log(HD_LOG_DEBUG, "comm '%s': no copies into peers' memory: %s", host->name,
-            hd_last_error());
-    (void)cudaGetLastError();
+    if (status == HD_OK) {
+        bool reach = false;
+        status = try_carrier(it, &hdi_nccl_peers);
+        if (status == HD_OK) return HD_OK;
+        hdi_log(HD_LOG_DEBUG, "comm '%s': no copies into peers' memory: %s", host->name,
+                hd_last_error());
+        (void)cudaGetLastError();
+        HD_RETURN_IF_ERROR(all_reach(it->state, &reach));
+        if (reach) return status;
+    }
     return try_carrier(it, &hdi_nccl_mails);
 }
 

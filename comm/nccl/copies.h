@@ -42,12 +42,6 @@ struct hdi_nccl_copies {
     size_t host_bytes;      /* pinned memory of all ranks together */
 };
 
-/* A turn that nobody comes to, for an abort's words. */
-static inline uint32_t hdi_nccl_past(uint32_t turn)
-{
-    return turn + (UINT32_C(1) << 30);
-}
-
 /* Copies within the device's addresses. */
 hd_status hdi_nccl_copy(const hdi_nccl_copies *it, void **to, const void **from, size_t *bytes,
                         size_t count, cudaStream_t stream);

@@ -1,22 +1,15 @@
-/* Direct exchanges through mailboxes (comm/mailbox.h), for GPUs that do not reach each other's memory and ranks
- * that share one: copy engines put pieces into pinned memory of the host that all ranks map, and take them out
+/* Direct exchanges through mailboxes (comm/mailbox.h), for GPUs that do not reach each other's memory: copy engines put pieces into pinned memory of the host that all ranks map, and take them out
  * of it, on a stream for each direction. Words lie there, too. */
 #include "comm/nccl/copies.h"
 
-#include <stdatomic.h>
-
 #include "comm/mailbox.h"
+#include "comm/nccl/pinned.h"
 #include "core/error.h"
 #include "core/memory.h"
-#include "core/shared.h"
-
-_Static_assert(sizeof(hdi_shared_name) <= HDI_COMM_RECORD, "a name is one record");
 
 struct hdi_nccl_mail {
     hdi_mail_layout layout;
-    hdi_shared shared;
-    bool is_registered;
-    char *device;      /* the shared memory for the device */
+    hdi_nccl_pinned pinned;
     cudaEvent_t given; /* all that an exchange takes from this rank has been put there */
     uint32_t sent[HDI_DIRECT_RANKS], taken[HDI_DIRECT_RANKS]; /* pieces of exchanges */
 };
@@ -36,12 +29,13 @@ static hdi_mail_box box_of_link(const hdi_nccl_lane *link)
 static hdi_nccl_word word_of(const hdi_nccl_mail *mail, hdi_mail_box box, hdi_mail_word which,
                              uint32_t value)
 {
-    return (hdi_nccl_word){mail->device + hdi_mail_word_at(&mail->layout, box, which), value};
+    return (hdi_nccl_word){mail->pinned.device + hdi_mail_word_at(&mail->layout, box, which),
+                           value};
 }
 
 static char *slot_of(const hdi_nccl_mail *mail, hdi_mail_box box, int slot)
 {
-    return (char *)mail->shared.memory + hdi_mail_slots_at(&mail->layout, box) +
+    return (char *)mail->pinned.shared.memory + hdi_mail_slots_at(&mail->layout, box) +
            (size_t)slot * hdi_mail_slot_bytes(&mail->layout, box.channel);
 }
 
@@ -165,8 +159,8 @@ static hd_status receive_message(const hdi_nccl_copies *it, hdi_nccl_lane *link,
 static void store(const hdi_nccl_mail *mail, hdi_mail_box box, bool leaves, uint32_t turn)
 {
     const hdi_mail_word awaited = leaves ? HDI_MAIL_EMPTIED : HDI_MAIL_FILLED;
-    char *at = (char *)mail->shared.memory + hdi_mail_word_at(&mail->layout, box, awaited);
-    atomic_store((_Atomic uint32_t *)(void *)at, hdi_nccl_past(turn));
+    hdi_nccl_pinned_store(&mail->pinned, hdi_mail_word_at(&mail->layout, box, awaited),
+                          hdi_nccl_past(turn));
 }
 
 static void write_past(const hdi_nccl_copies *it)
@@ -184,43 +178,6 @@ static void write_past(const hdi_nccl_copies *it)
     }
 }
 
-static hd_status make(hdi_nccl_mail *mail, hd_comm *host)
-{
-    hdi_shared_name *names = host->records, name = {0};
-    hd_status status = HD_OK;
-    if (host->rank == 0) status = hdi_shared_create(mail->layout.bytes, &mail->shared, &name);
-    names[host->rank] = name;
-    HD_RETURN_IF_ERROR(hdi_comm_gather(host, sizeof *names));
-    name = names[0];
-    if (status == HD_OK && host->rank != 0)
-        status = hdi_shared_open(&name, mail->layout.bytes, &mail->shared);
-    return hd_comm_agree(host, status);
-}
-
-/* Each has the system give it where it sends from, and so near its own GPU; rank 0 the words, too. */
-static hd_status take(const hdi_nccl_mail *mail, const hd_comm *host)
-{
-    const hdi_mail_layout *layout = &mail->layout;
-    if (host->rank == 0) HD_RETURN_IF_ERROR(hdi_shared_take(&mail->shared, 0, layout->word_bytes));
-    return hdi_shared_take(&mail->shared, hdi_mail_outbox_at(layout, host->rank),
-                           layout->outbox_bytes);
-}
-
-static hd_status pin(hdi_nccl_mail *mail)
-{
-    void *device = NULL;
-    HD_RETURN_IF_ERROR(
-        hdi_nccl_cuda_status(cudaHostRegister(mail->shared.memory, mail->shared.bytes,
-                                              cudaHostRegisterPortable | cudaHostRegisterMapped),
-                             "cudaHostRegister"));
-    mail->is_registered = true;
-    HD_RETURN_IF_ERROR(hdi_nccl_cuda_status(
-        cudaHostGetDevicePointer(&device, mail->shared.memory, 0), "cudaHostGetDevicePointer"));
-    mail->device = device;
-    return hdi_nccl_cuda_status(cudaEventCreateWithFlags(&mail->given, cudaEventDisableTiming),
-                                "cudaEventCreate");
-}
-
 static hd_status open_mail(hdi_nccl_copies *it)
 {
     hd_comm *host = it->state->host;
@@ -235,11 +192,12 @@ static hd_status open_mail(hdi_nccl_copies *it)
     for (int i = 0; i < it->state->lane_count; i++)
         has_links = has_links || it->state->lanes[i].channel >= 0;
     mail->layout = hdi_mail_lay(host->size, has_links);
-    HD_RETURN_IF_ERROR(make(mail, host));
-    HD_RETURN_IF_ERROR(hd_comm_agree(host, take(mail, host)));
-    hdi_shared_hide(&mail->shared);
     it->host_bytes = mail->layout.bytes;
-    return hd_comm_agree(host, pin(mail));
+    HD_RETURN_IF_ERROR(hdi_nccl_pinned_open(host, mail->layout.word_bytes,
+                                            mail->layout.outbox_bytes, &mail->pinned));
+    status = hdi_nccl_cuda_status(cudaEventCreateWithFlags(&mail->given, cudaEventDisableTiming),
+                                  "cudaEventCreate");
+    return hd_comm_agree(host, status);
 }
 
 static void close_mail(hdi_nccl_copies *it)
@@ -248,8 +206,7 @@ static void close_mail(hdi_nccl_copies *it)
     it->mail = NULL;
     if (!mail) return;
     if (mail->given) (void)cudaEventDestroy(mail->given);
-    if (mail->is_registered) (void)cudaHostUnregister(mail->shared.memory);
-    hdi_shared_close(&mail->shared);
+    hdi_nccl_pinned_close(&mail->pinned);
     hdi_free(mail);
 }
 

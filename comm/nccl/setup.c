@@ -14,7 +14,7 @@
 #include "core/memory.h"
 
 /* Neighbours need little: a message of a pipeline is some MiB, and the cores are for computing. */
-enum { LINK_BLOCKS = 4, END_SECONDS = 5, ABORT_SECONDS = 10 };
+enum { LINK_BLOCKS = 4, END_SECONDS = 5, ABORT_SECONDS = 10, RELEASE_NANOSECONDS = 50000000 };
 
 hd_status hdi_nccl_cuda_status(cudaError_t error, const char *what)
 {
@@ -203,56 +203,6 @@ hd_status hdi_nccl_open_lanes(hdi_nccl_state *state, bool links)
     return status;
 }
 
-static bool begin_end(hdi_nccl_lane *lane)
-{
-    const ncclResult_t result = ncclCommFinalize(lane->nccl);
-    return result == ncclSuccess || result == ncclInProgress;
-}
-
-/* All lanes at once. Peers must come, too: those that do not are not waited for long. */
-void hdi_nccl_close_lanes(hdi_nccl_state *state, bool is_clean)
-{
-    const double end = hdi_clock_seconds() + END_SECONDS;
-    bool is_final[HDI_NCCL_LANES] = {false};
-    is_clean = is_clean && state->device->failed == HD_OK;
-    for (int i = 0; i < state->lane_count && is_clean; i++)
-        is_final[i] = state->lanes[i].nccl && begin_end(&state->lanes[i]);
-    for (int i = 0; i < state->lane_count; i++) {
-        hdi_nccl_lane *lane = &state->lanes[i];
-        if (is_final[i] && poll_until(state->comm, lane, "finalize", end) == HD_OK)
-            (void)ncclCommDestroy(lane->nccl);
-        else if (lane->nccl)
-            (void)ncclCommAbort(lane->nccl);
-        if (lane->stream) (void)cudaStreamDestroy(lane->stream);
-        lane->nccl = NULL;
-        lane->stream = NULL;
-    }
-}
-
-typedef struct last_resort {
-    pthread_mutex_t mutex;
-    pthread_cond_t over;
-    bool is_over;
-} last_resort;
-
-/* An abort that hangs in the driver would leave a rank that nobody can end but the kernel, and its
- * peers waiting. This is the one place where heddle ends a process. */
-static void *end_process_if_stuck(void *user)
-{
-    last_resort *resort = user;
-    struct timespec end;
-    clock_gettime(CLOCK_REALTIME, &end);
-    end.tv_sec += ABORT_SECONDS;
-    pthread_mutex_lock(&resort->mutex);
-    int result = 0;
-    while (!resort->is_over && result == 0)
-        result = pthread_cond_timedwait(&resort->over, &resort->mutex, &end);
-    const bool is_stuck = !resort->is_over;
-    pthread_mutex_unlock(&resort->mutex);
-    if (is_stuck) kill(getpid(), SIGKILL);
-    return NULL;
-}
-
 static void *abort_lane(void *user)
 {
     hdi_nccl_lane *lane = user;
@@ -275,6 +225,81 @@ static void abort_together(hdi_nccl_lane **lanes, pthread_t *threads, int count)
         pthread_join(threads[i], NULL);
 }
 
+static bool begin_end(hdi_nccl_lane *lane)
+{
+    const ncclResult_t result = ncclCommFinalize(lane->nccl);
+    return result == ncclSuccess || result == ncclInProgress;
+}
+
+/* All lanes at once. Peers must come, too: those that do not are not waited for long. */
+void hdi_nccl_close_lanes(hdi_nccl_state *state, bool is_clean)
+{
+    const double end = hdi_clock_seconds() + END_SECONDS;
+    bool is_final[HDI_NCCL_LANES] = {false};
+    is_clean = is_clean && state->device->failed == HD_OK;
+    if (!is_clean) hdi_nccl_release_gate(state);
+    for (int i = 0; i < state->lane_count && is_clean; i++)
+        is_final[i] = state->lanes[i].nccl && begin_end(&state->lanes[i]);
+    hdi_nccl_lane *left[HDI_NCCL_LANES];
+    pthread_t threads[HDI_NCCL_LANES];
+    int count = 0;
+    for (int i = 0; i < state->lane_count; i++) {
+        hdi_nccl_lane *lane = &state->lanes[i];
+        if (is_final[i] && poll_until(state->comm, lane, "finalize", end) == HD_OK) {
+            (void)ncclCommDestroy(lane->nccl);
+            lane->nccl = NULL;
+        } else if (lane->nccl) {
+            left[count++] = lane;
+        }
+    }
+    abort_together(left, threads, count);
+    for (int i = 0; i < state->lane_count; i++) {
+        if (state->lanes[i].stream) (void)cudaStreamDestroy(state->lanes[i].stream);
+        state->lanes[i].stream = NULL;
+    }
+}
+
+typedef struct last_resort {
+    const hdi_nccl_device *device;
+    pthread_mutex_t mutex;
+    pthread_cond_t over;
+    bool is_over;
+} last_resort;
+
+static void release_gates(const hdi_nccl_device *device)
+{
+    for (const hdi_nccl_state *state = device->communicators; state; state = state->next)
+        hdi_nccl_release_gate(state);
+}
+
+static struct timespec soon(void)
+{
+    struct timespec at;
+    clock_gettime(CLOCK_REALTIME, &at);
+    at.tv_nsec += RELEASE_NANOSECONDS;
+    at.tv_sec += at.tv_nsec / 1000000000;
+    at.tv_nsec %= 1000000000;
+    return at;
+}
+
+/* An abort that hangs in the driver would leave a rank that nobody can end but the kernel, and its
+ * peers waiting. This is the one place where heddle ends a process. Until then gates are kept open. */
+static void *end_process_if_stuck(void *user)
+{
+    last_resort *resort = user;
+    const double end = hdi_clock_seconds() + ABORT_SECONDS;
+    pthread_mutex_lock(&resort->mutex);
+    while (!resort->is_over && hdi_clock_seconds() < end) {
+        const struct timespec next = soon();
+        (void)pthread_cond_timedwait(&resort->over, &resort->mutex, &next);
+        release_gates(resort->device);
+    }
+    const bool is_stuck = !resort->is_over;
+    pthread_mutex_unlock(&resort->mutex);
+    if (is_stuck) kill(getpid(), SIGKILL);
+    return NULL;
+}
+
 static int open_lanes(const hdi_nccl_device *device, hdi_nccl_lane **out)
 {
     int count = 0;
@@ -289,10 +314,12 @@ static int open_lanes(const hdi_nccl_device *device, hdi_nccl_lane **out)
 
 void hdi_nccl_abort_lanes(hdi_nccl_device *device)
 {
-    last_resort resort = {.mutex = PTHREAD_MUTEX_INITIALIZER, .over = PTHREAD_COND_INITIALIZER};
+    last_resort resort = {
+        .device = device, .mutex = PTHREAD_MUTEX_INITIALIZER, .over = PTHREAD_COND_INITIALIZER};
     pthread_t guard;
     for (hdi_nccl_state *state = device->communicators; state; state = state->next)
         hdi_nccl_release_copies(state->copies);
+    release_gates(device);
     const int count = open_lanes(device, NULL);
     hdi_nccl_lane **lanes = hdi_alloc_array((size_t)count + 1, sizeof(hdi_nccl_lane *));
     pthread_t *threads = hdi_alloc_array((size_t)count + 1, sizeof *threads);

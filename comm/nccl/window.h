@@ -31,4 +31,10 @@ typedef struct hdi_nccl_word {
 hd_status hdi_nccl_await_words(cudaStream_t stream, const hdi_nccl_word *words, int count);
 hd_status hdi_nccl_write_words(cudaStream_t stream, const hdi_nccl_word *words, int count);
 
+/* A turn that nobody comes to, for an abort's words. */
+static inline uint32_t hdi_nccl_past(uint32_t turn)
+{
+    return turn + (UINT32_C(1) << 30);
+}
+
 #endif

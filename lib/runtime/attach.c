@@ -7,6 +7,7 @@
 #include "comm/mesh.h"
 #include "core/error.h"
 #include "core/memory.h"
+#include "runtime/device_choice.h"
 #include "runtime/gpu.h"
 #include "runtime/session.h"
 
@@ -69,18 +70,14 @@ static hd_status create_staged(attachment *it, hd_comm *host, hd_comm **out)
     return hd_comm_agree(host, status);
 }
 
-/* Memory is shared within a host. Ranks of one GPU would only copy from it to itself. */
-static hdi_copy_engines copy_engines_of(const hd_context *context)
-{
-    if (!context->is_on_one_host || context->copy_engines == HDI_COPY_ENGINES_OFF)
-        return HDI_COPY_ENGINES_OFF;
-    return context->shares_gpu ? HDI_COPY_ENGINES_HOST : context->copy_engines;
-}
-
 static hd_status create_nccl(attachment *it, hd_comm *host, int axis, bool links)
 {
     const hd_context *context = it->context;
-    hdi_nccl_options options = {.links = links, .copies = copy_engines_of(context)};
+    hdi_nccl_options options = {
+        .links = links,
+        .copies = hdi_choose_copy_engines(context->copy_engines, context->is_on_one_host,
+                                          context->shares_gpu),
+        .gate = context->shares_gpu && context->is_on_one_host && !context->no_gates};
     if (options.copies != HDI_COPY_ENGINES_OFF &&
         context->backend->reserve(context->device, HDI_DIRECT_FLAG_BYTES, &it->flags[axis]) ==
             HD_OK)

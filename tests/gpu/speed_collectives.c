@@ -2,7 +2,7 @@
  * bytes of the largest buffer over the time (algorithm bandwidth), and what that asks of each link (bus
  * bandwidth); before that, how long it takes to start and to end them. Exchanges and messages go by kernels and,
  * where there is a way, by copy engines; behind all that, what products take beside either. Usage:
- * [SHARE_GPU=1] [THROUGH_HOST=1] mpirun -np RANKS speed_collectives [MIB...]. THROUGH_HOST: copies pass through host
+ * [SHARE_GPU=1 [HEDDLE_NO_GATES=1]] [THROUGH_HOST=1] mpirun -np RANKS speed_collectives [MIB...]. THROUGH_HOST: copies pass through host
  * memory; NCCL_P2P_DISABLE=1: kernels, too. */
 #include <cuda_runtime_api.h>
 #include <inttypes.h>
@@ -233,6 +233,7 @@ int main(int argc, char **argv)
         world, &(hd_context_options){.device = "cuda", .share_gpu = getenv("SHARE_GPU") != NULL},
         &context));
     if (getenv("THROUGH_HOST")) context->copy_engines = HDI_COPY_ENGINES_HOST;
+    context->no_gates = getenv("HEDDLE_NO_GATES") != NULL;
     measure_starts(world, context);
     measure_start(world, &(hd_mesh_options){.pipeline = it.ranks}, context, &mesh);
     it.comm = hd_mesh_device_comm(mesh, HD_AXIS_PIPELINE);

@@ -1,0 +1,513 @@
+/* CUDA's streams and NCCL's kernels by threads, for tests of communication on a machine without a GPU: in the
+ * program whose source includes this, calls come here instead of to those libraries. Device memory is host
+ * memory. A kernel of NCCL ends when those of all its ranks have begun; data are not its concern. */
+#ifndef FAKE_CUDA_H
+#define FAKE_CUDA_H
+
+#include <cuda.h>
+#include <cuda_runtime_api.h>
+#include <nccl.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { FAKE_RANKS = 8, FAKE_STREAMS = 256, FAKE_MEETINGS = 512, FAKE_KERNELS = 1 << 30 };
+
+/* Of one NCCL communicator of several processes: how many of its kernels a rank has begun, and to how many its device
+ * has come, as tests say. */
+typedef struct fake_meeting {
+    atomic_int began[FAKE_RANKS], came[FAKE_RANKS];
+} fake_meeting;
+
+/* What processes share; tests make it. */
+typedef struct fake_host {
+    atomic_int meetings;
+    fake_meeting of[FAKE_MEETINGS];
+} fake_host_memory;
+static fake_host_memory *fake_host;
+static atomic_int fake_early;       /* kernels that began before all ranks had come */
+static bool fake_reach;             /* GPUs reach each other's memory */
+static char fake_bus_id[32] = "00"; /* of this process's GPU */
+
+struct ncclComm {
+    int size, rank, number, kernels;
+    int unannounced; /* kernels before tests say who comes */
+    atomic_bool is_aborted;
+};
+
+typedef struct fake_event {
+    atomic_long done, recorded;
+} fake_event;
+
+typedef enum fake_kind {
+    FAKE_COPY,
+    FAKE_WORDS,
+    FAKE_RECORD,
+    FAKE_AWAIT,
+    FAKE_KERNEL,
+    FAKE_COME
+} fake_kind;
+
+typedef struct fake_work fake_work;
+struct fake_work {
+    fake_kind kind;
+    void *to;
+    const void *from;
+    size_t bytes;
+    int count; /* of words; of a kernel: its number; microseconds before a rank has come */
+    CUstreamBatchMemOpParams words[FAKE_RANKS];
+    fake_event *event;
+    long number;
+    ncclComm_t comm;
+    fake_work *next;
+};
+
+typedef struct fake_stream {
+    pthread_mutex_t mutex;
+    pthread_cond_t more;
+    fake_work *first, *last;
+    long posted, done;
+    bool is_over;
+    unsigned seed;
+} fake_stream;
+static fake_stream *fake_streams[FAKE_STREAMS];
+static int fake_stream_count;
+
+static void fake_kernel(const fake_work *it)
+{
+    const ncclComm_t comm = it->comm;
+    fake_meeting *meeting = &fake_host->of[comm->number];
+    const int announced = it->count - comm->unannounced;
+    for (int r = 0; r < comm->size; r++)
+        if (announced > 0 && meeting->came[r] < announced) {
+            fake_early++;
+            break;
+        }
+    meeting->began[comm->rank] = it->count;
+    for (int r = 0; r < comm->size; r++)
+        while (!comm->is_aborted && meeting->began[r] < it->count)
+            usleep(50);
+}
+
+static void fake_do_words(const fake_work *it)
+{
+    for (int i = 0; i < it->count; i++) {
+        const CUstreamBatchMemOpParams *one = &it->words[i];
+        _Atomic uint32_t *word = (_Atomic uint32_t *)(uintptr_t)one->waitValue.address;
+        if (one->operation == CU_STREAM_MEM_OP_WRITE_VALUE_32)
+            atomic_store(word, one->writeValue.value);
+        else
+            while ((int32_t)(atomic_load(word) - one->waitValue.value) < 0)
+                usleep(20);
+    }
+}
+
+static void fake_run(const fake_work *it)
+{
+    switch (it->kind) {
+    case FAKE_COPY: memcpy(it->to, it->from, it->bytes); break;
+    case FAKE_WORDS: fake_do_words(it); break;
+    case FAKE_RECORD: it->event->done = it->number; break;
+    case FAKE_AWAIT:
+        while (it->event->done < it->number)
+            usleep(20);
+        break;
+    case FAKE_KERNEL: fake_kernel(it); break;
+    case FAKE_COME:
+        usleep((unsigned)it->count);
+        fake_host->of[it->comm->number].came[it->comm->rank]++;
+        break;
+    }
+}
+
+static fake_work *fake_next(fake_stream *it)
+{
+    pthread_mutex_lock(&it->mutex);
+    while (!it->first && !it->is_over)
+        pthread_cond_wait(&it->more, &it->mutex);
+    fake_work *work = it->first;
+    if (work) it->first = work->next;
+    pthread_mutex_unlock(&it->mutex);
+    return work;
+}
+
+/* Now and then a stream stands still for a while. */
+static void *fake_stream_main(void *user)
+{
+    fake_stream *it = user;
+    for (fake_work *work = fake_next(it); work; work = fake_next(it)) {
+        if (rand_r(&it->seed) % 20 == 0) usleep((unsigned)rand_r(&it->seed) % 1000);
+        fake_run(work);
+        free(work);
+        pthread_mutex_lock(&it->mutex);
+        it->done++;
+        pthread_mutex_unlock(&it->mutex);
+    }
+    return NULL;
+}
+
+static cudaError_t fake_put(void *stream, fake_work what)
+{
+    fake_stream *it = stream;
+    fake_work *work = malloc(sizeof *work);
+    *work = what;
+    pthread_mutex_lock(&it->mutex);
+    *(it->first ? &it->last->next : &it->first) = work;
+    it->last = work;
+    it->posted++;
+    pthread_cond_signal(&it->more);
+    pthread_mutex_unlock(&it->mutex);
+    return cudaSuccess;
+}
+
+/* What a test says: after so long this rank's device comes to the next kernel of `comm`. */
+static void fake_come(cudaStream_t stream, ncclComm_t comm, int microseconds)
+{
+    (void)fake_put(stream, (fake_work){.kind = FAKE_COME, .comm = comm, .count = microseconds});
+}
+
+static bool fake_is_idle(const fake_stream *constant)
+{
+    fake_stream *it = (fake_stream *)(uintptr_t)constant;
+    pthread_mutex_lock(&it->mutex);
+    const bool is_idle = it->done == it->posted;
+    pthread_mutex_unlock(&it->mutex);
+    return is_idle;
+}
+
+/* As cudaDeviceSynchronize; false: something waits for ever. */
+static bool fake_synchronize(double seconds)
+{
+    for (int turn = 0; turn < (int)(seconds * 1000); turn++) {
+        bool is_idle = true;
+        for (int i = 0; i < fake_stream_count; i++)
+            is_idle = is_idle && fake_is_idle(fake_streams[i]);
+        if (is_idle) return true;
+        usleep(1000);
+    }
+    return false;
+}
+
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t *out, unsigned flags, int priority)
+{
+    (void)flags, (void)priority;
+    if (fake_stream_count == FAKE_STREAMS) return cudaErrorMemoryAllocation;
+    fake_stream *it = calloc(1, sizeof *it);
+    pthread_t thread;
+    pthread_mutex_init(&it->mutex, NULL);
+    pthread_cond_init(&it->more, NULL);
+    it->seed = (unsigned)getpid() + (unsigned)fake_stream_count;
+    pthread_create(&thread, NULL, fake_stream_main, it);
+    pthread_detach(thread);
+    fake_streams[fake_stream_count++] = it;
+    *out = (cudaStream_t)(void *)it;
+    return cudaSuccess;
+}
+
+/* Its work goes on, as CUDA has it. */
+cudaError_t cudaStreamDestroy(cudaStream_t stream)
+{
+    fake_stream *it = (fake_stream *)(void *)stream;
+    pthread_mutex_lock(&it->mutex);
+    it->is_over = true;
+    pthread_cond_signal(&it->more);
+    pthread_mutex_unlock(&it->mutex);
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamQuery(cudaStream_t stream)
+{
+    return fake_is_idle((fake_stream *)(void *)stream) ? cudaSuccess : cudaErrorNotReady;
+}
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *out, unsigned flags)
+{
+    (void)flags;
+    *out = (cudaEvent_t)calloc(1, sizeof(fake_event));
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventDestroy(cudaEvent_t event)
+{
+    (void)event; /* streams may still use it */
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream)
+{
+    fake_event *it = (fake_event *)(void *)event;
+    return fake_put(stream,
+                    (fake_work){.kind = FAKE_RECORD, .event = it, .number = ++it->recorded});
+}
+
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags)
+{
+    fake_event *it = (fake_event *)(void *)event;
+    (void)flags;
+    return fake_put(stream, (fake_work){.kind = FAKE_AWAIT, .event = it, .number = it->recorded});
+}
+
+cudaError_t cudaEventQuery(cudaEvent_t event)
+{
+    const fake_event *it = (const fake_event *)(void *)event;
+    return it->done >= it->recorded ? cudaSuccess : cudaErrorNotReady;
+}
+
+cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind)
+{
+    (void)kind;
+    memcpy(to, from, bytes);
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind,
+                            cudaStream_t stream)
+{
+    (void)kind;
+    return fake_put(stream, (fake_work){.kind = FAKE_COPY, .to = to, .from = from, .bytes = bytes});
+}
+
+cudaError_t cudaDriverGetVersion(int *out)
+{
+    *out = 12000; /* without copies in batches */
+    return cudaSuccess;
+}
+
+cudaError_t cudaMalloc(void **out, size_t bytes)
+{
+    *out = calloc(1, bytes);
+    return cudaSuccess;
+}
+
+cudaError_t cudaFree(void *memory)
+{
+    free(memory);
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemset(void *memory, int value, size_t bytes)
+{
+    memset(memory, value, bytes);
+    return cudaSuccess;
+}
+
+cudaError_t cudaHostRegister(void *memory, size_t bytes, unsigned flags)
+{
+    (void)bytes, (void)flags;
+    return (uintptr_t)memory % 4096 ? cudaErrorInvalidValue : cudaSuccess;
+}
+
+cudaError_t cudaHostUnregister(void *memory)
+{
+    (void)memory;
+    return cudaSuccess;
+}
+
+cudaError_t cudaHostGetDevicePointer(void **out, void *memory, unsigned flags)
+{
+    (void)flags;
+    *out = memory;
+    return cudaSuccess;
+}
+
+cudaError_t cudaSetDevice(int ordinal)
+{
+    return ordinal ? cudaErrorInvalidDevice : cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetStreamPriorityRange(int *least, int *greatest)
+{
+    *least = *greatest = 0;
+    return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetPCIBusId(char *out, int bytes, int ordinal)
+{
+    (void)ordinal;
+    (void)snprintf(out, (size_t)bytes, "%s", fake_bus_id);
+    return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetByPCIBusId(int *out, const char *name)
+{
+    *out = strcmp(name, fake_bus_id) != 0;
+    return cudaSuccess;
+}
+
+cudaError_t cudaDeviceCanAccessPeer(int *out, int ordinal, int peer)
+{
+    *out = fake_reach && ordinal != peer;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGetLastError(void)
+{
+    return cudaSuccess;
+}
+
+const char *cudaGetErrorString(cudaError_t error)
+{
+    return error == cudaErrorNotReady ? "not ready" : "a made-up failure";
+}
+
+const char *cudaGetErrorName(cudaError_t error)
+{
+    return cudaGetErrorString(error);
+}
+
+static CUresult fake_words(CUstream stream, unsigned count, CUstreamBatchMemOpParams *words,
+                           unsigned flags)
+{
+    fake_work work = {.kind = FAKE_WORDS, .count = (int)count};
+    (void)flags;
+    memcpy(work.words, words, count * sizeof *words);
+    return fake_put(stream, work) == cudaSuccess ? CUDA_SUCCESS : CUDA_ERROR_UNKNOWN;
+}
+
+static CUresult fake_text(CUresult result, const char **out)
+{
+    (void)result;
+    *out = "not of this driver";
+    return CUDA_SUCCESS;
+}
+
+/* All others take no arguments that matter. */
+static CUresult fake_failure(void)
+{
+    return CUDA_ERROR_NOT_SUPPORTED;
+}
+
+cudaError_t cudaGetDriverEntryPointByVersion(const char *name, void **out, unsigned version,
+                                             unsigned long long flags,
+                                             enum cudaDriverEntryPointQueryResult *result)
+{
+    (void)version, (void)flags;
+    *result = cudaDriverEntryPointSuccess;
+    *out = strcmp(name, "cuStreamBatchMemOp") == 0 ? (void *)(uintptr_t)fake_words
+           : strcmp(name, "cuGetErrorString") == 0 ? (void *)(uintptr_t)fake_text
+                                                   : (void *)(uintptr_t)fake_failure;
+    return cudaSuccess;
+}
+
+/* Of a group of sends and receives there is one kernel. */
+static int fake_depth;
+static ncclComm_t fake_grouped;
+static cudaStream_t fake_grouped_stream;
+
+static ncclResult_t fake_post(ncclComm_t comm, cudaStream_t stream)
+{
+    fake_grouped = comm;
+    fake_grouped_stream = stream;
+    if (fake_depth) return ncclSuccess;
+    (void)fake_put(stream,
+                   (fake_work){.kind = FAKE_KERNEL, .comm = comm, .count = ++comm->kernels});
+    fake_grouped = NULL;
+    return ncclSuccess;
+}
+
+/* NCCL's header leaves their arguments open. */
+ncclResult_t ncclGroupStart(void);
+ncclResult_t ncclGroupEnd(void);
+
+ncclResult_t ncclGroupStart(void)
+{
+    fake_depth++;
+    return ncclSuccess;
+}
+
+ncclResult_t ncclGroupEnd(void)
+{
+    fake_depth--;
+    return fake_depth || !fake_grouped ? ncclSuccess : fake_post(fake_grouped, fake_grouped_stream);
+}
+
+ncclResult_t ncclSend(const void *data, size_t count, ncclDataType_t type, int peer,
+                      ncclComm_t comm, cudaStream_t stream)
+{
+    (void)data, (void)count, (void)type, (void)peer;
+    return fake_post(comm, stream);
+}
+
+ncclResult_t ncclRecv(void *data, size_t count, ncclDataType_t type, int peer, ncclComm_t comm,
+                      cudaStream_t stream)
+{
+    return ncclSend(data, count, type, peer, comm, stream);
+}
+
+ncclResult_t ncclAllReduce(const void *in, void *out, size_t count, ncclDataType_t type,
+                           ncclRedOp_t op, ncclComm_t comm, cudaStream_t stream)
+{
+    (void)out, (void)op;
+    return ncclSend(in, count, type, 0, comm, stream);
+}
+
+ncclResult_t ncclBroadcast(const void *in, void *out, size_t count, ncclDataType_t type, int root,
+                           ncclComm_t comm, cudaStream_t stream)
+{
+    (void)out;
+    return ncclSend(in, count, type, root, comm, stream);
+}
+
+ncclResult_t ncclGetUniqueId(ncclUniqueId *out)
+{
+    const int number = atomic_fetch_add(&fake_host->meetings, 1);
+    memcpy(out->internal, &number, sizeof number);
+    return number < FAKE_MEETINGS ? ncclSuccess : ncclInternalError;
+}
+
+ncclResult_t ncclCommInitRankConfig(ncclComm_t *out, int size, ncclUniqueId id, int rank,
+                                    ncclConfig_t *config)
+{
+    (void)config;
+    ncclComm_t it = calloc(1, sizeof *it);
+    it->size = size;
+    it->rank = rank;
+    it->unannounced = FAKE_KERNELS;
+    memcpy(&it->number, id.internal, sizeof it->number);
+    *out = it;
+    return ncclInProgress;
+}
+
+ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t *out)
+{
+    (void)comm;
+    *out = ncclSuccess;
+    return ncclSuccess;
+}
+
+ncclResult_t ncclCommFinalize(ncclComm_t comm)
+{
+    (void)comm;
+    return ncclSuccess;
+}
+
+ncclResult_t ncclCommDestroy(ncclComm_t comm)
+{
+    free(comm);
+    return ncclSuccess;
+}
+
+/* It frees memory, and so waits for all that is on the device. */
+ncclResult_t ncclCommAbort(ncclComm_t comm)
+{
+    comm->is_aborted = true;
+    return fake_synchronize(60) ? ncclSuccess : ncclInternalError;
+}
+
+const char *ncclGetErrorString(ncclResult_t result)
+{
+    return result == ncclSuccess ? "no error" : "a made-up failure";
+}
+
+const char *ncclGetLastError(ncclComm_t comm)
+{
+    (void)comm;
+    return "";
+}
+
+#endif
