@@ -2,7 +2,7 @@
 /* device: none */
 /* Gates and mailboxes of ranks whose streams are threads: what begins when, what arrives where, and what is left when
  * a rank stays away. */
-#include "tests/gpu/fake_cuda.h"
+#include "tests/gpu/fake_nccl.h"
 
 #include "comm/nccl/nccl.h"
 #include "comm/nccl/pinned.h"

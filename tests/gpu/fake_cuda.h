@@ -1,12 +1,10 @@
-/* CUDA's streams and NCCL's kernels by threads, for tests of communication on a machine without a GPU: in the
- * program whose source includes this, calls come here instead of to those libraries. Device memory is host
- * memory. A kernel of NCCL ends when those of all its ranks have begun; data are not its concern. */
+/* CUDA's streams by threads, for tests of communication on a machine without a GPU: in the program whose source
+ * includes this, calls come here instead of to CUDA. Device memory is host memory. */
 #ifndef FAKE_CUDA_H
 #define FAKE_CUDA_H
 
 #include <cuda.h>
 #include <cuda_runtime_api.h>
-#include <nccl.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -16,42 +14,16 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { FAKE_RANKS = 8, FAKE_STREAMS = 256, FAKE_MEETINGS = 512, FAKE_KERNELS = 1 << 30 };
+enum { FAKE_RANKS = 8, FAKE_STREAMS = 256 };
 
-/* Of one NCCL communicator of several processes: how many of its kernels a rank has begun, and to how many its device
- * has come, as tests say. */
-typedef struct fake_meeting {
-    atomic_int began[FAKE_RANKS], came[FAKE_RANKS];
-} fake_meeting;
-
-/* What processes share; tests make it. */
-typedef struct fake_host {
-    atomic_int meetings;
-    fake_meeting of[FAKE_MEETINGS];
-} fake_host_memory;
-static fake_host_memory *fake_host;
-static atomic_int fake_early;       /* kernels that began before all ranks had come */
 static bool fake_reach;             /* GPUs reach each other's memory */
 static char fake_bus_id[32] = "00"; /* of this process's GPU */
-
-struct ncclComm {
-    int size, rank, number, kernels;
-    int unannounced; /* kernels before tests say who comes */
-    atomic_bool is_aborted;
-};
 
 typedef struct fake_event {
     atomic_long done, recorded;
 } fake_event;
 
-typedef enum fake_kind {
-    FAKE_COPY,
-    FAKE_WORDS,
-    FAKE_RECORD,
-    FAKE_AWAIT,
-    FAKE_KERNEL,
-    FAKE_COME
-} fake_kind;
+typedef enum fake_kind { FAKE_COPY, FAKE_WORDS, FAKE_RECORD, FAKE_AWAIT, FAKE_CALL } fake_kind;
 
 typedef struct fake_work fake_work;
 struct fake_work {
@@ -59,11 +31,12 @@ struct fake_work {
     void *to;
     const void *from;
     size_t bytes;
-    int count; /* of words; of a kernel: its number; microseconds before a rank has come */
+    int count; /* of words */
     CUstreamBatchMemOpParams words[FAKE_RANKS];
     fake_event *event;
     long number;
-    ncclComm_t comm;
+    void (*call)(void *user, long number);
+    void *user;
     fake_work *next;
 };
 
@@ -77,22 +50,6 @@ typedef struct fake_stream {
 } fake_stream;
 static fake_stream *fake_streams[FAKE_STREAMS];
 static int fake_stream_count;
-
-static void fake_kernel(const fake_work *it)
-{
-    const ncclComm_t comm = it->comm;
-    fake_meeting *meeting = &fake_host->of[comm->number];
-    const int announced = it->count - comm->unannounced;
-    for (int r = 0; r < comm->size; r++)
-        if (announced > 0 && meeting->came[r] < announced) {
-            fake_early++;
-            break;
-        }
-    meeting->began[comm->rank] = it->count;
-    for (int r = 0; r < comm->size; r++)
-        while (!comm->is_aborted && meeting->began[r] < it->count)
-            usleep(50);
-}
 
 static void fake_do_words(const fake_work *it)
 {
@@ -117,11 +74,7 @@ static void fake_run(const fake_work *it)
         while (it->event->done < it->number)
             usleep(20);
         break;
-    case FAKE_KERNEL: fake_kernel(it); break;
-    case FAKE_COME:
-        usleep((unsigned)it->count);
-        fake_host->of[it->comm->number].came[it->comm->rank]++;
-        break;
+    case FAKE_CALL: it->call(it->user, it->number); break;
     }
 }
 
@@ -163,12 +116,6 @@ static cudaError_t fake_put(void *stream, fake_work what)
     pthread_cond_signal(&it->more);
     pthread_mutex_unlock(&it->mutex);
     return cudaSuccess;
-}
-
-/* What a test says: after so long this rank's device comes to the next kernel of `comm`. */
-static void fake_come(cudaStream_t stream, ncclComm_t comm, int microseconds)
-{
-    (void)fake_put(stream, (fake_work){.kind = FAKE_COME, .comm = comm, .count = microseconds});
 }
 
 static bool fake_is_idle(const fake_stream *constant)
@@ -392,122 +339,6 @@ cudaError_t cudaGetDriverEntryPointByVersion(const char *name, void **out, unsig
            : strcmp(name, "cuGetErrorString") == 0 ? (void *)(uintptr_t)fake_text
                                                    : (void *)(uintptr_t)fake_failure;
     return cudaSuccess;
-}
-
-/* Of a group of sends and receives there is one kernel. */
-static int fake_depth;
-static ncclComm_t fake_grouped;
-static cudaStream_t fake_grouped_stream;
-
-static ncclResult_t fake_post(ncclComm_t comm, cudaStream_t stream)
-{
-    fake_grouped = comm;
-    fake_grouped_stream = stream;
-    if (fake_depth) return ncclSuccess;
-    (void)fake_put(stream,
-                   (fake_work){.kind = FAKE_KERNEL, .comm = comm, .count = ++comm->kernels});
-    fake_grouped = NULL;
-    return ncclSuccess;
-}
-
-/* NCCL's header leaves their arguments open. */
-ncclResult_t ncclGroupStart(void);
-ncclResult_t ncclGroupEnd(void);
-
-ncclResult_t ncclGroupStart(void)
-{
-    fake_depth++;
-    return ncclSuccess;
-}
-
-ncclResult_t ncclGroupEnd(void)
-{
-    fake_depth--;
-    return fake_depth || !fake_grouped ? ncclSuccess : fake_post(fake_grouped, fake_grouped_stream);
-}
-
-ncclResult_t ncclSend(const void *data, size_t count, ncclDataType_t type, int peer,
-                      ncclComm_t comm, cudaStream_t stream)
-{
-    (void)data, (void)count, (void)type, (void)peer;
-    return fake_post(comm, stream);
-}
-
-ncclResult_t ncclRecv(void *data, size_t count, ncclDataType_t type, int peer, ncclComm_t comm,
-                      cudaStream_t stream)
-{
-    return ncclSend(data, count, type, peer, comm, stream);
-}
-
-ncclResult_t ncclAllReduce(const void *in, void *out, size_t count, ncclDataType_t type,
-                           ncclRedOp_t op, ncclComm_t comm, cudaStream_t stream)
-{
-    (void)out, (void)op;
-    return ncclSend(in, count, type, 0, comm, stream);
-}
-
-ncclResult_t ncclBroadcast(const void *in, void *out, size_t count, ncclDataType_t type, int root,
-                           ncclComm_t comm, cudaStream_t stream)
-{
-    (void)out;
-    return ncclSend(in, count, type, root, comm, stream);
-}
-
-ncclResult_t ncclGetUniqueId(ncclUniqueId *out)
-{
-    const int number = atomic_fetch_add(&fake_host->meetings, 1);
-    memcpy(out->internal, &number, sizeof number);
-    return number < FAKE_MEETINGS ? ncclSuccess : ncclInternalError;
-}
-
-ncclResult_t ncclCommInitRankConfig(ncclComm_t *out, int size, ncclUniqueId id, int rank,
-                                    ncclConfig_t *config)
-{
-    (void)config;
-    ncclComm_t it = calloc(1, sizeof *it);
-    it->size = size;
-    it->rank = rank;
-    it->unannounced = FAKE_KERNELS;
-    memcpy(&it->number, id.internal, sizeof it->number);
-    *out = it;
-    return ncclInProgress;
-}
-
-ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t *out)
-{
-    (void)comm;
-    *out = ncclSuccess;
-    return ncclSuccess;
-}
-
-ncclResult_t ncclCommFinalize(ncclComm_t comm)
-{
-    (void)comm;
-    return ncclSuccess;
-}
-
-ncclResult_t ncclCommDestroy(ncclComm_t comm)
-{
-    free(comm);
-    return ncclSuccess;
-}
-
-/* It frees memory, and so waits for all that is on the device. */
-ncclResult_t ncclCommAbort(ncclComm_t comm)
-{
-    comm->is_aborted = true;
-    return fake_synchronize(60) ? ncclSuccess : ncclInternalError;
-}
-
-const char *ncclGetErrorString(ncclResult_t result)
-{
-    return result == ncclSuccess ? "no error" : "a made-up failure";
-}
-
-const char *ncclGetLastError(ncclComm_t comm)
-{
-    (void)comm;
-    return "";
 }
 
 #endif
