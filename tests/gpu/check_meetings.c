@@ -118,6 +118,28 @@ START_TEST(kernels_begin_when_all_their_ranks_have_come)
 }
 END_TEST
 
+static void sleep_long(void *user, long microseconds)
+{
+    (void)user;
+    usleep((unsigned)microseconds);
+}
+
+/* Behind the first the lane stands still, so that a late word of rank 0 is written between release and gate. */
+static hd_status post_some(hd_request *requests, int count, bool stands_still)
+{
+    static float data[8];
+    for (int i = 0; i < count; i++) {
+        HD_RETURN_IF_ERROR(
+            hd_comm_all_reduce(it.comm, data + i, 1, HD_DTYPE_F32, HD_REDUCE_SUM, &requests[i]));
+        if (i == 0 && stands_still)
+            (void)fake_put(state_of_place()->lanes[HDI_NCCL_REDUCE].stream,
+                           (fake_work){.kind = FAKE_CALL, .call = sleep_long, .number = 1000000});
+    }
+    for (int i = 0; i < count; i++)
+        HD_RETURN_IF_ERROR(hdi_comm_order(it.comm, &requests[i]));
+    return hdi_comm_settle(it.comm);
+}
+
 /* Rank 0 stays away, or comes once when the others have given up: they say so soon, and nothing of theirs is left
  * on their devices. */
 START_TEST(a_missing_rank_holds_nobody_at_the_gate)
@@ -125,23 +147,16 @@ START_TEST(a_missing_rank_holds_nobody_at_the_gate)
     enum { LATEST_SECONDS = 5, OPERATIONS = 3 };
     const bool comes_late = _i == 1;
     open_place(HDI_COPY_ENGINES_OFF, true);
-    static float data[OPERATIONS];
     hd_status status = HD_OK;
-    const double begin = hdi_clock_seconds();
-    hdt_assert_ok(hd_comm_barrier(hdt_world));
     hd_request requests[OPERATIONS] = {0};
+    hdt_assert_ok(hd_comm_barrier(hdt_world));
+    const double begin = hdi_clock_seconds();
     if (it.comm->rank == 0) {
-        usleep(comes_late ? 650000 : 0);
-        if (comes_late)
-            status = hd_comm_all_reduce(it.comm, data, 1, HD_DTYPE_F32, HD_REDUCE_SUM, requests);
+        usleep(1000000);
+        if (comes_late) status = post_some(requests, 1, false);
     } else {
         it.comm->deadline_seconds = 0.5;
-        for (int i = 0; i < OPERATIONS && status == HD_OK; i++)
-            status =
-                hd_comm_all_reduce(it.comm, data + i, 1, HD_DTYPE_F32, HD_REDUCE_SUM, &requests[i]);
-        for (int i = 0; i < OPERATIONS && status == HD_OK; i++)
-            status = hdi_comm_order(it.comm, &requests[i]);
-        if (status == HD_OK) status = hdi_comm_settle(it.comm);
+        status = post_some(requests, OPERATIONS, comes_late);
     }
     const double seconds = hdi_clock_seconds() - begin;
     const bool is_first = it.comm->rank == 0, is_idle = is_first || fake_synchronize(1);

@@ -22,6 +22,7 @@ typedef struct fake_host {
 } fake_host_memory;
 static fake_host_memory *fake_host;
 static atomic_int fake_early; /* kernels that began before all ranks had come */
+
 struct ncclComm {
     int size, rank, number, kernels;
     int unannounced; /* kernels before tests say who comes */
