@@ -257,8 +257,8 @@ const hdi_config_row hdi_job_schema[] = {
          "between their GPUs; staged: through host memory, where NCCL cannot", QUIET),
     ENUM("run.copy_engines", "auto", copy_engines,
          "of GPUs of one host, for exchanges: into each other's memory, or through the host's "
-         "where they "
-         "do not reach it; host: always through the host's; off: NCCL for all",
+         "where they do not reach it; ranks that share a GPU: NCCL; host: through the host's on "
+         "all; off: NCCL for all",
          QUIET),
     STRING("run.rates", "auto",
            "the device that seconds are predicted for, such as h100 or rtx-4090; auto: the GPU at "
