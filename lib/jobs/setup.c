@@ -193,6 +193,18 @@ size_t hdi_job_transport(const hd_config *config, const hd_mesh *mesh, const hd_
     return !backend || backend == &hdi_backend_cpu || is_staged ? 0 : hdi_transport_bytes(mesh);
 }
 
+size_t hdi_job_mailboxes(const hd_config *config, const hd_mesh *mesh, const hd_backend *backend)
+{
+    if (!backend || backend == &hdi_backend_cpu) return 0;
+    const bool is_fake = !hd_mesh_comm(mesh, HD_AXIS_NONE);
+    const bool is_staged =
+        hdi_config_enum(config->values, "run.device_transport") == HD_DEVICE_TRANSPORT_STAGED;
+    const bool are_asked_for =
+        hdi_config_enum(config->values, "run.copy_engines") == HDI_COPY_ENGINES_HOST;
+    if (is_fake && (is_staged || !are_asked_for)) return 0;
+    return hdi_mailbox_bytes(mesh, is_fake);
+}
+
 /* What a device takes once it works. CUDA loads kernels when they are first called: those of this library,
  * of attention, and up to eight candidates for each shape of product. An arena is rounded up to 2 MiB,
  * and 16 MiB are taken while a product is timed that adds to its result. Ranks that share a device take as

@@ -18,6 +18,7 @@ static hd_status plan_phase(const hd_sampler *sampler, hd_purpose phase, hd_plan
         hd_plan_create(&(hd_plan_options){.budget = o->budget,
                                           .foreign = o->foreign,
                                           .transport = o->transport,
+                                          .mailboxes = o->mailboxes,
                                           .rates = o->rates,
                                           .residency = keep->residency,
                                           .host_blocks = keep->host_blocks,

@@ -327,6 +327,7 @@ static hd_status make_plan(hd_trainer *trainer)
             &(hd_plan_options){.budget = o->budget,
                                .foreign = o->foreign,
                                .transport = o->transport,
+                               .mailboxes = o->mailboxes,
                                .rates = o->rates,
                                .gradient_levels = layout->gradients_sharded ? 1 : levels(trainer)},
             &trainer->plan);
