@@ -11,6 +11,7 @@
 
 #include "backend/cuda/cuda.h"
 #include "comm/direct.h"
+#include "comm/nccl/nccl.h"
 #include "core/clock.h"
 #include "runtime/gpu.h"
 #include "runtime/session.h"
@@ -207,6 +208,11 @@ static void measure_starts(hd_comm *world, hd_context *context)
     }
 }
 
+static bool has_gate(const hd_comm *comm)
+{
+    return comm->transport == &hdi_transport_nccl && hdi_nccl_state_of(comm)->gate;
+}
+
 int main(int argc, char **argv)
 {
     static const int64_t sizes[] = {1, 16, 256};
@@ -257,9 +263,10 @@ int main(int argc, char **argv)
                 it.comm, arena, hdi_gpu_can_share(context->ordinal, arena, 2 * bytes),
                 &it.way.window));
         if (it.rank == 0)
-            printf("copies: %s\n", !it.way.window          ? "none"
-                                   : it.comm->through_host ? "through host memory"
-                                                           : "into peers' memory");
+            printf("%s; copies: %s\n", has_gate(it.comm) ? "gates" : "no gates",
+                   !it.way.window          ? "none"
+                   : it.comm->through_host ? "through host memory"
+                                           : "into peers' memory");
         for (size_t o = 0; o < sizeof ops / sizeof ops[0]; o++) {
             if (ops[o].needs_way && !it.way.window) continue;
             const double rate = (double)bytes / measure(&it, ops[o].run) / 1e9;
