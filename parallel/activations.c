@@ -5,6 +5,7 @@
 #include "core/memory.h"
 #include "ops/host_copy.h"
 #include "ops/quantize.h"
+#include "program/layout.h"
 
 #include <stdlib.h>
 
@@ -20,10 +21,12 @@ typedef struct block {
     int scope, end;     /* the last op of its forward */
     int first_backward; /* the first op that reads what it saved */
     size_t largest;
+    bool moves;
 } block;
 
 typedef struct mover {
     hd_program *program;
+    const hdi_activations_options *options;
     block *blocks; /* in the order of the forward */
     int block_count, block_capacity;
     saved *items;
@@ -185,28 +188,49 @@ static void round_to_int8(mover *m, const saved *item)
     replace(m, x, back);
 }
 
-static bool moves(const mover *m, const saved *item, hdi_saved_as how, bool keep_last)
+static bool may_move(const mover *m, int b)
 {
+    const hdi_activations_options *o = m->options;
+    if (o->keep_last && b == m->block_count - 1) return false;
+    return !o->again_only || m->program->scopes[m->blocks[b].scope].recompute;
+}
+
+/* Evenly spread, so that copies have the blocks between for their time; the first, whose activations wait
+ * longest, before the last. */
+static void choose_blocks(mover *m)
+{
+    int count = 0;
+    for (int b = 0; b < m->block_count; b++)
+        count += may_move(m, b);
+    const int chosen = m->options->blocks < count ? m->options->blocks : count;
+    for (int b = 0, left = count; b < m->block_count; b++)
+        m->blocks[b].moves = may_move(m, b) && hdi_block_is_host(--left, chosen, count);
+}
+
+static bool moves(const mover *m, const saved *item)
+{
+    const hdi_saved_as how = m->options->how;
     const hd_tensor_info *info = &m->program->tensors[item->id]->info;
     const bool real =
         info->dtype == HD_DTYPE_F32 || info->dtype == HD_DTYPE_BF16 || info->dtype == HD_DTYPE_F16;
     if (how == HDI_SAVED_AS_INT8 && !real) return false;
-    if (keep_last && item->block == m->block_count - 1) return false;
-    return info->bytes >= m->blocks[item->block].largest / LEAST_SHARE;
+    return m->blocks[item->block].moves &&
+           info->bytes >= m->blocks[item->block].largest / LEAST_SHARE;
 }
 
-void hdi_activations_move(hd_program *program, hdi_saved_as how, bool keep_last)
+void hdi_activations_move(hd_program *program, const hdi_activations_options *options)
 {
     if (program->status != HD_OK) return;
-    mover m = {.program = program, .original_ops = program->op_count};
+    mover m = {.program = program, .options = options, .original_ops = program->op_count};
     find_blocks(&m);
+    choose_blocks(&m);
     find_saved(&m);
     m.before_capacity = 3 * m.item_count;
     m.before = hdi_alloc_array((size_t)m.before_capacity + 1, sizeof *m.before);
     if (!m.before) out_of_memory(&m);
     for (int i = 0; i < m.item_count && !failed(&m); i++) {
-        if (!moves(&m, &m.items[i], how, keep_last)) continue;
-        if (how == HDI_SAVED_ON_HOST)
+        if (!moves(&m, &m.items[i])) continue;
+        if (options->how == HDI_SAVED_ON_HOST)
             move_to_host(&m, &m.items[i]);
         else
             round_to_int8(&m, &m.items[i]);

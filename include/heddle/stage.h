@@ -35,9 +35,13 @@ typedef struct hd_stage {
     bool first, last;          /* holds what stands before and after the blocks */
     int64_t sequences, tokens; /* of a micro-batch: `sequences` rows of `tokens` tokens */
     int64_t capacity;          /* generate: positions of the cache */
-    bool recompute;            /* mark the blocks' scopes */
+    bool recompute;            /* mark the blocks' scopes: hd_stage_recomputes */
+    int kept_layers;           /* but for so many of the last, whose backward comes first */
     hd_video_shape video;      /* `tokens` is then not read */
 } hd_stage;
+
+/* Whether the scope of layer `layer`, counted over the whole model, is to be marked. Local. */
+HD_API bool hd_stage_recomputes(const hd_stage *stage, int layer);
 
 /* Builds a stage into `program`. `x` comes from the stage before ([sequences * tokens, hidden] for
  * token models); it is invalid on the first one, which declares the inputs that it needs itself.

@@ -68,7 +68,11 @@ typedef struct hd_trainer_options {
     int sequence_groups;     /* as hd_program_options has it */
     int tensor_groups;       /* the same */
     hd_activations activations;
-    bool recompute; /* short for HD_ACTIVATIONS_RECOMPUTE, where `activations` is KEEP */
+    bool recompute;        /* short for HD_ACTIVATIONS_RECOMPUTE, where `activations` is KEEP */
+    int activation_blocks; /* the others' are kept: of this rank's blocks so many are as `activations`
+                              says, or all if there are fewer: the first ones, whose backward comes
+                              last, or evenly spread where they are copied or rounded. Zero: all, or,
+                              with AUTO, as few as the budget asks for */
     hd_residency
         residency;   /* of the weights of blocks: on the device (zero); HOST: in pinned host memory,
                                from where blocks are copied in while the ones before them compute, in
@@ -123,7 +127,8 @@ typedef struct hd_step_result {
 } hd_step_result;
 
 /* Build and plan; allocates host memory only. HD_ERROR_BUDGET if it cannot fit. Local: every rank
- * may plan for any rank of a fake mesh. */
+ * may plan for any rank of a fake mesh. But where activations are AUTO with a budget and the mesh is none
+ * such, Collective over the ranks that share sequences or layers: they recompute the same blocks. */
 HD_API hd_status hd_trainer_create(const hd_trainer_options *options, hd_trainer **out);
 HD_API void hd_trainer_destroy(hd_trainer *trainer); /* takes NULL */
 

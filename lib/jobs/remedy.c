@@ -11,15 +11,16 @@
 /* Savers: bits, so that of two choices the larger number costs more time. Of the levels of sharding the
  * highest counts. */
 enum {
-    ONE_F_ONE_B = 1,      /* fewer micro-batches in flight than gpipe, for nothing */
-    LEVEL_1 = 2,          /* weights travel once a step */
-    LEVEL_2 = 4,          /* gradients travel with each micro-batch */
-    HOST_INPUTS = 8,      /* of blocks, if these are computed again: copies beside that */
-    HOST_OPTIMIZER = 16,  /* the update waits for copies */
-    RECOMPUTE = 32,       /* a third more computation */
-    LEVEL_3 = 64,         /* weights travel twice with each micro-batch */
-    HOST_GRADIENTS = 128, /* copies both ways with each micro-batch */
-    HOST_WEIGHTS = 256,   /* copies in for each forward and backward */
+    ONE_F_ONE_B = 1,     /* fewer micro-batches in flight than gpipe, for nothing */
+    LEVEL_1 = 2,         /* weights travel once a step */
+    LEVEL_2 = 4,         /* gradients travel with each micro-batch */
+    HOST_INPUTS = 8,     /* of blocks, if these are computed again: copies beside that */
+    HOST_OPTIMIZER = 16, /* the update waits for copies */
+    ALL_BLOCKS = 32, /* where activations of some are not kept: up to a third more computation */
+    RECOMPUTE = 64,  /* a third more computation */
+    LEVEL_3 = 128,   /* weights travel twice with each micro-batch */
+    HOST_GRADIENTS = 256, /* copies both ways with each micro-batch */
+    HOST_WEIGHTS = 512,   /* copies in for each forward and backward */
     LEVELS = LEVEL_1 | LEVEL_2 | LEVEL_3
 };
 
@@ -75,6 +76,7 @@ static int useful_savers(const hd_trainer_options *options, const setting *tried
     if (options->optimizer_residency == HD_RESIDENCY_RESIDENT) savers |= HOST_OPTIMIZER;
     const bool keeps = options->activations == HD_ACTIVATIONS_KEEP;
     if (keeps && !options->recompute) savers |= RECOMPUTE;
+    if (options->activation_blocks) savers |= ALL_BLOCKS;
     if (keeps || options->activations == HD_ACTIVATIONS_RECOMPUTE) savers |= HOST_INPUTS;
     if (options->gradient_residency == HD_RESIDENCY_RESIDENT && gradients_may_leave(options, tried))
         savers |= HOST_GRADIENTS;
@@ -93,6 +95,7 @@ static hd_trainer_options changed(const hd_trainer_options *options, const setti
     out.shard_state = shard_state(options, tried);
     if (out.activations == HD_ACTIVATIONS_AUTO) out.activations = HD_ACTIVATIONS_RECOMPUTE_HOST;
     if (tried->savers & RECOMPUTE) out.recompute = true;
+    if (tried->savers & ALL_BLOCKS) out.activation_blocks = 0;
     if (inputs_leave(options, tried)) out.activations = HD_ACTIVATIONS_RECOMPUTE_HOST;
     if (tried->savers & ONE_F_ONE_B) out.schedule = "1f1b";
     if (tried->savers & HOST_OPTIMIZER || out.optimizer_residency == HD_RESIDENCY_AUTO)
@@ -255,6 +258,7 @@ static void name_changes(const search *s, hdi_text *text)
         hdi_text_append(text, " train.activations=recompute-host");
     else if (best->savers & RECOMPUTE)
         hdi_text_append(text, " layout.recompute=layer");
+    if (best->savers & ALL_BLOCKS) hdi_text_append(text, " train.activation_blocks=0");
     if (best->savers & HOST_GRADIENTS) hdi_text_append(text, " train.gradient_residency=host");
     if (best->savers & HOST_WEIGHTS) hdi_text_append(text, " train.residency=host");
     if (best->data * best->pipeline != now->data * now->pipeline)

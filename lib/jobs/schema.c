@@ -112,6 +112,10 @@ const hdi_config_row hdi_job_schema[] = {
         "1/254 of the largest of these; auto: the first of the others but int8 that fits "
         "memory.budget",
         0),
+    INT("train.activation_blocks", "0", "0", "4096", "blocks",
+        "of each rank's so many are as train.activations says, or all if it has fewer, the others' "
+        "activations are kept; zero: all, or, with auto, as few as memory.budget asks for",
+        QUIET),
     ENUM("train.residency", "resident", train_residencies,
          "of weights of blocks: on the device; host: in pinned host memory with the optimizer's "
          "state, copied in beside computing; auto: on the host as few as memory.budget asks for, "
@@ -357,8 +361,9 @@ const hdi_config_row hdi_job_schema[] = {
          "fastest link",
          QUIET),
     INT("sample.slices", "0", "0", "64", NULL,
-        "of a block's heads and rows that are in memory one by one; zero: as few as memory.budget "
-        "needs once all blocks are on the host",
+        "of a block's heads and rows that are in memory one by one, on the sequence axis also the "
+        "least number of groups in which heads change places; zero: as few as memory.budget needs "
+        "once all blocks are on the host",
         QUIET),
     STRING("sample.directory", "", "results go here; empty: run.directory/samples", QUIET),
     INT("sample.save_every", "5", "0", NULL, "steps",

@@ -75,7 +75,7 @@ static hdi_model_stream block(hd_program *p, const hdi_model_stage *at, int laye
 {
     const hdi_model_config *config = at->config;
     hd_scope_begin(p, "h.%d", layer);
-    if (at->stage->recompute) hd_scope_recompute(p);
+    if (hd_stage_recomputes(at->stage, layer)) hd_scope_recompute(p);
     hd_tensor x;
     hd_tensor h =
         hdi_model_norm(p, from, &(hd_norm_options){"ln_1", .epsilon = config->epsilon}, &x);
@@ -118,7 +118,7 @@ static hdi_model_stream block(hd_program *p, const hdi_model_stage *at, int laye
     h = hdi_model_enter(p, at, h);
     h = config->gelu_tanh ? hd_gelu_mlp(p, h, &up, &down)
                           : hd_linear(p, hd_gelu(p, hd_linear(p, h, &up)), &down);
-    from = hdi_model_hand_on(p, at, x, hdi_model_leave(p, at, h));
+    from = hdi_model_hand_on(p, at, x, hdi_model_leave(p, at, h), layer);
     hd_scope_end(p);
     return from;
 }

@@ -129,7 +129,7 @@ static hdi_model_stream block(hd_program *p, const hdi_model_stage *at, int laye
     const hd_norm_options before = {"input_layernorm", config->epsilon, HD_NORM_RMS};
     const hd_norm_options after = {"post_attention_layernorm", config->epsilon, HD_NORM_RMS};
     hd_scope_begin(p, "layers.%d", layer);
-    if (at->stage->recompute) hd_scope_recompute(p);
+    if (hd_stage_recomputes(at->stage, layer)) hd_scope_recompute(p);
     hd_tensor x;
     hd_tensor h = hdi_model_norm(p, from, &before, &x);
     h = attention(p, at, h);
@@ -154,7 +154,7 @@ static hdi_model_stream block(hd_program *p, const hdi_model_stage *at, int laye
                                        .split = HD_SPLIT_ROWS,
                                        .split_runs = 1,
                                        .split_run = {inner}});
-    from = hdi_model_hand_on(p, at, x, hdi_model_leave(p, at, h));
+    from = hdi_model_hand_on(p, at, x, hdi_model_leave(p, at, h), layer);
     hd_scope_end(p);
     return from;
 }

@@ -5,7 +5,7 @@
 #define HDI_MODELS_MMDIT_H
 
 #include "models/model.h"
-#include "ops/sequence.h"
+#include "ops/slices.h"
 #include "program/program.h"
 
 #include <heddle/diffusion.h>
@@ -141,6 +141,13 @@ void hdi_mmdit_sequence_begin(hdi_mmdit_build *b, int count, const hd_qkv_stream
                               hdi_mmdit_travel *out);
 void hdi_mmdit_sequence_attend(hdi_mmdit_build *b, hdi_mmdit_travel *travel);
 void hdi_mmdit_sequence_end(hdi_mmdit_build *b, const hdi_mmdit_travel *travel, hd_tensor *out);
+
+/* The same in slices: only two turns' heads are there at once, made of from->stream[].qkv's rows by
+ * from->map, of which attend needs no more than those and the streams. The last turn's result is on its way
+ * back until the end; until then rows lacks it. */
+void hdi_mmdit_slices_attend(hdi_mmdit_build *b, const hdi_attention_slices *from,
+                             hdi_mmdit_travel *out, hd_tensor *rows);
+void hdi_mmdit_slices_end(hdi_mmdit_build *b, const hdi_mmdit_travel *travel, hd_tensor *rows);
 
 /* A block's forward. Conditioning only, it makes its modulation and leaves the rows alone. */
 void hdi_mmdit_double_block(hdi_mmdit_build *b, int block, hdi_mmdit_rows streams[2]);

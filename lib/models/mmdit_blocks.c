@@ -80,7 +80,7 @@ static hd_tensor head_norm(hdi_mmdit_build *b, const char *name)
  * that make them. */
 static bool is_sliced(const hdi_mmdit_build *b)
 {
-    return b->p->slices > 1 && !hdi_mmdit_is_split(b);
+    return b->p->slices > 1;
 }
 
 static void add_stream(hdi_mmdit_build *b, hdi_attention_slices *to, int s, hd_tensor h,
@@ -117,8 +117,13 @@ static hd_tensor project(hdi_mmdit_build *b, hd_tensor x, const char *name, hd_t
 static void attend(hdi_mmdit_build *b, hdi_attention_slices *from, hd_tensor *out)
 {
     const hdi_mmdit_config *config = b->config;
+    hdi_mmdit_travel travel;
+    if (hdi_mmdit_is_split(b) && is_sliced(b)) {
+        hdi_mmdit_slices_attend(b, from, &travel, out);
+        hdi_mmdit_slices_end(b, &travel, out);
+        return;
+    }
     if (hdi_mmdit_is_split(b)) {
-        hdi_mmdit_travel travel;
         hdi_mmdit_sequence_begin(b, from->streams, from->stream, &travel);
         hdi_mmdit_sequence_attend(b, &travel);
         hdi_mmdit_sequence_end(b, &travel, out);
@@ -146,30 +151,32 @@ static void attend(hdi_mmdit_build *b, hdi_attention_slices *from, hd_tensor *ou
 }
 
 /* A single block's attention and MLP, of the same rows h. Its second layer has its bias with the
- * attention's columns. Over ranks the MLP's halves are computed while heads change places. */
+ * attention's columns. Over ranks the MLP's halves are computed while heads change places; in slices, where
+ * it takes h's place, all of it while the last heads come back. */
 static hd_tensor attention_and_mlp(hdi_mmdit_build *b, hdi_attention_slices *from, hd_tensor h,
                                    hd_tensor *attended)
 {
-    const bool is_split = hdi_mmdit_is_split(b), in_halves = is_split && b->p->slices == 1;
     hdi_mmdit_layer up, down;
     hdi_mmdit_travel travel;
-    hdi_gelu_half half;
-    hd_tensor mlp = {0};
+    hd_tensor mlp;
     hdi_mmdit_layer_of(b, "linear1_mlp", b->config->hidden, b->config->inner, &up);
     hdi_mmdit_layer_of(b, "linear2_mlp", b->config->inner, b->config->hidden, &down);
     down.options.bias = false;
     split_mlp(b, &up, &down);
-    if (is_split)
-        hdi_mmdit_sequence_begin(b, 1, from->stream, &travel);
-    else
+    if (!hdi_mmdit_is_split(b)) {
         attend(b, from, attended);
-    if (in_halves)
-        half = hdi_gelu_up(b->p, h, &up.options);
-    else
+        return hd_gelu_mlp(b->p, h, &up.options, &down.options);
+    }
+    if (is_sliced(b)) {
+        hdi_mmdit_slices_attend(b, from, &travel, attended);
         mlp = hd_gelu_mlp(b->p, h, &up.options, &down.options);
-    if (!is_split) return mlp;
+        hdi_mmdit_slices_end(b, &travel, attended);
+        return mlp;
+    }
+    hdi_mmdit_sequence_begin(b, 1, from->stream, &travel);
+    const hdi_gelu_half half = hdi_gelu_up(b->p, h, &up.options);
     hdi_mmdit_sequence_attend(b, &travel);
-    if (in_halves) mlp = hdi_gelu_down(b->p, &half, &down.options);
+    mlp = hdi_gelu_down(b->p, &half, &down.options);
     hdi_mmdit_sequence_end(b, &travel, attended);
     return mlp;
 }

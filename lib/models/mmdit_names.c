@@ -136,12 +136,19 @@ static const entry entries[] = {
     {HDI_MMDIT_REFINER, "adaLN_modulation.1", {"adaLN_modulation.1", "norm_out.linear"}},
 };
 
+/* The layer that a block is; the text's refiner goes with the first. */
+static int layer_of(const hdi_mmdit_build *b)
+{
+    if (b->section == HDI_MMDIT_REFINER) return b->stage->first_layer;
+    return b->block + (b->section == HDI_MMDIT_SINGLE ? (int)b->config->double_blocks : 0);
+}
+
 void hdi_mmdit_begin(hdi_mmdit_build *b, hdi_mmdit_section section, int block)
 {
     b->section = section;
     b->block = block;
     hd_scope_begin(b->p, "%s.%d", prefixes[section][HDI_MMDIT_ORIGINAL], block);
-    if (b->stage->recompute && b->p->training) hd_scope_recompute(b->p);
+    if (b->p->training && hd_stage_recomputes(b->stage, layer_of(b))) hd_scope_recompute(b->p);
 }
 
 void hdi_mmdit_end(hdi_mmdit_build *b)

@@ -121,10 +121,10 @@ hd_tensor hdi_model_norm(hd_program *program, hdi_model_stream from, const hd_no
 /* The stream's value as one tensor: where a stage ends. */
 hd_tensor hdi_model_sum(hd_program *program, hdi_model_stream from);
 
-/* What a block hands on: x and what its second half adds. Where blocks run again in the backward the
- * two are joined, so that one tensor is kept for each block, not two. The bits are the same. */
+/* What block `layer` hands on: x and what its second half adds. Where it runs again in the backward the
+ * two are joined, so that one tensor is kept for it, not two. The bits are the same. */
 hdi_model_stream hdi_model_hand_on(hd_program *program, const hdi_model_stage *at, hd_tensor x,
-                                   hd_tensor delta);
+                                   hd_tensor delta, int layer);
 
 bool hdi_model_stage_begin(hd_program *program, const hdi_model_config *config,
                            const hd_stage *stage, hd_tensor x, hdi_model_stage *out);

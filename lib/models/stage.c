@@ -6,6 +6,11 @@
 
 #include <inttypes.h>
 
+bool hd_stage_recomputes(const hd_stage *stage, int layer)
+{
+    return stage->recompute && layer < stage->first_layer + stage->layers - stage->kept_layers;
+}
+
 bool hdi_model_stage_begin(hd_program *program, const hdi_model_config *config,
                            const hd_stage *stage, hd_tensor x, hdi_model_stage *out)
 {
@@ -191,10 +196,10 @@ hd_tensor hdi_model_sum(hd_program *program, hdi_model_stream from)
 }
 
 hdi_model_stream hdi_model_hand_on(hd_program *program, const hdi_model_stage *at, hd_tensor x,
-                                   hd_tensor delta)
+                                   hd_tensor delta, int layer)
 {
     const hdi_model_stream stream = {x, delta};
-    if (!at->stage->recompute) return stream;
+    if (!hd_stage_recomputes(at->stage, layer)) return stream;
     return (hdi_model_stream){.x = hdi_model_sum(program, stream)};
 }
 

@@ -64,7 +64,8 @@ hdi_stdit_stream hdi_stdit_block(hdi_stdit_build *b, int layer, const hdi_stdit_
     const bool temporal = layer % 2;
     const hdi_stdit_stream start = hdi_stdit_turn(b, from, temporal);
     hd_scope_begin(b->p, "%s_blocks.%d", temporal ? "temporal" : "spatial", layer / 2);
-    if (b->stage->recompute) hd_scope_recompute(b->p);
+    const bool again = hd_stage_recomputes(b->stage, layer);
+    if (again) hd_scope_recompute(b->p);
     hd_modulation by = hdi_stdit_modulation(b, table_of(b, b->modulation, "scale_shift_table", 6));
     hd_modulation gate = by;
     by.shift = 0;
@@ -79,7 +80,7 @@ hdi_stdit_stream hdi_stdit_block(hdi_stdit_build *b, int layer, const hdi_stdit_
     h = hd_modulated_norm(b->p, x, &by, 0);
     hdi_stdit_stream out = {.x = x, .delta = mlp(b, h), .gate = gate};
     /* Where blocks run again in the backward, one tensor is kept for each, not three. */
-    if (b->stage->recompute) out = (hdi_stdit_stream){.x = hdi_stdit_value(b, &out)};
+    if (again) out = (hdi_stdit_stream){.x = hdi_stdit_value(b, &out)};
     hd_scope_end(b->p);
     return out;
 }

@@ -2,6 +2,7 @@
  * places with tokens a group at a time. */
 #include "ops/ops.h"
 #include "ops/sequence_parts.h"
+#include "ops/slices.h"
 
 #include <string.h>
 
@@ -70,25 +71,43 @@ hd_tensor hdi_sequence_all_rows(hd_program *program, hd_tensor x, int64_t sequen
     return rearrange_rows(program, x, o, true);
 }
 
+/* Ranks among whom a layer's heads are dealt out. */
+static int64_t dealt_to(const hd_program *program)
+{
+    return (int64_t)hdi_sequence_sharing(program) * hd_mesh_size(program->mesh, HD_AXIS_TENSOR);
+}
+
+/* As many as each rank has heads for, and told. */
+static int choose_turns(hd_program *program, const hdi_sequence_shape *shape, int64_t turns)
+{
+    const int64_t most = shape->kv_heads / dealt_to(program);
+    if (turns > most) turns = most > 0 ? most : 1; /* none: refused */
+    if (hdi_sequence_sharing(program) > 1 && turns > program->sequence_turns)
+        program->sequence_turns = (int)turns;
+    return (int)turns;
+}
+
 int hdi_sequence_turns(hd_program *program, const hdi_sequence_shape *shape)
 {
     const int64_t ranks = hdi_sequence_sharing(program);
-    const int64_t dealt = ranks * hd_mesh_size(program->mesh, HD_AXIS_TENSOR);
-    const int64_t most = shape->kv_heads / dealt;
     int64_t turns = program->sequence_groups;
     if (ranks == 1) return 1;
     if (turns == 0) {
-        const double columns =
-            (double)((shape->heads + 2 * shape->kv_heads) * shape->head_dim) / (double)dealt;
+        const double columns = (double)((shape->heads + 2 * shape->kv_heads) * shape->head_dim) /
+                               (double)dealt_to(program);
         const double tokens = (double)shape->tokens / hdi_sequence_ranks(program);
         const double sent = (double)shape->sequences * tokens * columns * (double)(ranks - 1) *
                             (double)hd_dtype_bytes(program->dtype);
         turns = 1 + (int64_t)(sent / HDI_SEQUENCE_MESSAGE);
     }
     if (turns > HDI_SEQUENCE_TURNS) turns = HDI_SEQUENCE_TURNS;
-    if (turns > most) turns = most > 0 ? most : 1; /* none: refused */
-    if (turns > program->sequence_turns) program->sequence_turns = (int)turns;
-    return (int)turns;
+    return choose_turns(program, shape, turns);
+}
+
+int hdi_sequence_slices(hd_program *program, const hdi_sequence_shape *shape)
+{
+    const int turns = hdi_sequence_turns(program, shape);
+    return choose_turns(program, shape, turns > program->slices ? turns : program->slices);
 }
 
 /* Options of all turns, among the ranks that share a place, whose tokens are the sequence that they
@@ -147,6 +166,37 @@ void hdi_sequence_to_heads(hd_program *program, hd_tensor qkv, const hdi_sequenc
         const hdi_sequence_options turn = one_turn(all, t, false);
         own[t] = hd_custom_op(program, &hdi_op_sequence_exchange, &turn, 1, &own[t]);
     }
+}
+
+void hdi_sequence_slice_to_heads(hd_program *program, hd_tensor rows, const hdi_linear_map *map,
+                                 const hdi_sequence_heads *from, int turn, hd_tensor *own,
+                                 hd_tensor *alike)
+{
+    const bool has_own = from->shape.tokens > 0, has_alike = from->before + from->after > 0;
+    const hd_tensor in[] = {rows, map->weight, map->bias};
+    hdi_sequence_options o = deal_heads(program, from, HDI_SEQUENCE_PARTS);
+    o.turn = turn;
+    o.single = true;
+    const bool made = hd_custom_op(program, &hdi_op_sequence_make, &o, 3, in).id != 0;
+    if (has_own) *own = made ? hd_op_result(program, 0) : (hd_tensor){0};
+    if (has_alike) *alike = made ? hd_op_result(program, has_own) : (hd_tensor){0};
+    if (!has_own || hdi_sequence_sharing(program) == 1) return;
+    o = one_turn(deal_heads(program, from, HDI_SEQUENCE_PARTS), turn, false);
+    *own = hd_custom_op(program, &hdi_op_sequence_exchange, &o, 1, own);
+}
+
+hd_tensor hdi_sequence_slice_to_tokens(hd_program *program, hd_tensor rows,
+                                       const hdi_sequence_heads *from, int turn, hd_tensor own,
+                                       hd_tensor alike)
+{
+    hdi_sequence_options o = deal_heads(program, from, 1);
+    hd_tensor in[3] = {rows};
+    int inputs = 1;
+    o.turn = turn;
+    o.single = o.back = o.all_ranks = true;
+    if (o.tokens > 0) in[inputs++] = own;
+    if (o.before + o.after > 0) in[inputs++] = alike;
+    return hd_custom_op(program, &hdi_op_sequence_fill, &o, inputs, in);
 }
 
 hd_tensor hdi_sequence_arrive(hd_program *program, hd_tensor x, const hdi_sequence_heads *from,

@@ -1,4 +1,5 @@
-/* Rows and heads that change places within a rank, before or after they travel. */
+/* Heads that change places within a rank, before or after they travel: all turns' at once, or, in
+ * slices, one turn's as they are made and as they come back. */
 #include "core/error.h"
 #include "ops/ops.h"
 #include "ops/sequence.h"
@@ -12,12 +13,7 @@ static void moved_cost(const hd_op *op, hd_cost *out)
     out->bytes = 2 * (double)op->out_info[0]->bytes;
 }
 
-/* `rows` rows of `columns` elements between matrices of these widths. */
-typedef struct rectangle {
-    int64_t rows, columns, x_width, out_width, x_first, out_first;
-} rectangle;
-
-static hd_status copy(const hd_run *run, const rectangle *r, int which, bool back)
+hd_status hdi_sequence_copy(const hd_run *run, const hdi_rectangle *r, int which, bool back)
 {
     const size_t element = hd_dtype_bytes(run->op->out_info[0]->dtype);
     const int64_t x_first = back ? r->out_first : r->x_first;
@@ -49,23 +45,23 @@ static int64_t rows_of_sequence(const hdi_sequence_options *o)
 
 /* The heads of `rank` in o's turn out of rows of all heads, which are in[0] or out[0], to (back: from)
  * the `which`-th tensor from element *packed on, one row below another. Moves *packed on. */
-static hd_status move_heads(const hd_run *run, const hdi_sequence_options *o, int which, int rank,
-                            rows_at at, int64_t *packed)
+static hd_status move_heads(const hd_run *run, hdi_rectangle_fn move, const hdi_sequence_options *o,
+                            int which, int rank, rows_at at, int64_t *packed)
 {
     const bool joined = at.count == rows_of_sequence(o); /* one sequence goes on in the next */
     const int64_t own = hdi_sequence_groups_of(o, rank),
                   before = hdi_sequence_groups_before(o, rank);
     const int64_t width = own * hdi_sequence_group_columns(o);
     for (int64_t s = 0; s < (joined ? 1 : o->sequences); s++) {
-        rectangle part = {.rows = joined ? o->sequences * at.count : at.count,
-                          .x_width = o->groups * hdi_sequence_group_columns(o),
-                          .out_width = width,
-                          .out_first = *packed};
+        hdi_rectangle part = {.rows = joined ? o->sequences * at.count : at.count,
+                              .x_width = o->groups * hdi_sequence_group_columns(o),
+                              .out_width = width,
+                              .out_first = *packed};
         int64_t all = (s * rows_of_sequence(o) + at.first) * part.x_width;
         for (int p = 0; p < o->parts; p++) {
             part.columns = own * o->unit[p];
             part.x_first = all + before * o->unit[p];
-            HD_RETURN_IF_ERROR(copy(run, &part, which, o->back));
+            HD_RETURN_IF_ERROR(move(run, &part, which, o->back));
             all += o->groups * o->unit[p];
             part.out_first += part.columns;
         }
@@ -74,61 +70,97 @@ static hd_status move_heads(const hd_run *run, const hdi_sequence_options *o, in
     return HD_OK;
 }
 
-static hd_status move_own(const hd_run *run, const hdi_sequence_options *o, int which)
+static hd_status move_own(const hd_run *run, hdi_rectangle_fn move, const hdi_sequence_options *o,
+                          int which)
 {
     int64_t packed = 0;
     for (int r = 0; r < o->ranks; r++)
         HD_RETURN_IF_ERROR(
-            move_heads(run, o, which, r, (rows_at){o->before, own_tokens(o)}, &packed));
+            move_heads(run, move, o, which, r, (rows_at){o->before, own_tokens(o)}, &packed));
     return HD_OK;
 }
 
-static hd_status move_alike(const hd_run *run, const hdi_sequence_options *o, int which)
+static hd_status move_alike(const hd_run *run, hdi_rectangle_fn move, const hdi_sequence_options *o,
+                            int which)
 {
     const rows_at at[] = {{0, o->before}, {o->before + own_tokens(o), o->after}};
     int64_t packed = 0;
     for (int r = 0; r < o->ranks; r++)
         for (int i = 0; i < 2; i++)
             if (at[i].count && (o->all_ranks || r == o->rank))
-                HD_RETURN_IF_ERROR(move_heads(run, o, which, r, at[i], &packed));
+                HD_RETURN_IF_ERROR(move_heads(run, move, o, which, r, at[i], &packed));
     return HD_OK;
+}
+
+static int turns_of(const hdi_sequence_options *o)
+{
+    return o->single ? 1 : o->turns;
 }
 
 static int tensors_of(const hdi_sequence_options *o)
 {
-    return o->turns * ((o->tokens > 0) + (o->before + o->after > 0));
+    return turns_of(o) * ((o->tokens > 0) + (o->before + o->after > 0));
+}
+
+/* The `which`-th tensor's: own rows come first. */
+static bool is_own(const hdi_sequence_options *o, int which)
+{
+    return o->tokens > 0 && which < turns_of(o);
+}
+
+static hdi_sequence_options turn_of(const hdi_sequence_options *o, int which)
+{
+    hdi_sequence_options turn = *o;
+    if (!o->single) turn.turn = which % o->turns;
+    return turn;
+}
+
+/* All that is there, the first tensor being the `first`-th input or output. */
+static hd_status move_turns(const hd_run *run, hdi_rectangle_fn move, int first)
+{
+    const hdi_sequence_options *o = run->op->options;
+    for (int k = 0; k < tensors_of(o); k++) {
+        const hdi_sequence_options turn = turn_of(o, k);
+        if (o->back && !run->in[first + k]) continue;
+        HD_RETURN_IF_ERROR(is_own(o, k) ? move_own(run, move, &turn, first + k)
+                                        : move_alike(run, move, &turn, first + k));
+    }
+    return HD_OK;
 }
 
 static hd_status move_run(const hd_run *run)
 {
-    hdi_sequence_options o = *(const hdi_sequence_options *)run->op->options;
-    const int own = o.tokens > 0 ? o.turns : 0;
-    bool present[HD_OP_INPUTS], all = true;
-    for (int k = 0; k < tensors_of(&o); k++) {
-        present[k] = !o.back || run->in[k];
-        all = all && present[k];
-    }
-    const bool has_others = tensors_of(&o) > own && !o.all_ranks;
-    if (o.back && (has_others || !all))
+    const hdi_sequence_options *o = run->op->options;
+    bool all = true;
+    for (int k = 0; k < tensors_of(o); k++)
+        all = all && (!o->back || run->in[k]);
+    const bool has_others = !is_own(o, tensors_of(o) - 1) && !o->all_ranks;
+    if (o->back && (has_others || !all))
         HD_RETURN_IF_ERROR(
             run->backend->zero(run->stream, run->out[0], run->op->out_info[0]->bytes));
-    for (int k = 0; k < tensors_of(&o); k++) {
-        o.turn = k % o.turns;
-        if (present[k]) HD_RETURN_IF_ERROR(k < own ? move_own(run, &o, k) : move_alike(run, &o, k));
-    }
-    return HD_OK;
+    return move_turns(run, hdi_sequence_copy, 0);
 }
 
 /* Dims of the `which`-th tensor of a turn's heads. */
 static void dims_of(const hdi_sequence_options *o, int which, int64_t dims[2])
 {
-    hdi_sequence_options turn = *o;
-    turn.turn = which % o->turns;
-    const bool is_own = o->tokens > 0 && which < o->turns;
-    dims[0] = is_own ? hdi_sequence_rows_of(o, o->rank) : o->sequences * (o->before + o->after);
-    dims[1] = is_own || o->all_ranks
+    const hdi_sequence_options turn = turn_of(o, which);
+    const bool own = is_own(o, which);
+    dims[0] = own ? hdi_sequence_rows_of(o, o->rank) : o->sequences * (o->before + o->after);
+    dims[1] = own || o->all_ranks
                   ? hdi_sequence_turn_columns(&turn)
                   : hdi_sequence_groups_of(&turn, o->rank) * hdi_sequence_group_columns(o);
+}
+
+static hd_status declare_turns(hd_program *program, const hd_op *op)
+{
+    const hdi_sequence_options *o = op->options;
+    for (int k = 0; k < tensors_of(o); k++) {
+        int64_t dims[2];
+        dims_of(o, k, dims);
+        hd_op_output(program, op->in_info[0]->dtype, 2, dims);
+    }
+    return HD_OK;
 }
 
 static hd_status part_shape(hd_program *program, const hd_op *op)
@@ -136,12 +168,7 @@ static hd_status part_shape(hd_program *program, const hd_op *op)
     const hdi_sequence_options *o = op->options;
     HD_RETURN_IF_ERROR(hdi_sequence_check(op, o->sequences * rows_of_sequence(o),
                                           o->groups * hdi_sequence_group_columns(o)));
-    for (int k = 0; k < tensors_of(o); k++) {
-        int64_t dims[2];
-        dims_of(o, k, dims);
-        hd_op_output(program, op->in_info[0]->dtype, 2, dims);
-    }
-    return HD_OK;
+    return declare_turns(program, op);
 }
 
 static hd_status join_shape(hd_program *program, const hd_op *op)
@@ -212,158 +239,111 @@ const hd_op_kind hdi_op_sequence_join = {
     .run = move_run,
 };
 
-hd_status hdi_sequence_copy_rows(const hd_run *run, int64_t columns, int rank, int64_t first,
-                                 bool back)
-{
-    const hdi_sequence_options *o = run->op->options;
-    const hdi_sequence_cut cut = hdi_sequence_options_cut(o);
-    hdi_token_run runs[HDI_SEQUENCE_RUNS];
-    hdi_sequence_runs(&cut, o->tokens, rank, runs);
-    const int64_t width = (runs[0].count + runs[1].count) * columns;
-    for (int i = 0; i < HDI_SEQUENCE_RUNS; i++) {
-        const rectangle part = {.rows = o->sequences,
-                                .columns = runs[i].count * columns,
-                                .x_width = o->tokens * columns,
-                                .out_width = width,
-                                .x_first = runs[i].first * columns,
-                                .out_first = first + (i ? runs[0].count * columns : 0)};
-        if (runs[i].count) HD_RETURN_IF_ERROR(copy(run, &part, 0, back));
-    }
-    return HD_OK;
-}
+enum { MAKE_ROWS, MAKE_WEIGHT, MAKE_BIAS };
 
-/* Rows of all sequences to one chunk for each rank's tokens. */
-static hd_status rows_shape(hd_program *program, const hd_op *op)
+static hd_status make_shape(hd_program *program, const hd_op *op)
 {
     const hdi_sequence_options *o = op->options;
-    HD_RETURN_IF_ERROR(hdi_sequence_check(op, o->sequences * o->tokens, -1));
-    return hdi_sequence_declare(program, op, o->sequences * o->tokens, op->in_info[0]->dims[1]);
+    const int64_t outputs = o->groups * hdi_sequence_group_columns(o);
+    HD_RETURN_IF_ERROR(hdi_sequence_check(op, o->sequences * rows_of_sequence(o), -1));
+    const hd_tensor_info *rows = op->in_info[MAKE_ROWS];
+    const int64_t weight[] = {outputs, rows->dims[1]};
+    HD_RETURN_IF_ERROR(hdi_check_dims(op, MAKE_WEIGHT, "weight", rows->dtype, 2, weight));
+    if (op->in_info[MAKE_BIAS])
+        HD_RETURN_IF_ERROR(hdi_check_dims(op, MAKE_BIAS, "bias", rows->dtype, 1, &outputs));
+    return declare_turns(program, op);
 }
 
-static hd_status rows_run(const hd_run *run)
+static void make_cost(const hd_op *op, hd_cost *out)
 {
-    const hdi_sequence_options *o = run->op->options;
-    const int64_t columns = run->op->in_info[0]->dims[1];
-    int64_t first = 0;
-    for (int r = 0; r < o->ranks; r++) {
-        HD_RETURN_IF_ERROR(hdi_sequence_copy_rows(run, columns, r, first, o->back));
-        first += hdi_sequence_rows_of(o, r) * columns;
-    }
-    return HD_OK;
+    out->flops = 0;
+    for (int k = 0; k < op->outputs; k++)
+        out->flops +=
+            2.0 * (double)op->out_info[k]->elements * (double)op->in_info[MAKE_ROWS]->dims[1];
+    out->bytes = hdi_tensor_bytes(op);
 }
 
-const hd_op_kind hdi_op_sequence_rows = {
-    .name = "sequence_rows",
+/* A rectangle of what nobody has as a whole: some rows' results of the map for some of its outputs. */
+static hd_status multiply(const hd_run *run, const hdi_rectangle *r, int which, bool back)
+{
+    const hd_tensor_info *rows = run->op->in_info[MAKE_ROWS];
+    const size_t element = hd_dtype_bytes(rows->dtype);
+    const int64_t inputs = rows->dims[1], row = r->x_first / r->x_width,
+                  output = r->x_first % r->x_width;
+    const char *x = run->in[MAKE_ROWS], *weight = run->in[MAKE_WEIGHT], *bias = run->in[MAKE_BIAS];
+    (void)back;
+    return run->backend->gemm(
+        run->stream,
+        &(hdi_gemm_args){.dtype = rows->dtype,
+                         .out_dtype = rows->dtype,
+                         .rows = r->rows,
+                         .columns = r->columns,
+                         .inner = inputs,
+                         .a = x + (size_t)(row * inputs) * element,
+                         .b = weight + (size_t)(output * inputs) * element,
+                         .a_stride = inputs,
+                         .b_stride = inputs,
+                         .out_stride = r->out_width,
+                         .transpose_b = true,
+                         .bias = bias ? bias + (size_t)output * element : NULL,
+                         .out = (char *)run->out[which] + (size_t)r->out_first * element});
+}
+
+static hd_status make_run(const hd_run *run)
+{
+    return move_turns(run, multiply, 0);
+}
+
+const hd_op_kind hdi_op_sequence_make = {
+    .name = "sequence_make",
     .options_bytes = sizeof(hdi_sequence_options),
-    .shape = rows_shape,
-    .backward = hdi_sequence_move_back,
-    .cost = moved_cost,
-    .run = rows_run,
+    .shape = make_shape,
+    .cost = make_cost,
+    .run = make_run,
 };
 
-/* This rank's rows: of each sequence, or, back, one chunk of all ranks'. */
-static hd_status own_rows_shape(hd_program *program, const hd_op *op)
+enum { FILL_WHOLE, FILL_TURN };
+
+static hd_status fill_shape(hd_program *program, const hd_op *op)
 {
     const hdi_sequence_options *o = op->options;
-    const hd_tensor_info *x = op->in_info[0];
-    if (!x || x->rank < 1 || x->rank > 2 || x->dims[0] != o->sequences * o->tokens)
-        return hdi_error(HD_ERROR_ARGUMENT,
-                         "x has %" PRId64 " rows, want %" PRId64 " sequences of %" PRId64 " tokens",
-                         x ? x->dims[0] : 0, o->sequences, o->tokens);
-    const int64_t dims[] = {hdi_sequence_rows_of(o, o->rank), x->dims[1]};
-    hd_op_output(program, x->dtype, x->rank, dims);
-    return HD_OK;
-}
-
-static hd_status own_rows_run(const hd_run *run)
-{
-    const hdi_sequence_options *o = run->op->options;
-    const int64_t columns = run->op->in_info[0]->elements / (o->sequences * o->tokens);
-    if (!o->back) return hdi_sequence_copy_rows(run, columns, o->rank, 0, false);
-    int64_t before = 0;
-    for (int r = 0; r < o->rank; r++)
-        before += hdi_sequence_rows_of(o, r) * columns;
-    const char *x = run->in[0];
-    return run->backend->copy(run->stream, run->out[0],
-                              x + (size_t)before * hd_dtype_bytes(run->op->in_info[0]->dtype),
-                              run->op->out_info[0]->bytes);
-}
-
-const hd_op_kind hdi_op_sequence_own_rows = {
-    .name = "sequence_own_rows",
-    .options_bytes = sizeof(hdi_sequence_options),
-    .shape = own_rows_shape,
-    .cost = moved_cost,
-    .run = own_rows_run,
-};
-
-/* The sum of what the ranks have sent, in their order. */
-static hd_status sum_shape(hd_program *program, const hd_op *op)
-{
-    const hdi_sequence_options *o = op->options;
-    HD_RETURN_IF_ERROR(hdi_sequence_check(op, o->ranks * o->sequences, -1));
-    return hdi_sequence_declare(program, op, o->sequences, op->in_info[0]->dims[1]);
-}
-
-static hd_status sum_run(const hd_run *run)
-{
-    const hdi_sequence_options *o = run->op->options;
-    const hd_tensor_info *out = run->op->out_info[0];
-    const char *x = run->in[0];
-    const void *sum = x;
-    for (int r = 1; r < o->ranks; r++) {
-        HD_RETURN_IF_ERROR(run->backend->add(run->stream, out->dtype, out->elements, sum,
-                                             x + (size_t)r * out->bytes, run->out[0]));
-        sum = run->out[0];
+    const int64_t whole[] = {o->sequences * rows_of_sequence(o),
+                             o->groups * hdi_sequence_group_columns(o)};
+    hd_dtype dtype = HD_DTYPE_NONE;
+    for (int k = 0; k < tensors_of(o); k++) {
+        int64_t dims[2];
+        dims_of(o, k, dims);
+        HD_RETURN_IF_ERROR(hdi_check_dims(op, FILL_TURN + k, "heads", dtype, 2, dims));
+        dtype = op->in_info[FILL_TURN + k]->dtype;
     }
+    if (op->in_info[FILL_WHOLE])
+        HD_RETURN_IF_ERROR(hdi_check_dims(op, FILL_WHOLE, "whole", dtype, 2, whole));
+    hd_op_output(program, dtype, 2, whole);
     return HD_OK;
 }
 
-const hd_op_kind hdi_op_sequence_sum = {
-    .name = "sequence_sum",
+static void fill_cost(const hd_op *op, hd_cost *out)
+{
+    out->flops = 0;
+    out->bytes = 0;
+    for (int k = FILL_TURN; k < op->inputs; k++)
+        out->bytes += 2 * (double)op->in_info[k]->bytes;
+}
+
+static hd_status fill_run(const hd_run *run)
+{
+    const void *whole = run->in[FILL_WHOLE];
+    if (whole && whole != run->out[0])
+        HD_RETURN_IF_ERROR(
+            run->backend->copy(run->stream, run->out[0], whole, run->op->out_info[0]->bytes));
+    return move_turns(run, hdi_sequence_copy, FILL_TURN);
+}
+
+const hd_op_kind hdi_op_sequence_fill = {
+    .name = "sequence_fill",
     .options_bytes = sizeof(hdi_sequence_options),
-    .shape = sum_shape,
-    .run = sum_run,
+    .shape = fill_shape,
+    .cost = fill_cost,
+    .in_place = 1 << FILL_WHOLE,
+    .run = fill_run,
 };
-
-/* Each element over and over. */
-typedef struct repeat_options {
-    int64_t times;
-} repeat_options;
-
-static hd_status repeat_shape(hd_program *program, const hd_op *op)
-{
-    const repeat_options *o = op->options;
-    const int64_t any = -1;
-    HD_RETURN_IF_ERROR(hdi_check_dims(op, 0, "x", HD_DTYPE_I32, 1, &any));
-    const int64_t elements = op->in_info[0]->elements * o->times;
-    hd_op_output(program, HD_DTYPE_I32, 1, &elements);
-    return HD_OK;
-}
-
-static hd_status repeat_run(const hd_run *run)
-{
-    const repeat_options *o = run->op->options;
-    const size_t element = sizeof(int32_t);
-    const hdi_copy_grid_args args = {.count = {1, 1, 1, run->op->in_info[0]->elements, o->times},
-                                     .x_stride = {0, 0, 0, element, 0},
-                                     .out_stride = {0, 0, 0, (size_t)o->times * element, element},
-                                     .block_bytes = element,
-                                     .x = run->in[0],
-                                     .out = run->out[0]};
-    return run->backend->copy_grid(run->stream, &args);
-}
-
-static const hd_op_kind repeat = {
-    .name = "sequence_repeat",
-    .options_bytes = sizeof(repeat_options),
-    .shape = repeat_shape,
-    .cost = moved_cost,
-    .run = repeat_run,
-};
-
-hd_tensor hdi_sequence_each_row(hd_program *program, hd_tensor entries, int64_t rows_per_group)
-{
-    const repeat_options options = {rows_per_group};
-    return hd_custom_op(program, &repeat, &options, 1, &entries);
-}

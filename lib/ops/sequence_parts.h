@@ -17,6 +17,7 @@ typedef struct hdi_sequence_options {
     int64_t unit[HDI_SEQUENCE_PARTS]; /* columns of each part in a group: queries, keys, values */
     int parts;
     int turn, turns;       /* which of a rank's groups, of how many runs of them */
+    bool single;           /* tensors of that turn alone, not one for each */
     int64_t before, after; /* rows of a sequence that all ranks have, around the own ones */
     bool all_ranks;        /* of those rows all ranks' columns, not this rank's */
     bool back;
@@ -69,6 +70,15 @@ int64_t hdi_sequence_turn_columns(const hdi_sequence_options *o);
 hd_status hdi_sequence_check(const hd_op *op, int64_t rows, int64_t columns);
 hd_status hdi_sequence_declare(hd_program *program, const hd_op *op, int64_t rows, int64_t columns);
 
+/* `rows` rows of `columns` elements between matrices of these widths; and how they come from in[0] to
+ * out[which], or (back) from in[which] to out[0]. */
+typedef struct hdi_rectangle {
+    int64_t rows, columns, x_width, out_width, x_first, out_first;
+} hdi_rectangle;
+typedef hd_status (*hdi_rectangle_fn)(const hd_run *run, const hdi_rectangle *r, int which,
+                                      bool back);
+hd_status hdi_sequence_copy(const hd_run *run, const hdi_rectangle *r, int which, bool back);
+
 /* The tokens of `rank` out of rows of all tokens, to (back: from) element `first` on. */
 hd_status hdi_sequence_copy_rows(const hd_run *run, int64_t columns, int rank, int64_t first,
                                  bool back);
@@ -84,5 +94,10 @@ void hdi_sequence_move_back(hd_backward *context, const hd_op *op);
  * in their order. */
 extern const hd_op_kind hdi_op_sequence_part, hdi_op_sequence_join, hdi_op_sequence_rows,
     hdi_op_sequence_own_rows, hdi_op_sequence_sum;
+
+/* Of a single turn. `make`: what `part` takes of a linear map's results, from its rows, weight and bias, and
+ * nothing else of those. `fill`: in[0], or nothing yet, with that turn's columns as `join` puts them from the
+ * tensors after it. No gradient. */
+extern const hd_op_kind hdi_op_sequence_make, hdi_op_sequence_fill;
 
 #endif

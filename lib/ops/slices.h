@@ -5,6 +5,7 @@
 #include <heddle/diffusion.h>
 
 #include "backend/backend.h"
+#include "ops/sequence.h"
 #include "program/program.h"
 
 /* A linear map's parameters: [outputs, inputs] and [outputs], which may be invalid. */
@@ -30,6 +31,22 @@ typedef struct hdi_attention_slices {
     hdi_linear_map map[2];
 } hdi_attention_slices;
 void hdi_attention_sliced(hd_program *program, const hdi_attention_slices *from, hd_tensor *out);
+
+/* Heads that change places with tokens (ops/sequence.h) a turn at a time: from->turns, which are at least
+ * the program's slices where each rank has heads for so many. */
+int hdi_sequence_slices(hd_program *program, const hdi_sequence_shape *shape);
+
+/* One turn of what hdi_sequence_to_heads gives of rows' linear map, of which only that is made: *own, on its
+ * way, and *alike, where `from` has such rows. No gradient. Collective when run. */
+void hdi_sequence_slice_to_heads(hd_program *program, hd_tensor rows, const hdi_linear_map *map,
+                                 const hdi_sequence_heads *from, int turn, hd_tensor *own,
+                                 hd_tensor *alike);
+
+/* What hdi_sequence_to_tokens makes, one turn's columns of it: `rows`, where those of the turns before
+ * are (the first time: invalid), with them. The result takes its place. No gradient. */
+hd_tensor hdi_sequence_slice_to_tokens(hd_program *program, hd_tensor rows,
+                                       const hdi_sequence_heads *from, int turn, hd_tensor own,
+                                       hd_tensor alike);
 
 /* What hd_joint_qkv makes of its sizes and of a stream: false after a sticky error. *table is invalid
  * where nothing turns. */

@@ -5,6 +5,7 @@
 
 #include "core/error.h"
 #include "ops/sequence.h"
+#include "ops/slices.h"
 
 #include <heddle/diffusion.h>
 #include <heddle/session.h>
@@ -32,14 +33,17 @@ static hd_status bench_begin(bench *on)
                              &on->program);
 }
 
-static hd_status bench_run(bench *on, hd_tensor x, const float *values)
+/* Two inputs' values. */
+static hd_status bench_run(bench *on, const hd_tensor in[2], const float *const values[2])
 {
     HD_RETURN_IF_ERROR(hd_program_finish(on->program));
     HD_RETURN_IF_ERROR(hd_plan_create(&(hd_plan_options){0}, &on->plan));
     HD_RETURN_IF_ERROR(hd_plan_add(on->plan, on->program, &(hd_plan_program_options){.group = 0}));
     HD_RETURN_IF_ERROR(hd_plan_finish(on->plan));
     HD_RETURN_IF_ERROR(hd_session_create(on->context, on->plan, on->mesh, &on->session));
-    HD_RETURN_IF_ERROR(hd_session_write(on->session, on->program, x, 0, values));
+    for (int i = 0; i < 2; i++)
+        if (in[i].id)
+            HD_RETURN_IF_ERROR(hd_session_write(on->session, on->program, in[i], 0, values[i]));
     HD_RETURN_IF_ERROR(
         hd_session_run(on->session, on->program, &(hd_session_run_options){.last = true}));
     return hd_session_drain(on->session);
@@ -90,7 +94,17 @@ typedef struct moved {
         alike[HDI_SEQUENCE_TURNS][MOST_ROWS * COLUMNS];
     int64_t sequences, tokens;
     int turns;
+    bool sliced; /* made and put together a turn at a time */
 } moved;
+
+/* The linear map that leaves everything as it is. */
+static const float *identity(void)
+{
+    static float weight[COLUMNS * COLUMNS];
+    for (int i = 0; i < COLUMNS; i++)
+        weight[i * COLUMNS + i] = 1;
+    return weight;
+}
 
 /* Heads of whole sequences as this rank has them, and back, as if attention gave back its queries. */
 static hd_status move(moved *it, bool text_first)
@@ -101,9 +115,12 @@ static hd_status move(moved *it, bool text_first)
     const int64_t dims[] = {it->sequences * (TEXT + it->tokens), COLUMNS};
     const int text = text_first ? 0 : 1;
     const int64_t parts[] = {text_first ? TEXT : it->tokens, text_first ? it->tokens : TEXT};
-    const hd_tensor in = hd_input(p, "x", HD_DTYPE_F32, 2, dims);
+    const int64_t square[] = {COLUMNS, COLUMNS};
+    hd_tensor in[2] = {hd_input(p, "x", HD_DTYPE_F32, 2, dims), {0}};
+    if (it->sliced) in[1] = hd_input(p, "weight", HD_DTYPE_F32, 2, square);
+    const hdi_linear_map map = {.weight = in[1]};
     hd_tensor rows[2], own[HDI_SEQUENCE_TURNS], alike[HDI_SEQUENCE_TURNS];
-    hd_split_rows(p, in, it->sequences, 2, parts, rows);
+    hd_split_rows(p, in[0], it->sequences, 2, parts, rows);
     rows[1 - text] = hdi_sequence_own_rows(p, rows[1 - text], it->sequences, it->tokens);
     hdi_sequence_heads heads = {
         .shape = {it->sequences, it->tokens, HEADS, KV_HEADS, DIM},
@@ -111,7 +128,10 @@ static hd_status move(moved *it, bool text_first)
         .after = text_first ? 0 : TEXT,
         .turns = it->turns,
     };
-    hdi_sequence_to_heads(p, hd_join_rows(p, it->sequences, 2, rows), &heads, own, alike);
+    const hd_tensor joined = hd_join_rows(p, it->sequences, 2, rows);
+    for (int t = 0; it->sliced && t < it->turns; t++)
+        hdi_sequence_slice_to_heads(p, joined, &map, &heads, t, &own[t], &alike[t]);
+    if (!it->sliced) hdi_sequence_to_heads(p, joined, &heads, own, alike);
     hdi_sequence_heads back = heads;
     back.shape.heads = COLUMNS / DIM;
     hd_tensor own_back[HDI_SEQUENCE_TURNS], alike_back[HDI_SEQUENCE_TURNS];
@@ -125,9 +145,12 @@ static hd_status move(moved *it, bool text_first)
         snprintf(name, sizeof name, "alike.%d", t);
         hd_output(p, alike[t], name);
     }
-    const hd_tensor whole =
-        hd_output(p, hdi_sequence_to_tokens(p, &back, own_back, alike_back), "whole");
-    hd_status status = bench_run(&on, in, it->x);
+    hd_tensor whole = {0};
+    for (int t = 0; it->sliced && t < it->turns; t++)
+        whole = hdi_sequence_slice_to_tokens(p, whole, &back, t, own_back[t], alike_back[t]);
+    if (!it->sliced) whole = hdi_sequence_to_tokens(p, &back, own_back, alike_back);
+    hd_output(p, whole, "whole");
+    hd_status status = bench_run(&on, in, (const float *const[]){it->x, identity()});
     for (int t = 0; t < it->turns && status == HD_OK; t++) {
         status = hd_session_read(on.session, p, own[t], 0, it->own[t]);
         if (status == HD_OK) status = hd_session_read(on.session, p, alike[t], 0, it->alike[t]);
@@ -160,8 +183,9 @@ START_TEST(rows_and_heads_change_places_bit_for_bit)
     static moved it;
     const int ranks = hd_comm_size(hdt_world), rank = hd_comm_rank(hdt_world);
     const bool text_first = _i % 2;
-    it.sequences = sizes[_i / 2][0];
-    it.tokens = sizes[_i / 2][1];
+    it.sliced = _i >= 6;
+    it.sequences = sizes[_i / 2 % 3][0];
+    it.tokens = sizes[_i / 2 % 3][1];
     const int64_t first = hdi_sequence_first(it.tokens, ranks, rank);
     const int64_t own = hdi_sequence_first(it.tokens, ranks, rank + 1) - first;
     hdt_fill(it.x, it.sequences * (TEXT + it.tokens) * COLUMNS, 3);
@@ -187,6 +211,6 @@ END_TEST
 int main(int argc, char **argv)
 {
     TCase *tests = tcase_create("sequence moves");
-    tcase_add_loop_test(tests, rows_and_heads_change_places_bit_for_bit, 0, 6);
+    tcase_add_loop_test(tests, rows_and_heads_change_places_bit_for_bit, 0, 12);
     return hdt_main_ranks(argc, argv, "sequence moves", tests);
 }

@@ -1,6 +1,7 @@
 /* Sampling on layouts. */
 #include "tests/support/hdt_sampling.h"
 
+#include "program/program.h"
 #include "tests/support/hdt_device.h"
 
 void hdt_sampling_of_mmdit(hdt_sampling *it, const hdt_mmdit *file)
@@ -44,28 +45,41 @@ int64_t hdt_sampling_fill(hdt_sampling *it)
     return dims[0] * values;
 }
 
+/* Layers that start as zeros would hide what goes into them. */
+static hd_tensor build_random(void *model, hd_program *program, const hd_stage *stage, hd_tensor x)
+{
+    const hd_tensor out = hd_model_build(model, program, stage, x);
+    for (int i = 0; i < program->use_count; i++) {
+        hd_parameter_options *options = &program->uses[i].options;
+        options->init = HD_INIT_NORMAL;
+        options->std = 0.3;
+    }
+    return out;
+}
+
 static hd_status create(const hdt_sampling *it, const hd_mesh *mesh, const hd_context *context,
                         const hdt_sampling_way *way, hd_sampler **out)
 {
     const int64_t *dims = it->dims;
-    return hd_sampler_create(&(hd_sampler_options){.build = hd_model_build,
-                                                   .user = (void *)(uintptr_t)it->model,
-                                                   .layers = hd_model_layers(it->model),
-                                                   .model = hd_model_video(it->model),
-                                                   .mesh = mesh,
-                                                   .backend = hd_context_backend(context),
-                                                   .shape = {.frames = dims[1],
-                                                             .height = dims[2],
-                                                             .width = dims[3],
-                                                             .masked_frames = it->masked,
-                                                             .steps = 3},
-                                                   .texts = &it->tokens,
-                                                   .text_lengths = 1,
-                                                   .residency = way->residency,
-                                                   .slices = way->slices,
-                                                   .sequence_groups = way->sequence_groups,
-                                                   .tensor_groups = way->tensor_groups},
-                             out);
+    return hd_sampler_create(
+        &(hd_sampler_options){.build = it->weights ? hd_model_build : build_random,
+                              .user = (void *)(uintptr_t)it->model,
+                              .layers = hd_model_layers(it->model),
+                              .model = hd_model_video(it->model),
+                              .mesh = mesh,
+                              .backend = hd_context_backend(context),
+                              .shape = {.frames = dims[1],
+                                        .height = dims[2],
+                                        .width = dims[3],
+                                        .masked_frames = it->masked,
+                                        .steps = 3},
+                              .texts = &it->tokens,
+                              .text_lengths = 1,
+                              .residency = way->residency,
+                              .slices = way->slices,
+                              .sequence_groups = way->sequence_groups,
+                              .tensor_groups = way->tensor_groups},
+        out);
 }
 
 hd_status hdt_sampling_run(hdt_sampling *it, hd_comm *comm, const hd_mesh_options *layout,

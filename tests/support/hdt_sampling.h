@@ -14,7 +14,7 @@ enum { HDT_SAMPLING_VALUES = 4096 };
 /* What is sampled, and what the rank that hears of the last step has seen. */
 typedef struct hdt_sampling {
     const hd_model *model;
-    const char *weights;
+    const char *weights; /* NULL: all of them random, none zero */
     const int64_t *dims; /* channels, frames, height, width */
     int64_t tokens;      /* of the text */
     bool masked;         /* the last frame is given */

@@ -124,12 +124,12 @@ static float *run_mlp(hd_dtype dtype, int64_t rows, int slices, int64_t *count)
  * kernel for it than for all rows. */
 START_TEST(mlp_in_slices_of_rows_has_the_bits_of_all_at_once)
 {
-    static const int64_t rows[] = {1, 2, 63, 64, 65, 129, 700, 1111};
+    static const int64_t rows[] = {1, 2, 63, 64, 65, 68, 129, 700, 1111};
     static const hd_dtype dtypes[] = {HD_DTYPE_F32, HD_DTYPE_BF16, HD_DTYPE_F16};
     for (int d = 0; d < 3; d++) {
         int64_t count, same;
         float *want = run_mlp(dtypes[d], rows[_i], 1, &count);
-        for (int slices = 2; slices <= 9; slices = 2 * slices - 1) {
+        for (int slices = 2; slices <= 33; slices = 2 * slices - 1) {
             float *seen = run_mlp(dtypes[d], rows[_i], slices, &same);
             ck_assert_int_eq(same, count);
             check_same(seen, want, count, dtypes[d], slices);
@@ -400,7 +400,7 @@ int main(void)
 {
     Suite *suite = suite_create("slices");
     TCase *ops = tcase_create("ops"), *samplers = tcase_create("samplers");
-    tcase_add_loop_test(ops, mlp_in_slices_of_rows_has_the_bits_of_all_at_once, 0, 8);
+    tcase_add_loop_test(ops, mlp_in_slices_of_rows_has_the_bits_of_all_at_once, 0, 9);
     tcase_add_loop_test(ops, attention_by_groups_of_heads_has_the_bits_of_all_heads, 0, 8);
     tcase_add_loop_test(ops, golden_models_in_slices_are_as_near_the_reference_and_the_same_bits, 0,
                         HDT_MMDITS);

@@ -70,6 +70,48 @@ static hd_status plan_buckets(planning *p, hdi_train_target *on)
     return status;
 }
 
+/* Another trainer of a rank, for one that has its activations where `code` says. */
+static hd_status plan_rank(planning *p, hdi_train_target *on, int r, int64_t code)
+{
+    hd_trainer_destroy(p->trainers[r]);
+    p->trainers[r] = NULL;
+    on->mesh = p->meshes[r];
+    on->transport = hdi_job_transport(p->config, p->meshes[r], p->backend);
+    on->activations = code;
+    if (r == 0 && !code) HD_RETURN_IF_ERROR(plan_buckets(p, on));
+    const hd_status status =
+        hdi_train_create(on, p->buckets.count ? &p->buckets : NULL, &p->trainers[r]);
+    return status == HD_OK ? status : hdi_error_context(status, "rank %d of %d", r, p->ranks);
+}
+
+static bool shares_activations(const hd_mesh *a, const hd_mesh *b)
+{
+    return hd_mesh_index(a, HD_AXIS_DATA) == hd_mesh_index(b, HD_AXIS_DATA) &&
+           hd_mesh_index(a, HD_AXIS_PIPELINE) == hd_mesh_index(b, HD_AXIS_PIPELINE);
+}
+
+/* As hd_trainer_create does where ranks can ask each other. */
+static hd_status agree(planning *p, hdi_train_target *on)
+{
+    bool changes = true;
+    while (changes) {
+        changes = false;
+        for (int r = 0; r < p->ranks; r++) {
+            const int64_t own = hdi_trainer_activations_code(p->trainers[r]);
+            int64_t code = own;
+            for (int o = 0; o < p->ranks; o++) {
+                if (!shares_activations(p->meshes[r], p->meshes[o])) continue;
+                const int64_t other = hdi_trainer_activations_code(p->trainers[o]);
+                if (code < other) code = other;
+            }
+            if (code == own) continue;
+            HD_RETURN_IF_ERROR(plan_rank(p, on, r, code));
+            changes = true;
+        }
+    }
+    return HD_OK;
+}
+
 static hd_status plan_ranks(planning *p)
 {
     hd_mesh_options options;
@@ -81,14 +123,11 @@ static hd_status plan_ranks(planning *p)
         .config = p->config, .model = p->model, .backend = p->backend, .remedy = true};
     for (int r = 0; r < p->ranks; r++) {
         HD_RETURN_IF_ERROR(hd_mesh_create_fake(r, p->ranks, &options, &p->meshes[r]));
-        on.mesh = p->meshes[r];
-        on.transport = hdi_job_transport(p->config, p->meshes[r], p->backend);
-        if (r == 0) HD_RETURN_IF_ERROR(plan_buckets(p, &on));
-        hd_status status =
-            hdi_train_create(&on, p->buckets.count ? &p->buckets : NULL, &p->trainers[r]);
-        if (status != HD_OK) return hdi_error_context(status, "rank %d of %d", r, p->ranks);
-        HD_RETURN_IF_ERROR(collect_calls(p->trainers[r], &p->calls[r]));
+        HD_RETURN_IF_ERROR(plan_rank(p, &on, r, 0));
     }
+    HD_RETURN_IF_ERROR(agree(p, &on));
+    for (int r = 0; r < p->ranks; r++)
+        HD_RETURN_IF_ERROR(collect_calls(p->trainers[r], &p->calls[r]));
     return hdi_calls_match(p->calls, p->meshes, p->ranks);
 }
 
@@ -154,7 +193,11 @@ static void describe_places(const hd_trainer *trainer, hdi_text *text)
                                         [HD_ACTIVATIONS_INT8] = "int8"};
     const hd_trainer_options *o = &trainer->options;
     if (o->activations != HD_ACTIVATIONS_KEEP)
-        hdi_text_printf(text, "       train.activations=%s\n", names[o->activations]);
+        hdi_text_printf(text, "       train.activations=%s", names[o->activations]);
+    const int blocks = hdi_trainer_layers(trainer);
+    if (o->activation_blocks && o->activation_blocks < blocks)
+        hdi_text_printf(text, ": %d of %d blocks", o->activation_blocks, blocks);
+    if (o->activations != HD_ACTIVATIONS_KEEP) hdi_text_append(text, "\n");
     if (o->residency == HD_RESIDENCY_HOST) describe_blocks(trainer, text);
     if (hdi_trainer_on_host(trainer)) hdi_text_append(text, "       optimizer.residency=host\n");
     if (hdi_trainer_gradients_on_host(trainer))

@@ -76,9 +76,10 @@ typedef struct hdi_train_target {
     hd_model *model;
     const hd_mesh *mesh; /* may be fake */
     const hd_backend *backend;
-    size_t foreign;   /* bytes of the device that others take */
-    size_t transport; /* and communicators */
-    bool remedy;      /* look for settings that fit, for the message */
+    size_t foreign;      /* bytes of the device that others take */
+    size_t transport;    /* and communicators */
+    bool remedy;         /* look for settings that fit, for the message */
+    int64_t activations; /* as another rank has them, for hdi_trainer_adopt; zero: to be chosen */
 } hdi_train_target;
 
 /* The trainer that the configuration asks for; `buckets` of video models, NULL for others. */

@@ -56,6 +56,22 @@ static hd_status check_gradients(const hdi_config *values)
     return HD_OK;
 }
 
+/* The trainer refuses the same, but knows no settings to name. */
+static hd_status check_blocks(const hdi_config *values, int layers, bool keeps)
+{
+    const int64_t blocks = hdi_config_int(values, "train.activation_blocks");
+    if (blocks > layers)
+        return hdi_error(HD_ERROR_CONFIG,
+                         "train.activation_blocks: seen %" PRId64 ", the model has %d blocks",
+                         blocks, layers);
+    if (blocks && keeps)
+        return hdi_error(HD_ERROR_CONFIG,
+                         "train.activation_blocks: seen %" PRId64
+                         " with train.activations keep, want another kind for them",
+                         blocks);
+    return HD_OK;
+}
+
 static hd_status train_options(const hd_config *config, hd_model *model, const hd_mesh *mesh,
                                hd_trainer_options *out)
 {
@@ -74,6 +90,8 @@ static hd_status train_options(const hd_config *config, hd_model *model, const h
         return hdi_error(HD_ERROR_CONFIG,
                          "layout.recompute: seen layer with train.activations %s, want none",
                          hdi_config_string(values, "train.activations"));
+    HD_RETURN_IF_ERROR(check_blocks(values, hd_model_layers(model),
+                                    activations == HD_ACTIVATIONS_KEEP && !recompute));
     HD_RETURN_IF_ERROR(check_gradients(values));
     const hd_dtype gradients = hdi_config_enum(values, "train.gradients") == HDI_JOB_GRADIENTS_BF16
                                    ? HD_DTYPE_BF16
@@ -94,6 +112,7 @@ static hd_status train_options(const hd_config *config, hd_model *model, const h
         .shard_state = hdi_config_enum(values, "layout.shard_state") % HDI_SHARDINGS,
         .activations = activations,
         .recompute = recompute,
+        .activation_blocks = (int)hdi_config_int(values, "train.activation_blocks"),
         .sequence_groups = (int)hdi_config_int(values, "layout.sequence_groups"),
         .tensor_groups = (int)hdi_config_int(values, "layout.tensor_groups"),
         .budget = (size_t)hdi_config_bytes(values, "memory.budget"),
@@ -159,7 +178,9 @@ hd_status hdi_train_create(const hdi_train_target *on, const hdi_video_buckets *
         options.shape_count = buckets->count;
     }
     options.stage_layers = stages;
-    if (status == HD_OK) status = hd_trainer_create(&options, out);
+    if (status == HD_OK)
+        status = on->activations ? hdi_trainer_adopt(&options, on->activations, out)
+                                 : hd_trainer_create(&options, out);
     if (status == HD_ERROR_BUDGET && on->remedy) status = hdi_remedy_add(on->config, &options);
     hdi_free(stages);
     hdi_free(shapes);

@@ -126,6 +126,25 @@ static hd_status check_residency(hd_trainer_options *o)
     return HD_OK;
 }
 
+static hd_status check_activations(hd_trainer_options *o)
+{
+    if (o->recompute && o->activations == HD_ACTIVATIONS_KEEP)
+        o->activations = HD_ACTIVATIONS_RECOMPUTE;
+    o->recompute = o->activations == HD_ACTIVATIONS_RECOMPUTE ||
+                   o->activations == HD_ACTIVATIONS_RECOMPUTE_HOST;
+    if (o->activation_blocks < 0 || o->activation_blocks > o->layers)
+        return hdi_error(HD_ERROR_ARGUMENT,
+                         "trainer: activations of %d blocks are not to be kept, want 0 to %d, as "
+                         "many as there are",
+                         o->activation_blocks, o->layers);
+    if (o->activation_blocks && o->activations == HD_ACTIVATIONS_KEEP)
+        return hdi_error(HD_ERROR_ARGUMENT,
+                         "trainer: activations of %d blocks are not to be kept, and those of all "
+                         "are; want another kind of them",
+                         o->activation_blocks);
+    return HD_OK;
+}
+
 static hd_status check_options(hd_trainer *trainer, const hd_trainer_options *given)
 {
     hd_trainer_options *o = &trainer->options;
@@ -147,10 +166,7 @@ static hd_status check_options(hd_trainer *trainer, const hd_trainer_options *gi
             "shard_state 2 or 3",
             hd_mesh_size(o->mesh, HD_AXIS_COPY), o->shard_state);
     if (o->chunks < 1) o->chunks = 1;
-    if (o->recompute && o->activations == HD_ACTIVATIONS_KEEP)
-        o->activations = HD_ACTIVATIONS_RECOMPUTE;
-    o->recompute = o->activations == HD_ACTIVATIONS_RECOMPUTE ||
-                   o->activations == HD_ACTIVATIONS_RECOMPUTE_HOST;
+    HD_RETURN_IF_ERROR(check_activations(o));
     if (o->chunk_elements == 0) o->chunk_elements = 4 << 20;
     if (o->chunk_elements < 1)
         return hdi_error(HD_ERROR_ARGUMENT, "trainer: chunks of %lld elements, want >= 1",

@@ -94,6 +94,13 @@ struct hd_trainer {
 hd_status hdi_trainer_create_as(const hd_trainer_options *options, bool cuts_blocks,
                                 hd_trainer **out);
 
+/* trainer_choice.c: which activations a trainer does not keep, as a number that is larger for later kinds and
+ * for more blocks; and a trainer that has what such a number says, or, where that does not fit, all blocks of
+ * the kind. Ranks of one data rank and stage must have the same: their collectives of the forward run again in
+ * recomputed blocks. */
+int64_t hdi_trainer_activations_code(const hd_trainer *trainer);
+hd_status hdi_trainer_adopt(const hd_trainer_options *options, int64_t code, hd_trainer **out);
+
 /* trainer_census.c: learn parameters, costs and the boundary; cut the layers into stages. */
 hd_status hdi_census_take(hd_trainer *trainer);
 void hdi_census_release(hdi_census *census);
@@ -108,6 +115,9 @@ hd_status hdi_trainer_record(hd_trainer *trainer, const char *name, hdi_trace_ca
 /* trainer_programs.c: one chunk's program for a purpose, with its backward when training. */
 hd_status hdi_trainer_build_chunk(hd_trainer *trainer, int shape, int chunk, hd_purpose purpose,
                                   hdi_pipeline_chunk *out);
+
+/* Blocks of this rank's stages. */
+int hdi_trainer_layers(const hd_trainer *trainer);
 
 /* Inputs, losses and squares of a finished program are staged where the device lags behind the host. */
 void hdi_trainer_set_staged(const hd_trainer *trainer, hd_program *program);

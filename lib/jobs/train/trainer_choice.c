@@ -2,6 +2,8 @@
 #include "core/error.h"
 #include "jobs/train/trainer.h"
 
+#include <stdint.h>
+
 /* From cheap to dear. Copies of optimizer state cost a part of a step's end; computing again, a third of
  * all micro-batches; copies of activations, what the link is too slow for; those of gradients, both ways
  * in every micro-batch, and of weights, for each forward and backward and for the update, the most. */
@@ -83,28 +85,179 @@ static hd_status keep_blocks(const hd_trainer_options *options, bool cuts_blocks
     return HD_OK;
 }
 
-/* What fits is the cheapest that does. Ranks that sum gradients may choose differently, since their shards
- * and parts differ by a little: their buckets must not. */
-hd_status hd_trainer_create(const hd_trainer_options *options, hd_trainer **out)
+/* Of a trainer in which activations of no block are kept: another that keeps those of as many as there is room
+ * for. */
+static hd_status keep_activations(bool cuts_blocks, hd_trainer **inout)
+{
+    const hd_activations how = (*inout)->options.activations;
+    int too_few = 0, enough = hdi_trainer_layers(*inout);
+    if (how == HD_ACTIVATIONS_KEEP || (*inout)->options.activation_blocks) return HD_OK;
+    while (enough - too_few > 1) {
+        hd_trainer_options fewer = (*inout)->options;
+        hd_trainer *kept = NULL;
+        const int blocks = fewer.activation_blocks = too_few + (enough - too_few) / 2;
+        const hd_status status = hdi_trainer_create_as(&fewer, cuts_blocks, &kept);
+        if (status == HD_ERROR_BUDGET) {
+            too_few = blocks;
+            continue;
+        }
+        HD_RETURN_IF_ERROR(status);
+        hd_trainer_destroy(*inout);
+        *inout = kept;
+        enough = blocks;
+    }
+    return HD_OK;
+}
+
+/* Of this rank, in a step of shape 0 in which it waits for no other. */
+static hd_status step_seconds(const hd_trainer *trainer, double *out)
+{
+    const hdi_trainer_shape *shape = &trainer->shapes[0];
+    double norm, update;
+    *out = 0;
+    for (int c = 0; c < trainer->chunks; c++) {
+        double seconds;
+        HD_RETURN_IF_ERROR(hd_plan_seconds(trainer->plan, shape->train[c].program, &seconds));
+        *out += seconds * shape->is.accumulate;
+    }
+    HD_RETURN_IF_ERROR(hd_plan_seconds(trainer->plan, trainer->norm, &norm));
+    HD_RETURN_IF_ERROR(hd_plan_seconds(trainer->plan, trainer->update, &update));
+    *out += norm + update;
+    return HD_OK;
+}
+
+typedef struct choice {
+    bool cuts_blocks; /* of the layout */
+    hd_trainer *best; /* NULL: none yet */
+    on_host most;     /* of its rung */
+    double seconds;   /* of its step */
+} choice;
+
+/* Of rungs further down those with less of the state on the host may be faster, where a few blocks are enough. */
+static bool may_gain(const choice *c, const struct rung *rung)
+{
+    return !c->best || rung->most < c->most;
+}
+
+/* What is faster for more of the host's memory is not taken: nobody has said how much there is. */
+static bool wins(const choice *c, const hd_trainer *trainer, double seconds)
+{
+    return !c->best || (seconds < c->seconds &&
+                        hd_plan_host_bytes(trainer->plan) <= hd_plan_host_bytes(c->best->plan));
+}
+
+/* Takes the trainer, which has all blocks where the rung says. */
+static hd_status consider(choice *c, const hd_trainer_options *wanted, const struct rung *rung,
+                          hd_trainer *trainer)
+{
+    const hd_trainer_options tried = trainer->options;
+    double seconds = 0;
+    hd_status status = HD_OK;
+    if (wanted->residency == HD_RESIDENCY_AUTO && tried.residency == HD_RESIDENCY_HOST)
+        status = keep_blocks(&tried, c->cuts_blocks, &trainer);
+    if (status == HD_OK && wanted->activations == HD_ACTIVATIONS_AUTO && wanted->budget)
+        status = keep_activations(c->cuts_blocks, &trainer);
+    if (status == HD_OK) status = step_seconds(trainer, &seconds);
+    const bool is_better = status == HD_OK && wins(c, trainer, seconds);
+    hd_trainer_destroy(is_better ? c->best : trainer);
+    if (!is_better) return status;
+    c->best = trainer;
+    c->most = rung->most;
+    c->seconds = seconds;
+    return HD_OK;
+}
+
+/* Ranks that sum gradients may choose differently, since their shards and parts differ by a little: their
+ * buckets must not. */
+static hd_status choose_alone(const hd_trainer_options *options, hd_trainer **out)
 {
     const bool may_stream = options->residency == HD_RESIDENCY_AUTO && options->budget;
     const int others = hd_mesh_ranks(options->mesh) / hd_mesh_size(options->mesh, HD_AXIS_PIPELINE);
-    const bool cuts_blocks = may_stream && others > 1;
+    const bool skips_keep =
+        options->activations == HD_ACTIVATIONS_AUTO && options->activation_blocks;
+    choice c = {.cuts_blocks = may_stream && others > 1};
     hd_status status = HD_OK;
     *out = NULL;
     for (size_t r = 0; r < sizeof rungs / sizeof rungs[0]; r++) {
         hd_trainer_options tried, before;
-        bool is_new = true;
+        bool is_new = !(skips_keep && rungs[r].activations == HD_ACTIVATIONS_KEEP);
         choose(options, &rungs[r], &tried);
         for (size_t earlier = 0; earlier < r && is_new; earlier++) {
             choose(options, &rungs[earlier], &before);
             is_new = !is_same_choice(&tried, &before);
         }
-        if (!is_new) continue;
-        status = hdi_trainer_create_as(&tried, cuts_blocks, out);
-        if (status == HD_OK && may_stream && tried.residency == HD_RESIDENCY_HOST)
-            return keep_blocks(&tried, cuts_blocks, out);
-        if (status != HD_ERROR_BUDGET) return status;
+        if (!is_new || !may_gain(&c, &rungs[r])) continue;
+        hd_trainer *trainer = NULL;
+        status = hdi_trainer_create_as(&tried, c.cuts_blocks, &trainer);
+        if (status == HD_OK) status = consider(&c, options, &rungs[r], trainer);
+        if (status == HD_OK || status == HD_ERROR_BUDGET) continue;
+        hd_trainer_destroy(c.best);
+        return status;
     }
+    *out = c.best;
+    return c.best ? HD_OK : status;
+}
+
+enum { KIND_SHIFT = 32 };
+
+int64_t hdi_trainer_activations_code(const hd_trainer *trainer)
+{
+    const hd_trainer_options *o = &trainer->options;
+    const int blocks = o->activation_blocks ? o->activation_blocks : hdi_trainer_layers(trainer);
+    if (o->activations == HD_ACTIVATIONS_KEEP) return 0;
+    return (int64_t)o->activations << KIND_SHIFT | blocks;
+}
+
+hd_status hdi_trainer_adopt(const hd_trainer_options *options, int64_t code, hd_trainer **out)
+{
+    hd_trainer_options as = *options;
+    as.activations = (hd_activations)(code >> KIND_SHIFT);
+    as.activation_blocks = (int)(code & (((int64_t)1 << KIND_SHIFT) - 1));
+    const hd_status status = choose_alone(&as, out);
+    if (status != HD_ERROR_BUDGET) return status;
+    as.activation_blocks = 0;
+    return choose_alone(&as, out);
+}
+
+/* Over the ranks whose collectives stand in the forward, which runs again in a recomputed block. */
+static hd_status largest(const hd_mesh *mesh, int64_t *inout, int count)
+{
+    const hd_axis axes[] = {HD_AXIS_TENSOR, HD_AXIS_SEQUENCE};
+    for (int i = 0; i < 2; i++) {
+        hd_comm *comm = hd_mesh_comm(mesh, axes[i]);
+        hd_request request;
+        if (!comm || hd_comm_size(comm) < 2) continue;
+        HD_RETURN_IF_ERROR(
+            hd_comm_all_reduce(comm, inout, count, HD_DTYPE_I64, HD_REDUCE_MAX, &request));
+        HD_RETURN_IF_ERROR(hd_comm_wait(comm, &request));
+    }
+    return HD_OK;
+}
+
+/* Each takes the largest code that there is, until all have it. Where one has failed the others go on as they
+ * are: whoever starts the ranks learns of it. */
+static hd_status agree(const hd_trainer_options *options, hd_status status, hd_trainer **inout)
+{
+    const int64_t has_failed = INT64_MAX;
+    for (;;) {
+        const int64_t own = status == HD_OK ? hdi_trainer_activations_code(*inout) : has_failed;
+        int64_t codes[] = {own, -own};
+        const hd_status reduced = largest(options->mesh, codes, 2);
+        if (status == HD_OK) status = reduced;
+        if (reduced != HD_OK || codes[0] == has_failed || codes[0] == -codes[1]) break;
+        if (own == codes[0]) continue;
+        hd_trainer_destroy(*inout);
+        status = hdi_trainer_adopt(options, codes[0], inout);
+    }
+    if (status == HD_OK) return HD_OK;
+    hd_trainer_destroy(*inout);
+    *inout = NULL;
     return status;
+}
+
+hd_status hd_trainer_create(const hd_trainer_options *options, hd_trainer **out)
+{
+    const hd_status status = choose_alone(options, out);
+    const bool is_open = options->activations == HD_ACTIVATIONS_AUTO && options->budget;
+    return is_open ? agree(options, status, out) : status;
 }

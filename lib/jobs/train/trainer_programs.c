@@ -6,6 +6,7 @@
 #include "jobs/stages.h"
 #include "parallel/activations.h"
 
+#include <limits.h>
 #include <string.h>
 
 static void add_backward(hd_program *program, const hdi_trainer_shape *shape, bool last,
@@ -22,6 +23,31 @@ static void add_backward(hd_program *program, const hdi_trainer_shape *shape, bo
         hd_program_fail(program, HD_ERROR_ARGUMENT, "no gradient reaches the stage's input");
 }
 
+static int chunk_layers(const hd_trainer *trainer, int chunk)
+{
+    return trainer->census.stage_layers[chunk * trainer->pipeline + trainer->stage];
+}
+
+/* Of the blocks whose activations are not kept those of this chunk. Earlier chunks come first: more of their
+ * micro-batches are in flight. */
+static int chunk_blocks(const hd_trainer *trainer, int chunk)
+{
+    const int layers = chunk_layers(trainer, chunk);
+    int rest = trainer->options.activation_blocks;
+    if (!rest) return layers;
+    for (int c = 0; c < chunk; c++)
+        rest -= chunk_layers(trainer, c);
+    return rest < 0 ? 0 : rest < layers ? rest : layers;
+}
+
+int hdi_trainer_layers(const hd_trainer *trainer)
+{
+    int layers = 0;
+    for (int c = 0; c < trainer->chunks; c++)
+        layers += chunk_layers(trainer, c);
+    return layers;
+}
+
 /* With one micro-batch in flight the last block's backward follows its forward: what it saved would come
  * back at once. */
 static void move_activations(const hd_trainer *trainer, const hdi_trainer_shape *shape, int chunk,
@@ -29,9 +55,18 @@ static void move_activations(const hd_trainer *trainer, const hdi_trainer_shape 
 {
     const hd_activations how = trainer->options.activations;
     const int in_flight = hdi_schedule_slots(shape->schedule, chunk, HDI_BUFFER_ACTIVATIONS);
-    if (how == HD_ACTIVATIONS_HOST || how == HD_ACTIVATIONS_RECOMPUTE_HOST)
-        hdi_activations_move(program, HDI_SAVED_ON_HOST, in_flight <= 1);
-    if (how == HD_ACTIVATIONS_INT8) hdi_activations_move(program, HDI_SAVED_AS_INT8, false);
+    const int blocks = chunk_blocks(trainer, chunk);
+    const bool all = blocks == chunk_layers(trainer, chunk), again = trainer->options.recompute;
+    hdi_activations_options options = {.again_only = again && !all,
+                                       .blocks = again || all ? INT_MAX : blocks};
+    if (how == HD_ACTIVATIONS_INT8) {
+        options.how = HDI_SAVED_AS_INT8;
+        hdi_activations_move(program, &options);
+    } else if (how == HD_ACTIVATIONS_HOST || how == HD_ACTIVATIONS_RECOMPUTE_HOST) {
+        options.how = HDI_SAVED_ON_HOST;
+        options.keep_last = in_flight <= 1;
+        hdi_activations_move(program, &options);
+    }
 }
 
 /* "train.STAGE", or of further shapes "train.STAGE of shape N". */
@@ -84,7 +119,9 @@ hd_status hdi_trainer_build_chunk(hd_trainer *trainer, int shape_index, int chun
                       .sequences = shape->is.sequences,
                       .tokens = shape->is.tokens,
                       .video = shape->is.video,
-                      .recompute = options->recompute};
+                      .recompute = options->recompute,
+                      .kept_layers =
+                          chunk_layers(trainer, chunk_index) - chunk_blocks(trainer, chunk_index)};
     out->out = options->build(options->user, program, &stage, out->x);
     if (train) {
         add_backward(program, shape, last, out);
