@@ -19,8 +19,6 @@ typedef struct hdi_nccl_options {
         copies; /* direct exchanges (direct.h), too, where all ranks can; the same on all */
     void *
         flags; /* HDI_DIRECT_FLAG_BYTES for them, as hdi_nccl_open_copies has it; outlives the comm */
-    bool
-        gate; /* ranks share a GPU, and are on one host: operations begin when all have come to them */
 } hdi_nccl_options;
 
 /* Ranks of `host`, which is borrowed, by NCCL. Ends in agreement: all ranks get a communicator, or all an

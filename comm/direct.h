@@ -16,8 +16,9 @@ enum {
 typedef enum hdi_copy_engines {
     HDI_COPY_ENGINES_AUTO, /* copy into peers' memory; where GPUs do not reach each other, as HOST; where
                               ranks share one, nothing */
-    HDI_COPY_ENGINES_OFF, /* nothing: exchanges are kernels */
-    HDI_COPY_ENGINES_HOST /* copy to shared host memory, and from there */
+    HDI_COPY_ENGINES_OFF,  /* nothing: exchanges are kernels */
+    HDI_COPY_ENGINES_HOST, /* copy to shared host memory, and from there */
+    HDI_COPY_ENGINES_PEERS /* copy into peers' memory or do nothing, also where ranks share a GPU: for tests */
 } hdi_copy_engines;
 
 /* An exchange that a rank would post: where each peer's part comes to, the bytes of it and of what the peer

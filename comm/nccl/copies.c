@@ -229,6 +229,7 @@ static hd_status open_copies(hdi_nccl_copies *it, hdi_copy_engines engines)
 {
     hd_comm *host = it->state->host;
     HD_RETURN_IF_ERROR(hd_comm_agree(host, prepare(it->state, it)));
+    if (engines == HDI_COPY_ENGINES_PEERS) return try_carrier(it, &hdi_nccl_peers);
     hd_status status = keeps_from_peers(engines)
                            ? hdi_error(HD_ERROR_UNSUPPORTED, "nccl: told not to use peers' memory")
                            : HD_OK;

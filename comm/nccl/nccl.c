@@ -261,7 +261,6 @@ static void nccl_destroy(hd_comm *comm)
         const bool is_clean = hdi_nccl_forget(comm);
         hdi_nccl_close_copies(state);
         hdi_nccl_close_lanes(state, is_clean);
-        hdi_nccl_close_gate(state);
         for (hdi_nccl_state **link = &device->communicators; *link; link = &(*link)->next)
             if (*link == state) {
                 *link = state->next;
@@ -328,7 +327,6 @@ hd_status hdi_comm_create_nccl(hd_comm *host, hdi_nccl_device *device,
     }
     if (options->copies != HDI_COPY_ENGINES_OFF)
         hdi_nccl_open_copies(state, options->copies, options->flags);
-    if (options->gate) hdi_nccl_open_gate(state);
     *out = comm;
     return HD_OK;
 }

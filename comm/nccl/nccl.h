@@ -22,7 +22,6 @@ typedef struct hdi_nccl_lane {
     int from, to, channel; /* ranks of the communicator; channel -1: all ranks */
     bool is_busy;          /* while the watch looks: an earlier operation is not over */
     uint32_t turn;         /* messages, or pieces of them, that went by copy engines */
-    uint32_t met;          /* operations that met at the gate */
 } hdi_nccl_lane;
 
 typedef struct hdi_nccl_operation hdi_nccl_operation;
@@ -42,7 +41,6 @@ struct hdi_nccl_operation {
 
 typedef struct hdi_nccl_state hdi_nccl_state;
 typedef struct hdi_nccl_copies hdi_nccl_copies;
-typedef struct hdi_nccl_gate hdi_nccl_gate;
 
 /* What the NCCL communicators of one device share. */
 struct hdi_nccl_device {
@@ -64,7 +62,6 @@ struct hdi_nccl_state {
     hdi_nccl_lane lanes[HDI_NCCL_LANES];
     int lane_count;
     hdi_nccl_copies *copies; /* owned; NULL: no exchange by copy engines */
-    hdi_nccl_gate *gate;     /* owned; NULL: operations do not meet before they begin */
     hdi_nccl_state *next;
 };
 
@@ -97,16 +94,6 @@ void hdi_nccl_close_copies(hdi_nccl_state *state);
 hdi_nccl_lane *hdi_nccl_copies_lane(const hdi_nccl_copies *copies);
 hd_status hdi_nccl_open_window(hd_comm *comm, void *memory, bool fits, void **window);
 void hdi_nccl_close_window(hd_comm *comm, void *window);
-
-/* The gate of a communicator (gate.c), if all ranks can meet there; else none has one. Collective. */
-void hdi_nccl_open_gate(hdi_nccl_state *state);
-void hdi_nccl_close_gate(hdi_nccl_state *state); /* no lane is at work */
-
-/* What follows on the lane begins when all its ranks have come to it. */
-hd_status hdi_nccl_meet(const hdi_nccl_state *state, hdi_nccl_lane *lane);
-
-/* Nothing waits at it any more. A peer that comes late may write its own word over that of the abort. */
-void hdi_nccl_release_gate(const hdi_nccl_state *state);
 
 /* What goes to each rank, and where what comes from each is to lie; the own goes from one to the other. */
 typedef struct hdi_nccl_parts {

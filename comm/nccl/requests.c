@@ -152,8 +152,7 @@ static hd_status make_room(hdi_nccl_device *device)
 hd_status hdi_nccl_begin(hd_comm *comm, hdi_nccl_lane *lane, const char *name, size_t bytes,
                          int peer, hdi_nccl_operation **out)
 {
-    const hdi_nccl_state *state = hdi_nccl_state_of(comm);
-    hdi_nccl_device *device = state->device;
+    hdi_nccl_device *device = hdi_nccl_state_of(comm)->device;
     if (device->failed != HD_OK) return stopped(device);
     if (!device->free) HD_RETURN_IF_ERROR(make_room(device));
     hdi_nccl_operation *operation = device->free;
@@ -161,7 +160,6 @@ hd_status hdi_nccl_begin(hd_comm *comm, hdi_nccl_lane *lane, const char *name, s
                                             "cudaEventRecord"));
     HD_RETURN_IF_ERROR(hdi_nccl_cuda_status(cudaStreamWaitEvent(lane->stream, operation->ready, 0),
                                             "cudaStreamWaitEvent"));
-    if (state->gate && lane->nccl && !comm->way) HD_RETURN_IF_ERROR(hdi_nccl_meet(state, lane));
     device->free = operation->next;
     operation->comm = comm;
     operation->lane = lane;

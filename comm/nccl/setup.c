@@ -14,7 +14,7 @@
 #include "core/memory.h"
 
 /* Neighbours need little: a message of a pipeline is some MiB, and the cores are for computing. */
-enum { LINK_BLOCKS = 4, END_SECONDS = 5, ABORT_SECONDS = 10, RELEASE_NANOSECONDS = 50000000 };
+enum { LINK_BLOCKS = 4, END_SECONDS = 5, ABORT_SECONDS = 10 };
 
 hd_status hdi_nccl_cuda_status(cudaError_t error, const char *what)
 {
@@ -237,7 +237,6 @@ void hdi_nccl_close_lanes(hdi_nccl_state *state, bool is_clean)
     const double end = hdi_clock_seconds() + END_SECONDS;
     bool is_final[HDI_NCCL_LANES] = {false};
     is_clean = is_clean && state->device->failed == HD_OK;
-    if (!is_clean) hdi_nccl_release_gate(state);
     for (int i = 0; i < state->lane_count && is_clean; i++)
         is_final[i] = state->lanes[i].nccl && begin_end(&state->lanes[i]);
     hdi_nccl_lane *left[HDI_NCCL_LANES];
@@ -260,40 +259,23 @@ void hdi_nccl_close_lanes(hdi_nccl_state *state, bool is_clean)
 }
 
 typedef struct last_resort {
-    const hdi_nccl_device *device;
     pthread_mutex_t mutex;
     pthread_cond_t over;
     bool is_over;
 } last_resort;
 
-static void release_gates(const hdi_nccl_device *device)
-{
-    for (const hdi_nccl_state *state = device->communicators; state; state = state->next)
-        hdi_nccl_release_gate(state);
-}
-
-static struct timespec soon(void)
-{
-    struct timespec at;
-    clock_gettime(CLOCK_REALTIME, &at);
-    at.tv_nsec += RELEASE_NANOSECONDS;
-    at.tv_sec += at.tv_nsec / 1000000000;
-    at.tv_nsec %= 1000000000;
-    return at;
-}
-
 /* An abort that hangs in the driver would leave a rank that nobody can end but the kernel, and its
- * peers waiting. This is the one place where heddle ends a process. Until then gates are kept open. */
+ * peers waiting. This is the one place where heddle ends a process. */
 static void *end_process_if_stuck(void *user)
 {
     last_resort *resort = user;
-    const double end = hdi_clock_seconds() + ABORT_SECONDS;
+    struct timespec end;
+    clock_gettime(CLOCK_REALTIME, &end);
+    end.tv_sec += ABORT_SECONDS;
     pthread_mutex_lock(&resort->mutex);
-    while (!resort->is_over && hdi_clock_seconds() < end) {
-        const struct timespec next = soon();
-        (void)pthread_cond_timedwait(&resort->over, &resort->mutex, &next);
-        release_gates(resort->device);
-    }
+    int result = 0;
+    while (!resort->is_over && result == 0)
+        result = pthread_cond_timedwait(&resort->over, &resort->mutex, &end);
     const bool is_stuck = !resort->is_over;
     pthread_mutex_unlock(&resort->mutex);
     if (is_stuck) kill(getpid(), SIGKILL);
@@ -314,12 +296,10 @@ static int open_lanes(const hdi_nccl_device *device, hdi_nccl_lane **out)
 
 void hdi_nccl_abort_lanes(hdi_nccl_device *device)
 {
-    last_resort resort = {
-        .device = device, .mutex = PTHREAD_MUTEX_INITIALIZER, .over = PTHREAD_COND_INITIALIZER};
+    last_resort resort = {.mutex = PTHREAD_MUTEX_INITIALIZER, .over = PTHREAD_COND_INITIALIZER};
     pthread_t guard;
     for (hdi_nccl_state *state = device->communicators; state; state = state->next)
         hdi_nccl_release_copies(state->copies);
-    release_gates(device);
     const int count = open_lanes(device, NULL);
     hdi_nccl_lane **lanes = hdi_alloc_array((size_t)count + 1, sizeof(hdi_nccl_lane *));
     pthread_t *threads = hdi_alloc_array((size_t)count + 1, sizeof *threads);

@@ -73,11 +73,10 @@ static hd_status create_staged(attachment *it, hd_comm *host, hd_comm **out)
 static hd_status create_nccl(attachment *it, hd_comm *host, int axis, bool links)
 {
     const hd_context *context = it->context;
-    hdi_nccl_options options = {
-        .links = links,
-        .copies = hdi_choose_copy_engines(context->copy_engines, context->is_on_one_host,
-                                          context->shares_gpu),
-        .gate = context->shares_gpu && context->is_on_one_host && !context->no_gates};
+    hdi_nccl_options options = {.links = links,
+                                .copies = hdi_choose_copy_engines(context->copy_engines,
+                                                                  context->is_on_one_host,
+                                                                  context->shares_gpu)};
     if (options.copies != HDI_COPY_ENGINES_OFF &&
         context->backend->reserve(context->device, HDI_DIRECT_FLAG_BYTES, &it->flags[axis]) ==
             HD_OK)

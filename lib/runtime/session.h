@@ -23,7 +23,6 @@ struct hd_context {
     bool is_on_one_host; /* all ranks are */
     bool has_budget;     /* memory is counted: communicators take little of it */
     hdi_copy_engines copy_engines;
-    bool no_gates;      /* where ranks share a GPU, NCCL's operations begin before all have come */
     bool graphs;        /* sessions replay what is the same in every step */
     size_t graph_bytes; /* of the device, in graphs of all sessions */
 };

@@ -14,6 +14,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "tests/gpu/fake_memory.h"
+
 enum { FAKE_RANKS = 8, FAKE_STREAMS = 256 };
 
 static bool fake_reach;             /* GPUs reach each other's memory */
@@ -35,6 +37,7 @@ struct fake_work {
     CUstreamBatchMemOpParams words[FAKE_RANKS];
     fake_event *event;
     long number;
+    void *early; /* what was read at once; owned */
     void (*call)(void *user, long number);
     void *user;
     fake_work *next;
@@ -96,6 +99,7 @@ static void *fake_stream_main(void *user)
     for (fake_work *work = fake_next(it); work; work = fake_next(it)) {
         if (rand_r(&it->seed) % 20 == 0) usleep((unsigned)rand_r(&it->seed) % 1000);
         fake_run(work);
+        free(work->early);
         free(work);
         pthread_mutex_lock(&it->mutex);
         it->done++;
@@ -212,11 +216,16 @@ cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, enum cudaMemcpy
     return cudaSuccess;
 }
 
+/* Host memory that is not pinned is read at once. */
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind,
                             cudaStream_t stream)
 {
-    (void)kind;
-    return fake_put(stream, (fake_work){.kind = FAKE_COPY, .to = to, .from = from, .bytes = bytes});
+    fake_work work = {.kind = FAKE_COPY, .to = to, .from = from, .bytes = bytes};
+    if (kind == cudaMemcpyHostToDevice && !fake_find(fake_pinned, FAKE_PINNED, from)) {
+        work.from = work.early = malloc(bytes);
+        memcpy(work.early, from, bytes);
+    }
+    return fake_put(stream, work);
 }
 
 cudaError_t cudaDriverGetVersion(int *out)
@@ -245,13 +254,18 @@ cudaError_t cudaMemset(void *memory, int value, size_t bytes)
 
 cudaError_t cudaHostRegister(void *memory, size_t bytes, unsigned flags)
 {
-    (void)bytes, (void)flags;
-    return (uintptr_t)memory % 4096 ? cudaErrorInvalidValue : cudaSuccess;
+    fake_range *room = fake_find(fake_pinned, FAKE_PINNED, NULL);
+    (void)flags;
+    if (!room || (uintptr_t)memory % 4096) return cudaErrorInvalidValue;
+    *room = (fake_range){.at = memory, .bytes = bytes};
+    return cudaSuccess;
 }
 
 cudaError_t cudaHostUnregister(void *memory)
 {
-    (void)memory;
+    fake_range *found = fake_find(fake_pinned, FAKE_PINNED, memory);
+    if (!found) return cudaErrorInvalidValue;
+    *found = (fake_range){0};
     return cudaSuccess;
 }
 
@@ -316,6 +330,16 @@ static CUresult fake_words(CUstream stream, unsigned count, CUstreamBatchMemOpPa
     return fake_put(stream, work) == cudaSuccess ? CUDA_SUCCESS : CUDA_ERROR_UNKNOWN;
 }
 
+static CUresult fake_await_word(CUstream stream, CUdeviceptr address, cuuint32_t value,
+                                unsigned flags)
+{
+    CUstreamBatchMemOpParams one = {0};
+    one.waitValue.operation = CU_STREAM_MEM_OP_WAIT_VALUE_32;
+    one.waitValue.address = address;
+    one.waitValue.value = value;
+    return fake_words(stream, 1, &one, flags);
+}
+
 static CUresult fake_text(CUresult result, const char **out)
 {
     (void)result;
@@ -323,21 +347,31 @@ static CUresult fake_text(CUresult result, const char **out)
     return CUDA_SUCCESS;
 }
 
-/* All others take no arguments that matter. */
-static CUresult fake_failure(void)
-{
-    return CUDA_ERROR_NOT_SUPPORTED;
-}
-
 cudaError_t cudaGetDriverEntryPointByVersion(const char *name, void **out, unsigned version,
                                              unsigned long long flags,
                                              enum cudaDriverEntryPointQueryResult *result)
 {
+    const struct {
+        const char *name;
+        void (*call)(void);
+    } calls[] = {{"cuStreamBatchMemOp", (void (*)(void))fake_words},
+                 {"cuStreamWaitValue32", (void (*)(void))fake_await_word},
+                 {"cuGetErrorString", (void (*)(void))fake_text},
+                 {"cuMemGetAddressRange", (void (*)(void))fake_address_range},
+                 {"cuMemRetainAllocationHandle", (void (*)(void))fake_retain},
+                 {"cuMemRelease", (void (*)(void))fake_release},
+                 {"cuMemExportToShareableHandle", (void (*)(void))fake_give},
+                 {"cuMemImportFromShareableHandle", (void (*)(void))fake_take},
+                 {"cuMemAddressReserve", (void (*)(void))fake_reserve_address},
+                 {"cuMemAddressFree", (void (*)(void))fake_free_address},
+                 {"cuMemMap", (void (*)(void))fake_map},
+                 {"cuMemUnmap", (void (*)(void))fake_unmap},
+                 {"cuMemSetAccess", (void (*)(void))fake_set_access}};
     (void)version, (void)flags;
-    *result = cudaDriverEntryPointSuccess;
-    *out = strcmp(name, "cuStreamBatchMemOp") == 0 ? (void *)(uintptr_t)fake_words
-           : strcmp(name, "cuGetErrorString") == 0 ? (void *)(uintptr_t)fake_text
-                                                   : (void *)(uintptr_t)fake_failure;
+    *out = NULL;
+    for (size_t i = 0; i < sizeof calls / sizeof calls[0]; i++)
+        if (strcmp(name, calls[i].name) == 0) *out = (void *)(uintptr_t)calls[i].call;
+    *result = *out ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
     return cudaSuccess;
 }
 

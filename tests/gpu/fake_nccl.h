@@ -7,12 +7,11 @@
 
 #include "tests/gpu/fake_cuda.h"
 
-enum { FAKE_MEETINGS = 512, FAKE_KERNELS = 1 << 30 };
+enum { FAKE_MEETINGS = 512 };
 
-/* Of one NCCL communicator of several processes: how many of its kernels a rank has begun, and to how many its device
- * has come, as tests say. */
+/* Of one NCCL communicator of several processes: how many of its kernels a rank has begun. */
 typedef struct fake_meeting {
-    atomic_int began[FAKE_RANKS], came[FAKE_RANKS];
+    atomic_int began[FAKE_RANKS];
 } fake_meeting;
 
 /* What processes share; tests make it. */
@@ -21,11 +20,9 @@ typedef struct fake_host {
     fake_meeting of[FAKE_MEETINGS];
 } fake_host_memory;
 static fake_host_memory *fake_host;
-static atomic_int fake_early; /* kernels that began before all ranks had come */
 
 struct ncclComm {
     int size, rank, number, kernels;
-    int unannounced; /* kernels before tests say who comes */
     atomic_bool is_aborted;
 };
 
@@ -33,32 +30,10 @@ static void fake_kernel(void *user, long number)
 {
     const ncclComm_t comm = user;
     fake_meeting *meeting = &fake_host->of[comm->number];
-    const int announced = (int)number - comm->unannounced;
-    for (int r = 0; r < comm->size; r++)
-        if (announced > 0 && meeting->came[r] < announced) {
-            fake_early++;
-            break;
-        }
     meeting->began[comm->rank] = (int)number;
     for (int r = 0; r < comm->size; r++)
         while (!comm->is_aborted && meeting->began[r] < number)
             usleep(50);
-}
-
-static void fake_has_come(void *user, long microseconds)
-{
-    const ncclComm_t comm = user;
-    usleep((unsigned)microseconds);
-    fake_host->of[comm->number].came[comm->rank]++;
-}
-
-/* What a test says: after so long this rank's device comes to the next kernel of `comm`. */
-static void fake_come(cudaStream_t stream, ncclComm_t comm, long microseconds)
-{
-    (void)fake_put(stream, (fake_work){.kind = FAKE_CALL,
-                                       .call = fake_has_come,
-                                       .user = comm,
-                                       .number = microseconds});
 }
 
 /* Of a group of sends and receives there is one kernel. */
@@ -136,7 +111,6 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t *out, int size, ncclUniqueId id, 
     ncclComm_t it = calloc(1, sizeof *it);
     it->size = size;
     it->rank = rank;
-    it->unannounced = FAKE_KERNELS;
     memcpy(&it->number, id.internal, sizeof it->number);
     *out = it;
     return ncclInProgress;

@@ -27,7 +27,7 @@ void hdt_copies_release(void)
     if (it->way.window) it->comm->transport->close_window(it->comm, it->way.window);
     it->way.window = NULL;
     (void)hd_comm_barrier(hdt_world);
-    if (it->arena) it->context->backend->release(it->context->device, it->arena, it->arena_bytes);
+    it->context->backend->release(it->context->device, it->arena, it->arena_bytes);
     it->arena = NULL;
 }
 
@@ -38,16 +38,10 @@ void hdt_copies_open(const hd_mesh_options *layout, hd_axis axis, bool through_h
     const hd_context_options options = {.device = "cuda", .share_gpu = true};
     hdt_assert_ok(hd_mesh_create(hdt_world, layout, &it->mesh));
     hdt_assert_ok(hd_context_create_ranked(hdt_world, &options, &it->context));
-    it->context->copy_engines = through_host ? HDI_COPY_ENGINES_HOST : HDI_COPY_ENGINES_AUTO;
-    if (through_host || !it->context->shares_gpu) {
-        hdt_assert_ok(hd_mesh_attach(it->mesh, it->context, HD_DEVICE_TRANSPORT_NCCL));
-        it->comm = hd_mesh_device_comm(it->mesh, axis);
-        hdt_copies_reserve(HDT_ARENA + ((size_t)hd_comm_rank(hdt_world) << 22));
-    }
-    if (it->way.window && it->comm->through_host != through_host) {
-        it->comm->transport->close_window(it->comm, it->way.window);
-        it->way.window = NULL;
-    }
+    it->context->copy_engines = through_host ? HDI_COPY_ENGINES_HOST : HDI_COPY_ENGINES_PEERS;
+    hdt_assert_ok(hd_mesh_attach(it->mesh, it->context, HD_DEVICE_TRANSPORT_NCCL));
+    it->comm = hd_mesh_device_comm(it->mesh, axis);
+    hdt_copies_reserve(HDT_ARENA + ((size_t)hd_comm_rank(hdt_world) << 22));
     if (hd_comm_rank(hdt_world) == 0)
         printf("%scopies %s%s\n", it->way.window ? "" : "skipped: no ",
                through_host ? "through host memory" : "into peers' memory",

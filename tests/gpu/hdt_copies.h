@@ -27,8 +27,8 @@ typedef struct hdt_copies {
 } hdt_copies;
 extern hdt_copies hdt_place;
 
-/* The communicator of an axis of this layout. Where copies go through the host although that is not asked for,
- * there is no window. Collective. */
+/* The communicator of an axis of this layout, of ranks that may share GPUs; no window where copies cannot go that way.
+ * Collective. */
 void hdt_copies_open(const hd_mesh_options *layout, hd_axis axis, bool through_host);
 void hdt_copies_close(void);
 

@@ -2,7 +2,7 @@
  * bytes of the largest buffer over the time (algorithm bandwidth), and what that asks of each link (bus
  * bandwidth); before that, how long it takes to start and to end them. Exchanges and messages go by kernels and,
  * where there is a way, by copy engines; behind all that, what products take beside either. Usage:
- * [SHARE_GPU=1 [HEDDLE_NO_GATES=1]] [THROUGH_HOST=1] mpirun -np RANKS speed_collectives [MIB...]. THROUGH_HOST: copies pass through host
+ * [SHARE_GPU=1] [THROUGH_HOST=1] mpirun -np RANKS speed_collectives [MIB...]. THROUGH_HOST: copies pass through host
  * memory; NCCL_P2P_DISABLE=1: kernels, too. */
 #include <cuda_runtime_api.h>
 #include <inttypes.h>
@@ -11,7 +11,6 @@
 
 #include "backend/cuda/cuda.h"
 #include "comm/direct.h"
-#include "comm/nccl/nccl.h"
 #include "core/clock.h"
 #include "runtime/gpu.h"
 #include "runtime/session.h"
@@ -208,11 +207,6 @@ static void measure_starts(hd_comm *world, hd_context *context)
     }
 }
 
-static bool has_gate(const hd_comm *comm)
-{
-    return comm->transport == &hdi_transport_nccl && hdi_nccl_state_of(comm)->gate;
-}
-
 int main(int argc, char **argv)
 {
     static const int64_t sizes[] = {1, 16, 256};
@@ -239,7 +233,6 @@ int main(int argc, char **argv)
         world, &(hd_context_options){.device = "cuda", .share_gpu = getenv("SHARE_GPU") != NULL},
         &context));
     if (getenv("THROUGH_HOST")) context->copy_engines = HDI_COPY_ENGINES_HOST;
-    context->no_gates = getenv("HEDDLE_NO_GATES") != NULL;
     measure_starts(world, context);
     measure_start(world, &(hd_mesh_options){.pipeline = it.ranks}, context, &mesh);
     it.comm = hd_mesh_device_comm(mesh, HD_AXIS_PIPELINE);
@@ -263,10 +256,9 @@ int main(int argc, char **argv)
                 it.comm, arena, hdi_gpu_can_share(context->ordinal, arena, 2 * bytes),
                 &it.way.window));
         if (it.rank == 0)
-            printf("%s; copies: %s\n", has_gate(it.comm) ? "gates" : "no gates",
-                   !it.way.window          ? "none"
-                   : it.comm->through_host ? "through host memory"
-                                           : "into peers' memory");
+            printf("copies: %s\n", !it.way.window          ? "none"
+                                   : it.comm->through_host ? "through host memory"
+                                                           : "into peers' memory");
         for (size_t o = 0; o < sizeof ops / sizeof ops[0]; o++) {
             if (ops[o].needs_way && !it.way.window) continue;
             const double rate = (double)bytes / measure(&it, ops[o].run) / 1e9;

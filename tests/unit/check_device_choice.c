@@ -105,7 +105,7 @@ END_TEST
 /* Straight to peers by itself only where each rank has a GPU, and never beyond a host. */
 START_TEST(copy_engines_of_ranks_that_share_a_gpu_work_when_told_to)
 {
-    for (hdi_copy_engines asked = HDI_COPY_ENGINES_AUTO; asked <= HDI_COPY_ENGINES_HOST; asked++) {
+    for (hdi_copy_engines asked = HDI_COPY_ENGINES_AUTO; asked <= HDI_COPY_ENGINES_PEERS; asked++) {
         ck_assert_int_eq(hdi_choose_copy_engines(asked, true, false), asked);
         ck_assert_int_eq(hdi_choose_copy_engines(asked, true, true),
                          asked == HDI_COPY_ENGINES_AUTO ? HDI_COPY_ENGINES_OFF : asked);
