@@ -103,6 +103,21 @@ typedef struct mail {
     hd_request requests[2];
 } mail;
 
+static void scribble(void *user, long bytes)
+{
+    usleep(2000);
+    memset(user, -1, (size_t)bytes);
+}
+
+/* Until the device comes to what is posted next, it writes into the room itself. */
+static void use_room(int e, int which)
+{
+    (void)fake_put(it.compute, (fake_work){.kind = FAKE_CALL,
+                                           .call = scribble,
+                                           .user = it.arena + room_of(e, which),
+                                           .number = (long)most_of(e)});
+}
+
 static hd_status post_exchange(mail *one, int e)
 {
     const int rank = it.comm->rank, size = it.comm->size;
@@ -111,6 +126,7 @@ static hd_status post_exchange(mail *one, int e)
         one->send_offsets[r] = sent;
         one->recv_offsets[r] = (int64_t)room_of(e, r);
         it.way.to[r] = room_of(e, rank);
+        use_room(e, r);
         sent += one->send_counts[r] = (int64_t)bytes_of(e, rank, r);
         one->recv_counts[r] = (int64_t)bytes_of(e, r, rank);
     }
@@ -145,10 +161,12 @@ static hd_status pass_message(mail *one, int e, int channel, bool sends)
     const size_t bytes = bytes_of(e, sends ? rank : peer, channel) + 100000;
     const size_t room = room_of(e, FAKE_RANKS + channel);
     char *data = sends ? calloc(1, bytes) : it.arena + room;
-    if (sends)
+    if (sends) {
         one->send = data;
-    else
+    } else {
         one->recv = data;
+        use_room(e, FAKE_RANKS + channel);
+    }
     it.way.to[peer] = room;
     *(sends ? one->send_counts : one->recv_counts) = (int64_t)bytes;
     for (size_t i = 0; i < bytes && sends; i++)
