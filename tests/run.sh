@@ -6,6 +6,7 @@
 # HEDDLE_DEVICE=cuda: on the GPU, and tests/gpu, too. NP: numbers of ranks in place of those; on
 # the GPU 2 4 8.
 # HEDDLE_GRAPHS=1: sessions of ranks replay graphs; on the CPU, those of tests/support/hdt_recorder.h.
+# HEDDLE_COPIES=host, peers: ranks that share a GPU exchange by copy engines, through host memory or into each other's.
 # SANITIZER=memcheck, racecheck, ...: only tests/gpu's programs of one process, under compute-sanitizer.
 # PART=K/N: of check_layouts the K-th of N shares of its layouts.
 # SAN: the sanitizers it was built with. TEST_TIMEOUT: seconds for each program. JOBS: unit programs at once.

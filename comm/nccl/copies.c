@@ -1,7 +1,6 @@
 /* Direct exchanges by copy engines, which leave all blocks to what is computed: which way they go, a trial of it
  * on streams of their own, and their end. Streams wait for words that ranks write for each other, and for nothing
  * else; an abort writes the words itself: no missing peer can hold a device. */
-#include <stdlib.h>
 #include <string.h>
 
 #include "comm/nccl/copies.h"
@@ -187,13 +186,6 @@ static hd_status try_carrier(hdi_nccl_copies *it, const hdi_nccl_carrier *carrie
     return status;
 }
 
-/* NCCL's own word for GPUs that must not use each other's memory counts here, too. */
-static bool keeps_from_peers(hdi_copy_engines engines)
-{
-    const char *disabled = getenv("NCCL_P2P_DISABLE");
-    return engines == HDI_COPY_ENGINES_HOST || (disabled && atoi(disabled) != 0);
-}
-
 /* Of the GPUs of other ranks; of one that this process does not see (CUDA_VISIBLE_DEVICES) it is not known. */
 typedef char bus_name[32];
 
@@ -229,22 +221,15 @@ static hd_status open_copies(hdi_nccl_copies *it, hdi_copy_engines engines)
 {
     hd_comm *host = it->state->host;
     HD_RETURN_IF_ERROR(hd_comm_agree(host, prepare(it->state, it)));
-    if (engines == HDI_COPY_ENGINES_PEERS) return try_carrier(it, &hdi_nccl_peers);
-    hd_status status = keeps_from_peers(engines)
-                           ? hdi_error(HD_ERROR_UNSUPPORTED, "nccl: told not to use peers' memory")
-                           : HD_OK;
-    status = hd_comm_agree(host, status);
-    if (status == HD_OK) {
-        bool reach = false;
-        status = try_carrier(it, &hdi_nccl_peers);
-        if (status == HD_OK) return HD_OK;
-        hdi_log(HD_LOG_DEBUG, "comm '%s': no copies into peers' memory: %s", host->name,
-                hd_last_error());
-        (void)cudaGetLastError();
-        HD_RETURN_IF_ERROR(all_reach(it->state, &reach));
-        if (reach) return status;
-    }
-    return try_carrier(it, &hdi_nccl_mails);
+    if (engines == HDI_COPY_ENGINES_HOST) return try_carrier(it, &hdi_nccl_mails);
+    const hd_status status = try_carrier(it, &hdi_nccl_peers);
+    if (status == HD_OK || engines == HDI_COPY_ENGINES_PEERS) return status;
+    hdi_log(HD_LOG_DEBUG, "comm '%s': no copies into peers' memory: %s", host->name,
+            hd_last_error());
+    (void)cudaGetLastError();
+    bool reach = false;
+    HD_RETURN_IF_ERROR(all_reach(it->state, &reach));
+    return reach ? status : try_carrier(it, &hdi_nccl_mails);
 }
 
 void hdi_nccl_open_copies(hdi_nccl_state *state, hdi_copy_engines engines, void *flags)

@@ -254,31 +254,28 @@ END_TEST
 
 typedef enum found { NOTHING, PEERS, HOST } found;
 
-/* Into peers' memory where it can be mapped; mailboxes take its place where GPUs do not reach each other, or may not. */
+/* Into peers' memory where it can be mapped; mailboxes take its place where GPUs do not reach each other. */
 START_TEST(copies_go_the_way_that_is_asked_for_and_there)
 {
     static const struct {
         hdi_copy_engines asked;
-        bool maps, reach, disabled;
+        bool maps, reach;
         found wanted;
-    } ways[] = {{HDI_COPY_ENGINES_AUTO, false, false, false, HOST},
-                {HDI_COPY_ENGINES_AUTO, false, true, false, NOTHING},
-                {HDI_COPY_ENGINES_AUTO, true, false, false, PEERS},
-                {HDI_COPY_ENGINES_AUTO, true, true, false, PEERS},
-                {HDI_COPY_ENGINES_AUTO, true, true, true, HOST},
-                {HDI_COPY_ENGINES_HOST, true, true, false, HOST},
-                {HDI_COPY_ENGINES_PEERS, true, false, false, PEERS},
-                {HDI_COPY_ENGINES_PEERS, false, false, false, NOTHING},
-                {HDI_COPY_ENGINES_OFF, true, true, false, NOTHING}};
+    } ways[] = {{HDI_COPY_ENGINES_AUTO, false, false, HOST},
+                {HDI_COPY_ENGINES_AUTO, false, true, NOTHING},
+                {HDI_COPY_ENGINES_AUTO, true, false, PEERS},
+                {HDI_COPY_ENGINES_AUTO, true, true, PEERS},
+                {HDI_COPY_ENGINES_HOST, true, true, HOST},
+                {HDI_COPY_ENGINES_PEERS, true, false, PEERS},
+                {HDI_COPY_ENGINES_PEERS, false, false, NOTHING},
+                {HDI_COPY_ENGINES_OFF, true, true, NOTHING}};
     found got[sizeof ways / sizeof ways[0]];
     for (size_t i = 0; i < sizeof ways / sizeof ways[0]; i++) {
         fake_maps = ways[i].maps;
         fake_reach = ways[i].reach;
-        if (ways[i].disabled) setenv("NCCL_P2P_DISABLE", "1", 1);
         open_place(ways[i].asked);
         got[i] = !it.way.window ? NOTHING : it.comm->through_host ? HOST : PEERS;
         close_place();
-        unsetenv("NCCL_P2P_DISABLE");
     }
     for (size_t i = 0; i < sizeof ways / sizeof ways[0]; i++)
         ck_assert_int_eq(got[i], ways[i].wanted);
