@@ -55,9 +55,10 @@ static hd_status place_shards(hd_mesh *mesh)
     const int data = sizes[HD_AXIS_DATA], sequence = sizes[HD_AXIS_SEQUENCE];
     const int group = sizes[HD_AXIS_SHARD] ? sizes[HD_AXIS_SHARD] : data;
     if (group < 1 || data % group || (group == 1 && data > 1))
-        return hdi_error(HD_ERROR_CONFIG,
-                         "layout: shard_group is %d with data %d, want a divisor of it above 1",
-                         group, data);
+        return hdi_error(
+            HD_ERROR_CONFIG,
+            "layout.shard_group is %d with %d data ranks, want a divisor of it above 1", group,
+            data);
     sizes[HD_AXIS_REPLICA] = sequence * data;
     strides[HD_AXIS_REPLICA] = strides[HD_AXIS_SEQUENCE];
     indices[HD_AXIS_REPLICA] = indices[HD_AXIS_DATA] * sequence + indices[HD_AXIS_SEQUENCE];
@@ -77,7 +78,7 @@ static hd_status place(hd_mesh *mesh, int rank, int ranks, const hd_mesh_options
     int64_t product = 1;
     for (int axis = HD_AXIS_TENSOR; axis < HD_AXIS_REPLICA; axis++) {
         if (sizes[axis] < 0)
-            return hdi_error(HD_ERROR_CONFIG, "layout: %s is %d, want at least 1", axis_names[axis],
+            return hdi_error(HD_ERROR_CONFIG, "layout.%s is %d, want at least 1", axis_names[axis],
                              sizes[axis]);
         if (!hdi_mul_i64(product, sizes[axis], &product))
             return hdi_error(HD_ERROR_CONFIG, "layout: the sizes' product overflows");
@@ -89,7 +90,7 @@ static hd_status place(hd_mesh *mesh, int rank, int ranks, const hd_mesh_options
                          sizes[HD_AXIS_TENSOR], (long long)product, ranks);
     mesh->ring = options->ring == 0 ? 1 : options->ring;
     if (mesh->ring < 1 || sizes[HD_AXIS_SEQUENCE] % mesh->ring)
-        return hdi_error(HD_ERROR_CONFIG, "layout: ring is %d, want a divisor of sequence %d",
+        return hdi_error(HD_ERROR_CONFIG, "layout.ring is %d, want a divisor of layout.sequence %d",
                          mesh->ring, sizes[HD_AXIS_SEQUENCE]);
     mesh->rank = rank;
     mesh->ranks = ranks;

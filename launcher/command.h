@@ -20,8 +20,7 @@ typedef struct job_request {
     bool ema;              /* convert */
     const char *directory; /* plan */
     hd_data_options data;  /* data */
-    bool share_gpu;
-    bool sample; /* plan */
+    bool sample;           /* plan */
     bool print, show_config, quiet, verbose;
 } job_request;
 
@@ -51,7 +50,7 @@ enum {
     KEY_EMA,
     KEY_SAMPLE,
     KEY_SHOW_CONFIG,
-    KEY_SHARE_GPU,
+    KEY_OF_CONFIG, /* its doc begins with the key that it stands for */
     KEY_WIDTH,
     KEY_HEIGHT,
     KEY_FRAMES,
@@ -62,7 +61,7 @@ enum {
     KEY_TEXT_COLUMNS
 };
 
-/* Options that every command has; those with a configuration have one more. */
+/* Options that every command has; those with a configuration have some more. */
 extern const struct argp_option common_options[], config_options[];
 
 /* The words of a command line, argv[0] being the command's name: zero, or the exit status after an

@@ -16,6 +16,12 @@ static hd_status run_train(const job_request *request)
         hd_train_run(request->config, shows ? show_progress : NULL, NULL, &result);
     end_progress();
     if (status != HD_OK || !shows) return status;
+    if (result.first_step_seconds == 0) {
+        printf("%" PRId64 " steps were done already (train.steps, run.directory)\n"
+               "everything is in %s\n",
+               result.steps, result.directory);
+        return HD_OK;
+    }
     printf("%" PRId64 " steps, loss %.4f", result.steps, result.loss);
     if (!isnan(result.validation_loss)) printf(", validation %.4f", result.validation_loss);
     if (!isnan(result.entropy)) printf(" (unigram entropy of the text: %.4f)", result.entropy);
@@ -103,7 +109,12 @@ const struct argp_option config_options[] = {
     {.name = "show-config",
      .key = KEY_SHOW_CONFIG,
      .doc = "print the configuration as it would be used, and stop"},
-    {.name = "share-gpu", .key = KEY_SHARE_GPU, .doc = "run.share_gpu=true"},
+    {.name = "memory",
+     .key = KEY_OF_CONFIG,
+     .arg = "BYTES",
+     .doc = "memory.budget: device memory of a rank, such as 24GiB"},
+    {.name = "device", .key = KEY_OF_CONFIG, .arg = "NAME", .doc = "run.device: auto, cpu or cuda"},
+    {.name = "share-gpu", .key = KEY_OF_CONFIG, .doc = "run.share_gpu=true"},
     {0}};
 
 static const struct argp_option generate_options[] = {
@@ -138,7 +149,10 @@ static const struct argp_option data_options[] = {
      .key = KEY_WIDTH,
      .arg = "N",
      .doc = "pictures are scaled and cut to this width (default: images as they are, shapes 24)"},
-    {.name = "height", .key = KEY_HEIGHT, .arg = "N", .doc = "and to this height"},
+    {.name = "height",
+     .key = KEY_HEIGHT,
+     .arg = "N",
+     .doc = "pictures are scaled and cut to this height, too"},
     {.name = "frames", .key = KEY_FRAMES, .arg = "N", .doc = "frames of a clip (default 8)"},
     {.name = "stride",
      .key = KEY_STRIDE,
@@ -201,7 +215,7 @@ const command_row commands[] = {
      .details = "Shows for each pipeline stage what memory holds, the costs and the schedule's "
                 "bubble, and checks that the ranks' communication matches. Needs neither MPI nor "
                 "the memory that it plans. What does not fit is named with the cheapest remedy.",
-     .sections = "model data train video optimizer layout memory sample",
+     .sections = "model data train video optimizer layout memory sample run",
      .options = plan_options,
      .most = 1,
      .is_local = true,

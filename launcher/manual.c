@@ -92,7 +92,7 @@ static void write_keys(void)
     section(
         "CONFIGURATION",
         "CONFIG is a JSON file of nested objects, {\"train\": {\"steps\": 500}}. On the command "
-        "line the same is --train.steps=500 or --train.steps 500, which goes before the file. "
+        "line the same is --train.steps=500 or --train.steps 500, which wins over the file. "
         "A key that is not known, or a value of another type, is refused. All commands read "
         "the same file; each takes what it needs.");
     for (int i = 0; i < hd_config_options(); i++) {
@@ -108,17 +108,20 @@ void print_manual(void)
 {
     request_line(".\\\" Made by heddle --man.");
     request_line(".TH HEDDLE 1 \"\" \"heddle " HD_VERSION_STRING "\" \"User Commands\"");
-    section("NAME", "heddle - train transformers, and let them write, over many ranks");
+    section("NAME",
+            "heddle - train transformers, sample videos and texts from them, over many ranks");
     section("SYNOPSIS", "heddle COMMAND [ARGUMENTS] [--section.key=value ...]");
     request_line(".br");
     write_roff("heddle-run -np N COMMAND [ARGUMENTS] [--section.key=value ...]\n");
     section(
         "DESCRIPTION",
         "heddle splits a transformer over ranks (processes), each with a device of its own: its "
-        "layers (layout.pipeline), the batch (layout.data) and the optimizer's state "
+        "layers (layout.pipeline), the batch (layout.data), the tokens of a sequence or video "
+        "(layout.sequence), each layer (layout.tensor), optimizer states, gradients and weights "
         "(layout.shard_state). Every byte is placed before anything is allocated. The layout "
         "changes speed and memory, not results; with layout.reduction=exact not even the last "
-        "bit. Without heddle-run or mpirun a command runs as one rank.");
+        "bit (of data, pipeline and state sharding). Without heddle-run or mpirun a command runs "
+        "as one rank.");
     write_commands();
     write_keys();
     section("ENVIRONMENT", NULL);

@@ -53,7 +53,7 @@ bool in_sections(const char *key, const char *sections)
 }
 
 /* Every long option that is not the command's own is a key of the configuration, so that a mistyped
- * one is refused there, with the nearest key. */
+ * one is refused there, with the nearest key. Some keys have a short name, too. */
 static bool split(const command_row *command, int argc, char **argv, split_words *out)
 {
     for (int i = 0; i < argc; i++) {
@@ -66,7 +66,8 @@ static bool split(const command_row *command, int argc, char **argv, split_words
         const bool is_long = i > 0 && strncmp(word, "--", 2) == 0;
         const size_t length = is_long ? strcspn(word + 2, "=") : 0;
         const struct argp_option *own = is_long ? own_option(command, word + 2, length) : NULL;
-        if (!is_long || own) {
+        const bool is_key = own && own->key == KEY_OF_CONFIG;
+        if (!is_long || (own && !is_key)) {
             out->rest[out->rest_count++] = word;
             if (own && own->arg && word[2 + length] != '=' && i + 1 < argc)
                 out->rest[out->rest_count++] = argv[++i];
@@ -78,10 +79,14 @@ static bool split(const command_row *command, int argc, char **argv, split_words
             return false;
         }
         override *it = &out->overrides[out->override_count++];
-        it->key = strndup(word + 2, length);
-        it->value = word[2 + length] == '=' ? word + 3 + length : argv[++i];
+        it->key = is_key ? strndup(own->doc, strcspn(own->doc, ":=")) : strndup(word + 2, length);
+        if (word[2 + length] == '=')
+            it->value = word + 3 + length;
+        else
+            it->value = is_key && !own->arg ? "true" : argv[++i];
         if (i < argc && it->key) continue;
-        usage_error("%s lacks its value: %s=VALUE or %s VALUE", word, word, word);
+        usage_error("%s lacks its value (%s): %s=VALUE or %s VALUE", word, it->key ? it->key : "",
+                    word, word);
         return false;
     }
     return true;
@@ -142,7 +147,6 @@ static error_t parse_option(int key, char *text, struct argp_state *state)
     case KEY_SAMPLE: request->sample = true; return 0;
     case KEY_EMA: request->ema = true; return 0;
     case KEY_DIRECTORY: request->directory = text; return 0;
-    case KEY_SHARE_GPU: request->share_gpu = true; return 0;
     case KEY_PROMPT: request->prompts[request->prompt_count++] = text; return 0;
     case KEY_RANKS:
         if (!parse_count(text, 1 << 20, &count))
@@ -254,8 +258,6 @@ static hd_status make_config(const split_words *words, job_request *out)
     for (int i = 0; i < words->override_count && status == HD_OK; i++)
         status = hd_config_set(out->config, words->overrides[i].key, words->overrides[i].value);
     if (status == HD_OK && out->prompt_count) status = set_prompts(out);
-    if (status == HD_OK && out->share_gpu)
-        status = hd_config_set(out->config, "run.share_gpu", "true");
     return status;
 }
 

@@ -151,7 +151,7 @@ static hd_status check_sizes(const hdi_balance_options *options)
         needed += fewest(options, stage);
     if (options->layers < needed)
         return hdi_error(HD_ERROR_CONFIG,
-                         "balance: %d layers cannot fill %d pipeline stages (at least %d layers): "
+                         "%d layers cannot fill %d pipeline stages (at least %d layers): "
                          "use fewer pipeline ranks or fewer chunks per rank",
                          options->layers, options->stages, needed);
     return HD_OK;
@@ -212,19 +212,19 @@ hd_status hdi_balance_check(const int *counts, int count, const hdi_balance_opti
     HD_RETURN_IF_ERROR(check_sizes(options));
     if (count != options->stages)
         return hdi_error(HD_ERROR_CONFIG,
-                         "layers per stage: %d entries, want one for each of %d "
+                         "layout.stages: %d entries, want one for each of %d "
                          "pipeline stages",
                          count, options->stages);
     int64_t sum = 0;
     for (int stage = 0; stage < count; stage++) {
         if (counts[stage] < fewest(options, stage))
-            return hdi_error(HD_ERROR_CONFIG, "layers per stage: entry %d is %d, want at least %d",
+            return hdi_error(HD_ERROR_CONFIG, "layout.stages: entry %d is %d, want at least %d",
                              stage, counts[stage], fewest(options, stage));
         sum += counts[stage];
     }
     if (sum != options->layers)
         return hdi_error(HD_ERROR_CONFIG,
-                         "layers per stage: the entries add up to %lld, the model has %d layers",
+                         "layout.stages: the entries add up to %lld, the model has %d layers",
                          (long long)sum, options->layers);
     return HD_OK;
 }
@@ -239,7 +239,7 @@ hd_status hdi_balance_parse(const char *text, const hdi_balance_options *options
         const long value = strtol(next, &end, 10);
         if (end == next || (*end != ',' && *end != '\0') || value < 0 || value > options->layers)
             return hdi_error(HD_ERROR_CONFIG,
-                             "layers per stage: entry %d of \"%s\" is not a number from 0 to %d",
+                             "layout.stages: entry %d of \"%s\" is not a number from 0 to %d",
                              count, text, options->layers);
         if (count < options->stages) counts_out[count] = (int)value;
         more = *end == ',';

@@ -71,8 +71,8 @@ static hd_status check_options(const hdi_schedule_options *options)
                          options->chunks, options->stages, options->micro_batches, MOST_CHUNK_RUNS);
     if (options->kind == HDI_SCHEDULE_ONE_F_ONE_B && options->chunks > 1)
         return hdi_error(HD_ERROR_CONFIG,
-                         "schedule 1f1b runs one chunk per stage, chunks is %d: choose the "
-                         "schedule \"interleaved\", or 1 chunk",
+                         "layout.schedule 1f1b runs one chunk a stage, layout.chunks is %d: choose "
+                         "the schedule \"interleaved\", or 1 chunk",
                          options->chunks);
     return HD_OK;
 }

@@ -3,8 +3,9 @@
 # Usage: tests/run.sh [BUILD_FOLDER [NAME_PATTERN]], from the root of the source.
 # RANKS: the numbers of ranks for tests/multi, unless the test's source says /* ranks: 2 4 */; it may say
 # /* ranks: 2 4, at most 5 */ where it has no work for more.
-# HEDDLE_DEVICE=cuda: on the GPU, and tests/gpu, too. NP: numbers of ranks in place of those; on
-# the GPU 2 4 8.
+# HEDDLE_DEVICE=cuda: on the GPU, and tests/gpu, too; without it, of tests/gpu those whose source says
+# /* device: none */, where CUDA was built. NP: numbers of ranks in place of those; on the GPU 2 4 8.
+# What a program says it skipped is shown, and counted neither as passed nor as failed.
 # HEDDLE_GRAPHS=1: sessions of ranks replay graphs; on the CPU, those of tests/support/hdt_recorder.h.
 # HEDDLE_COPIES=host, peers: ranks that share a GPU exchange by copy engines, through host memory or into each other's.
 # SANITIZER=memcheck, racecheck, ...: only tests/gpu's programs of one process, under compute-sanitizer.
@@ -123,6 +124,7 @@ count_script() { # name
 report() { # name checks bad status seconds
     if [ "$3" = 0 ]; then
         show ok "$1" "$2" "$5"
+        sed -n 's/^skipped: /      skipped: /p' "$work/${1//[\/ ]/_}.out" | sort -u
         return
     fi
     fail "$1" "$3"
@@ -150,6 +152,14 @@ most_of() { # folder name: the most ranks that it has work for, if its source na
     sed -nE 's|.*/\* ranks: [0-9 ]+, at most ([0-9]+) \*/.*|\1|p' "tests/$1/$2.c" | head -n 1
 }
 
+needs_no_device() { # name: of tests/gpu
+    grep -qxF '/* device: none */' "tests/gpu/$1.c"
+}
+
+built_cuda() { # as make says, and what it left
+    [ "${CUDA:-1}" = 1 ] && [ -e "$build/lib/backend/cuda/backend.o" ]
+}
+
 run_on_ranks() { # folder name numbers
     local n most
     most=$(most_of "$1" "$2")
@@ -162,22 +172,34 @@ run_on_ranks() { # folder name numbers
 
 start=$EPOCHREALTIME
 
-names=$(programs unit)
-for name in $names; do
+single=$(programs unit | sed 's|^|unit/|')
+several=$(programs multi | sed 's|^|multi/|') # of ranks
+if [ "$device" != cuda ]; then
+    for name in $(programs gpu); do
+        needs_no_device "$name" || continue
+        if ! built_cuda; then
+            echo "skip  gpu/$name: built without CUDA"
+        elif [ -n "$(ranks_of gpu "$name")" ]; then
+            several+=" gpu/$name"
+        else
+            single+=" gpu/$name"
+        fi
+    done
+fi
+for name in $single; do
     while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do wait -n; done
-    run "unit/$name" "$build/tests/unit/$name" &
+    run "$name" "$build/tests/$name" &
 done
 wait
-for name in $names; do count "unit/$name"; done
+for name in $single; do count "$name"; done
 
-names=$(programs multi)
-if [ -n "$names" ] && ! command -v mpirun >/dev/null; then
-    echo "FAIL  mpirun is not in PATH: tests/multi cannot run (Debian, Ubuntu: openmpi-bin)"
-    fail "mpirun" "$(wc -w <<<"$names")"
-    names=
+if [ -n "$several" ] && ! command -v mpirun >/dev/null; then
+    echo "FAIL  mpirun is not in PATH: tests of ranks cannot run (Debian, Ubuntu: openmpi-bin)"
+    fail "mpirun" "$(wc -w <<<"$several")"
+    several=
 fi
-for name in $names; do
-    run_on_ranks multi "$name" "$(ranks_of multi "$name")"
+for name in $several; do
+    run_on_ranks "${name%/*}" "${name#*/}" "$(ranks_of "${name%/*}" "${name#*/}")"
 done
 
 under=()

@@ -158,7 +158,9 @@ static hd_status try_exchange(const hdi_nccl_state *state, hdi_nccl_copies *it)
     for (int r = 0; r < comm->size; r++)
         for (int i = 0; i < TRIAL_BLOCK; i++)
             if (values[r * TRIAL_BLOCK + i] != trial_value(r, comm->rank))
-                return hdi_error(HD_ERROR_DEVICE, "nccl: copies of rank %d do not arrive", r);
+                return hdi_error(HD_ERROR_DEVICE,
+                                 "nccl: copies of rank %d do not arrive: byte %d is %d, want %d", r,
+                                 i, values[r * TRIAL_BLOCK + i], trial_value(r, comm->rank));
     return HD_OK;
 }
 

@@ -3,6 +3,7 @@
 #include "comm/nccl/window.h"
 
 #include <cuda.h>
+#include <errno.h>
 #include <inttypes.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -119,7 +120,10 @@ static hd_status prepare(opening *it, void *memory)
     HD_RETURN_IF_ERROR(status_of(calls->range(&base, &bytes, (CUdeviceptr)(uintptr_t)memory),
                                  "cuMemGetAddressRange"));
     if (base != (CUdeviceptr)(uintptr_t)memory)
-        return hdi_error(HD_ERROR_UNSUPPORTED, "nccl: the memory begins no piece of the driver's");
+        return hdi_error(HD_ERROR_UNSUPPORTED,
+                         "nccl: the memory is %zu bytes into a piece of the driver's of %zu, want "
+                         "its begin",
+                         (size_t)((CUdeviceptr)(uintptr_t)memory - base), bytes);
     *own = (name){.process = getpid(), .at = (uint64_t)(uintptr_t)memory, .bytes = bytes};
     CUmemGenericAllocationHandle handle;
     HD_RETURN_IF_ERROR(status_of(calls->retain(&handle, memory), "cuMemRetainAllocationHandle"));
@@ -132,7 +136,7 @@ static hd_status prepare(opening *it, void *memory)
     const socklen_t length = address_of(own, &address);
     it->socket = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     if (it->socket < 0 || bind(it->socket, (struct sockaddr *)&address, length))
-        return hdi_error(HD_ERROR_IO, "nccl: no socket for handles");
+        return hdi_error(HD_ERROR_IO, "nccl: no socket for handles: %s", strerror(errno));
     return HD_OK;
 }
 
@@ -170,8 +174,10 @@ static hd_status send_own(const opening *it, int peer)
     head->cmsg_type = SCM_RIGHTS;
     head->cmsg_len = CMSG_LEN(sizeof(int));
     memcpy(CMSG_DATA(head), &it->own, sizeof(int));
-    if (sendmsg(it->socket, &message, MSG_DONTWAIT) != (ssize_t)sizeof rank)
-        return hdi_error(HD_ERROR_IO, "nccl: no handle reaches rank %d of this host", peer);
+    const ssize_t sent = sendmsg(it->socket, &message, MSG_DONTWAIT);
+    if (sent != (ssize_t)sizeof rank)
+        return hdi_error(HD_ERROR_IO, "nccl: no handle reaches rank %d of this host: %s", peer,
+                         sent < 0 ? strerror(errno) : "cut short");
     return HD_OK;
 }
 
@@ -192,11 +198,17 @@ static hd_status receive(const opening *it, int *peer, int *descriptor)
                              .msg_controllen = sizeof extra.room};
     *peer = *descriptor = -1;
     const ssize_t bytes = recvmsg(it->socket, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    const char *why = bytes < 0 ? strerror(errno) : NULL;
     const struct cmsghdr *head = bytes == (ssize_t)sizeof *peer ? CMSG_FIRSTHDR(&message) : NULL;
     if (head && head->cmsg_type == SCM_RIGHTS) memcpy(descriptor, CMSG_DATA(head), sizeof(int));
     if (*descriptor >= 0 && *peer >= 0 && *peer < it->window->ranks) return HD_OK;
     if (*descriptor >= 0) (void)close(*descriptor);
-    return hdi_error(HD_ERROR_IO, "nccl: a rank of this host has sent no handle");
+    return why ? hdi_error(HD_ERROR_IO, "nccl: a rank of this host has sent no handle: %s", why)
+               : hdi_error(
+                     HD_ERROR_IO,
+                     "nccl: seen a message of %zd bytes of rank %d, want %zu and a handle, of "
+                     "a rank of this host",
+                     bytes, *peer, sizeof *peer);
 }
 
 static hd_status map(hdi_nccl_window *window, int peer, size_t bytes, int descriptor)

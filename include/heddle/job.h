@@ -54,16 +54,22 @@ typedef bool (*hd_progress_fn)(void *user, const hd_progress *progress);
 HD_API size_t hd_progress_format(const hd_progress *progress, int columns, char *out, size_t bytes);
 
 typedef struct hd_train_result {
-    int64_t steps;             /* at the end, those before a resume included */
-    double loss;               /* of the last step */
-    double validation_loss;    /* of the last validation; NaN if there was none */
-    double entropy;            /* of a corpus: nats per token of its unigram distribution; of
+    int64_t steps;          /* at the end, those before a resume included */
+    double loss;            /* of the last step */
+    double validation_loss; /* of the last validation; NaN if there was none */
+    double entropy;         /* of a corpus: nats per token of its unigram distribution; of
                                   videos NaN */
-    double first_step_seconds; /* from the start of the process to the end of the first step */
-    double tokens_per_second;  /* over all steps but the first */
+    double
+        first_step_seconds; /* from the start of the process to the end of the first step; 0: there
+                                  was none to do */
+    double tokens_per_second; /* over all steps but the first */
     /* With run.trace the shares of the time of all steps but the first in which devices stood, waiting for
      * copies from or to the host, for other ranks, and for the host; else NaN. */
     double exposed_copies, exposed_communication, exposed_host;
+    /* Bytes of a device as planned, and in use: the most that was read while training, in a validation and while
+     * saving, of the rank with the most; 0: there was none. All of the process is counted, and other
+     * programs; ranks that share a device count alike. On the CPU it is the machine's memory. */
+    size_t planned_bytes, training_bytes, validation_bytes, save_bytes;
     uint64_t weights_hash;
     char directory[1024]; /* of the run */
 } hd_train_result;

@@ -23,7 +23,7 @@ typedef enum hd_region {
     HD_REGION_SAVED,     /* activations kept for the backward, per micro-batch in flight */
     HD_REGION_BOUNDARY,  /* tensors that travel between pipeline stages */
     HD_REGION_TRANSIENT, /* activations, workspaces and staging that die within a program */
-    HD_REGION_FOREIGN,   /* declared for others: device context, library workspaces */
+    HD_REGION_FOREIGN,   /* declared for others: device context, library workspaces; page tables */
     HD_REGION_TRANSPORT, /* declared for communicators of device memory */
     HD_REGIONS,
 
@@ -79,6 +79,8 @@ typedef struct hd_plan_options {
     size_t foreign;      /* bytes that others will take */
     size_t transport;    /* bytes that communicators will take; foreign, too, but shown apart */
     size_t mailboxes;    /* bytes of pinned host memory that communicators have for the rank */
+    size_t pinned_share; /* of pinned host memory so many bytes take one of the device, for its page
+                            tables, which is foreign, too; zero: none */
     int gradient_levels; /* buffers of partial gradient sums; zero means 1 */
 
     hd_residency residency; /* but for RESIDENT: of plans whose programs write no weights */

@@ -57,8 +57,9 @@ typedef struct hd_program_options {
                             micro-batches are rounded to it */
     bool exact;          /* reduction "exact": each use of a parameter has a gradient of its own */
     const hd_backend *backend; /* whose workspaces the plan counts; borrowed; NULL: the CPU's */
-    int slices; /* over 1, of forwards alone: layers that can make what is large within them in about
-                   so many parts, for less memory */
+    int slices; /* over 1: the loss of token models in about so many slices of rows, so that there are
+                   never more logits than those of one; in forwards alone also layers that can make
+                   what is large within them in parts */
     int sequence_groups; /* heads change places on the mesh's sequence axis in so many groups, at most
                             4, one under way while another is computed; zero: by their bytes */
     int tensor_groups; /* pieces of products beside what travels on the mesh's tensor axis, one computed

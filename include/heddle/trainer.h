@@ -48,6 +48,8 @@ typedef enum hd_activations {
     HD_ACTIVATIONS_AUTO  /* the first of the others, but for int8, that fits the budget */
 } hd_activations;
 
+enum { HD_SLICES_AUTO = -1, HD_SLICES_AUTO_MOST = 16 };
+
 typedef struct hd_trainer_options {
     hd_build_fn build; /* called several times, for whole stages and for single layers */
     void *user;        /* borrowed */
@@ -67,6 +69,9 @@ typedef struct hd_trainer_options {
                                 weights of layers, too, which are gathered when they are used */
     int sequence_groups;     /* as hd_program_options has it */
     int tensor_groups;       /* the same */
+    int slices; /* as hd_program_options has it: the loss is the same, but the gradient of its layer is a
+                   sum over slices, in their order; zero: 1; HD_SLICES_AUTO: as few as the budget asks
+                   for, at most HD_SLICES_AUTO_MOST, without `exact` and tensor ranks */
     hd_activations activations;
     bool recompute;        /* short for HD_ACTIVATIONS_RECOMPUTE, where `activations` is KEEP */
     int activation_blocks; /* the others' are kept: of this rank's blocks so many are as `activations`

@@ -308,6 +308,8 @@ typedef struct hdi_graph {
 struct hd_backend {
     const char *name; /* "cpu" or "cuda" */
 
+    size_t pinned_share; /* hd_plan_options.pinned_share of this device */
+
     /* The device and its memory. */
     hd_status (*open)(int ordinal, hdi_device **out);
     void (*close)(hdi_device *device);

@@ -10,6 +10,7 @@
 #include "io/checkpoint_folder.h"
 #include "io/manifest.h"
 #include "io/safetensors.h"
+#include "report/format.h"
 
 enum { STATE_BYTES = 64 << 10, DEFAULT_KEEP = 2, FETCH_BYTES = 4 << 20 };
 
@@ -261,10 +262,9 @@ static hd_status open_attempt(hdi_checkpoint_writer *writer, int64_t step, const
     wanted += (int64_t)hdi_manifest_bound(&writer->manifest) + (int64_t)strlen(state);
     HD_RETURN_IF_ERROR(hdi_free_space(writer->folder, &free_bytes));
     if (free_bytes < wanted)
-        return hdi_error(HD_ERROR_IO,
-                         "%s: a checkpoint needs %" PRId64 " bytes (a tenth to spare), the disk "
-                         "has %" PRId64 " free",
-                         writer->folder, wanted, free_bytes);
+        return hdi_error(
+            HD_ERROR_IO, "%s: a checkpoint needs %s, a tenth to spare; the disk has %s free",
+            writer->folder, hdi_bytes((size_t)wanted).text, hdi_bytes((size_t)free_bytes).text);
     return hdi_directory_create(attempt);
 }
 

@@ -23,13 +23,6 @@ enum {
 /* Checkpoints above this size are not read through: their headers and sizes are checked. */
 static const int64_t read_through_bytes = INT64_C(4) << 30;
 
-static void list_size(hdi_listing *to, int64_t bytes)
-{
-    char text[HDI_NUMBER_TEXT];
-    hdi_format_bytes((double)bytes, text);
-    hdi_list(to, "%" PRId64 " bytes (%s)", bytes, text);
-}
-
 static int name_columns(size_t length, int widest)
 {
     const int columns = length < NAME_COLUMNS ? (int)length : NAME_COLUMNS;
@@ -71,11 +64,9 @@ static hd_status inspect_weights(hdi_listing *to, const char *path)
         elements += hdi_weights_get(weights, i, NULL)->elements;
         bytes += hdi_weights_get(weights, i, NULL)->bytes;
     }
-    hdi_list(to, "%s: safetensors, %d file%s, %d tensors, %" PRId64 " elements, ", path,
+    hdi_list(to, "%s: safetensors, %d file%s, %d tensors, %" PRId64 " elements, %s\n", path,
              hdi_weights_file_count(weights), hdi_weights_file_count(weights) == 1 ? "" : "s",
-             hdi_weights_count(weights), elements);
-    list_size(to, bytes);
-    hdi_list(to, "\n");
+             hdi_weights_count(weights), elements, hdi_bytes((size_t)bytes).text);
     const char *family, *layout;
     if (hdi_model_layout_of(weights, &family, &layout))
         hdi_list(to, "names of %s, layout %s\n", family, layout);
@@ -129,11 +120,10 @@ static hd_status inspect_checkpoint(hdi_listing *to, const char *path)
     if (status != HD_OK) return status;
 
     const int files = hdi_checkpoint_file_count(checkpoint);
-    hdi_list(to, "%s: checkpoint of step %" PRId64 ", written by %d rank%s, %d tensors, ",
+    hdi_list(to, "%s: checkpoint of step %" PRId64 ", written by %d rank%s, %d tensors, %s\n",
              hdi_checkpoint_folder(checkpoint), hdi_checkpoint_step(checkpoint), files,
-             files == 1 ? "" : "s", hdi_checkpoint_count(checkpoint));
-    list_size(to, hdi_checkpoint_bytes(checkpoint));
-    hdi_list(to, "\n");
+             files == 1 ? "" : "s", hdi_checkpoint_count(checkpoint),
+             hdi_bytes((size_t)hdi_checkpoint_bytes(checkpoint)).text);
     if (hdi_checkpoint_bytes(checkpoint) <= read_through_bytes) {
         status = hdi_checkpoint_verify(checkpoint);
         if (status == HD_OK) hdi_list(to, "verified: every block has the sum that was saved\n");

@@ -50,11 +50,11 @@ static hd_status plain_text(const hdi_config *values, char **text)
     int64_t hidden = hdi_config_int(values, "model.hidden"),
             heads = hdi_config_int(values, "model.heads");
     if (hdi_config_int(values, "model.layers") < 1 || hidden < 1 || heads < 1)
-        return hdi_error(HD_ERROR_CONFIG,
-                         "model: no preset and no config file: want model.layers, model.hidden and "
-                         "model.heads; seen %lld, %lld, %lld",
-                         (long long)hdi_config_int(values, "model.layers"), (long long)hidden,
-                         (long long)heads);
+        return hdi_error(
+            HD_ERROR_CONFIG,
+            "model: want model.preset, model.config, or model.layers, model.hidden and "
+            "model.heads; seen neither of the first two, and %lld, %lld, %lld",
+            (long long)hdi_config_int(values, "model.layers"), (long long)hidden, (long long)heads);
     long long tokens = (long long)hdi_config_int(values, "train.tokens");
     if (llama)
         *text = hdi_format(

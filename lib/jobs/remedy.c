@@ -2,8 +2,10 @@
 #include "jobs/remedy.h"
 
 #include "core/error.h"
+#include "core/log.h"
 #include "core/memory.h"
 #include "core/text.h"
+#include "report/format.h"
 
 #include <inttypes.h>
 #include <string.h>
@@ -12,15 +14,16 @@
  * highest counts. */
 enum {
     ONE_F_ONE_B = 1,     /* fewer micro-batches in flight than gpipe, for nothing */
-    LEVEL_1 = 2,         /* weights travel once a step */
-    LEVEL_2 = 4,         /* gradients travel with each micro-batch */
-    HOST_INPUTS = 8,     /* of blocks, if these are computed again: copies beside that */
-    HOST_OPTIMIZER = 16, /* the update waits for copies */
-    ALL_BLOCKS = 32, /* where activations of some are not kept: up to a third more computation */
-    RECOMPUTE = 64,  /* a third more computation */
-    LEVEL_3 = 128,   /* weights travel twice with each micro-batch */
-    HOST_GRADIENTS = 256, /* copies both ways with each micro-batch */
-    HOST_WEIGHTS = 512,   /* copies in for each forward and backward */
+    SLICES = 2,          /* of the loss: smaller products, and one sum more for each */
+    LEVEL_1 = 4,         /* weights travel once a step */
+    LEVEL_2 = 8,         /* gradients travel with each micro-batch */
+    HOST_INPUTS = 16,    /* of blocks, if these are computed again: copies beside that */
+    HOST_OPTIMIZER = 32, /* the update waits for copies */
+    ALL_BLOCKS = 64, /* where activations of some are not kept: up to a third more computation */
+    RECOMPUTE = 128, /* a third more computation */
+    LEVEL_3 = 256,   /* weights travel twice with each micro-batch */
+    HOST_GRADIENTS = 512, /* copies both ways with each micro-batch */
+    HOST_WEIGHTS = 1024,  /* copies in for each forward and backward */
     LEVELS = LEVEL_1 | LEVEL_2 | LEVEL_3
 };
 
@@ -73,6 +76,8 @@ static int useful_savers(const hd_trainer_options *options, const setting *tried
 {
     int savers = 0;
     if (is_gpipe(options) && tried->pipeline > 1) savers |= ONE_F_ONE_B;
+    if (options->tokens && options->slices >= 0 && options->slices < HD_SLICES_AUTO_MOST)
+        savers |= SLICES;
     if (options->optimizer_residency == HD_RESIDENCY_RESIDENT) savers |= HOST_OPTIMIZER;
     const bool keeps = options->activations == HD_ACTIVATIONS_KEEP;
     if (keeps && !options->recompute) savers |= RECOMPUTE;
@@ -93,6 +98,7 @@ static hd_trainer_options changed(const hd_trainer_options *options, const setti
     out.sequences = tried->micro_batch;
     out.accumulate = tried->accumulate;
     out.shard_state = shard_state(options, tried);
+    if (tried->savers & SLICES || out.slices == HD_SLICES_AUTO) out.slices = HD_SLICES_AUTO_MOST;
     if (out.activations == HD_ACTIVATIONS_AUTO) out.activations = HD_ACTIVATIONS_RECOMPUTE_HOST;
     if (tried->savers & RECOMPUTE) out.recompute = true;
     if (tried->savers & ALL_BLOCKS) out.activation_blocks = 0;
@@ -145,14 +151,13 @@ static hd_status measure_rank(const hd_trainer_options *options, const setting *
 }
 
 /* What the hungriest rank needs: first the first one of each stage, and where these fit all the others,
- * whose shards and parts are almost equal. What is over `enough` need not be known better. */
+ * whose shards, parts and messages are almost equal. What is over `enough` need not be known better. */
 static hd_status measure(const hd_trainer_options *options, const setting *tried, size_t enough,
                          size_t *bytes)
 {
     const int each = replicas(options, tried) * hd_mesh_size(options->mesh, HD_AXIS_TENSOR);
-    const bool alike = each == tried->data && !shard_state(options, tried);
     *bytes = 0;
-    for (int later = 0; later <= !alike; later++)
+    for (int later = 0; later < 2; later++)
         for (int rank = 0; rank < each * tried->pipeline && *bytes <= enough; rank++)
             if ((rank % each > 0) == later)
                 HD_RETURN_IF_ERROR(measure_rank(options, tried, rank, bytes));
@@ -252,6 +257,7 @@ static void name_changes(const search *s, hdi_text *text)
         !hdi_config_int(values, "train.tokens_per_step"))
         add_key(text, "train.accumulate", best->accumulate);
     if (best->savers & ONE_F_ONE_B) hdi_text_append(text, " layout.schedule=1f1b");
+    if (best->savers & SLICES) add_key(text, "train.slices", HD_SLICES_AUTO_MOST);
     if (best->savers & LEVELS) add_key(text, "layout.shard_state", shard_state(s->options, best));
     if (best->savers & HOST_OPTIMIZER) hdi_text_append(text, " optimizer.residency=host");
     if (inputs_leave(s->options, best))
@@ -277,21 +283,26 @@ hd_status hdi_remedy_add(const hd_config *config, const hd_trainer_options *opti
                         .data = hd_mesh_size(options->mesh, HD_AXIS_DATA),
                         .pipeline = hd_mesh_size(options->mesh, HD_AXIS_PIPELINE),
                         .accumulate = options->accumulate > 0 ? options->accumulate : 1}};
+    hdi_log(HD_LOG_INFO, "memory.budget does not hold it: looking for settings that fit");
     hdi_text changes = {0};
     const bool fits = find(&s);
     name_changes(&s, &changes);
     if (fits)
-        hdi_text_printf(&text, "\nwith%s it needs %zu bytes and fits", changes.data, s.best_bytes);
+        hdi_text_printf(&text, "\nwith%s it needs %s and fits", changes.data,
+                        hdi_bytes(s.best_bytes).text);
     else if (changes.data)
-        hdi_text_printf(&text, "\nnothing tried fits; the smallest found is %zu bytes with%s",
-                        s.best_bytes, changes.data);
+        hdi_text_printf(&text, "\nnothing tried fits; the smallest found is %s with%s",
+                        hdi_bytes(s.best_bytes).text, changes.data);
     else
         hdi_text_append(&text, "\nnothing tried needs less");
     hdi_text_free(&changes);
     size_t bytes;
-    if (measure(options, &s.now, SIZE_MAX, &bytes) == HD_OK)
-        hdi_text_printf(&text, "\nas it is, memory.budget=%zu is the smallest that would do",
-                        bytes);
+    if (measure(options, &s.now, SIZE_MAX, &bytes) == HD_OK) {
+        char size[HDI_NUMBER_TEXT];
+        hdi_format_bytes((double)bytes, size);
+        hdi_text_printf(&text, "\nas it is, memory.budget=%zu is the smallest that would do (%s)",
+                        bytes, size);
+    }
     hd_status status = text.failed ? hdi_error(HD_ERROR_BUDGET, "does not fit memory.budget")
                                    : hdi_error(HD_ERROR_BUDGET, "%s", text.data);
     hdi_text_free(&text);

@@ -59,8 +59,11 @@ static const char *const resumes[] = {"auto", "never", "require", NULL};
 #define QUIET HDI_CONFIG_NO_EFFECT
 
 const hdi_config_row hdi_job_schema[] = {
-    STRING("model.preset", "",
-           "a model by name: gpt2, gpt2-medium, gpt2-large, gpt2-xl, llama-7b, ...", 0),
+    STRING(
+        "model.preset", "",
+        "a model by name: gpt2, llama-7b, hunyuan-video-13b, open-sora-2-11b, ...; a name that is "
+        "not known is answered with all",
+        0),
     STRING("model.config", "", "a Hugging Face config.json, or a folder that holds one", 0),
     STRING("model.weights", "",
            "start from these weights: a safetensors file or a Hugging Face folder", 0),
@@ -116,6 +119,11 @@ const hdi_config_row hdi_job_schema[] = {
         "of each rank's so many are as train.activations says, or all if it has fewer, the others' "
         "activations are kept; zero: all, or, with auto, as few as memory.budget asks for",
         QUIET),
+    INT("train.slices", "1", "0", "64", NULL,
+        "of rows in which a token model's loss is made, so that there are never more logits than "
+        "those of one: their layer's gradient is a sum over them; zero: as few as memory.budget "
+        "asks for, without layout.reduction exact and layout.tensor",
+        0),
     ENUM("train.residency", "resident", train_residencies,
          "of weights of blocks: on the device; host: in pinned host memory with the optimizer's "
          "state, copied in beside computing; auto: on the host as few as memory.budget asks for, "
@@ -244,8 +252,9 @@ const hdi_config_row hdi_job_schema[] = {
 
     BYTES("memory.budget", "0", "device memory of a rank, all included; zero: no limit", QUIET),
     BYTES("memory.foreign", "0",
-          "of the budget, what plan --sample leaves to the driver and libraries; runs measure it",
-          QUIET),
+          "of the budget, what plan leaves to the driver and libraries; runs measure it", QUIET),
+    BYTES("memory.margin", "64MiB",
+          "of the budget, what runs on GPUs leave to kernels that are loaded later", QUIET),
 
     INT("checkpoint.every", "0", "0", NULL, "steps", "zero: at the end only", QUIET),
     INT("checkpoint.keep", "2", "1", "1000000", "checkpoints", "newest ones that stay", QUIET),
@@ -343,8 +352,11 @@ const hdi_config_row hdi_job_schema[] = {
          QUIET),
     BOOL("sample.rounded_guidance", "true",
          "HunyuanVideo: guidance formed in bf16, as its authors do: 6 becomes 6.016", QUIET),
-    ENUM("sample.dtype", "auto", sample_dtypes,
-         "of weights and activations; auto: bf16 on GPUs, f32 on the CPU", QUIET),
+    ENUM(
+        "sample.dtype", "auto", sample_dtypes,
+        "of weights and activations; auto: bf16 on GPUs and in plans with run.rates of one, f32 on "
+        "the CPU",
+        QUIET),
     {.key = "sample.seeds",
      .type = HDI_CONFIG_INT_LIST,
      .fallback = "1",

@@ -171,7 +171,10 @@ hd_status hdi_job_open_device(const hd_config *config, hd_comm *world, hd_mesh *
         (*out)->backend->memory_info((*out)->device, &before) == HD_OK)
         (*out)->taken_bytes = before.total_bytes - before.free_bytes;
     (*out)->copy_engines = (hdi_copy_engines)hdi_config_enum(config->values, "run.copy_engines");
-    (*out)->has_budget = hdi_config_bytes(config->values, "memory.budget") > 0;
+    const size_t budget = (size_t)hdi_config_bytes(config->values, "memory.budget");
+    (*out)->has_budget = budget > 0;
+    if ((*out)->backend != &hdi_backend_cpu)
+        (*out)->memory.budget = budget; /* else all programs' */
     HD_RETURN_IF_ERROR(hd_mesh_attach(
         mesh, *out, transports[hdi_config_enum(config->values, "run.device_transport")]));
     return check_rates(config, world, (*out)->backend);
@@ -205,12 +208,9 @@ size_t hdi_job_mailboxes(const hd_config *config, const hd_mesh *mesh, const hd_
     return hdi_mailbox_bytes(mesh, is_fake);
 }
 
-/* What a device takes once it works. CUDA loads kernels when they are first called: those of this library,
- * of attention, and up to eight candidates for each shape of product. An arena is rounded up to 2 MiB,
- * and 16 MiB are taken while a product is timed that adds to its result. Ranks that share a device take as
- * much as each other of what is taken before. */
-static const size_t later_bytes = (size_t)192 << 20;
-
+/* What was taken before, of which ranks that share a device take as much as each other, and memory.margin for
+ * what is taken later: kernels, which CUDA loads when they are first called, the rounding of the arena, and
+ * 16 MiB while a product is timed that adds to its result (ADR 0035). */
 hd_status hdi_job_foreign(const hd_config *config, const hd_mesh *mesh, const hd_context *context,
                           size_t *out, size_t *transport)
 {
@@ -226,24 +226,42 @@ hd_status hdi_job_foreign(const hd_config *config, const hd_mesh *mesh, const hd
         taken = context->taken_bytes;
         if (attached > *transport) *transport = attached;
     }
-    *out = taken / sharers + later_bytes + (context->graphs ? HDI_REPLAY_BYTES : 0);
+    *out = taken / sharers + (size_t)hdi_config_bytes(config->values, "memory.margin") +
+           (context->graphs ? HDI_REPLAY_BYTES : 0);
     return HD_OK;
 }
 
-void hdi_job_watch_memory(const hd_context *context, hdi_memory_info *least)
+hd_status hdi_job_most_memory(hd_comm *world, hd_context *context, size_t *planned)
 {
-    hdi_memory_info now;
-    if (context->backend->memory_info(context->device, &now) != HD_OK) return;
-    if (least->total_bytes == 0 || now.free_bytes < least->free_bytes) *least = now;
+    enum { PLANNED = HDI_WORKS, COUNT };
+    size_t *most = context->memory.most;
+    int64_t bytes[COUNT];
+    for (int w = 0; w < HDI_WORKS; w++)
+        bytes[w] = (int64_t)most[w];
+    bytes[PLANNED] = (int64_t)*planned;
+    hd_request request;
+    HD_RETURN_IF_ERROR(
+        hd_comm_all_reduce(world, bytes, COUNT, HD_DTYPE_I64, HD_REDUCE_MAX, &request));
+    HD_RETURN_IF_ERROR(hd_comm_wait(world, &request));
+    for (int w = 0; w < HDI_WORKS; w++)
+        most[w] = (size_t)bytes[w];
+    *planned = (size_t)bytes[PLANNED];
+    return HD_OK;
 }
 
-void hdi_job_log_memory(const hd_context *context, const hdi_memory_info *least, size_t planned)
+void hdi_job_log_memory(const hd_context *context, size_t planned)
 {
+    const hdi_memory_watch *watch = &context->memory;
     const bool is_cpu = context->backend == &hdi_backend_cpu;
-    if (least->total_bytes == 0) return;
-    hdi_log(HD_LOG_INFO, "memory: planned %zu bytes; in use %zu bytes of the %s %zu%s", planned,
-            least->total_bytes - least->free_bytes, is_cpu ? "machine's" : "device's",
-            least->total_bytes, is_cpu ? ", by all programs" : "");
+    hdi_text works = {0};
+    if (watch->total == 0) return;
+    for (int w = 0; w < HDI_WORKS; w++)
+        if (watch->most[w])
+            hdi_text_printf(&works, ", %zu in %s", watch->most[w], hdi_work_name((hdi_work)w));
+    hdi_log(HD_LOG_INFO, "memory: planned %zu bytes; in use %zu bytes of the %s %zu%s: at most%s",
+            planned, hdi_memory_most(watch), is_cpu ? "machine's" : "device's", watch->total,
+            is_cpu ? ", by all programs" : "", works.data ? works.data + 1 : "");
+    hdi_text_free(&works);
 }
 
 hd_status hdi_job_rates(const hd_config *config, const hd_backend *backend, hd_rates *out)
@@ -257,7 +275,8 @@ hd_status hdi_job_rates(const hd_config *config, const hd_backend *backend, hd_r
         return status == HD_OK ? HD_OK : hdi_error(HD_ERROR_CONFIG, "run.%s", hd_last_error());
     }
     if (backend != hdi_gpu_backend() || !backend) return HD_OK;
-    HD_RETURN_IF_ERROR(hdi_gpu_name(0, name, sizeof name));
-    if (hd_rates_find(name, out) != HD_OK) *out = (hd_rates){0}; /* not known: not predicted */
+    /* Not known, or planned where there is none: not predicted. */
+    if (hdi_gpu_name(0, name, sizeof name) != HD_OK || hd_rates_find(name, out) != HD_OK)
+        *out = (hd_rates){0};
     return HD_OK;
 }

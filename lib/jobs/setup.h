@@ -49,10 +49,11 @@ hd_status hdi_job_foreign(const hd_config *config, const hd_mesh *mesh, const hd
 /* What run.rates asks to predict seconds by: zeros where nothing is. Local. */
 hd_status hdi_job_rates(const hd_config *config, const hd_backend *backend, hd_rates *out);
 
-/* Take the device's memory into *least if less is free than there; zeros at first. Local. */
-void hdi_job_watch_memory(const hd_context *context, hdi_memory_info *least);
+/* Put what the rank with the most planned, and had in use in each kind of work, into *planned and
+ * context->memory of all. Collective. */
+hd_status hdi_job_most_memory(hd_comm *world, hd_context *context, size_t *planned);
 
-/* Log the plan's bytes beside those in use; nothing if none were watched. Local. */
-void hdi_job_log_memory(const hd_context *context, const hdi_memory_info *least, size_t planned);
+/* Log the plan's bytes beside the most that the context saw in use; nothing if it was never read. Local. */
+void hdi_job_log_memory(const hd_context *context, size_t planned);
 
 #endif

@@ -62,7 +62,7 @@ static bool begin(hdi_mmdit_build *b, hd_tensor x)
         return false;
     if (hd_mesh_ring(b->p->mesh) > b->text) {
         hd_program_fail(b->p, HD_ERROR_UNSUPPORTED,
-                        "layout: ring is %d, want at most %" PRId64
+                        "layout.ring is %d, want at most %" PRId64
                         ", the text's tokens, of which every place of the ring attends some",
                         hd_mesh_ring(b->p->mesh), b->text);
         return false;

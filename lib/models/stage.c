@@ -1,5 +1,6 @@
 /* What stands at the ends of a stage, whatever the family. */
 #include "models/model.h"
+#include "nn/nn.h"
 #include "ops/ops.h"
 #include "ops/ring.h"
 #include "ops/tensor_axis.h"
@@ -218,16 +219,23 @@ hd_tensor hdi_model_finish(hd_program *program, const hdi_model_stage *at, hd_te
                            const char *head_weight)
 {
     const int64_t vocab = at->config->vocab;
+    const bool generates = at->stage->purpose == HD_PURPOSE_GENERATE;
+    const bool is_part = hdi_tensor_ranks(program) > 1;
+    const int64_t first = is_part ? hdi_tensor_deal(program, vocab, vocab).first : 0;
+    const hd_linear_options head = {.weight = head_weight,
+                                    .outputs = vocab,
+                                    .std = at->config->init_std,
+                                    .split = HD_SPLIT_COLUMNS};
     x = by_sequence(program, at, hdi_model_enter(program, at, x), false);
-    const hd_tensor logits = hd_linear(program, x,
-                                       &(hd_linear_options){.weight = head_weight,
-                                                            .outputs = at->config->vocab,
-                                                            .std = at->config->init_std,
-                                                            .split = HD_SPLIT_COLUMNS});
-    if (at->stage->purpose == HD_PURPOSE_GENERATE)
+    if (program->loss_slices > 1 && !generates) {
+        const hdi_linear_map map = hdi_linear_declare(program, at->config->hidden, &head);
+        return hdi_loss_slices(program, x, map.weight, own_ids(program, at, "targets"), first,
+                               is_part ? vocab : 0, program->loss_slices);
+    }
+    const hd_tensor logits = hd_linear(program, x, &head);
+    if (generates)
         return hd_output(program, hdi_tensor_all_columns(program, logits, vocab, 1), "logits");
     const hd_tensor targets = own_ids(program, at, "targets");
-    if (hdi_tensor_ranks(program) == 1) return hd_cross_entropy(program, logits, targets);
-    return hdi_cross_entropy_part(program, logits, targets,
-                                  hdi_tensor_deal(program, vocab, vocab).first, vocab);
+    return is_part ? hdi_cross_entropy_part(program, logits, targets, first, vocab)
+                   : hd_cross_entropy(program, logits, targets);
 }

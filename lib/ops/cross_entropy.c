@@ -8,6 +8,7 @@
 
 typedef struct cross_entropy_options {
     bool gradient;
+    bool by_rows; /* the losses of rows are wanted, not their sum */
     int parts;
     int64_t first, limit; /* of the own classes, and all; 0: these are all */
 } cross_entropy_options;
@@ -16,7 +17,8 @@ enum { STATISTICS = 3 }; /* of a row, for each part */
 
 /* in: logits, targets, loss scale (may be absent), statistics of all parts [parts * rows, 3] (if there
  * are several).
- * out: gradient of the logits (training only); F64 [2], sum of losses and count of targets. */
+ * out: gradient of the logits (training only); F64 [2], sum of losses and count of targets, or, by rows,
+ * F32 [rows]. */
 static hd_status cross_entropy_shape(hd_program *program, const hd_op *op)
 {
     const cross_entropy_options *options = op->options;
@@ -31,7 +33,10 @@ static hd_status cross_entropy_shape(hd_program *program, const hd_op *op)
     if (op->in_info[3])
         HD_RETURN_IF_ERROR(hdi_check_dims(op, 3, "statistics", HD_DTYPE_F32, 2, all));
     if (options->gradient) hd_op_output(program, logits->dtype, 2, logits->dims);
-    hd_op_output(program, HD_DTYPE_F64, 1, &two);
+    if (options->by_rows)
+        hd_op_output(program, HD_DTYPE_F32, 1, logits->dims);
+    else
+        hd_op_output(program, HD_DTYPE_F64, 1, &two);
     return HD_OK;
 }
 
@@ -50,13 +55,15 @@ static void cross_entropy_cost(const hd_op *op, hd_cost *out)
 /* The loss of each row. */
 static size_t cross_entropy_workspace(const hd_op *op)
 {
-    return (size_t)op->in_info[0]->dims[0] * sizeof(float);
+    const cross_entropy_options *options = op->options;
+    return options->by_rows ? 0 : (size_t)op->in_info[0]->dims[0] * sizeof(float);
 }
 
 static hd_status cross_entropy_run(const hd_run *run)
 {
     const cross_entropy_options *options = run->op->options;
     const hd_tensor_info *logits = run->op->in_info[0];
+    void *loss = run->out[options->gradient ? 1 : 0];
     HD_RETURN_IF_ERROR(run->backend->cross_entropy(
         run->stream,
         &(hdi_cross_entropy_args){.dtype = logits->dtype,
@@ -70,10 +77,10 @@ static hd_status cross_entropy_run(const hd_run *run)
                                   .logits = run->in[0],
                                   .targets = run->in[1],
                                   .scale = run->in[2],
-                                  .loss = run->workspace,
+                                  .loss = options->by_rows ? loss : run->workspace,
                                   .gradient = options->gradient ? run->out[0] : NULL}));
-    return run->backend->loss_sum(run->stream, run->workspace, run->in[1], logits->dims[0],
-                                  run->out[options->gradient ? 1 : 0]);
+    if (options->by_rows) return HD_OK;
+    return run->backend->loss_sum(run->stream, run->workspace, run->in[1], logits->dims[0], loss);
 }
 
 /* Without a gradient, out[0] is the loss, which cannot take the place of the logits. */
@@ -124,39 +131,80 @@ static const hd_op_kind part_statistics = {
     .run = part_run,
 };
 
-static hd_tensor cross_entropy(hd_program *program, hd_tensor logits, hd_tensor targets,
-                               const cross_entropy_options *options, hd_tensor statistics)
+/* in: losses of rows, targets. */
+static hd_status loss_sum_shape(hd_program *program, const hd_op *op)
 {
-    const hd_tensor_info *info = hd_tensor_get(program, logits);
+    const int64_t any = -1, two = 2;
+    HD_RETURN_IF_ERROR(hdi_check_dims(op, 0, "losses", HD_DTYPE_F32, 1, &any));
+    HD_RETURN_IF_ERROR(hdi_check_dims(op, 1, "targets", HD_DTYPE_I32, 1, op->in_info[0]->dims));
+    hd_op_output(program, HD_DTYPE_F64, 1, &two);
+    return HD_OK;
+}
+
+static hd_status loss_sum_run(const hd_run *run)
+{
+    return run->backend->loss_sum(run->stream, run->in[0], run->in[1], run->op->in_info[0]->dims[0],
+                                  run->out[0]);
+}
+
+const hd_op_kind hdi_op_loss_sum = {
+    .name = "loss_sum",
+    .shape = loss_sum_shape,
+    .run = loss_sum_run,
+};
+
+hd_tensor hdi_loss_scale(hd_program *program, hd_dtype logits)
+{
     const int64_t one = 1;
-    hd_tensor scale = {0};
-    if (program->training && info && info->dtype == HD_DTYPE_F16) {
-        scale = hd_tensor_find(program, HDI_LOSS_SCALE);
-        if (!scale.id) scale = hd_input(program, HDI_LOSS_SCALE, HD_DTYPE_F32, 1, &one);
+    if (!program->training || logits != HD_DTYPE_F16) return (hd_tensor){0};
+    const hd_tensor scale = hd_tensor_find(program, HDI_LOSS_SCALE);
+    return scale.id ? scale : hd_input(program, HDI_LOSS_SCALE, HD_DTYPE_F32, 1, &one);
+}
+
+/* Options start as zeros, padding too: programs are compared. */
+static hd_tensor cross_entropy(hd_program *program, const hdi_logits *of, bool gradient,
+                               bool by_rows)
+{
+    cross_entropy_options options;
+    memset(&options, 0, sizeof options);
+    options.gradient = gradient;
+    options.by_rows = by_rows;
+    options.first = of->first;
+    options.limit = of->limit;
+    hd_tensor in[] = {of->logits, of->targets, of->scale, {0}};
+    if (of->limit) {
+        options.parts = hdi_tensor_ranks(program);
+        in[3] =
+            hdi_tensor_collect(program, hd_custom_op(program, &part_statistics, &options, 2, in));
     }
-    const hd_tensor in[] = {logits, targets, scale, statistics};
-    if (!hd_custom_op(program, &hdi_op_cross_entropy, options, 4, in).id) return (hd_tensor){0};
-    return hd_output(program, hd_op_result(program, options->gradient ? 1 : 0), "loss");
+    return hd_custom_op(program, &hdi_op_cross_entropy, &options, 4, in);
+}
+
+static hd_tensor loss_of(hd_program *program, hdi_logits of)
+{
+    const hd_tensor_info *info = hd_tensor_get(program, of.logits);
+    if (info) of.scale = hdi_loss_scale(program, info->dtype);
+    if (!cross_entropy(program, &of, program->training, false).id) return (hd_tensor){0};
+    return hd_output(program, hd_op_result(program, program->training ? 1 : 0), "loss");
 }
 
 hd_tensor hd_cross_entropy(hd_program *program, hd_tensor logits, hd_tensor targets)
 {
-    cross_entropy_options options;
-    memset(&options, 0, sizeof options); /* padding too: programs are compared */
-    options.gradient = program->training;
-    return cross_entropy(program, logits, targets, &options, (hd_tensor){0});
+    return loss_of(program, (hdi_logits){.logits = logits, .targets = targets});
 }
 
 hd_tensor hdi_cross_entropy_part(hd_program *program, hd_tensor logits, hd_tensor targets,
                                  int64_t first, int64_t limit)
 {
-    cross_entropy_options options;
-    memset(&options, 0, sizeof options);
-    options.gradient = program->training;
-    options.parts = hdi_tensor_ranks(program);
-    options.first = first;
-    options.limit = limit;
-    const hd_tensor in[] = {logits, targets};
-    const hd_tensor own = hd_custom_op(program, &part_statistics, &options, 2, in);
-    return cross_entropy(program, logits, targets, &options, hdi_tensor_collect(program, own));
+    return loss_of(
+        program,
+        (hdi_logits){.logits = logits, .targets = targets, .first = first, .limit = limit});
+}
+
+hd_tensor hdi_cross_entropy_rows(hd_program *program, const hdi_logits *of, hd_tensor *gradient)
+{
+    const hd_tensor made = cross_entropy(program, of, gradient != NULL, true);
+    if (!gradient || !made.id) return made;
+    *gradient = made;
+    return hd_op_result(program, 1);
 }

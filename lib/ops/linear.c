@@ -159,22 +159,31 @@ static const hd_op_kind bias_gradient = {
     .run = bias_gradient_run,
 };
 
+void hdi_linear_weight_gradient(hd_backward *context, int input, hd_tensor gradient, hd_tensor x)
+{
+    const hd_tensor in[] = {gradient, x};
+    if (hd_backward_wants(context, input))
+        hd_backward_weight(context, input, &weight_gradient, NULL, 2, in);
+}
+
 void hdi_linear_weight_gradients(hd_backward *context, const hd_op *op, hd_tensor gradient)
 {
-    if (hd_backward_wants(context, 1)) {
-        const hd_tensor in[] = {gradient, op->in[0]};
-        hd_backward_weight(context, 1, &weight_gradient, NULL, 2, in);
-    }
+    hdi_linear_weight_gradient(context, 1, gradient, op->in[0]);
     if (hd_backward_wants(context, 2))
         hd_backward_weight(context, 2, &bias_gradient, NULL, 1, &gradient);
+}
+
+hd_tensor hdi_linear_gradient(hd_program *program, hd_tensor gradient, hd_tensor weight)
+{
+    const hd_tensor in[] = {gradient, weight};
+    return hd_custom_op(program, &data_gradient, NULL, 2, in);
 }
 
 void hdi_linear_data_gradient(hd_backward *context, const hd_op *op, hd_tensor gradient)
 {
     if (!hd_backward_wants(context, 0)) return;
-    const hd_tensor in[] = {gradient, op->in[1]};
     hd_backward_give(context, 0,
-                     hd_custom_op(hd_backward_program(context), &data_gradient, NULL, 2, in));
+                     hdi_linear_gradient(hd_backward_program(context), gradient, op->in[1]));
 }
 
 bool hdi_linear_weights_first(hd_backward *context, const hd_op *op)

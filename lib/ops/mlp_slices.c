@@ -10,15 +10,10 @@ typedef struct mlp_options {
 
 enum { X, UP, UP_BIAS, DOWN, DOWN_BIAS, INPUTS };
 
-/* Where a slice begins: at whole tiles of products, and no more slices than those, so that the last one is
- * no shorter; slices for which no rows are left are empty. */
 static int64_t slice_begin(const hd_op *op, int slice)
 {
-    enum { TILE = 64 };
-    const int64_t rows = hdi_rows(op->in_info[X]), tiles = rows > TILE ? rows / TILE : 1;
-    int64_t slices = ((const mlp_options *)op->options)->slices;
-    if (slices > tiles) slices = tiles;
-    return slice >= slices ? rows : rows * slice / slices / TILE * TILE;
+    const mlp_options *options = op->options;
+    return hdi_slice_begin(hdi_rows(op->in_info[X]), options->slices, slice);
 }
 
 static int64_t longest_slice(const hd_op *op)

@@ -93,6 +93,10 @@ hd_status hdi_linear_run(const hd_run *run);
 void hdi_linear_data_gradient(hd_backward *context, const hd_op *op, hd_tensor gradient);
 void hdi_linear_weight_gradients(hd_backward *context, const hd_op *op, hd_tensor gradient);
 
+/* The data gradient itself; and what weight, input `input` of the op whose rule runs, gets of some rows. */
+hd_tensor hdi_linear_gradient(hd_program *program, hd_tensor gradient, hd_tensor weight);
+void hdi_linear_weight_gradient(hd_backward *context, int input, hd_tensor gradient, hd_tensor x);
+
 /* Whether these come before the data gradient: what is wider than the result is then free for its own
  * gradient. On a tensor axis the data gradient's rows travel under them. */
 bool hdi_linear_weights_first(hd_backward *context, const hd_op *op);
@@ -108,8 +112,23 @@ hd_tensor hdi_embedding_part(hd_program *program, hd_tensor ids, hd_tensor table
 hd_tensor hdi_cross_entropy_part(hd_program *program, hd_tensor logits, hd_tensor targets,
                                  int64_t first, int64_t limit);
 
-/* The input, F32 [1], that multiplies the gradient of F16 logits. */
+/* Logits [rows, classes], of all classes or, with limit > 0, those from `first` on of `limit` that this rank
+ * of the tensor axis has; targets I32 [rows]; scale: what hdi_loss_scale says. */
+typedef struct hdi_logits {
+    hd_tensor logits, targets, scale;
+    int64_t first, limit;
+} hdi_logits;
+
+/* The losses of the rows, F32 [rows], 0 where a target is ignored; with `gradient` not NULL also the logits'
+ * gradient. With limit > 0 collective. */
+hd_tensor hdi_cross_entropy_rows(hd_program *program, const hdi_logits *of, hd_tensor *gradient);
+
+/* in: losses of rows, targets. out: F64 [2], what hd_cross_entropy makes of them. */
+extern const hd_op_kind hdi_op_loss_sum;
+
+/* The input, F32 [1], that multiplies the gradient of F16 logits; and it, where such a program needs it. */
 #define HDI_LOSS_SCALE "loss_scale"
+hd_tensor hdi_loss_scale(hd_program *program, hd_dtype logits);
 
 extern const hd_op_kind hdi_op_linear, hdi_op_embedding, hdi_op_positions, hdi_op_norm,
     hdi_op_activation, hdi_op_swiglu, hdi_op_rope, hdi_op_attention, hdi_op_attention_cached,

@@ -69,7 +69,7 @@ bool hdi_regroup_begin(hd_program *program, const hdi_regroup_video *video, int6
     const int shares = ranks / ring * hdi_tensor_ranks(program);
     if (ring == most || shares <= heads) return true;
     hd_program_fail(program, HD_ERROR_UNSUPPORTED,
-                    "layout: sequence is %d with a ring of %d, but %" PRId64 " frames and %" PRId64
+                    "layout.sequence is %d with a ring of %d, but %" PRId64 " frames and %" PRId64
                     " runs of a frame's positions make places for %d, which leaves each %d ranks "
                     "to share %" PRId64 " key and value heads; take more data or pipeline ranks",
                     ranks, most, video->frames, hdi_ceil_div(video->positions, video->together),

@@ -48,7 +48,7 @@ bool hdi_sequence_begin(hd_program *program, int64_t tokens, int64_t kv_heads, b
     program->whole_loss = whole_loss;
     if (ranks <= most && ranks / ring <= kv_heads && ranks <= HDI_SEQUENCE_RANKS) return true;
     hd_program_fail(program, HD_ERROR_UNSUPPORTED,
-                    "layout: sequence is %d with rings of %d, want at most %" PRId64
+                    "layout.sequence is %d with rings of %d, want at most %" PRId64
                     " (key and value heads, which ranks do not share) times the ring, %" PRId64
                     " (tokens of a sequence%s) and %d; take a larger ring, or more data or "
                     "pipeline ranks",

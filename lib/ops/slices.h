@@ -1,4 +1,4 @@
-/* Ops of forwards that make what is large within a block part by part, for less memory. */
+/* What is large is made part by part, for less memory. */
 #ifndef HDI_OPS_SLICES_H
 #define HDI_OPS_SLICES_H
 
@@ -12,6 +12,23 @@
 typedef struct hdi_linear_map {
     hd_tensor weight, bias;
 } hdi_linear_map;
+
+/* The row at which slice `index` of `slices` begins: at whole tiles of products, of which none is cut so short
+ * that the BLAS would take another kernel for it, and no more slices than tiles, so that the last one is no
+ * shorter. Slices for which no rows are left are empty. */
+static inline int64_t hdi_slice_begin(int64_t rows, int slices, int index)
+{
+    enum { TILE = 64 };
+    const int64_t tiles = rows > TILE ? rows / TILE : 1, most = slices < tiles ? slices : tiles;
+    return index >= most ? rows : rows * index / most / TILE * TILE;
+}
+
+/* hd_cross_entropy of x [rows, inputs] times the weight [classes, inputs], as hd_linear_op has it, in
+ * about `slices` slices of rows: there are never more logits than those of one. In training the slices
+ * are made in the backward, each with its gradients: the loss is there when that has run. first, limit: as
+ * hdi_logits has them; with limit > 0 collective. */
+hd_tensor hdi_loss_slices(hd_program *program, hd_tensor x, hd_tensor weight, hd_tensor targets,
+                          int64_t first, int64_t limit, int slices);
 
 /* down(gelu_tanh(up(x))) in about `slices` slices of rows; only one slice of what lies between is
  * in memory. The result takes x's place where nobody else needs that. No gradient. */

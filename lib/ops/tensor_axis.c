@@ -47,7 +47,7 @@ bool hdi_tensor_begin(hd_program *program, int64_t tokens, int64_t kv_heads)
     if (sequence > 1)
         snprintf(tokens_of, sizeof tokens_of, ", for each of %d sequence ranks", sequence);
     hd_program_fail(program, HD_ERROR_UNSUPPORTED,
-                    "layout: tensor is %d, want at most %" PRId64 " (key and value heads, which "
+                    "layout.tensor is %d, want at most %" PRId64 " (key and value heads, which "
                     "ranks do not share%s), %" PRId64 " (tokens of a sequence%s) and %d; take more "
                     "data or pipeline ranks",
                     ranks, heads, heads_of, fewest, tokens_of, (int)HDI_SEQUENCE_RANKS);

@@ -1,6 +1,7 @@
 /* Where blocks of plans that only read weights are kept: as the caller says, or the fewest elsewhere that a
  * budget asks for, over the fastest link. */
 #include "core/error.h"
+#include "program/place.h"
 #include "program/plan.h"
 
 static bool is_gathered(hd_residency kind)
@@ -27,6 +28,13 @@ static hd_status choose(hd_plan *plan, hd_residency kind, int count, int slots)
     return hdi_residency_laid_out(plan, slots);
 }
 
+/* Bytes of weights, and of what pinning those on the host takes beside what is pinned anyway. */
+static size_t needed(const hd_plan *plan)
+{
+    const size_t pinned = plan->host_arena_bytes + hdi_place_round(plan->residency.host_bytes);
+    return hdi_residency_most_bytes(plan) + hdi_plan_page_tables(plan, pinned);
+}
+
 /* Ranks may be at different programs, which therefore have to gather the same blocks in one order. */
 static hd_status march(hd_plan *plan, bool *out)
 {
@@ -48,20 +56,21 @@ hd_status hdi_residency_keep(hd_plan *plan, hd_residency kind, int count, int sl
     const int blocks = plan->residency.block_count;
     bool marches = true;
     if (is_gathered(kind) && plan->options.shards < 2)
-        return hdi_error(
-            HD_ERROR_UNSUPPORTED,
-            "plan: blocks in shards of %d rank, want at least 2 data or sequence ranks",
-            plan->options.shards > 0 ? plan->options.shards : 1);
+        return hdi_error(HD_ERROR_UNSUPPORTED,
+                         "residency sharded: blocks in shards of %d rank, want at least 2 data or "
+                         "sequence ranks",
+                         plan->options.shards > 0 ? plan->options.shards : 1);
     if (is_gathered(kind)) HD_RETURN_IF_ERROR(march(plan, &marches));
     if (!marches)
-        return hdi_error(HD_ERROR_UNSUPPORTED,
-                         "plan: blocks in shards of %d ranks, whose programs read other blocks, or "
-                         "in another order; want the same, as ranks gather together",
-                         plan->options.shards);
+        return hdi_error(
+            HD_ERROR_UNSUPPORTED,
+            "residency sharded: blocks in shards of %d ranks, whose programs read other blocks, or "
+            "in another order; want the same, as ranks gather together",
+            plan->options.shards);
     if (is_gathered(kind)) {
         HD_RETURN_IF_ERROR(begin_kind(plan, HD_RESIDENCY_HOST));
         HD_RETURN_IF_ERROR(choose(plan, HD_RESIDENCY_HOST, blocks, 1));
-        plan->least_weights = hdi_residency_most_bytes(plan);
+        plan->least_weights = needed(plan);
     }
     return choose(plan, kind, count && count < blocks ? count : blocks, slots);
 }
@@ -111,7 +120,7 @@ static hd_status fit_kind(hd_plan *plan, hd_residency kind, size_t rest, int slo
     const int blocks = plan->residency.block_count;
     for (int count = 1; count <= blocks && !*out; count++) {
         HD_RETURN_IF_ERROR(choose(plan, kind, count, slots));
-        *out = rest + hdi_residency_most_bytes(plan) <= plan->options.budget;
+        *out = rest + needed(plan) <= plan->options.budget;
     }
     return HD_OK;
 }
@@ -120,7 +129,7 @@ hd_status hdi_residency_fit(hd_plan *plan, size_t rest, int slots)
 {
     way ways[WAYS];
     const int count = order_ways(plan, ways);
-    bool fits = rest + hdi_residency_most_bytes(plan) <= plan->options.budget;
+    bool fits = rest + needed(plan) <= plan->options.budget;
     for (int room = slots; room > 0 && !fits;
          room--) /* fewer slots only if nothing fits with more */
         for (int i = 0; i < count && !fits; i++)

@@ -68,6 +68,15 @@ void hdi_plan_lay_out_host(hd_plan *plan)
         cursor += plan->bytes[r];
     }
     plan->host_arena_bytes = cursor - HDI_HOST_BASE;
+    plan->bytes[HD_REGION_FOREIGN] =
+        plan->options.foreign + hdi_plan_page_tables(plan, hd_plan_host_bytes(plan));
+}
+
+/* Devices take memory in pieces of 2 MiB. */
+size_t hdi_plan_page_tables(const hd_plan *plan, size_t pinned)
+{
+    const size_t share = plan->options.pinned_share, piece = (size_t)2 << 20;
+    return share ? (pinned / share + piece - 1) / piece * piece : 0;
 }
 
 size_t hd_plan_host_bytes(const hd_plan *plan)

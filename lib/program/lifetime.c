@@ -173,16 +173,23 @@ static void place_slots(hdi_unit *unit, const lifetime *lives)
     }
 }
 
-static void find_peak(hdi_unit *unit, const hdi_span *spans, int count)
+static hd_status find_peak(hdi_unit *unit, const hdi_span *spans, int count)
 {
-    for (int i = 0; i < unit->program->op_count; i++) {
-        size_t live = 0;
-        for (int s = 0; s < count; s++)
-            if (spans[s].first <= i && i <= spans[s].last) live += spans[s].bytes;
+    const size_t ops = (size_t)unit->program->op_count;
+    size_t *begin = hdi_alloc_array(2 * (ops + 1), sizeof *begin), *end = begin + ops + 1, live = 0;
+    if (!begin) return hdi_error(HD_ERROR_MEMORY, "plan: out of host memory");
+    for (int s = 0; s < count; s++) {
+        begin[spans[s].first] += spans[s].bytes;
+        end[spans[s].last + 1] += spans[s].bytes;
+    }
+    for (size_t i = 0; i < ops; i++) {
+        live += begin[i] - end[i];
         if (live <= unit->peak_bytes) continue;
         unit->peak_bytes = live;
-        unit->peak_op = i;
+        unit->peak_op = (int)i;
     }
+    hdi_free(begin);
+    return HD_OK;
 }
 
 static hd_status place_transients(hdi_unit *unit, const lifetime *lives)
@@ -221,7 +228,7 @@ static hd_status place_transients(hdi_unit *unit, const lifetime *lives)
         else
             unit->workspaces[whose[s]] = spans[s].offset;
     }
-    if (status == HD_OK) find_peak(unit, spans, count);
+    if (status == HD_OK) status = find_peak(unit, spans, count);
     hdi_free(spans);
     hdi_free(whose);
     return status;

@@ -169,11 +169,14 @@ static bool is_activations(const hd_program *program, const hd_op *op)
     return op->inputs > 0;
 }
 
-static bool is_made_by(const hd_op *maker, const hd_op *op)
+/* Whether one op makes an input of another, or a part of it. */
+static bool is_made_by(const hd_program *program, const hd_op *maker, const hd_op *op)
 {
     for (int k = 0; k < op->inputs; k++)
         for (int o = 0; o < maker->outputs; o++)
-            if (maker->out[o].id == op->in[k].id) return true;
+            if (op->in[k].id && (maker->out[o].id == op->in[k].id ||
+                                 program->tensors[maker->out[o].id]->within.id == op->in[k].id))
+                return true;
     return false;
 }
 
@@ -185,7 +188,7 @@ static int move_up(hd_program *program, int index, uint32_t flags)
     for (; to > 0; to--) {
         const hdi_op *before = program->ops[to - 1];
         if (before->phase != op->phase || before->scope != op->scope ||
-            before->op.kind->flags & flags || is_made_by(&before->op, &op->op))
+            before->op.kind->flags & flags || is_made_by(program, &before->op, &op->op))
             break;
     }
     hdi_op_move(program, index, to);
@@ -197,7 +200,7 @@ static bool passes_on(const hd_program *program, int index)
 {
     const hd_op *op = &program->ops[index]->op;
     for (int i = index - 1; i >= 0; i--)
-        if (is_made_by(&program->ops[i]->op, op))
+        if (is_made_by(program, &program->ops[i]->op, op))
             return program->ops[i]->op.kind->flags & HD_OP_COMMUNICATES;
     return false;
 }
@@ -213,7 +216,8 @@ void hdi_program_post_early(hd_program *program)
         if (posted == 0) continue;
         /* What only readies it, the op just before, has waited for nothing else either. */
         const hdi_op *ready = program->ops[posted - 1];
-        if (ready->op.inputs != 1 || ready->op.kind->flags || !is_made_by(&ready->op, &op->op))
+        if (ready->op.inputs != 1 || ready->op.kind->flags ||
+            !is_made_by(program, &ready->op, &op->op))
             continue;
         move_up(program, posted - 1, HD_OP_UPDATES);
         move_up(program, posted, HD_OP_COMMUNICATES | HD_OP_UPDATES);

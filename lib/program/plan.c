@@ -4,6 +4,7 @@
 #include "core/error.h"
 #include "core/memory.h"
 #include "program/place.h"
+#include "report/format.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -278,6 +279,7 @@ static hd_status decide_residency(hd_plan *plan)
     if (!o->budget) return HD_OK;
     hdi_plan_lay_out_arena(plan);
     const size_t rest = hd_plan_total_bytes(plan) - plan->bytes[HD_REGION_WEIGHTS];
+    hdi_plan_lay_out_host(plan);
     return hdi_residency_fit(plan, rest, slots);
 }
 
@@ -290,33 +292,32 @@ static hd_status check_budget(const hd_plan *plan)
     int worst = 0;
     for (int r = 0; r < HD_REGIONS; r++) {
         if (!plan->bytes[r]) continue;
-        int length = snprintf(table + used, sizeof table - used, "\n  %-18s %14zu bytes",
-                              hd_region_name((hd_region)r), plan->bytes[r]);
+        int length = snprintf(table + used, sizeof table - used, "\n  %s",
+                              hdi_bytes_row(hd_region_name((hd_region)r), plan->bytes[r]).text);
         used += (size_t)length;
         if (plan->bytes[r] > largest) {
             largest = plan->bytes[r];
             worst = r;
         }
     }
-    char least[160] = "";
+    char least[192] = "";
     if (plan->options.residency == HD_RESIDENCY_AUTO)
         snprintf(least, sizeof least,
                  "\nno smaller budget would do: the weights of all %d blocks are on the host, with "
                  "room for one of them",
                  plan->residency.host_blocks);
     if (plan->least_weights)
-        snprintf(
-            least, sizeof least,
-            "\nwith all blocks on the host (residency host, or auto) a budget of %zu bytes would "
-            "do",
-            need - plan->bytes[HD_REGION_WEIGHTS] - plan->bytes[HD_REGION_STREAMED] +
-                plan->least_weights);
-    return hdi_error(
-        HD_ERROR_BUDGET,
-        "does not fit: needs %zu bytes, the budget is %zu (%zu short); the largest region "
-        "is %s with %zu bytes%s%s",
-        need, plan->options.budget, need - plan->options.budget, hd_region_name((hd_region)worst),
-        largest, table, least);
+        snprintf(least, sizeof least,
+                 "\nwith all blocks on the host (residency host, or auto) a budget of %s would do",
+                 hdi_bytes(need - plan->bytes[HD_REGION_WEIGHTS] - plan->bytes[HD_REGION_STREAMED] +
+                           plan->least_weights)
+                     .text);
+    return hdi_error(HD_ERROR_BUDGET,
+                     "does not fit: needs %s, the budget is %s, %s too little; the largest region "
+                     "is %s with %s%s%s",
+                     hdi_bytes(need).text, hdi_bytes(plan->options.budget).text,
+                     hdi_bytes(need - plan->options.budget).text, hd_region_name((hd_region)worst),
+                     hdi_bytes(largest).text, table, least);
 }
 
 /* Forget what an attempt that failed left behind. */

@@ -68,6 +68,9 @@ void hdi_plan_set_layout(hd_plan *plan, hdi_layout *layout);
 size_t hdi_plan_address(const hd_plan *plan, int unit, hd_tensor tensor, int micro_batch,
                         int level);
 
+/* Bytes of the device for page tables of so many of pinned host memory (host_arena.c). */
+size_t hdi_plan_page_tables(const hd_plan *plan, size_t pinned);
+
 /* Address in the host's arena of a staged tensor's place there (host_arena.c). */
 size_t hdi_plan_staging(const hd_plan *plan, int unit, hd_tensor tensor, int micro_batch);
 

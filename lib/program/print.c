@@ -1,5 +1,6 @@
 /* Programs and plans as text. */
 #include "program/plan.h"
+#include "report/format.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -104,11 +105,11 @@ void hd_plan_print(const hd_plan *plan, hd_write_fn write, void *user)
     char text[256];
     bool more = true;
     for (int r = 0; r < HD_ALL_REGIONS && more; r++) {
-        snprintf(text, sizeof text, "%-18s %16zu bytes\n", hd_region_name((hd_region)r),
-                 plan->bytes[r]);
+        snprintf(text, sizeof text, "%s\n",
+                 hdi_bytes_row(hd_region_name((hd_region)r), plan->bytes[r]).text);
         more = write(user, text);
     }
-    snprintf(text, sizeof text, "%-18s %16zu bytes\n", "total", hd_plan_total_bytes(plan));
+    snprintf(text, sizeof text, "%s\n", hdi_bytes_row("total", hd_plan_total_bytes(plan)).text);
     if (more) more = write(user, text);
     for (int u = 0; u < plan->unit_count && more; u++)
         write_program(plan->units[u].program, plan, &plan->units[u], write, user);

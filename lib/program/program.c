@@ -34,6 +34,7 @@ hd_status hd_program_create(const hd_program_options *options, hd_program **out)
     program->training = options->training;
     program->exact = options->exact;
     program->slices = options->slices > 1 && !options->training ? options->slices : 1;
+    program->loss_slices = options->slices > 1 ? options->slices : 1;
     program->sequence_groups = options->sequence_groups;
     program->tensor_groups = options->tensor_groups;
     if (options->rates) program->rates = *options->rates;
@@ -228,6 +229,15 @@ hd_tensor hdi_tensor_rows(hd_program *program, hd_tensor whole, int64_t first, i
     tensor->within = of->within.id ? of->within : whole;
     tensor->within_first = of->within_first + first * of->info.dims[1];
     return made;
+}
+
+void hdi_tensor_put(hd_program *program, hd_tensor part, hd_tensor whole, int64_t first)
+{
+    hdi_tensor *tensor = hdi_tensor_of(program, part), *of = hdi_tensor_of(program, whole);
+    if (!tensor || !of) return;
+    tensor->within = whole;
+    tensor->within_first = first;
+    of->holds = true;
 }
 
 static hd_tensor named_tensor(hd_program *program, const char *name, hd_dtype dtype, hd_role role,

@@ -84,7 +84,8 @@ struct hd_program {
     int sequence_ring;         /* places that sequences are cut into; 0: the mesh's ring */
     bool whole_loss;           /* of all tokens, on each rank of that axis, not of the rank's */
     bool splits_layers;        /* the model heeds the mesh's tensor axis */
-    int slices;                /* at least 1; 1 where a backward follows */
+    int slices;                /* of blocks, at least 1; 1 where a backward follows */
+    int loss_slices;           /* at least 1 */
     int sequence_groups;       /* of heads that change places; 0: as many as pay */
     int sequence_turns;        /* the most that it came to; 0: nothing changes places */
     int tensor_groups; /* pieces of products around what travels on the tensor axis; 0: by rates */
@@ -154,6 +155,9 @@ void hdi_program_remove_dead(hd_program *program);
 
 /* A range of an activation that an op makes as a whole. */
 hd_tensor hdi_tensor_view(hd_program *program, hd_tensor whole, int64_t first, int64_t elements);
+
+/* Let `part`, which an op makes, lie in `whole`, which such parts make up, from its element `first` on. */
+void hdi_tensor_put(hd_program *program, hd_tensor part, hd_tensor whole, int64_t first);
 
 /* Make a tensor of `rows` rows of `whole` [rows, columns] from `first` on, with the same bytes. */
 hd_tensor hdi_tensor_rows(hd_program *program, hd_tensor whole, int64_t first, int64_t rows);

@@ -12,8 +12,10 @@
 typedef struct replay {
     const hd_plan *plan;
     const hdi_unit *unit;
-    int *last_read; /* [tensor] op index, -1 */
-    int *live;      /* ids of tensors whose bytes hold something that is still wanted */
+    int *last_read;  /* [tensor] op index, -1 */
+    int *first_part; /* [tensor] the first one within it; 0: none */
+    int *next_part;  /* [tensor] the next one within the same; 0: none */
+    int *live;       /* ids of tensors whose bytes hold something that is still wanted */
     int live_count;
     bool *written; /* [tensor] */
 } replay;
@@ -105,11 +107,10 @@ static hd_status check_read(const replay *r, int index, int id)
     size_t begin = 0, end = 0, part_begin, part_end, made = 0;
     hdi_unit_range(r->plan, r->unit, id, &begin, &end);
     bool in_parts = false;
-    for (int part = 1; part < program->tensor_count; part++) {
+    for (int part = r->first_part[whole]; part; part = r->next_part[part]) {
         const hdi_tensor *tensor = program->tensors[part];
         const bool is_gradient = tensor->info.role == HD_ROLE_GRADIENT;
-        if (tensor->within.id != whole || (!is_gradient && r->written[whole]) ||
-            (tensor->producer < 0 && !is_gradient) ||
+        if ((!is_gradient && r->written[whole]) || (tensor->producer < 0 && !is_gradient) ||
             !hdi_unit_range(r->plan, r->unit, part, &part_begin, &part_end))
             continue;
         in_parts = in_parts || !is_gradient;
@@ -218,18 +219,32 @@ static hd_status check_posted(const replay *r, int posted)
     return HD_OK;
 }
 
+static void list_parts(replay *r)
+{
+    const hd_program *program = r->unit->program;
+    for (int i = program->tensor_count - 1; i > 0; i--) {
+        const int whole = program->tensors[i]->within.id;
+        if (!whole) continue;
+        r->next_part[i] = r->first_part[whole];
+        r->first_part[whole] = i;
+    }
+}
+
 static hd_status verify_unit(const hd_plan *plan, const hdi_unit *unit)
 {
     const hd_program *program = unit->program;
     size_t count = (size_t)program->tensor_count;
     replay r = {.plan = plan, .unit = unit};
     r.last_read = hdi_alloc_array(count, sizeof *r.last_read);
+    r.first_part = hdi_alloc_array(count, sizeof *r.first_part);
+    r.next_part = hdi_alloc_array(count, sizeof *r.next_part);
     r.live = hdi_alloc_array(count, sizeof *r.live);
     r.written = hdi_alloc_array(count, sizeof *r.written);
-    hd_status status = r.last_read && r.live && r.written
+    hd_status status = r.last_read && r.first_part && r.next_part && r.live && r.written
                            ? HD_OK
                            : hdi_error(HD_ERROR_MEMORY, "verifier: out of host memory");
     if (status == HD_OK) {
+        list_parts(&r);
         for (int i = 0; i < program->tensor_count; i++)
             r.last_read[i] = -1;
         for (int i = 0; i < program->op_count; i++)
@@ -256,6 +271,8 @@ static hd_status verify_unit(const hd_plan *plan, const hdi_unit *unit)
             status = check_gradient_complete(&r, i);
     }
     hdi_free(r.last_read);
+    hdi_free(r.first_part);
+    hdi_free(r.next_part);
     hdi_free(r.live);
     hdi_free(r.written);
     return status;

@@ -114,15 +114,42 @@ void hdi_format_fixed(double value, int decimals, char out[HDI_NUMBER_TEXT])
                  scaled % scales[decimals]);
 }
 
-void hdi_format_bytes(double bytes, char out[HDI_NUMBER_TEXT])
+static void format_scaled(double bytes, int decimals, char out[HDI_NUMBER_TEXT])
 {
     static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB"};
     int unit = 0;
     for (; bytes >= 1024 && unit < 5; unit++)
         bytes /= 1024;
     char number[HDI_NUMBER_TEXT];
-    hdi_format_fixed(bytes, unit == 0 ? 0 : 1, number);
+    hdi_format_fixed(bytes, unit == 0 ? 0 : decimals, number);
     snprintf(out, HDI_NUMBER_TEXT, "%.20s %s", number, units[unit]);
+}
+
+void hdi_format_bytes(double bytes, char out[HDI_NUMBER_TEXT])
+{
+    format_scaled(bytes, 1, out);
+}
+
+hdi_bytes_text hdi_bytes(size_t bytes)
+{
+    hdi_bytes_text out;
+    char scaled[HDI_NUMBER_TEXT] = "";
+    if (bytes >= 1024) format_scaled((double)bytes, 2, scaled);
+    snprintf(out.text, sizeof out.text, "%zu bytes%s%s%s", bytes, *scaled ? " (" : "", scaled,
+             *scaled ? ")" : "");
+    return out;
+}
+
+hdi_bytes_text hdi_bytes_row(const char *name, size_t bytes)
+{
+    hdi_bytes_text out;
+    char scaled[HDI_NUMBER_TEXT];
+    format_scaled((double)bytes, 2, scaled);
+    snprintf(out.text, sizeof out.text, "%-18.24s %16zu bytes %11s", name, bytes,
+             bytes < 1024 ? "" : scaled);
+    for (size_t end = strlen(out.text); end && out.text[end - 1] == ' '; end--)
+        out.text[end - 1] = '\0';
+    return out;
 }
 
 void hdi_format_rate(double value, char out[HDI_NUMBER_TEXT])

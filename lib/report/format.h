@@ -26,4 +26,14 @@ void hdi_format_bytes(double bytes, char out[HDI_NUMBER_TEXT]);
 void hdi_format_rate(double value, char out[HDI_NUMBER_TEXT]);
 void hdi_format_duration(double seconds, char out[HDI_NUMBER_TEXT]);
 
+/* "6576668672 bytes (6.13 GiB)", for messages: exact, and to be read. By value, so that its text is an
+ * argument of a call that needs several. */
+typedef struct hdi_bytes_text {
+    char text[3 * HDI_NUMBER_TEXT];
+} hdi_bytes_text;
+hdi_bytes_text hdi_bytes(size_t bytes);
+
+/* The same in columns: "transients               2503999488 bytes   2.33 GiB". */
+hdi_bytes_text hdi_bytes_row(const char *name, size_t bytes);
+
 #endif

@@ -6,6 +6,7 @@
 #include "core/memory.h"
 #include "core/random.h"
 #include "program/place.h"
+#include "report/format.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -89,11 +90,11 @@ static hd_status open_parts(hd_session *session)
         const hd_status status =
             context->backend->reserve_host(context->device, plan->host_arena_bytes, &host);
         if (status != HD_OK)
-            return hdi_error_context(status, "session: %zu bytes of pinned host memory",
-                                     plan->host_arena_bytes);
+            return hdi_error_context(status, "pinned host memory of this rank, %s",
+                                     hdi_bytes(plan->host_arena_bytes).text);
     }
     session->host = host;
-    HD_RETURN_IF_ERROR(hdi_staged_open(session));
+    HD_RETURN_IF_ERROR(hdi_relay_open(session));
     HD_RETURN_IF_ERROR(hdi_streaming_open(session));
     if (context->backend != &hdi_backend_cpu && hd_mesh_ranks(session->mesh) > 1)
         HD_RETURN_IF_ERROR(hdi_session_warm_up(session));
@@ -155,7 +156,7 @@ void hd_session_destroy(hd_session *session)
                                                 session->plan->host_arena_bytes);
     hdi_streaming_close(session);
     hdi_replay_close(session);
-    hdi_staged_close(session);
+    hdi_relay_close(session);
     for (int i = 0; i < session->plan->unit_count && session->posted; i++)
         hdi_free(session->posted[i]);
     hdi_free(session->posted);

@@ -5,8 +5,9 @@
 #include "backend/backend.h"
 #include "comm/direct.h"
 #include "program/plan.h"
+#include "runtime/memory_watch.h"
+#include "runtime/relay.h"
 #include "runtime/replay.h"
-#include "runtime/staged.h"
 #include "runtime/streaming.h"
 
 #include <heddle/session.h>
@@ -25,6 +26,7 @@ struct hd_context {
     hdi_copy_engines copy_engines;
     bool graphs;        /* sessions replay what is the same in every step */
     size_t graph_bytes; /* of the device, in graphs of all sessions */
+    hdi_memory_watch memory;
 };
 
 typedef struct hdi_direct hdi_direct;
@@ -64,7 +66,7 @@ struct hd_session {
     hdi_spans *spans; /* borrowed: waits of the device are measured there; NULL: they are not */
     hdi_streaming streaming;
     hdi_replay replay;
-    hdi_staged staged;
+    hdi_relay relay;
     hdi_windows windows;
 };
 

@@ -1,4 +1,5 @@
-/* The file of GEMM algorithms: what is kept comes back, damage is noticed and harmless. Needs no GPU. */
+/* device: none */
+/* The file of GEMM algorithms: what is kept comes back, damage is noticed and harmless. */
 #include "tests/support/hdt.h"
 
 #include <stdio.h>

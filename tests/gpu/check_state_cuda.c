@@ -2,6 +2,9 @@
  * the same bits in every run. */
 #include "tests/gpu/hdt_gpu.h"
 
+#include <stdio.h>
+
+#include "core/memory.h"
 #include "core/random.h"
 
 static const int64_t counts[] = {1, 3, 255, 4096, 4097, 1000003};
@@ -317,6 +320,41 @@ START_TEST(an_arena_is_zeroed_and_comes_back)
 }
 END_TEST
 
+static size_t free_bytes(hdi_device *device)
+{
+    hdi_memory_info now;
+    hdt_assert_ok(hdi_backend_cuda.memory_info(device, &now));
+    return now.free_bytes;
+}
+
+/* Made by the device, and registered with it. */
+START_TEST(pinned_memory_takes_no_more_of_the_device_than_its_share)
+{
+    const size_t bytes = (size_t)4 << 30, piece = (size_t)2 << 20;
+    const size_t most = bytes / hdi_backend_cuda.pinned_share + piece;
+    hdi_device *device = NULL;
+    void *pinned = _i ? hdi_map(bytes) : NULL;
+    hdt_gpu_reset();
+    hdt_assert_ok(hdi_backend_cuda.open(0, &device));
+    const size_t before = free_bytes(device);
+    if (_i)
+        hdt_assert_ok(hdi_backend_cuda.register_host(device, pinned, bytes));
+    else
+        hdt_assert_ok(hdi_backend_cuda.reserve_host(device, bytes, &pinned));
+    const size_t during = free_bytes(device), taken = before > during ? before - during : 0;
+    if (_i) {
+        hdi_backend_cuda.unregister_host(device, pinned, bytes);
+        hdi_unmap(pinned, bytes);
+    } else {
+        hdi_backend_cuda.release_host(device, pinned, bytes);
+    }
+    hdi_backend_cuda.close(device);
+    printf("%s 4 GiB take %zu bytes of the device, planned are %zu\n", _i ? "registered" : "pinned",
+           taken, most);
+    ck_assert_uint_le(taken, most);
+}
+END_TEST
+
 START_TEST(a_device_that_is_not_there_is_refused)
 {
     hdi_device *device = NULL;
@@ -366,6 +404,7 @@ int main(void)
     tcase_add_loop_test(cases, rows_and_positions_come_from_the_device, 0, 3);
     tcase_add_loop_test(cases, sums_are_the_same_bits_in_every_run, 0, 3);
     tcase_add_test(cases, an_arena_is_zeroed_and_comes_back);
+    tcase_add_loop_test(cases, pinned_memory_takes_no_more_of_the_device_than_its_share, 0, 2);
     tcase_add_test(cases, a_device_that_is_not_there_is_refused);
     return hdt_main_gpu("cuda state", cases);
 }

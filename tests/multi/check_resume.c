@@ -291,7 +291,7 @@ START_TEST(records_go_on_without_gaps_or_repetition)
     snprintf(path, sizeof path, "%s/metrics.jsonl", directory);
     FILE *file = fopen(path, "r");
     ck_assert_ptr_nonnull(file);
-    int steps = 0, validations = 0;
+    int steps = 0, validations = 0, ends = 0;
     while (fgets(line, sizeof line, file)) {
         int step;
         ck_assert_int_eq(sscanf(line, "{\"step\": %d", &step), 1);
@@ -299,11 +299,17 @@ START_TEST(records_go_on_without_gaps_or_repetition)
             ck_assert_int_eq(step, 2 * ++validations);
             continue;
         }
+        if (strstr(line, "planned_bytes")) { /* of the run that came to its end */
+            ck_assert_int_eq(step, STEPS);
+            ends++;
+            continue;
+        }
         ck_assert_int_eq(step, ++steps);
     }
     fclose(file);
     ck_assert_int_eq(steps, STEPS);
     ck_assert_int_eq(validations, STEPS / 2);
+    ck_assert_int_eq(ends, 1);
 }
 END_TEST
 

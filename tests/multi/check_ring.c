@@ -295,7 +295,7 @@ START_TEST(what_a_ring_cannot_cut_is_refused_with_the_reason)
     const hd_trainer_options none = {0}, exact = {.exact = true};
     hdt_split one = settings[0];
     hdt_assert_status(hdt_split_train(hdt_world, &one, &all, exact, &out), HD_ERROR_UNSUPPORTED,
-                      "reduction exact with sequence");
+                      "reduction exact with layout.sequence");
     one.tokens = 2 * ranks - 1; /* a zigzag has two pieces for each place */
     hdt_assert_status(hdt_split_train(hdt_world, &one, &all, none, &out), HD_ERROR_UNSUPPORTED,
                       "two for each rank");
@@ -306,7 +306,7 @@ START_TEST(what_a_ring_cannot_cut_is_refused_with_the_reason)
     one.text = 9;
     const hd_mesh_options odd = {.sequence = ranks, .ring = ranks + 1};
     hdt_assert_status(hdt_split_train(hdt_world, &one, &odd, none, &out), HD_ERROR_CONFIG,
-                      "want a divisor of sequence");
+                      "want a divisor of layout.sequence");
 }
 END_TEST
 

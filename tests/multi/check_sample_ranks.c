@@ -153,6 +153,24 @@ START_TEST(small_budgets_carry_one_pass_at_a_time_and_give_the_same_bits)
 }
 END_TEST
 
+/* Those in the middle, too, which no event reaches. */
+START_TEST(every_rank_reads_what_is_in_use_in_both_phases)
+{
+    hd_sampler_video videos[VIDEOS];
+    float got[VIDEOS * HDT_VIDEO_ELEMENTS];
+    hdi_memory_watch memory = {0};
+    make_videos(videos);
+    const hdt_sampling with = {.run = ways[0],
+                               .videos = videos,
+                               .count = VIDEOS,
+                               .mesh = hdt_deepest(hdt_world, HDT_VIDEO_LAYERS),
+                               .memory = &memory};
+    hdt_assert_ok(hdt_sample(hdt_world, &with, got, NULL));
+    ck_assert_uint_gt(memory.most[HDI_WORK_CONDITIONS], 0);
+    ck_assert_uint_gt(memory.most[HDI_WORK_STEPS], 0);
+}
+END_TEST
+
 /* Each rank computes for some of the time, and all passes are somebody's. */
 START_TEST(ranks_say_how_busy_they_were)
 {
@@ -202,6 +220,7 @@ int main(int argc, char **argv)
     tcase_add_test(bits, videos_taken_up_anywhere_end_as_if_never_stopped);
     tcase_add_test(bits, small_budgets_carry_one_pass_at_a_time_and_give_the_same_bits);
     TCase *calls = tcase_create("calls");
+    tcase_add_test(calls, every_rank_reads_what_is_in_use_in_both_phases);
     tcase_add_test(calls, ranks_say_how_busy_they_were);
     tcase_add_test(calls, ranks_that_want_different_videos_all_stop);
     return hdt_main_ranks(argc, argv, "sampling", bits, calls);

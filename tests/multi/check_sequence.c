@@ -121,7 +121,7 @@ START_TEST(what_cannot_be_split_is_refused_with_the_reason)
     const hd_trainer_options none = {0}, exact = {.exact = true};
     hdt_split one = settings[0];
     hdt_assert_status(hdt_split_train(hdt_world, &one, &all, exact, &out), HD_ERROR_UNSUPPORTED,
-                      "reduction exact with sequence");
+                      "reduction exact with layout.sequence");
     one.tokens = ranks - 1;
     hdt_assert_status(hdt_split_train(hdt_world, &one, &all, none, &out), HD_ERROR_UNSUPPORTED,
                       "tokens of a sequence");

@@ -105,7 +105,7 @@ START_TEST(groups_that_cannot_be_are_refused)
     const hd_mesh_options pairs = {.data = ranks, .shard_group = 2};
     hdt_assert_status(
         train_on(hdt_world, ranks, &pairs, &(hd_trainer_options){.shard_state = 1}, &got),
-        HD_ERROR_UNSUPPORTED, "want shard_state 2 or 3");
+        HD_ERROR_UNSUPPORTED, "want layout.shard_state 2 or 3");
     hdt_assert_status(train_on(hdt_world, 3 * ranks, &pairs,
                                &(hd_trainer_options){.exact = true, .shard_state = 2}, &got),
                       HD_ERROR_UNSUPPORTED, "6 micro-batches for each shard group");

@@ -267,7 +267,7 @@ START_TEST(what_cannot_be_split_is_refused_with_the_reason)
     const hd_trainer_options none = {0}, exact = {.exact = true};
     hdt_split one = settings[0];
     hdt_assert_status(train(hdt_world, &one, &all, exact, &out), HD_ERROR_UNSUPPORTED,
-                      "reduction exact with tensor");
+                      "reduction exact with layout.tensor");
     one.tokens = ranks - 1;
     if (ranks == 8) /* the first of two places has three tokens, the other four */
         hdt_assert_status(train(hdt_world, &one, &both, none, &out), HD_ERROR_UNSUPPORTED,

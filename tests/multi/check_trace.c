@@ -12,6 +12,21 @@
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
+
+/* A host that comes back so late from most of its waits for the device. */
+static const double late_seconds = 2e-3;
+static bool comes_late;
+static hd_status (*synchronize)(
+    hd_stream *stream); /* of the backend that the late one is made from */
+
+static hd_status synchronize_late(hd_stream *stream)
+{
+    static int calls;
+    const hd_status status = synchronize(stream);
+    if (comes_late && ++calls % 3) usleep((useconds_t)(1e6 * late_seconds));
+    return status;
+}
 
 enum { STEPS = 3, BATCHES = 4, VOCAB = 97, LAYERS = 4, EVENTS = 4096 };
 
@@ -77,7 +92,10 @@ static hd_status train(const hd_mesh_options *layout, bool by_clock, traced *out
     const char *path = hdt_file("trace.json");
     hd_status status = hdt_open_place(hdt_world, layout, &mesh, &context);
     if (status == HD_OK && by_clock) {
-        context->backend = hdt_clock_backend();
+        hd_backend *backend = hdt_clock_backend();
+        synchronize = backend->synchronize;
+        backend->synchronize = synchronize_late;
+        context->backend = backend;
         context->attached = mesh;
     }
     if (status == HD_OK)
@@ -179,6 +197,21 @@ START_TEST(a_step_is_the_spans_of_what_the_device_did)
 }
 END_TEST
 
+START_TEST(the_device_s_clock_is_read_when_nothing_delays_the_host)
+{
+    if (strcmp(hdt_device(), "cpu") != 0) return;
+    const hd_mesh_options layout = layout_of(0);
+    traced it = {0};
+    comes_late = true;
+    const hd_status status = hd_comm_agree(hdt_world, train(&layout, true, &it));
+    comes_late = false;
+    hdt_assert_ok(status);
+    ck_assert_double_gt(it.error_us, 0);
+    ck_assert_double_lt(it.error_us, 1e6 * late_seconds / 2);
+    hdi_trace_file_free(&it.file);
+}
+END_TEST
+
 START_TEST(spans_last_as_long_as_the_device_says)
 {
     if (strcmp(hdt_device(), "cpu") != 0) return;
@@ -204,6 +237,7 @@ int main(int argc, char **argv)
     TCase *tests = tcase_create("trace");
     tcase_add_loop_test(tests, a_step_is_the_spans_of_what_the_device_did, 0, 2);
     tcase_add_loop_test(tests, spans_last_as_long_as_the_device_says, 0, 2);
+    tcase_add_test(tests, the_device_s_clock_is_read_when_nothing_delays_the_host);
     tcase_add_checked_fixture(tests, hdt_files_reset, NULL);
     return hdt_main_ranks(argc, argv, "trace", tests);
 }

@@ -77,6 +77,19 @@ overridden() {
         grep -q '"steps": 9' out && grep -q '"stages": \[1, 1\]' out && grep -q '"hidden": 32' out
 }
 check "overrides_go_before_the_file_in_both_spellings" overridden
+short_names() { # memory, device and share-gpu stand for keys, in order with these
+    local command
+    for command in train generate sample plan; do
+        "$heddle" $command --memory.budget 1GiB --memory 6GiB --device=cpu --share-gpu --show-config >out 2>&1 &&
+            grep -q '"budget": 6442450944' out && grep -q '"device": "cpu"' out && grep -q '"share_gpu": true' out &&
+            "$heddle" $command --memory=6GiB --memory.budget=1GiB --device auto --show-config >out 2>&1 &&
+            grep -q '"budget": 1073741824' out && grep -q '"device": "auto"' out &&
+            "$heddle" $command --help >out 2>&1 && grep -q -- '--memory=BYTES *memory.budget' out || return 1
+    done
+}
+check "short_names_stand_for_keys" short_names
+check "and_their_errors_name_the_keys" says 2 "command line: memory.budget" '"6gb"' "24GiB" -- "$heddle" train --memory 6gb
+check "with_a_value_or_not" says 2 "--memory lacks its value (memory.budget)" -- "$heddle" train --memory
 prompts_kept() {
     "$heddle" generate --prompt 'one, "two"' --prompt three --show-config >out 2>&1 &&
         grep -qF '"prompts": ["one, \"two\"", "three"]' out
@@ -148,6 +161,8 @@ check "a_run_is_described" says 0 "last step = 4" "checkpoint of step 4" "writte
 check "a_stop_asked_for_ends_with_75" says 75 "saved in" -- \
     "$heddle" train config.json --train.stop_after=2 --run.directory=stopped
 check "the_same_command_goes_on" says 0 "4 steps" -- "$heddle" train config.json --run.directory=stopped
+check "and_says_if_nothing_is_left_to_do" says 0 "4 steps were done already" "everything is in stopped" -- \
+    "$heddle" train config.json --run.directory=stopped
 check "safetensors_are_described" says 0 "metadata config" "transformer.wte.weight" "F32" "bytes" -- \
     "$heddle" inspect "$source/tests/golden/gpt2_tiny.safetensors"
 

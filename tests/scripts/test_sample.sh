@@ -164,10 +164,10 @@ check and_go_to_the_host_where_shares_are_too_large \
 check or_to_shares_of_it_as_told shared_within data 9GiB 'each of 2 ranks copies in its share of' \
     --sample.residency=host-sharded
 check a_refusal_of_shares_names_what_the_host_would_need \
-    shared_within data 9GiB 'with all blocks on the host .* a budget of [0-9]* bytes would do' \
+    shared_within data 9GiB 'with all blocks on the host .* a budget of [0-9]* bytes (.*B) would do' \
     --sample.residency=sharded
 sliced_within() { plan_720p "$1" && grep -q 'one pass, .*, blocks in [0-9]* slices' "$work/out"; }
 check slices_fit_720p_into_6_gib sliced_within 6GiB
 check and_into_4_gib sliced_within 4GiB
-refuses_2_gib() { ! plan_720p 2GiB && grep -q 'a budget of [0-9]* bytes would do' "$work/out"; }
+refuses_2_gib() { ! plan_720p 2GiB && grep -q 'a budget of [0-9]* bytes (.*B) would do' "$work/out"; }
 check a_refusal_names_the_budget_that_would_do refuses_2_gib

@@ -7,6 +7,7 @@
 #include <math.h>
 #include <stdio.h>
 
+#include "runtime/session.h"
 #include "tests/support/hdt_device.h"
 
 enum { HIDDEN = 8, HEADS = 2, PATCH = 2, PATCH_COLUMNS = HDT_VIDEO_CHANNELS * PATCH * PATCH };
@@ -213,6 +214,7 @@ hd_status hdt_sample(hd_comm *comm, const hdt_sampling *with, float *out, hd_sam
     memset(out, 0, (size_t)with->count * HDT_VIDEO_ELEMENTS * sizeof *out);
     hd_status status = hdt_open_place(comm, &with->mesh, &mesh, &context);
     if (status == HD_OK) status = sample_on(mesh, context, with, out, result);
+    if (with->memory && context) *with->memory = context->memory;
     hdt_close_place(mesh, context);
     return status == HD_OK ? gather(comm, with->count, out) : status;
 }

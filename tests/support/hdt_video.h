@@ -3,6 +3,7 @@
 #ifndef HDT_VIDEO_H
 #define HDT_VIDEO_H
 
+#include "runtime/memory_watch.h"
 #include "tests/support/hdt.h"
 
 #include <heddle/sampler.h>
@@ -42,6 +43,7 @@ typedef struct hdt_sampling {
     const hd_video_model *model; /* NULL: hdt_video_model */
     hd_sampler_video *videos;
     int count;
+    hdi_memory_watch *memory; /* NULL, or where to put what this rank saw in use */
 } hdt_sampling;
 
 /* Latents of every video after its steps land in out [count][HDT_VIDEO_ELEMENTS] on all ranks.

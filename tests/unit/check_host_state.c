@@ -295,10 +295,10 @@ START_TEST(what_cannot_be_on_the_host_is_refused)
     hdt_assert_ok(hd_mesh_create_fake(0, 2, &(hd_mesh_options){.data = 2}, &mesh));
     options.mesh = mesh;
     hdt_assert_status(hd_trainer_create(&options, &trainer), HD_ERROR_UNSUPPORTED,
-                      "with 2 data and sequence ranks and shard_state 0");
+                      "with 2 data and sequence ranks and layout.shard_state 0");
     options.shard_state = 1;
     hdt_assert_status(hd_trainer_create(&options, &trainer), HD_ERROR_UNSUPPORTED,
-                      "want shard_state 2 or 3");
+                      "want layout.shard_state 2 or 3");
     options.gradient_residency = HD_RESIDENCY_AUTO; /* never on the host here */
     options.budget = 1;
     hdt_assert_status(hd_trainer_create(&options, &trainer), HD_ERROR_BUDGET, " gradients ");

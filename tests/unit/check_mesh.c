@@ -153,7 +153,7 @@ START_TEST(a_ring_divides_the_sequence_axis)
     hd_mesh_destroy(mesh);
     options.ring = 4;
     hdt_assert_status(hd_mesh_create_fake(0, 12, &options, &mesh), HD_ERROR_CONFIG,
-                      "ring is 4, want a divisor of sequence 6");
+                      "ring is 4, want a divisor of layout.sequence 6");
     options.ring = -1;
     hdt_assert_status(hd_mesh_create_fake(0, 12, &options, &mesh), HD_ERROR_CONFIG, "ring is -1");
     ck_assert_int_eq(hd_mesh_ring(NULL), 1);

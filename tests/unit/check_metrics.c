@@ -281,6 +281,11 @@ START_TEST(quantities_read_like_a_person_wrote_them)
     ck_assert_str_eq(text, "0");
     hdi_format_fixed(-12.5, 3, text);
     ck_assert_str_eq(text, "-12.5");
+    ck_assert_str_eq(hdi_bytes(1023).text, "1023 bytes");
+    ck_assert_str_eq(hdi_bytes(6576668672).text, "6576668672 bytes (6.13 GiB)");
+    ck_assert_str_eq(hdi_bytes_row("weights", 1).text, "weights                           1 bytes");
+    ck_assert_str_eq(hdi_bytes_row("transport, about", SIZE_MAX).text,
+                     "transport, about   18446744073709551615 bytes   16384 PiB");
 }
 END_TEST
 

@@ -219,20 +219,20 @@ START_TEST(a_place_is_written_again_when_the_device_has_passed_it)
     hdt_assert_ok(hd_session_drain(session));
     const int before = hdt_deferred_waits();
     for (int b = 0; b < 2; b++) {
-        hdt_assert_ok(hdi_staged_room(session, program, tokens, b, &at));
+        hdt_assert_ok(hdi_relay_room(session, program, tokens, b, &at));
         room[b] = at;
         room[b][0] = 10 + b;
-        hdt_assert_ok(hdi_staged_send(session, program, tokens, b));
+        hdt_assert_ok(hdi_relay_send(session, program, tokens, b));
     }
     ck_assert_int_eq(hdt_deferred_waits(), before);
-    hdt_assert_ok(hdi_staged_read(session, program, tokens, 0, values)); /* by the same place */
+    hdt_assert_ok(hdi_relay_read(session, program, tokens, 0, values)); /* by the same place */
     ck_assert_int_eq(hdt_deferred_waits(), before + 1);
-    hdt_assert_ok(hdi_staged_room(session, program, tokens, 0, &at));
+    hdt_assert_ok(hdi_relay_room(session, program, tokens, 0, &at));
     ck_assert_int_eq(hdt_deferred_waits(), before + 2);
     ck_assert_ptr_eq(at, room[0]);
     ck_assert_int_eq(values[0], 10);
     room[0][0] = 20;
-    hdt_assert_ok(hdi_staged_send(session, program, tokens, 0));
+    hdt_assert_ok(hdi_relay_send(session, program, tokens, 0));
     hdt_assert_ok(hd_session_read(session, program, tokens, 0, values));
     ck_assert_int_eq(values[0], 20);
     hdt_assert_ok(hd_session_read(session, program, tokens, 1, values));

@@ -268,15 +268,20 @@ START_TEST(a_budget_is_refused_by_need_region_and_table)
         if (i == 0) {
             hdt_assert_ok(hd_plan_finish(plan));
         } else {
-            char text[64];
-            snprintf(text, sizeof text, "needs %zu bytes, the budget is %zu (1 short)", need,
-                     need - 1);
+            char text[160];
+            snprintf(text, sizeof text,
+                     "needs %zu bytes (117.02 KiB), the budget is %zu bytes (117.02 KiB), 1 bytes "
+                     "too little",
+                     need, need - 1);
             for (int again = 0; again < 2; again++) /* a second try adds nothing up */
                 hdt_assert_status(hd_plan_finish(plan), HD_ERROR_BUDGET, text);
             ck_assert_ptr_nonnull(strstr(hd_last_error(), "largest region is transients"));
-            ck_assert_ptr_nonnull(strstr(hd_last_error(), "\n  weights                      4096"));
-            ck_assert_ptr_nonnull(strstr(hd_last_error(), "\n  foreign                      1000"));
-            ck_assert_ptr_nonnull(strstr(hd_last_error(), "\n  transport, about              300"));
+            ck_assert_ptr_nonnull(strstr(
+                hd_last_error(), "\n  weights                        4096 bytes       4 KiB\n"));
+            ck_assert_ptr_nonnull(
+                strstr(hd_last_error(), "\n  foreign                        1000 bytes\n"));
+            ck_assert_ptr_nonnull(
+                strstr(hd_last_error(), "\n  transport, about                300 bytes"));
         }
         hd_plan_destroy(plan);
     }

@@ -8,7 +8,7 @@
 #include <stdlib.h>
 
 typedef struct run {
-    const char *layers, *pipeline, *sequence, *schedule, *shard_state, *hidden;
+    const char *layers, *pipeline, *sequence, *schedule, *shard_state, *hidden, *slices;
     int ranks;
     const char *first; /* what is named when a byte is missing */
     const char *among; /* what is named before there is nothing more to do */
@@ -16,12 +16,16 @@ typedef struct run {
 
 /* Wide and few tokens: parameters take most; narrow and many: activations. */
 static const run runs[] = {
-    {"2", "1", "1", "auto", "0", "64", 1, "optimizer.residency=host", "gradient_residency=host"},
-    {"6", "1", "1", "auto", "0", "32", 1, "optimizer.residency=host", "train.residency=host"},
-    {"4", "1", "1", "auto", "0", "64", 4, "layout.shard_state=1", "layout.shard_state=3"},
-    {"4", "1", "2", "auto", "1", "64", 2, "layout.shard_state=2", "gradient_residency=host"},
-    {"2", "2", "1", "gpipe", "0", "16", 2, "layout.schedule=1f1b", "layout.recompute=layer"},
-    {"2", "2", "1", "auto", "0", "64", 4, "layout.shard_state=1", "layout.recompute=layer"},
+    {"2", "1", "1", "auto", "0", "64", "16", 1, "optimizer.residency=host",
+     "gradient_residency=host"},
+    {"6", "1", "1", "auto", "0", "32", "16", 1, "optimizer.residency=host", "train.residency=host"},
+    {"4", "1", "1", "auto", "0", "64", "16", 4, "layout.shard_state=1", "layout.shard_state=3"},
+    {"4", "1", "2", "auto", "1", "64", "16", 2, "layout.shard_state=2", "gradient_residency=host"},
+    {"4", "1", "1", "auto", "0", "16", "16", 4, "layout.shard_state=1", "layout.shard_state=3"},
+    {"2", "2", "1", "gpipe", "0", "16", "16", 2, "layout.schedule=1f1b", "layout.recompute=layer"},
+    {"2", "2", "1", "auto", "0", "64", "16", 4, "layout.shard_state=1", "layout.recompute=layer"},
+    {"2", "1", "1", "auto", "0", "32", "1", 1, "train.slices=16", "gradient_residency=host"},
+    {"2", "1", "2", "auto", "0", "32", "1", 2, "train.slices=16", "layout.shard_state=2"},
 };
 enum { RUNS = sizeof runs / sizeof runs[0] };
 
@@ -45,6 +49,7 @@ static hd_config *configure(const run *one, size_t budget)
     set(config, "layout.pipeline", one->pipeline);
     set(config, "layout.sequence", one->sequence);
     set(config, "layout.schedule", one->schedule);
+    set(config, "train.slices", one->slices);
     set(config, "layout.shard_state", one->shard_state);
     snprintf(text, sizeof text, "%zu", budget);
     set(config, "memory.budget", text);
@@ -109,7 +114,7 @@ START_TEST(every_remedy_and_the_smallest_budget_that_are_named_fit)
         ck_assert_uint_eq(smallest_budget(refusal), smallest);
         if (!between(refusal, "\nwith ", " it needs ", changes)) break;
         if (!remedies) ck_assert_str_eq(changes, runs[_i].first);
-        ck_assert(between(refusal, " it needs ", " bytes and fits", bytes));
+        ck_assert(between(refusal, " it needs ", " and fits", bytes));
         need = strtoull(bytes, NULL, 10);
         ck_assert_uint_le(need, budget);
         plan(&runs[_i], need, changes, refusal);
@@ -122,9 +127,21 @@ START_TEST(every_remedy_and_the_smallest_budget_that_are_named_fit)
         budget = need - need / 6;
     }
     /* Then the smallest need that was found is above the budget, and true. */
-    ck_assert_msg(between(refusal, "smallest found is ", " bytes with ", bytes), "%s", refusal);
+    ck_assert_msg(between(refusal, "smallest found is ", " with ", bytes), "%s", refusal);
     ck_assert_uint_gt(strtoull(bytes, NULL, 10), budget);
     ck_assert_msg(strstr(all, runs[_i].among), "no %s among %s", runs[_i].among, all);
+}
+END_TEST
+
+START_TEST(what_is_foreign_is_taken_from_the_budget)
+{
+    char refusal[4096];
+    plan(&runs[0], 1, "", refusal);
+    const size_t smallest = smallest_budget(refusal);
+    plan(&runs[0], smallest, "memory.foreign=1000", refusal);
+    ck_assert_uint_eq(smallest_budget(refusal), smallest + 1000);
+    plan(&runs[0], smallest + 1000, "memory.foreign=1000", refusal);
+    ck_assert_str_eq(refusal, "");
 }
 END_TEST
 
@@ -133,6 +150,7 @@ int main(void)
     Suite *suite = suite_create("remedy");
     TCase *tests = tcase_create("remedy");
     tcase_add_loop_test(tests, every_remedy_and_the_smallest_budget_that_are_named_fit, 0, RUNS);
+    tcase_add_test(tests, what_is_foreign_is_taken_from_the_budget);
     suite_add_tcase(suite, tests);
     return hdt_main(suite);
 }

@@ -396,7 +396,7 @@ START_TEST(impossible_options_are_refused_with_the_remedy)
     hdi_schedule_options options = {
         .kind = HDI_SCHEDULE_ONE_F_ONE_B, .stages = 4, .chunks = 2, .micro_batches = 8};
     hdt_assert_status(hdi_schedule_create(&options, &table), HD_ERROR_CONFIG,
-                      "choose the schedule \"interleaved\"");
+                      "the schedule \"interleaved\"");
     ck_assert_ptr_null(table);
     options = (hdi_schedule_options){.stages = 4, .stage = 4, .micro_batches = 8};
     hdt_assert_status(hdi_schedule_create(&options, &table), HD_ERROR_ARGUMENT, "stage is 4");

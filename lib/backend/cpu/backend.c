@@ -7,6 +7,7 @@
 #include "backend/cpu/cpu.h"
 #include "core/error.h"
 #include "core/memory.h"
+#include "report/format.h"
 
 hd_status hdi_cpu_check_dtype(const char *what, hd_dtype dtype)
 {
@@ -63,7 +64,8 @@ static hd_status reserve(hdi_device *device, size_t bytes, void **out)
     (void)device;
     *out = hdi_map(bytes);
     if (*out) return HD_OK;
-    return hdi_error(HD_ERROR_MEMORY, "cpu: the system refused %zu bytes for an arena", bytes);
+    return hdi_error(HD_ERROR_MEMORY, "cpu: the system refused %s for what is planned",
+                     hdi_bytes(bytes).text);
 }
 
 static void release(hdi_device *device, void *arena, size_t bytes)

@@ -1,6 +1,7 @@
 /* Device memory by the driver's virtual memory calls: one piece, which other processes can map, too, or
  * where the driver has none so large many, so that a fragmented device can still give all that is free. */
 #include "backend/cuda/arena.h"
+#include "report/format.h"
 
 #include <cuda.h>
 
@@ -108,8 +109,8 @@ static hd_status failed(const driver *calls, CUresult result, const char *what, 
     const char *text = NULL;
     (void)calls->error_string(result, &text);
     return hdi_error(result == CUDA_ERROR_OUT_OF_MEMORY ? HD_ERROR_MEMORY : HD_ERROR_DEVICE,
-                     "cuda: %s: %s; %zu of %zu bytes of the arena were mapped", what,
-                     text ? text : "unknown error", mapped, bytes);
+                     "cuda: %s: %s; of what is planned, %s, only %s could be had", what,
+                     text ? text : "unknown error", hdi_bytes(bytes).text, hdi_bytes(mapped).text);
 }
 
 /* Map pieces of at most `most` bytes over the whole range; *mapped is how far it came. */

@@ -3,6 +3,7 @@
 
 const hd_backend hdi_backend_cuda = {
     .name = "cuda",
+    .pinned_share = 512, /* 8 bytes for each page of 4 KiB */
     .open = hdi_cuda_open,
     .close = hdi_cuda_close,
     .memory_info = hdi_cuda_memory_info,

@@ -60,6 +60,8 @@ static hd_status make_generator(job *it)
     const hd_backend *backend;
     HD_RETURN_IF_ERROR(hd_backend_find(hdi_config_string(values, "run.device"), &backend));
     HD_RETURN_IF_ERROR(choose_dtype(it, backend));
+    size_t foreign, transport;
+    HD_RETURN_IF_ERROR(hdi_job_foreign(it->config, it->mesh, it->context, &foreign, &transport));
     return hd_generator_create(
         &(hd_generator_options){.build = hd_model_build,
                                 .user = it->model,
@@ -71,6 +73,7 @@ static hd_status make_generator(job *it)
                                 .prefill = hdi_config_int(values, "generate.prefill"),
                                 .slots = share < busy ? share : busy,
                                 .budget = (size_t)hdi_config_bytes(values, "memory.budget"),
+                                .foreign = foreign + transport,
                                 .residency =
                                     (hd_residency)hdi_config_enum(values, "generate.residency")},
         &it->generator);
@@ -176,6 +179,9 @@ static hd_status run_job(job *it, hd_write_fn write, void *user)
     hd_generator_result result;
     HD_RETURN_IF_ERROR(hd_generator_run(it->generator, it->prompts.prompts, it->prompts.count,
                                         it->tokens, &sampling, it->out, &result));
+    size_t planned = hd_plan_total_bytes(hd_generator_plan(it->generator));
+    HD_RETURN_IF_ERROR(hdi_job_most_memory(it->world, it->context, &planned));
+    hdi_job_log_memory(it->context, planned);
     HD_RETURN_IF_ERROR(report_speed(it, &result));
     return hd_comm_rank(it->world) == 0 ? write_texts(it, write, user) : HD_OK;
 }

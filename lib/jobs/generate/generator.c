@@ -37,7 +37,7 @@ static hd_status check_options(hd_generator *generator, const hd_generator_optio
     if (sequence > 1)
         return hdi_error(
             HD_ERROR_UNSUPPORTED,
-            "layout: sequence %d: generation splits over data, pipeline and tensor only", sequence);
+            "layout.sequence %d: generation splits over data, pipeline and tensor only", sequence);
     if (o->prefill > o->capacity) o->prefill = o->capacity;
     generator->keep = (hdi_keeping){.residency = o->residency, .host_blocks = o->host_blocks};
     generator->stages = hd_mesh_size(o->mesh, HD_AXIS_PIPELINE);
@@ -56,6 +56,7 @@ static hd_status make_plan(hd_generator *generator, hd_residency residency)
     HD_RETURN_IF_ERROR(
         hd_plan_create(&(hd_plan_options){.budget = o->budget,
                                           .foreign = o->foreign,
+                                          .pinned_share = o->backend ? o->backend->pinned_share : 0,
                                           .residency = residency,
                                           .host_blocks = keep->host_blocks,
                                           .stream_slots = keep->stream_slots,

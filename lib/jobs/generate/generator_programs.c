@@ -49,7 +49,7 @@ static hd_status measure_part(hd_generator *generator, part kind, double *flops)
     hd_program *program;
     HD_RETURN_IF_ERROR(hd_program_create(
         &(hd_program_options){
-            .name = "census", .dtype = o->dtype, .mesh = mesh, .backend = o->backend},
+            .name = "model", .dtype = o->dtype, .mesh = mesh, .backend = o->backend},
         &program));
     const hd_tensor x = kind == PART_FIRST ? (hd_tensor){0} : add_x(program, facts, 1);
     const hd_stage stage = {.purpose = HD_PURPOSE_GENERATE,
@@ -126,7 +126,7 @@ hd_status hdi_generator_build(hd_generator *generator, hdi_generator_pass pass)
     const int tensor = hd_mesh_size(o->mesh, HD_AXIS_TENSOR);
     if (tensor > 1 && !it->program->splits_layers)
         hd_program_fail(it->program, HD_ERROR_UNSUPPORTED,
-                        "layout: tensor is %d, but this model does not split its layers", tensor);
+                        "layout.tensor is %d, but this model does not split its layers", tensor);
     if (!last) {
         hdi_stage_end(it->program, out);
         it->out = out;

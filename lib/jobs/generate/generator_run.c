@@ -158,6 +158,7 @@ static hd_status compute(call *it, const hdi_generator_program *program, int ind
     if (now->samples && program->logits.id)
         HD_RETURN_IF_ERROR(read_logits(generator, program, index));
     it->busy += hdi_clock_seconds() - begin;
+    hdi_glance_at_memory(generator->session->context, HDI_WORK_STEPS);
     return HD_OK;
 }
 
@@ -343,6 +344,7 @@ static hd_status run_call(call *it)
     HD_RETURN_IF_ERROR(hdi_stage_most_runs(it->generator->options.mesh, it->generator->plan,
                                            count_runs(it), &it->most));
     HD_RETURN_IF_ERROR(run_waves(it));
+    hdi_watch_memory(it->generator->session->context, HDI_WORK_STEPS);
     if (it->bad_prompt >= 0)
         status = hdi_error(HD_ERROR_ARGUMENT,
                            "prompt %d: the logits at position %" PRId64

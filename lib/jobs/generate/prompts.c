@@ -99,7 +99,7 @@ hd_status hdi_prompts_read(const hd_config *config, int64_t vocab, hdi_prompts *
     const char *ids = hdi_config_string(config->values, "generate.ids");
     if (*ids) HD_RETURN_IF_ERROR(add_ids(out, ids));
     if (out->count) return HD_OK;
-    return hdi_error(HD_ERROR_CONFIG, "generate: no prompt; give generate.prompts, "
+    return hdi_error(HD_ERROR_CONFIG, "generate: no prompt; give --prompt TEXT, generate.prompts, "
                                       "generate.prompt_file or generate.ids");
 }
 

@@ -119,8 +119,11 @@ static hd_status plan_ranks(planning *p)
     HD_RETURN_IF_ERROR(hdi_job_model(p->config, &p->model));
     HD_RETURN_IF_ERROR(
         hd_backend_find(hdi_config_string(p->config->values, "run.device"), &p->backend));
-    hdi_train_target on = {
-        .config = p->config, .model = p->model, .backend = p->backend, .remedy = true};
+    hdi_train_target on = {.config = p->config,
+                           .model = p->model,
+                           .backend = p->backend,
+                           .foreign = (size_t)hdi_config_bytes(p->config->values, "memory.foreign"),
+                           .remedy = true};
     for (int r = 0; r < p->ranks; r++) {
         HD_RETURN_IF_ERROR(hd_mesh_create_fake(r, p->ranks, &options, &p->meshes[r]));
         HD_RETURN_IF_ERROR(plan_rank(p, &on, r, 0));
@@ -177,10 +180,10 @@ static void describe_blocks(const hd_trainer *trainer, hdi_text *text)
         seconds += all.exposed_seconds;
     }
     hdi_text_printf(text,
-                    "       train.residency=host: %d of %d blocks, %zu bytes, through %d slots; "
+                    "       train.residency=host: %d of %d blocks, %s, through %d slots; "
                     "%.3g s of waiting for them in a micro-batch\n",
-                    trainer->plan->layout->host_blocks, all.blocks, all.host_bytes, all.slots,
-                    seconds);
+                    trainer->plan->layout->host_blocks, all.blocks, hdi_bytes(all.host_bytes).text,
+                    all.slots, seconds);
 }
 
 /* What the planner, or the user, has chosen; nothing where all is as by default. */
@@ -198,6 +201,7 @@ static void describe_places(const hd_trainer *trainer, hdi_text *text)
     if (o->activation_blocks && o->activation_blocks < blocks)
         hdi_text_printf(text, ": %d of %d blocks", o->activation_blocks, blocks);
     if (o->activations != HD_ACTIVATIONS_KEEP) hdi_text_append(text, "\n");
+    if (o->slices > 1) hdi_text_printf(text, "       train.slices=%d\n", o->slices);
     if (o->residency == HD_RESIDENCY_HOST) describe_blocks(trainer, text);
     if (hdi_trainer_on_host(trainer)) hdi_text_append(text, "       optimizer.residency=host\n");
     if (hdi_trainer_gradients_on_host(trainer))
@@ -248,13 +252,13 @@ static hd_status describe_stage(const planning *p, int stage, hdi_text *text)
     describe_places(trainer, text);
     for (int r = 0; r < HD_REGIONS; r++)
         if (plan->bytes[r])
-            hdi_text_printf(text, "       %-18s %16zu bytes\n", hd_region_name((hd_region)r),
-                            plan->bytes[r]);
-    hdi_text_printf(text, "       %-18s %16zu bytes\n", "total", hd_plan_total_bytes(plan));
+            hdi_text_printf(text, "       %s\n",
+                            hdi_bytes_row(hd_region_name((hd_region)r), plan->bytes[r]).text);
+    hdi_text_printf(text, "       %s\n", hdi_bytes_row("total", hd_plan_total_bytes(plan)).text);
     for (int r = HD_REGIONS; r < HD_ALL_REGIONS; r++)
         if (plan->bytes[r])
-            hdi_text_printf(text, "       %-18s %16zu bytes\n", hd_region_name((hd_region)r),
-                            plan->bytes[r]);
+            hdi_text_printf(text, "       %s\n",
+                            hdi_bytes_row(hd_region_name((hd_region)r), plan->bytes[r]).text);
     return describe_copies(trainer, text);
 }
 
@@ -378,8 +382,8 @@ static void describe_sharding(const hd_trainer *any, hdi_text *text)
     if (layout->weights_sharded) {
         hd_streaming passing;
         hd_plan_streaming(any->plan, any->shapes[0].train[0].program, &passing);
-        hdi_text_printf(text, "; %d layers pass through %d slots, %zu bytes a micro-batch",
-                        passing.blocks, passing.slots, passing.run_bytes);
+        hdi_text_printf(text, "; %d layers pass through %d slots, %s a micro-batch", passing.blocks,
+                        passing.slots, hdi_bytes(passing.run_bytes).text);
     }
     hdi_text_append(text, "\n");
 }

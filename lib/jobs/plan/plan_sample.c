@@ -6,11 +6,14 @@
 #include "core/text.h"
 #include "jobs/job_model.h"
 #include "jobs/sample/sample.h"
+#include "jobs/sample/sample_remedy.h"
 #include "jobs/sample/sampler.h"
 #include "jobs/setup.h"
 #include "program/plan.h"
+#include "report/format.h"
 
 #include <inttypes.h>
+#include <string.h>
 
 typedef struct planning {
     const hd_config *config;
@@ -36,28 +39,29 @@ static hd_status plan_stage(planning *p, const hd_backend *backend, int stage)
     const int rank = hd_mesh_peer(any, HD_AXIS_PIPELINE, stage);
     hd_mesh_destroy(any);
     HD_RETURN_IF_ERROR(hd_mesh_create_fake(rank, p->ranks, &p->layout, &p->meshes[stage]));
-    const hd_status status = hd_sampler_create(
-        &(hd_sampler_options){
-            .build = hd_model_build,
-            .user = p->model,
-            .layers = hd_model_layers(p->model),
-            .model = p->settings.model,
-            .mesh = p->meshes[stage],
-            .backend = backend,
-            .dtype = p->settings.dtype,
-            .shape = p->settings.shape,
-            .texts = &p->tokens,
-            .text_lengths = 1,
-            .budget = (size_t)hdi_config_bytes(p->config->values, "memory.budget"),
-            .foreign = (size_t)hdi_config_bytes(p->config->values, "memory.foreign"),
-            .transport = hdi_job_transport(p->config, p->meshes[stage], backend),
-            .mailboxes = hdi_job_mailboxes(p->config, p->meshes[stage], backend),
-            .rates = p->rates,
-            .residency = (hd_residency)hdi_config_enum(p->config->values, "sample.residency"),
-            .slices = (int)hdi_config_int(p->config->values, "sample.slices"),
-            .sequence_groups = (int)hdi_config_int(p->config->values, "layout.sequence_groups"),
-            .tensor_groups = (int)hdi_config_int(p->config->values, "layout.tensor_groups")},
-        &p->samplers[stage]);
+    const hdi_config *values = p->config->values;
+    const hd_sampler_options options = {
+        .build = hd_model_build,
+        .user = p->model,
+        .layers = hd_model_layers(p->model),
+        .model = p->settings.model,
+        .mesh = p->meshes[stage],
+        .backend = backend,
+        .dtype = p->settings.dtype,
+        .shape = p->settings.shape,
+        .texts = &p->tokens,
+        .text_lengths = 1,
+        .budget = (size_t)hdi_config_bytes(values, "memory.budget"),
+        .foreign = (size_t)hdi_config_bytes(values, "memory.foreign"),
+        .transport = hdi_job_transport(p->config, p->meshes[stage], backend),
+        .mailboxes = hdi_job_mailboxes(p->config, p->meshes[stage], backend),
+        .rates = p->rates,
+        .residency = (hd_residency)hdi_config_enum(values, "sample.residency"),
+        .slices = (int)hdi_config_int(values, "sample.slices"),
+        .sequence_groups = (int)hdi_config_int(values, "layout.sequence_groups"),
+        .tensor_groups = (int)hdi_config_int(values, "layout.tensor_groups")};
+    hd_status status = hd_sampler_create(&options, &p->samplers[stage]);
+    if (status == HD_ERROR_BUDGET) status = hdi_sample_remedy_add(p->config, &options);
     return status == HD_OK ? HD_OK : hdi_error_context(status, "stage %d of %d", stage, p->stages);
 }
 
@@ -73,6 +77,9 @@ static hd_status plan_stages(planning *p)
     p->tokens = hdi_config_int(values, "sample.text_tokens");
     if (p->tokens == 0) p->tokens = p->settings.model->text_tokens;
     HD_RETURN_IF_ERROR(hdi_job_rates(p->config, backend, &p->rates));
+    /* run.rates names a GPU, whichever device this process has. */
+    if (p->rates.compute > 0 && strcmp(hdi_config_string(values, "sample.dtype"), "auto") == 0)
+        p->settings.dtype = HD_DTYPE_BF16;
     p->stages = p->layout.pipeline;
     p->meshes = hdi_alloc_array((size_t)p->stages, sizeof(hd_mesh *));
     p->samplers = hdi_alloc_array((size_t)p->stages, sizeof(hd_sampler *));
@@ -91,16 +98,16 @@ static void describe_residency(const hd_plan *plan, bool known, hdi_text *text)
     if (!is.host_blocks) return;
     hdi_text_printf(text, "         %d of %d blocks ", is.host_blocks, is.blocks);
     if (is.host_bytes)
-        hdi_text_printf(text, "on the host, %zu bytes of pinned memory; ", is.host_bytes);
+        hdi_text_printf(text, "on the host, %s of pinned memory; ", hdi_bytes(is.host_bytes).text);
     else
         hdi_text_printf(text, "in shares of %d ranks; ", ranks);
     if (!is.gathered)
-        hdi_text_printf(text, "a run copies in %zu bytes\n", is.run_bytes);
+        hdi_text_printf(text, "a run copies in %s\n", hdi_bytes(is.run_bytes).text);
     else if (!is.host_bytes)
-        hdi_text_printf(text, "a run gathers %zu bytes\n", is.run_bytes);
+        hdi_text_printf(text, "a run gathers %s\n", hdi_bytes(is.run_bytes).text);
     else
-        hdi_text_printf(text, "each of %d ranks copies in its share of %zu bytes a run\n", ranks,
-                        is.run_bytes);
+        hdi_text_printf(text, "each of %d ranks copies in its share of %s a run\n", ranks,
+                        hdi_bytes(is.run_bytes).text);
     if (is.gathered && !is.host_bytes && !known)
         return; /* what links between ranks do is unknown */
     hdi_text_printf(text,
@@ -130,9 +137,11 @@ static void describe_phase(const hd_sampler *sampler, hd_purpose phase, bool kno
     hdi_text_append(text, "\n");
     for (int r = 0; r < HD_REGIONS; r++)
         if (hd_plan_region_bytes(plan, (hd_region)r))
-            hdi_text_printf(text, "         %-16s %16zu bytes\n", hd_region_name((hd_region)r),
-                            hd_plan_region_bytes(plan, (hd_region)r));
-    hdi_text_printf(text, "         %-16s %16zu bytes\n", "total", hd_plan_total_bytes(plan));
+            hdi_text_printf(text, "         %s\n",
+                            hdi_bytes_row(hd_region_name((hd_region)r),
+                                          hd_plan_region_bytes(plan, (hd_region)r))
+                                .text);
+    hdi_text_printf(text, "         %s\n", hdi_bytes_row("total", hd_plan_total_bytes(plan)).text);
     describe_residency(plan, known, text);
 }
 
@@ -163,9 +172,9 @@ static hd_status describe(const planning *p, double seconds, hdi_text *text)
         pass += hd_sampler_flops(p->samplers[s], HD_PURPOSE_DENOISE, 0);
         conditions += hd_sampler_flops(p->samplers[s], HD_PURPOSE_CONDITION, 0);
     }
-    hdi_text_printf(text, "%d ranks: data %d x pipeline %d, %s, %" PRId64 " parameters\n", p->ranks,
-                    p->layout.data, p->stages, hd_dtype_name(is->dtype),
-                    hd_model_parameters(p->model));
+    hdi_text_printf(text, "%d rank%s: data %d x pipeline %d, %s, %" PRId64 " parameters\n",
+                    p->ranks, p->ranks == 1 ? "" : "s", p->layout.data, p->stages,
+                    hd_dtype_name(is->dtype), hd_model_parameters(p->model));
     if (p->layout.tensor > 1)
         hdi_text_printf(
             text, "x tensor %d: what follows is for the first of the ranks that share a layer\n",

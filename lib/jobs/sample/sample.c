@@ -13,6 +13,7 @@
 #include "jobs/job_model.h"
 #include "jobs/progress.h"
 #include "jobs/sample/sample_pictures.h"
+#include "jobs/sample/sample_remedy.h"
 #include "jobs/setup.h"
 #include "report/metrics.h"
 
@@ -46,7 +47,6 @@ typedef struct job {
     int64_t steps_done, steps_to_do; /* of this line of ranks, for rank 0's progress */
     size_t planned;                  /* bytes of the larger phase */
     hd_rates rates;
-    hdi_memory_info memory; /* with the least that was free at the end of a step */
 } job;
 
 static hd_status out_of_memory(void)
@@ -78,28 +78,28 @@ static hd_status make_sampler(job *it)
     HD_RETURN_IF_ERROR(hdi_job_rates(it->config, backend, &it->rates));
     size_t foreign, transport;
     HD_RETURN_IF_ERROR(hdi_job_foreign(it->config, it->mesh, it->context, &foreign, &transport));
-    return hd_sampler_create(
-        &(hd_sampler_options){
-            .build = hd_model_build,
-            .user = it->model,
-            .layers = hd_model_layers(it->model),
-            .model = it->settings.model,
-            .mesh = it->mesh,
-            .backend = backend,
-            .dtype = it->settings.dtype,
-            .shape = it->settings.shape,
-            .texts = it->inputs.lengths,
-            .text_lengths = it->inputs.length_count,
-            .budget = (size_t)hdi_config_bytes(values, "memory.budget"),
-            .foreign = foreign,
-            .transport = transport,
-            .mailboxes = hdi_job_mailboxes(it->config, it->mesh, backend),
-            .rates = it->rates,
-            .residency = (hd_residency)hdi_config_enum(values, "sample.residency"),
-            .slices = (int)hdi_config_int(values, "sample.slices"),
-            .sequence_groups = (int)hdi_config_int(values, "layout.sequence_groups"),
-            .tensor_groups = (int)hdi_config_int(values, "layout.tensor_groups")},
-        &it->sampler);
+    const hd_sampler_options options = {
+        .build = hd_model_build,
+        .user = it->model,
+        .layers = hd_model_layers(it->model),
+        .model = it->settings.model,
+        .mesh = it->mesh,
+        .backend = backend,
+        .dtype = it->settings.dtype,
+        .shape = it->settings.shape,
+        .texts = it->inputs.lengths,
+        .text_lengths = it->inputs.length_count,
+        .budget = (size_t)hdi_config_bytes(values, "memory.budget"),
+        .foreign = foreign,
+        .transport = transport,
+        .mailboxes = hdi_job_mailboxes(it->config, it->mesh, backend),
+        .rates = it->rates,
+        .residency = (hd_residency)hdi_config_enum(values, "sample.residency"),
+        .slices = (int)hdi_config_int(values, "sample.slices"),
+        .sequence_groups = (int)hdi_config_int(values, "layout.sequence_groups"),
+        .tensor_groups = (int)hdi_config_int(values, "layout.tensor_groups")};
+    const hd_status status = hd_sampler_create(&options, &it->sampler);
+    return status == HD_ERROR_BUDGET ? hdi_sample_remedy_add(it->config, &options) : status;
 }
 
 static hd_status list_videos(job *it)
@@ -334,7 +334,6 @@ static hd_status save(const job *it, const hd_sampler_event *event)
 static hd_status on_step(void *user, const hd_sampler_event *event)
 {
     job *it = user;
-    hdi_job_watch_memory(it->context, &it->memory);
     const double seconds = hdi_clock_seconds() - it->begin;
     if (event->is_last_stage) {
         const hdi_metric fields[] = {hdi_metric_string("input", it->files[event->video].name),
@@ -411,7 +410,8 @@ static hd_status run_sampler(job *it, hd_sample_result *out)
         HD_RETURN_IF_ERROR(hd_sampler_run(it->sampler, it->inputs.texts,
                                           it->inputs.count + it->inputs.negatives, it->videos,
                                           it->count, &run, &result));
-    hdi_job_log_memory(it->context, &it->memory, it->planned);
+    HD_RETURN_IF_ERROR(hdi_job_most_memory(it->world, it->context, &it->planned));
+    hdi_job_log_memory(it->context, it->planned);
     out->videos = it->count;
     out->steps = left;
     out->seconds = result.seconds;

@@ -48,9 +48,10 @@ static hd_status check_options(const hd_sampler_options *o)
     return HD_OK;
 }
 
-hd_status hd_sampler_create(const hd_sampler_options *options, hd_sampler **out)
+hd_status hdi_sampler_create(const hd_sampler_options *options, size_t *least, hd_sampler **out)
 {
     *out = NULL;
+    *least = 0;
     HD_RETURN_IF_ERROR(check_options(options));
     hd_sampler *sampler = hdi_alloc(sizeof *sampler);
     if (!sampler) return out_of_memory();
@@ -66,13 +67,19 @@ hd_status hd_sampler_create(const hd_sampler_options *options, hd_sampler **out)
     for (int s = 0; s < options->text_lengths && status == HD_OK; s++)
         sampler->sets[s].tokens = options->texts[s];
     if (status == HD_OK) status = hdi_sampler_build_conditions(sampler);
-    if (status == HD_OK) status = hdi_sampler_plan(sampler);
+    if (status == HD_OK) status = hdi_sampler_plan(sampler, least);
     if (status != HD_OK) {
         hd_sampler_destroy(sampler);
         return status;
     }
     *out = sampler;
     return HD_OK;
+}
+
+hd_status hd_sampler_create(const hd_sampler_options *options, hd_sampler **out)
+{
+    size_t least;
+    return hdi_sampler_create(options, &least, out);
 }
 
 void hd_sampler_destroy(hd_sampler *sampler)

@@ -80,9 +80,12 @@ static inline int64_t hdi_sampler_elements(const hd_sampler *sampler)
 hd_status hdi_sampler_build_conditions(hd_sampler *sampler);
 hd_status hdi_sampler_build_denoising(hd_sampler *sampler, int slices);
 
-/* sampler_plan.c: both phases' plans, and the slices that they ask for; then, again where ranks that
- * gather weights from each other differ. The second is collective. */
-hd_status hdi_sampler_plan(hd_sampler *sampler);
+/* hd_sampler_create; with HD_ERROR_BUDGET, *least is the budget that would do. */
+hd_status hdi_sampler_create(const hd_sampler_options *options, size_t *least, hd_sampler **out);
+
+/* sampler_plan.c: both phases' plans, and the slices that they ask for; with HD_ERROR_BUDGET, *least as
+ * above. Then, again where ranks that gather weights from each other differ. The second is collective. */
+hd_status hdi_sampler_plan(hd_sampler *sampler, size_t *least);
 hd_status hdi_sampler_agree(hd_sampler *sampler);
 
 /* A run in progress. */

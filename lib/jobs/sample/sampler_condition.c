@@ -81,6 +81,7 @@ static hd_status make_store(hdi_sampler_call *it, hd_session *session, int index
     for (int i = 0; i < set->output_count; i++)
         HD_RETURN_IF_ERROR(hd_session_read(session, set->condition, set->outputs[i].tensor, 0,
                                            it->stores[index] + set->outputs[i].offset));
+    hdi_glance_at_memory(it->sampler->context, HDI_WORK_CONDITIONS);
     return HD_OK;
 }
 
@@ -108,6 +109,7 @@ hd_status hdi_sampler_make_conditions(hdi_sampler_call *it)
     hd_status status = hdi_sampler_open_session(it->sampler, it->sampler->condition, &session);
     if (status == HD_OK) status = make_stores(it, session);
     if (session) it->result.condition_high_water = hd_session_high_water(session);
+    hdi_watch_memory(it->sampler->context, HDI_WORK_CONDITIONS);
     hd_session_destroy(session);
     return world ? hd_comm_agree(world, status) : status;
 }

@@ -3,6 +3,7 @@
 #include "jobs/sample/sampler.h"
 
 #include "core/error.h"
+#include "report/format.h"
 
 #include <inttypes.h>
 
@@ -17,6 +18,7 @@ static hd_status plan_phase(const hd_sampler *sampler, hd_purpose phase, hd_plan
     HD_RETURN_IF_ERROR(
         hd_plan_create(&(hd_plan_options){.budget = o->budget,
                                           .foreign = o->foreign,
+                                          .pinned_share = o->backend ? o->backend->pinned_share : 0,
                                           .transport = o->transport,
                                           .mailboxes = o->mailboxes,
                                           .rates = o->rates,
@@ -63,45 +65,52 @@ static bool takes_turns(const hd_plan *plan)
     return plan && plan->residency.slots == 1 && plan->residency.host_blocks > 1;
 }
 
+static size_t need(const hd_plan *plan)
+{
+    return plan ? hd_plan_total_bytes(plan) : 0;
+}
+
+/* Where nothing fits, what needs the least. */
 static hd_status choose_slices(hd_sampler *sampler)
 {
     enum { MOST = 16 };
     const int wanted = sampler->options.slices;
     if (wanted) return plan_denoising(sampler, wanted);
     hd_status status = HD_ERROR_BUDGET;
-    int fits = 0;
+    int fits = 0, narrowest = 1;
+    size_t least = SIZE_MAX;
     for (int slices = 1; slices <= MOST; slices *= 2) {
         status = plan_denoising(sampler, slices);
         if (status != HD_OK && status != HD_ERROR_BUDGET) return status;
         if (status == HD_OK && !takes_turns(sampler->denoise)) return HD_OK;
         if (status == HD_OK && !fits) fits = slices;
+        if (need(sampler->denoise) >= least) continue;
+        least = need(sampler->denoise);
+        narrowest = slices;
     }
-    return fits && fits != sampler->slices ? plan_denoising(sampler, fits) : status;
+    const int chosen = fits ? fits : narrowest;
+    return chosen != sampler->slices ? plan_denoising(sampler, chosen) : status;
 }
 
-static size_t need(const hd_plan *plan)
-{
-    return plan ? hd_plan_total_bytes(plan) : 0;
-}
-
-hd_status hdi_sampler_plan(hd_sampler *sampler)
+hd_status hdi_sampler_plan(hd_sampler *sampler, size_t *least)
 {
     hd_status denoise = choose_slices(sampler);
     if (denoise != HD_OK && denoise != HD_ERROR_BUDGET) return denoise;
     const hd_status condition = plan_phase(sampler, HD_PURPOSE_CONDITION, &sampler->condition);
     if (condition == HD_OK && denoise == HD_OK) return HD_OK;
     const size_t one = need(sampler->condition), other = need(sampler->denoise);
-    const size_t least = one > other ? one : other;
+    *least = one > other ? one : other;
     if (condition != HD_OK)
         return hdi_error_context(condition,
-                                 "sampler, conditions of %" PRId64
-                                 " steps (a budget of %zu bytes would do for all)",
-                                 sampler->options.shape.steps, least);
+                                 "conditions of %" PRId64
+                                 " steps; for these and the steps a budget of %s would do",
+                                 sampler->options.shape.steps, hdi_bytes(*least).text);
     denoise = plan_denoising(sampler, sampler->slices); /* says again what is short */
     return hdi_error_context(denoise,
-                             "sampler, denoising in %d slices (a budget of %zu bytes would do; a "
-                             "smaller video, bf16 or more pipeline stages need less)",
-                             sampler->slices, least);
+                             "denoising in %d slice%s; a budget of %s would do, and a smaller "
+                             "video, bf16 or more pipeline stages need less",
+                             sampler->slices, sampler->slices == 1 ? "" : "s",
+                             hdi_bytes(*least).text);
 }
 
 hd_status hdi_sampler_agree(hd_sampler *sampler)
@@ -112,7 +121,8 @@ hd_status hdi_sampler_agree(hd_sampler *sampler)
     HD_RETURN_IF_ERROR(
         hdi_stage_agree(mesh, sampler->condition, &sampler->keep_condition, &conditions));
     HD_RETURN_IF_ERROR(hdi_stage_agree(mesh, sampler->denoise, &sampler->keep_denoise, &steps));
-    return conditions || steps ? hdi_sampler_plan(sampler) : HD_OK;
+    size_t least;
+    return conditions || steps ? hdi_sampler_plan(sampler, &least) : HD_OK;
 }
 
 hd_status hdi_sampler_seconds(const hd_sampler *sampler, double *out)

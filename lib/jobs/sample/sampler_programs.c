@@ -66,7 +66,7 @@ static hd_status measure(const hd_sampler *sampler, hdi_sampler_set *set, const 
 {
     const hd_sampler_options *o = &sampler->options;
     hd_program *program;
-    HD_RETURN_IF_ERROR(create_program(sampler, "census", mesh, 1, &program));
+    HD_RETURN_IF_ERROR(create_program(sampler, "model", mesh, 1, &program));
     hd_stage stage = stage_of(sampler, set, HD_PURPOSE_DENOISE);
     stage.first_layer = first_layer;
     stage.layers = layers;
@@ -232,12 +232,12 @@ static hd_status build_denoise(hd_sampler *sampler, hdi_sampler_set *set)
     const int sequence = hd_mesh_size(o->mesh, HD_AXIS_SEQUENCE);
     if (sequence > 1 && !set->denoise->splits_sequences)
         hd_program_fail(set->denoise, HD_ERROR_UNSUPPORTED,
-                        "layout: sequence is %d, but this model does not split its sequences",
+                        "layout.sequence is %d, but this model does not split its sequences",
                         sequence);
     const int tensor = hd_mesh_size(o->mesh, HD_AXIS_TENSOR);
     if (tensor > 1 && !set->denoise->splits_layers)
         hd_program_fail(set->denoise, HD_ERROR_UNSUPPORTED,
-                        "layout: tensor is %d, but this model does not split its layers", tensor);
+                        "layout.tensor is %d, but this model does not split its layers", tensor);
     if (!stage.last) {
         hdi_stage_end(set->denoise, out);
         set->out = out;

@@ -210,6 +210,7 @@ static hd_status compute(phase *it, const turn *now)
                                 : hd_session_drain(session));
     it->call->result.busy_seconds += hdi_clock_seconds() - begin;
     it->call->result.passes++;
+    hdi_glance_at_memory(it->sampler->context, HDI_WORK_STEPS);
     return HD_OK;
 }
 
@@ -309,6 +310,7 @@ static hd_status run_turns(phase *it)
     for (int l = 0; l < it->sampler->options.text_lengths; l++)
         for (int s = 0; s < HDI_SAMPLER_SLOTS; s++)
             HD_RETURN_IF_ERROR(hdi_stage_wait(it->device, &it->lanes[l].send[s]));
+    hdi_watch_memory(it->sampler->context, HDI_WORK_STEPS);
     return hdi_stage_idle(it->call->session, it->sampler->sets[0].denoise, &it->runs, it->most);
 }
 

@@ -124,8 +124,7 @@ static void close_job(hdi_train_job *job)
     hd_comm_destroy(job->world);
 }
 
-/* A full disk may cost records, with one warning, but not the run. */
-static void keep_record(hdi_train_job *job, const hdi_metric *record, int count)
+void hdi_train_keep_record(hdi_train_job *job, const hdi_metric *record, int count)
 {
     hd_status status = hdi_metrics_append(job->files.metrics, record, count);
     if (status != HD_OK && !job->records_lost)
@@ -145,16 +144,18 @@ static hd_status validate(hdi_train_job *job, double *loss)
         if (shape < 0) break;
         HD_RETURN_IF_ERROR(
             hd_trainer_validate_shape(job->trainer, shape, feed->fill, feed, &result));
+        hdi_glance_at_memory(job->context, HDI_WORK_VALIDATION);
         sum += result.loss * result.tokens;
         tokens += result.tokens;
     }
     if (tokens <= 0) return HD_OK;
+    hdi_watch_memory(job->context, HDI_WORK_VALIDATION);
     *loss = sum / tokens;
     if (job->files.rank != 0) return HD_OK;
     const hdi_metric record[] = {hdi_metric_int("step", job->trainer->steps),
                                  hdi_metric_float("validation_loss", *loss)};
     hdi_log(HD_LOG_INFO, "step %" PRId64 ": validation loss %.4f", job->trainer->steps, *loss);
-    keep_record(job, record, 2);
+    hdi_train_keep_record(job, record, 2);
     return HD_OK;
 }
 
@@ -198,7 +199,7 @@ static void record_step(hdi_train_job *job, const hd_step_result *result, double
     const bool scaled = job->trainer->options.dtype == HD_DTYPE_F16;
     int count = scaled ? 9 : 8;
     count += hdi_train_record_exposed(job, record + count);
-    keep_record(job, record, count);
+    hdi_train_keep_record(job, record, count);
 }
 
 /* What somebody who looks at log.txt while it grows wants to know; metrics.jsonl has every step. */
@@ -245,6 +246,7 @@ static hd_status one_step(hdi_train_job *job, const hdi_rate_options *rates, clo
     HD_RETURN_IF_ERROR(hd_trainer_step_shape(trainer, shape, rate, feed->fill, feed, &result));
     feed->end(feed, &trainer->shapes[shape].is);
     HD_RETURN_IF_ERROR(hdi_train_take_exposed(job));
+    hdi_glance_at_memory(job->context, HDI_WORK_TRAINING);
     if (feed->tokens) result.tokens = feed->tokens(feed, shape);
     clock->last = hdi_clock_seconds();
     if (out->first_step_seconds == 0) {
@@ -303,9 +305,15 @@ static hd_status run_steps(hdi_train_job *job, hd_progress_fn progress_fn, void 
         bool asked = progress_fn && job->files.rank == 0 && !progress_fn(user, &progress);
         asked = asked || (stop_after && step - begun_at >= stop_after && step < steps);
         HD_RETURN_IF_ERROR(note_alone(job, agree_to_stop(job, asked, &stop)));
-        if (validates && (step == steps || (validate_every && step % validate_every == 0)))
+        const bool now_validates =
+            validates && (step == steps || (validate_every && step % validate_every == 0));
+        const bool now_saves =
+            (step == steps && save_last) || stop || (save_every && step % save_every == 0);
+        if (now_validates || now_saves || step == steps)
+            hdi_watch_memory(job->context, HDI_WORK_TRAINING);
+        if (now_validates)
             HD_RETURN_IF_ERROR(note_alone(job, validate(job, &out->validation_loss)));
-        if ((step == steps && save_last) || stop || (save_every && step % save_every == 0)) {
+        if (now_saves) {
             hd_status saved = hdi_train_save(job);
             if (saved == HD_OK) saved_at = step;
             if (saved == HD_OK && job->files.rank == 0)
@@ -321,13 +329,6 @@ static hd_status run_steps(hdi_train_job *job, hd_progress_fn progress_fn, void 
                          "stopped on request after step %" PRId64 ", saved in %s at step %" PRId64,
                          job->trainer->steps, job->files.checkpoints, saved_at);
     return HD_OK;
-}
-
-static void report_memory(const hdi_train_job *job)
-{
-    hdi_memory_info info = {0};
-    hdi_job_watch_memory(job->context, &info);
-    hdi_job_log_memory(job->context, &info, hd_plan_total_bytes(job->trainer->plan));
 }
 
 static hd_status write_trace(hdi_train_job *job)
@@ -377,12 +378,13 @@ hd_status hd_train_run(const hd_config *config, hd_progress_fn progress, void *u
         snprintf(out->directory, sizeof out->directory, "%s", job.files.directory);
         log_start(&job);
         status = run_steps(&job, progress, user, out);
-        report_memory(&job);
+        hdi_job_log_memory(job.context, hd_plan_total_bytes(job.trainer->plan));
         hdi_train_sum_up_exposed(&job, out);
     }
     if (status == HD_OK || status == HD_ERROR_INTERRUPTED) {
         hd_status after =
             note_alone(&job, hd_trainer_weights_hash(job.trainer, &out->weights_hash));
+        if (after == HD_OK) after = note_alone(&job, hdi_train_sum_up_memory(&job, out));
         if (after == HD_OK)
             after =
                 hd_comm_agree(job.world, hdi_run_files_loss_curve(&job.files, job.feed->entropy));

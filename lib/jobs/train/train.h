@@ -110,6 +110,12 @@ hd_status hdi_train_take_exposed(hdi_train_job *job);
 int hdi_train_record_exposed(const hdi_train_job *job, hdi_metric *fields);
 void hdi_train_sum_up_exposed(const hdi_train_job *job, hd_train_result *out);
 
+/* train_memory.c: what was in use, into the result and metrics.jsonl. Collective. */
+hd_status hdi_train_sum_up_memory(hdi_train_job *job, hd_train_result *out);
+
+/* Rank 0: a line of metrics.jsonl. A full disk may cost records, with one warning, but not the run. */
+void hdi_train_keep_record(hdi_train_job *job, const hdi_metric *record, int count);
+
 /* Save now, as of the trainer's steps. Collective. */
 hd_status hdi_train_save(hdi_train_job *job);
 

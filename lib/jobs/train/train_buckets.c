@@ -100,11 +100,18 @@ static hd_status try_bucket(const hdi_train_target *on, hdi_video_bucket *bucket
     return HD_OK;
 }
 
-/* The largest power of two that fits; 1 if none does, which the whole trainer then reports. */
+/* The largest power of two that fits; 1 if none does, which the whole trainer then reports. Then nothing
+ * larger is tried. */
 static hd_status choose(const hdi_train_target *on, hdi_video_bucket *bucket)
 {
     const hdi_config *values = on->config->values;
     int64_t sequences = floor_power_of_two(hdi_config_int(values, "video.largest_micro_batch"));
+    if (hdi_config_bytes(values, "memory.budget") > 0 && sequences > 1) {
+        bool any_fits;
+        HD_RETURN_IF_ERROR(set_sizes(on, bucket, 1));
+        HD_RETURN_IF_ERROR(try_bucket(on, bucket, &any_fits));
+        if (!any_fits) return HD_OK;
+    }
     for (;; sequences /= 2) {
         bool fits = true;
         HD_RETURN_IF_ERROR(set_sizes(on, bucket, sequences));

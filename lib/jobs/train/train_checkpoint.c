@@ -24,6 +24,7 @@ typedef struct piece_list {
 static hd_status fetch_source(void *user, int64_t first, int64_t count, void *out)
 {
     const hdi_train_source *source = user;
+    hdi_glance_at_memory(source->trainer->session->context, HDI_WORK_SAVE);
     if (!source->device) return hdi_trainer_read(source->trainer, &source->part, first, count, out);
     const hd_context *context = source->trainer->session->context;
     HD_RETURN_IF_ERROR(context->backend->copy_out(context->stream, out, source->device + first,
@@ -137,6 +138,7 @@ hd_status hdi_train_save(hdi_train_job *job)
     char *state = state_text(job);
     hd_status status = hd_comm_agree(job->world, state ? HD_OK : out_of_memory());
     if (status == HD_OK) status = hdi_checkpoint_save(job->writer, job->trainer->steps, state);
+    hdi_watch_memory(job->context, HDI_WORK_SAVE);
     hdi_free(state);
     if (status == HD_OK && *hdi_checkpoint_writer_warning(job->writer))
         hdi_log(HD_LOG_WARN, "checkpoint: %s", hdi_checkpoint_writer_warning(job->writer));

@@ -90,6 +90,7 @@ static hd_status train_options(const hd_config *config, hd_model *model, const h
         return hdi_error(HD_ERROR_CONFIG,
                          "layout.recompute: seen layer with train.activations %s, want none",
                          hdi_config_string(values, "train.activations"));
+    const int slices = (int)hdi_config_int(values, "train.slices");
     HD_RETURN_IF_ERROR(check_blocks(values, hd_model_layers(model),
                                     activations == HD_ACTIVATIONS_KEEP && !recompute));
     HD_RETURN_IF_ERROR(check_gradients(values));
@@ -110,6 +111,7 @@ static hd_status train_options(const hd_config *config, hd_model *model, const h
         .chunks = (int)hdi_config_int(values, "layout.chunks"),
         .exact = hdi_config_enum(values, "layout.reduction") == HDI_REDUCTION_EXACT,
         .shard_state = hdi_config_enum(values, "layout.shard_state") % HDI_SHARDINGS,
+        .slices = slices ? slices : HD_SLICES_AUTO,
         .activations = activations,
         .recompute = recompute,
         .activation_blocks = (int)hdi_config_int(values, "train.activation_blocks"),

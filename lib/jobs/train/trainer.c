@@ -27,7 +27,7 @@ static hd_status check_gradients(hd_trainer_options *o)
                          hd_dtype_name(o->dtype));
     if (o->exact)
         return hdi_error(HD_ERROR_UNSUPPORTED,
-                         "reduction exact with gradients of BF16: a sum is rounded at each "
+                         "layout.reduction exact with gradients of BF16: a sum is rounded at each "
                          "micro-batch, so its bits would tell how they were dealt to ranks");
     return HD_OK;
 }
@@ -70,15 +70,16 @@ static hd_status take_shapes(hd_trainer *trainer)
     const int group = o->shard_state >= 2 ? data / hd_mesh_size(o->mesh, HD_AXIS_COPY) : 1;
     if (o->exact && hd_mesh_size(o->mesh, HD_AXIS_SEQUENCE) > 1)
         return hdi_error(HD_ERROR_UNSUPPORTED,
-                         "reduction exact with sequence %d: one token's share of a gradient is not "
+                         "layout.reduction exact with layout.sequence %d: one token's share of a "
+                         "gradient is not "
                          "kept apart, and sums over a part of the tokens round otherwise",
                          hd_mesh_size(o->mesh, HD_AXIS_SEQUENCE));
     if (o->exact && hd_mesh_size(o->mesh, HD_AXIS_TENSOR) > 1)
-        return hdi_error(
-            HD_ERROR_UNSUPPORTED,
-            "reduction exact with tensor %d: a layer's result is a sum over the ranks' "
-            "parts, which rounds otherwise than the whole (docs/adr/0007)",
-            hd_mesh_size(o->mesh, HD_AXIS_TENSOR));
+        return hdi_error(HD_ERROR_UNSUPPORTED,
+                         "layout.reduction exact with layout.tensor %d: a layer's result is a sum "
+                         "over the ranks' "
+                         "parts, which rounds otherwise than the whole (docs/adr/0007)",
+                         hd_mesh_size(o->mesh, HD_AXIS_TENSOR));
     for (int s = 0; s < trainer->shape_count; s++) {
         hd_trainer_shape *shape = &trainer->shapes[s].is;
         *shape = given[s];
@@ -92,12 +93,10 @@ static hd_status take_shapes(hd_trainer *trainer)
         const int row = shape->accumulate * group;
         if (o->exact && data > group && (row & (row - 1)))
             return hdi_error(HD_ERROR_UNSUPPORTED,
-                             "reduction exact with data %d: %d micro-batches for each %s, want a "
-                             "power of two (the "
-                             "tree over them must cut evenly)%s",
-                             data, row,
-                             group > 1 ? "shard group" : "data rank, accumulate's number",
-                             group > 1 ? "" : ", or shard_state 2");
+                             "layout.reduction exact with %d data ranks: %d micro-batches for each "
+                             "%s, want a power of two (the tree over them must cut evenly)%s",
+                             data, row, group > 1 ? "shard group" : "of them (train.accumulate)",
+                             group > 1 ? "" : ", or layout.shard_state 2");
     }
     return HD_OK;
 }
@@ -107,8 +106,9 @@ static hd_status check_gradient_residency(const hd_trainer_options *o)
     if (o->gradient_residency != HD_RESIDENCY_HOST || hdi_trainer_gradients_may_leave(o))
         return HD_OK;
     return hdi_error(HD_ERROR_UNSUPPORTED,
-                     "trainer: gradients on the host with %d data and sequence ranks and "
-                     "shard_state %d: all would come and go on each; want shard_state 2 or 3",
+                     "train.gradient_residency host with %d data and sequence ranks and "
+                     "layout.shard_state %d: all would come and go on each; want "
+                     "layout.shard_state 2 or 3",
                      hd_mesh_size(o->mesh, HD_AXIS_REPLICA), o->shard_state);
 }
 
@@ -162,10 +162,11 @@ static hd_status check_options(hd_trainer *trainer, const hd_trainer_options *gi
     if (hd_mesh_size(o->mesh, HD_AXIS_COPY) > 1 && o->shard_state < 2)
         return hdi_error(
             HD_ERROR_UNSUPPORTED,
-            "trainer: %d shard groups with shard_state %d: groups share gradients, want "
-            "shard_state 2 or 3",
+            "layout.shard_group makes %d groups, layout.shard_state is %d: groups share "
+            "gradients, want layout.shard_state 2 or 3",
             hd_mesh_size(o->mesh, HD_AXIS_COPY), o->shard_state);
     if (o->chunks < 1) o->chunks = 1;
+    if (o->slices < 1) o->slices = 1;
     HD_RETURN_IF_ERROR(check_activations(o));
     if (o->chunk_elements == 0) o->chunk_elements = 4 << 20;
     if (o->chunk_elements < 1)
@@ -344,6 +345,7 @@ static hd_status make_plan(hd_trainer *trainer)
                                .foreign = o->foreign,
                                .transport = o->transport,
                                .mailboxes = o->mailboxes,
+                               .pinned_share = o->backend ? o->backend->pinned_share : 0,
                                .rates = o->rates,
                                .gradient_levels = layout->gradients_sharded ? 1 : levels(trainer)},
             &trainer->plan);

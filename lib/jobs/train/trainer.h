@@ -94,6 +94,10 @@ struct hd_trainer {
 hd_status hdi_trainer_create_as(const hd_trainer_options *options, bool cuts_blocks,
                                 hd_trainer **out);
 
+/* trainer_slices.c: the same, with as few slices as fit where these are AUTO. */
+hd_status hdi_trainer_create_sliced(const hd_trainer_options *options, bool cuts_blocks,
+                                    hd_trainer **out);
+
 /* trainer_choice.c: which activations a trainer does not keep, as a number that is larger for later kinds and
  * for more blocks; and a trainer that has what such a number says, or, where that does not fit, all blocks of
  * the kind. Ranks of one data rank and stage must have the same: their collectives of the forward run again in

@@ -47,7 +47,7 @@ static hd_status build_part(hd_trainer *trainer, const hdi_trainer_shape *shape,
     *out = (part){0};
     HD_RETURN_IF_ERROR(hd_program_create(
         &(hd_program_options){
-            .name = "census", .dtype = options->dtype, .mesh = mesh, .backend = options->backend},
+            .name = "model", .dtype = options->dtype, .mesh = mesh, .backend = options->backend},
         &out->program));
     hd_tensor x = {0};
     if (!first)

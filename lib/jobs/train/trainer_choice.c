@@ -62,22 +62,47 @@ static bool is_same_choice(const hd_trainer_options *a, const hd_trainer_options
            a->gradient_residency == b->gradient_residency && a->residency == b->residency;
 }
 
+typedef struct choice {
+    bool cuts_blocks; /* of the layout */
+    int slices;       /* as wanted: what is kept on the device is paid with slices first */
+    hd_trainer *best; /* NULL: none yet */
+    on_host most;     /* of its rung */
+    double seconds;   /* of its step */
+} choice;
+
+/* What the budget leaves beside a trainer, in as many slices as there may be. */
+static hd_status find_room(const choice *c, const hd_trainer *trainer, size_t *out)
+{
+    hd_trainer_options options = trainer->options;
+    *out = options.budget - hd_plan_total_bytes(trainer->plan);
+    if (c->slices != HD_SLICES_AUTO || options.slices == HD_SLICES_AUTO_MOST) return HD_OK;
+    hd_trainer *sliced = NULL;
+    options.slices = HD_SLICES_AUTO_MOST;
+    const hd_status status = hdi_trainer_create_as(&options, c->cuts_blocks, &sliced);
+    if (status == HD_ERROR_BUDGET) return HD_OK;
+    HD_RETURN_IF_ERROR(status);
+    *out = options.budget - hd_plan_total_bytes(sliced->plan);
+    hd_trainer_destroy(sliced);
+    return HD_OK;
+}
+
 /* Of a trainer with all blocks on the host: another, if that fits, with as many on the device as there is
  * room for. */
-static hd_status keep_blocks(const hd_trainer_options *options, bool cuts_blocks,
-                             hd_trainer **inout)
+static hd_status keep_blocks(const choice *c, hd_trainer **inout)
 {
     const hd_plan *plan = (*inout)->plan;
     const hdi_residency *it = &plan->residency;
     const int blocks = plan->layout->host_blocks;
-    const size_t room = options->budget - hd_plan_total_bytes(plan);
     const size_t each = it->gathers ? it->shard_bytes : it->slot_bytes;
+    size_t room;
+    HD_RETURN_IF_ERROR(find_room(c, *inout, &room));
     if (!blocks || room < each) return HD_OK;
     const size_t fit = room / each, most = (size_t)blocks - 1;
-    hd_trainer_options fewer = *options;
+    hd_trainer_options fewer = (*inout)->options;
     hd_trainer *kept = NULL;
+    fewer.slices = c->slices;
     fewer.host_blocks = blocks - (int)(fit < most ? fit : most);
-    const hd_status status = hdi_trainer_create_as(&fewer, cuts_blocks, &kept);
+    const hd_status status = hdi_trainer_create_sliced(&fewer, c->cuts_blocks, &kept);
     if (status == HD_ERROR_BUDGET) return HD_OK;
     HD_RETURN_IF_ERROR(status);
     hd_trainer_destroy(*inout);
@@ -87,7 +112,7 @@ static hd_status keep_blocks(const hd_trainer_options *options, bool cuts_blocks
 
 /* Of a trainer in which activations of no block are kept: another that keeps those of as many as there is room
  * for. */
-static hd_status keep_activations(bool cuts_blocks, hd_trainer **inout)
+static hd_status keep_activations(const choice *c, hd_trainer **inout)
 {
     const hd_activations how = (*inout)->options.activations;
     int too_few = 0, enough = hdi_trainer_layers(*inout);
@@ -96,7 +121,8 @@ static hd_status keep_activations(bool cuts_blocks, hd_trainer **inout)
         hd_trainer_options fewer = (*inout)->options;
         hd_trainer *kept = NULL;
         const int blocks = fewer.activation_blocks = too_few + (enough - too_few) / 2;
-        const hd_status status = hdi_trainer_create_as(&fewer, cuts_blocks, &kept);
+        fewer.slices = c->slices;
+        const hd_status status = hdi_trainer_create_sliced(&fewer, c->cuts_blocks, &kept);
         if (status == HD_ERROR_BUDGET) {
             too_few = blocks;
             continue;
@@ -126,13 +152,6 @@ static hd_status step_seconds(const hd_trainer *trainer, double *out)
     return HD_OK;
 }
 
-typedef struct choice {
-    bool cuts_blocks; /* of the layout */
-    hd_trainer *best; /* NULL: none yet */
-    on_host most;     /* of its rung */
-    double seconds;   /* of its step */
-} choice;
-
 /* Of rungs further down those with less of the state on the host may be faster, where a few blocks are enough. */
 static bool may_gain(const choice *c, const struct rung *rung)
 {
@@ -150,13 +169,12 @@ static bool wins(const choice *c, const hd_trainer *trainer, double seconds)
 static hd_status consider(choice *c, const hd_trainer_options *wanted, const struct rung *rung,
                           hd_trainer *trainer)
 {
-    const hd_trainer_options tried = trainer->options;
+    const bool streams = trainer->options.residency == HD_RESIDENCY_HOST;
     double seconds = 0;
     hd_status status = HD_OK;
-    if (wanted->residency == HD_RESIDENCY_AUTO && tried.residency == HD_RESIDENCY_HOST)
-        status = keep_blocks(&tried, c->cuts_blocks, &trainer);
+    if (wanted->residency == HD_RESIDENCY_AUTO && streams) status = keep_blocks(c, &trainer);
     if (status == HD_OK && wanted->activations == HD_ACTIVATIONS_AUTO && wanted->budget)
-        status = keep_activations(c->cuts_blocks, &trainer);
+        status = keep_activations(c, &trainer);
     if (status == HD_OK) status = step_seconds(trainer, &seconds);
     const bool is_better = status == HD_OK && wins(c, trainer, seconds);
     hd_trainer_destroy(is_better ? c->best : trainer);
@@ -175,7 +193,7 @@ static hd_status choose_alone(const hd_trainer_options *options, hd_trainer **ou
     const int others = hd_mesh_ranks(options->mesh) / hd_mesh_size(options->mesh, HD_AXIS_PIPELINE);
     const bool skips_keep =
         options->activations == HD_ACTIVATIONS_AUTO && options->activation_blocks;
-    choice c = {.cuts_blocks = may_stream && others > 1};
+    choice c = {.cuts_blocks = may_stream && others > 1, .slices = options->slices};
     hd_status status = HD_OK;
     *out = NULL;
     for (size_t r = 0; r < sizeof rungs / sizeof rungs[0]; r++) {
@@ -188,7 +206,7 @@ static hd_status choose_alone(const hd_trainer_options *options, hd_trainer **ou
         }
         if (!is_new || !may_gain(&c, &rungs[r])) continue;
         hd_trainer *trainer = NULL;
-        status = hdi_trainer_create_as(&tried, c.cuts_blocks, &trainer);
+        status = hdi_trainer_create_sliced(&tried, c.cuts_blocks, &trainer);
         if (status == HD_OK) status = consider(&c, options, &rungs[r], trainer);
         if (status == HD_OK || status == HD_ERROR_BUDGET) continue;
         hd_trainer_destroy(c.best);

@@ -99,6 +99,7 @@ hd_status hdi_trainer_build_chunk(hd_trainer *trainer, int shape_index, int chun
                                                 .backend = options->backend,
                                                 .training = train,
                                                 .exact = options->exact,
+                                                .slices = options->slices,
                                                 .sequence_groups = options->sequence_groups,
                                                 .tensor_groups = options->tensor_groups,
                                                 .rates = &options->rates},
@@ -132,12 +133,12 @@ hd_status hdi_trainer_build_chunk(hd_trainer *trainer, int shape_index, int chun
     const int sequence = hd_mesh_size(options->mesh, HD_AXIS_SEQUENCE);
     if (sequence > 1 && !program->splits_sequences)
         hd_program_fail(program, HD_ERROR_UNSUPPORTED,
-                        "layout: sequence is %d, but this model does not split its sequences",
+                        "layout.sequence is %d, but this model does not split its sequences",
                         sequence);
     const int tensor = hd_mesh_size(options->mesh, HD_AXIS_TENSOR);
     if (tensor > 1 && !program->splits_layers)
         hd_program_fail(program, HD_ERROR_UNSUPPORTED,
-                        "layout: tensor is %d, but this model does not split its layers", tensor);
+                        "layout.tensor is %d, but this model does not split its layers", tensor);
     return program->status == HD_OK ? HD_OK : hd_program_finish(program);
 }
 

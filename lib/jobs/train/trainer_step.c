@@ -28,13 +28,13 @@ static hd_status feed_inputs(hd_trainer *trainer, const hdi_pipeline_chunk *chun
             for (int b = 0; b < batches; b++) {
                 const hd_tensor input = {i};
                 void *room;
-                HD_RETURN_IF_ERROR(hdi_staged_room(trainer->session, program, input, b, &room));
+                HD_RETURN_IF_ERROR(hdi_relay_room(trainer->session, program, input, b, &room));
                 if (strcmp(info->name, HDI_LOSS_SCALE) == 0)
                     *(float *)room = (float)trainer->loss_scale;
                 else
                     HD_RETURN_IF_ERROR(feed(user, info->name, hdi_deal_batch(deal, batches, b),
                                             room, info->bytes));
-                HD_RETURN_IF_ERROR(hdi_staged_send(trainer->session, program, input, b));
+                HD_RETURN_IF_ERROR(hdi_relay_send(trainer->session, program, input, b));
             }
         }
     }
@@ -58,7 +58,7 @@ static hd_status read_losses(hd_trainer *trainer, const hdi_pipeline_chunk *chun
     const int part = hd_mesh_index(mesh, HD_AXIS_SEQUENCE);
     memset(trainer->losses, 0, sizeof(double) * 2 * (size_t)loss_count(trainer, batches));
     if (trainer->stage < trainer->pipeline - 1 || hd_mesh_index(mesh, HD_AXIS_TENSOR) > 0)
-        return hdi_staged_mark(trainer->session);
+        return hdi_relay_mark(trainer->session);
     const hd_program *program = chunks[trainer->chunks - 1].program;
     const hd_tensor output = hd_tensor_find(program, "loss");
     if (!output.id)
@@ -67,9 +67,9 @@ static hd_status read_losses(hd_trainer *trainer, const hdi_pipeline_chunk *chun
     for (int b = 0; b < batches && !(program->whole_loss && part > 0); b++) {
         const int64_t at = hdi_deal_batch(deal, batches, b) * parts + part;
         HD_RETURN_IF_ERROR(
-            hdi_staged_read(trainer->session, program, output, b, trainer->losses + 2 * at));
+            hdi_relay_read(trainer->session, program, output, b, trainer->losses + 2 * at));
     }
-    return hdi_staged_mark(trainer->session);
+    return hdi_relay_mark(trainer->session);
 }
 
 /* All ranks get what each has read, over the host's own messages while the device goes on. */
@@ -77,7 +77,7 @@ static hd_status share_losses(hd_trainer *trainer, int batches)
 {
     hd_comm *world = hd_mesh_comm(trainer->options.mesh, HD_AXIS_NONE);
     if (hd_mesh_ranks(trainer->options.mesh) == 1) return HD_OK;
-    HD_RETURN_IF_ERROR(hdi_staged_await_mark(trainer->session));
+    HD_RETURN_IF_ERROR(hdi_relay_await_mark(trainer->session));
     hd_request request;
     HD_RETURN_IF_ERROR(hd_comm_all_reduce(world, trainer->losses, 2 * loss_count(trainer, batches),
                                           HD_DTYPE_F64, HD_REDUCE_SUM, &request));
@@ -123,9 +123,9 @@ static float average_share(const hd_trainer *trainer)
 static hd_status send(hd_trainer *trainer, hd_tensor input, const float *values, size_t bytes)
 {
     void *room;
-    HD_RETURN_IF_ERROR(hdi_staged_room(trainer->session, trainer->update, input, 0, &room));
+    HD_RETURN_IF_ERROR(hdi_relay_room(trainer->session, trainer->update, input, 0, &room));
     memcpy(room, values, bytes);
-    return hdi_staged_send(trainer->session, trainer->update, input, 0);
+    return hdi_relay_send(trainer->session, trainer->update, input, 0);
 }
 
 static hd_status apply_update(hd_trainer *trainer, double learning_rate,
@@ -198,8 +198,8 @@ static hd_status take_step(hd_trainer *trainer, int index, double learning_rate,
         hd_session_run(trainer->session, trainer->norm, &(hd_session_run_options){.last = true}));
     HD_RETURN_IF_ERROR(hdi_spans_leave(trainer->spans));
     HD_RETURN_IF_ERROR(share_losses(trainer, batches));
-    HD_RETURN_IF_ERROR(hdi_staged_read(trainer->session, trainer->norm, trainer->squares, 0,
-                                       trainer->square_sums));
+    HD_RETURN_IF_ERROR(
+        hdi_relay_read(trainer->session, trainer->norm, trainer->squares, 0, trainer->square_sums));
     HD_RETURN_IF_ERROR(hd_session_drain(trainer->session)); /* the step's one wait */
     const double sum = sum_losses(trainer, batches, &out->tokens);
     out->grad_norm = sqrt(sum_squares(trainer));

@@ -1,5 +1,5 @@
-/* Staged copies, and the waits that they end with. Allocates nothing once it is open. */
-#include "runtime/staged.h"
+/* Relayed copies, and the waits that they end with. Allocates nothing once it is open. */
+#include "runtime/relay.h"
 
 #include "comm/comm.h"
 #include "core/error.h"
@@ -9,7 +9,7 @@
 
 #include <string.h>
 
-hd_status hdi_staged_open(hd_session *session)
+hd_status hdi_relay_open(hd_session *session)
 {
     size_t places = 1;
     for (int u = 0; u < session->plan->unit_count; u++) {
@@ -17,29 +17,28 @@ hd_status hdi_staged_open(hd_session *session)
         for (int i = 1; i < unit->program->tensor_count; i++)
             if (unit->program->tensors[i]->staged) places += (size_t)unit->options.io_slots;
     }
-    session->staged.passing = hdi_alloc_array(places, sizeof *session->staged.passing);
-    return session->staged.passing ? HD_OK
-                                   : hdi_error(HD_ERROR_MEMORY, "session: out of host memory");
+    session->relay.passing = hdi_alloc_array(places, sizeof *session->relay.passing);
+    return session->relay.passing ? HD_OK
+                                  : hdi_error(HD_ERROR_MEMORY, "session: out of host memory");
 }
 
-void hdi_staged_close(hd_session *session)
+void hdi_relay_close(hd_session *session)
 {
-    hdi_free(session->staged.passing);
+    hdi_free(session->relay.passing);
 }
 
 /* The first `count` copies are over. */
 static void arrive(hd_session *session, int count)
 {
-    hdi_staged *staged = &session->staged;
+    hdi_relay *relay = &session->relay;
     for (int i = 0; i < count; i++) {
-        const hdi_passing *copy = &staged->passing[i];
+        const hdi_passing *copy = &relay->passing[i];
         if (copy->to)
             memcpy(copy->to, hdi_session_at(session, copy->begin), copy->end - copy->begin);
     }
-    staged->count -= count;
-    staged->marked = 0;
-    memmove(staged->passing, staged->passing + count,
-            (size_t)staged->count * sizeof *staged->passing);
+    relay->count -= count;
+    relay->marked = 0;
+    memmove(relay->passing, relay->passing + count, (size_t)relay->count * sizeof *relay->passing);
 }
 
 /* A staged tensor's place on the host, free for a copy. */
@@ -48,16 +47,16 @@ static hd_status free_place(hd_session *session, int unit, hd_tensor tensor, int
 {
     out->begin = hdi_plan_staging(session->plan, unit, tensor, micro_batch);
     out->end = out->begin + session->plan->units[unit].places[tensor.id].bytes;
-    for (int i = 0; i < session->staged.count; i++) {
-        const hdi_passing *other = &session->staged.passing[i];
+    for (int i = 0; i < session->relay.count; i++) {
+        const hdi_passing *other = &session->relay.passing[i];
         if (other->begin < out->end && out->begin < other->end)
             return hdi_session_synchronize(session); /* nothing is passing then */
     }
     return HD_OK;
 }
 
-hd_status hdi_staged_room(hd_session *session, const hd_program *program, hd_tensor tensor,
-                          int micro_batch, void **out)
+hd_status hdi_relay_room(hd_session *session, const hd_program *program, hd_tensor tensor,
+                         int micro_batch, void **out)
 {
     int unit;
     hdi_passing copy;
@@ -77,8 +76,8 @@ hd_status hdi_staged_room(hd_session *session, const hd_program *program, hd_ten
     return HD_OK;
 }
 
-hd_status hdi_staged_send(hd_session *session, const hd_program *program, hd_tensor tensor,
-                          int micro_batch)
+hd_status hdi_relay_send(hd_session *session, const hd_program *program, hd_tensor tensor,
+                         int micro_batch)
 {
     int unit;
     hdi_passing copy = {0};
@@ -87,14 +86,14 @@ hd_status hdi_staged_send(hd_session *session, const hd_program *program, hd_ten
     if (!program->tensors[tensor.id]->staged) return HD_OK;
     HD_RETURN_IF_ERROR(free_place(session, unit, tensor, micro_batch, &copy));
     HD_RETURN_IF_ERROR(hdi_session_reach(session, unit, tensor, micro_batch, &place));
-    session->staged.passing[session->staged.count++] = copy;
+    session->relay.passing[session->relay.count++] = copy;
     return session->context->backend->copy_in(session->context->stream, place,
                                               hdi_session_at(session, copy.begin),
                                               copy.end - copy.begin);
 }
 
-hd_status hdi_staged_read(hd_session *session, const hd_program *program, hd_tensor tensor,
-                          int micro_batch, void *host)
+hd_status hdi_relay_read(hd_session *session, const hd_program *program, hd_tensor tensor,
+                         int micro_batch, void *host)
 {
     int unit;
     hdi_passing copy = {.to = host};
@@ -104,7 +103,7 @@ hd_status hdi_staged_read(hd_session *session, const hd_program *program, hd_ten
         return hd_session_read(session, program, tensor, micro_batch, host);
     HD_RETURN_IF_ERROR(free_place(session, unit, tensor, micro_batch, &copy));
     HD_RETURN_IF_ERROR(hdi_session_reach(session, unit, tensor, micro_batch, &place));
-    session->staged.passing[session->staged.count++] = copy;
+    session->relay.passing[session->relay.count++] = copy;
     return session->context->backend->copy_out(session->context->stream,
                                                hdi_session_at(session, copy.begin), place,
                                                copy.end - copy.begin);
@@ -124,18 +123,18 @@ static hd_status wait_until(const hd_session *session, hd_status (*is_over)(hd_s
     }
 }
 
-hd_status hdi_staged_mark(hd_session *session)
+hd_status hdi_relay_mark(hd_session *session)
 {
     const hd_context *context = session->context;
-    session->staged.marked = session->staged.count;
+    session->relay.marked = session->relay.count;
     return context->backend->mark ? context->backend->mark(context->stream) : HD_OK;
 }
 
-hd_status hdi_staged_await_mark(hd_session *session)
+hd_status hdi_relay_await_mark(hd_session *session)
 {
     const hd_backend *backend = session->context->backend;
     if (backend->is_past) HD_RETURN_IF_ERROR(wait_until(session, backend->is_past));
-    arrive(session, session->staged.marked);
+    arrive(session, session->relay.marked);
     return HD_OK;
 }
 
@@ -152,6 +151,6 @@ hd_status hdi_session_synchronize(hd_session *session)
     HD_RETURN_IF_ERROR(hdi_spans_leave(session->spans));
     HD_RETURN_IF_ERROR(hdi_session_settle(session));
     HD_RETURN_IF_ERROR(session->context->backend->synchronize(session->context->stream));
-    arrive(session, session->staged.count);
+    arrive(session, session->relay.count);
     return HD_OK;
 }

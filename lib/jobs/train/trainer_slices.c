@@ -1,0 +1,50 @@
+/* How many slices the loss is made in, as the planner chooses it from the budget. */
+#include "core/error.h"
+#include "jobs/train/trainer.h"
+
+/* The number tells in the last bits of a gradient, so that it must not depend on what a rank has; and ranks that
+ * share classes meet in each slice. */
+static hd_status check_choice(const hd_trainer_options *o)
+{
+    const int tensor = hd_mesh_size(o->mesh, HD_AXIS_TENSOR);
+    if (o->exact)
+        return hdi_error(HD_ERROR_UNSUPPORTED,
+                         "trainer: slices by the budget with reduction exact: layouts would have "
+                         "different ones, and other bits; want a number (train.slices)");
+    if (tensor > 1)
+        return hdi_error(HD_ERROR_UNSUPPORTED,
+                         "trainer: slices by the budget with tensor %d: ranks, whose bytes differ, "
+                         "could choose different ones; want a number (train.slices)",
+                         tensor);
+    return HD_OK;
+}
+
+static hd_status create_in(const hd_trainer_options *options, int slices, bool cuts_blocks,
+                           hd_trainer **out)
+{
+    hd_trainer_options tried = *options;
+    tried.slices = slices;
+    hd_trainer_destroy(*out);
+    *out = NULL;
+    return hdi_trainer_create_as(&tried, cuts_blocks, out);
+}
+
+/* Those of 1, 2, 4 .. the most that fit, the fewest; where none does, what is short without slices. */
+hd_status hdi_trainer_create_sliced(const hd_trainer_options *options, bool cuts_blocks,
+                                    hd_trainer **out)
+{
+    const int most = HD_SLICES_AUTO_MOST;
+    *out = NULL;
+    if (options->slices >= 0) return hdi_trainer_create_as(options, cuts_blocks, out);
+    HD_RETURN_IF_ERROR(check_choice(options));
+    hd_status status = create_in(options, 1, cuts_blocks, out);
+    if (status != HD_ERROR_BUDGET) return status;
+    status = create_in(options, most, cuts_blocks, out);
+    if (status == HD_ERROR_BUDGET) return create_in(options, 1, cuts_blocks, out);
+    for (int slices = 2; status == HD_OK && slices < most; slices *= 2) {
+        status = create_in(options, slices, cuts_blocks, out);
+        if (status != HD_ERROR_BUDGET) return status;
+        status = HD_OK;
+    }
+    return status == HD_OK ? create_in(options, most, cuts_blocks, out) : status;
+}
