@@ -91,6 +91,9 @@ struct hd_comm {
     hdi_heard *hears; /* borrowed: collectives are noted there, not made; NULL: they are made */
     hdi_way *way;     /* borrowed: of the exchange that is posted now; NULL: the transport's own */
     void *state;      /* the transport's; owned */
+
+    bool through_host; /* exchanges with a way pass through host memory */
+
     hd_comm
         *rider; /* borrowed, or NULL: moves on whenever somebody waits here; peers may need it */
 };

@@ -2,7 +2,7 @@
 #ifndef HDI_COMM_DEVICE_H
 #define HDI_COMM_DEVICE_H
 
-#include "comm/comm.h"
+#include "comm/direct.h"
 
 /* What the NCCL communicators of one rank share: events, deadlines, the watch. */
 typedef struct hdi_nccl_device hdi_nccl_device;
@@ -15,8 +15,8 @@ typedef struct hdi_nccl_options {
     bool
         links; /* send and receive between neighbours of the ring, upwards on channel 0 and downwards on
                     channel 1; without, there are collectives only */
-    bool
-        copies; /* direct exchanges (direct.h) by copy engines, too, where all ranks can; the same on all */
+    hdi_copy_engines
+        copies; /* direct exchanges (direct.h), too, where all ranks can; the same on all */
     void *
         flags; /* HDI_DIRECT_FLAG_BYTES for them, as hdi_nccl_open_copies has it; outlives the comm */
 } hdi_nccl_options;

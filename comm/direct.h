@@ -12,6 +12,15 @@ enum {
     HDI_DIRECT_FLAG_BYTES = 2 << 20 /* of device memory, per communicator, for meetings */
 };
 
+/* What copy engines do for ranks of one host. */
+typedef enum hdi_copy_engines {
+    HDI_COPY_ENGINES_AUTO, /* copy into peers' memory; where GPUs do not reach each other, as HOST; where
+                              ranks share one, nothing */
+    HDI_COPY_ENGINES_OFF,  /* nothing: exchanges are kernels */
+    HDI_COPY_ENGINES_HOST, /* copy to shared host memory, and from there */
+    HDI_COPY_ENGINES_PEERS /* copy into peers' memory or do nothing, also where ranks share a GPU: for tests */
+} hdi_copy_engines;
+
 /* An exchange that a rank would post: where each peer's part comes to, the bytes of it and of what the peer
  * gets. What was heard last; nothing at first. */
 struct hdi_heard {
@@ -53,7 +62,8 @@ hd_status hdi_direct_least(hd_comm *host, int64_t *inout, int64_t count);
 hd_status hdi_direct_agree(hd_comm *host, int64_t count, const hdi_landing *own,
                            hdi_landing *theirs, const size_t *go, int64_t *fits);
 
-/* How an exchange goes that is posted now: into each peer's part of the window, from its begin on. */
+/* How an exchange goes that is posted now: into each peer's part of the window, from its begin on; peers that go
+ * through host memory put it where their own operation says. */
 struct hdi_way {
     void *window; /* what open_window gave */
     size_t to[HDI_DIRECT_RANKS];

@@ -125,7 +125,10 @@ hd_status hdi_links_create(const hdi_schedule *schedule, const hdi_pipeline_chun
     if (status == HD_OK && links->way.window) {
         *out = links;
         if (hd_mesh_rank(mesh) == 0)
-            hdi_log(HD_LOG_INFO, "messages of '%s': by copy engines", host->name);
+            hdi_log(HD_LOG_INFO, "messages of '%s': by copy engines%s", host->name,
+                    hd_mesh_device_comm(mesh, HD_AXIS_PIPELINE)->through_host
+                        ? ", through host memory"
+                        : "");
         return HD_OK;
     }
     hdi_links_destroy(links);

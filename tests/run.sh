@@ -7,6 +7,7 @@
 # /* device: none */, where CUDA was built. NP: numbers of ranks in place of those; on the GPU 2 4 8.
 # What a program says it skipped is shown, and counted neither as passed nor as failed.
 # HEDDLE_GRAPHS=1: sessions of ranks replay graphs; on the CPU, those of tests/support/hdt_recorder.h.
+# HEDDLE_COPIES=host, peers: ranks that share a GPU exchange by copy engines, through host memory or into each other's.
 # SANITIZER=memcheck, racecheck, ...: only tests/gpu's programs of one process, under compute-sanitizer.
 # PART=K/N: of check_layouts the K-th of N shares of its layouts.
 # SAN: the sanitizers it was built with. TEST_TIMEOUT: seconds for each program. JOBS: unit programs at once.
@@ -172,13 +173,16 @@ run_on_ranks() { # folder name numbers
 start=$EPOCHREALTIME
 
 single=$(programs unit | sed 's|^|unit/|')
+several=$(programs multi | sed 's|^|multi/|') # of ranks
 if [ "$device" != cuda ]; then
     for name in $(programs gpu); do
         needs_no_device "$name" || continue
-        if built_cuda; then
-            single+=" gpu/$name"
-        else
+        if ! built_cuda; then
             echo "skip  gpu/$name: built without CUDA"
+        elif [ -n "$(ranks_of gpu "$name")" ]; then
+            several+=" gpu/$name"
+        else
+            single+=" gpu/$name"
         fi
     done
 fi
@@ -189,14 +193,13 @@ done
 wait
 for name in $single; do count "$name"; done
 
-names=$(programs multi)
-if [ -n "$names" ] && ! command -v mpirun >/dev/null; then
-    echo "FAIL  mpirun is not in PATH: tests/multi cannot run (Debian, Ubuntu: openmpi-bin)"
-    fail "mpirun" "$(wc -w <<<"$names")"
-    names=
+if [ -n "$several" ] && ! command -v mpirun >/dev/null; then
+    echo "FAIL  mpirun is not in PATH: tests of ranks cannot run (Debian, Ubuntu: openmpi-bin)"
+    fail "mpirun" "$(wc -w <<<"$several")"
+    several=
 fi
-for name in $names; do
-    run_on_ranks multi "$name" "$(ranks_of multi "$name")"
+for name in $several; do
+    run_on_ranks "${name%/*}" "${name#*/}" "$(ranks_of "${name%/*}" "${name#*/}")"
 done
 
 under=()

@@ -3,7 +3,6 @@
  * Counts that differ between ranks travel as grouped sends and receives. Ring and tree reductions add
  * in NCCL's order; who needs a fixed order exchanges the terms with all_to_all and adds them. */
 #include "comm/nccl/nccl.h"
-#include "comm/nccl/window.h"
 
 #include <stdlib.h>
 
@@ -52,13 +51,11 @@ static hd_status nccl_send(hd_comm *comm, const void *data, size_t bytes, int pe
     HD_RETURN_IF_ERROR(find_link(comm, comm->rank, peer, channel, &lane));
     if (bytes == 0) return HD_OK;
     HD_RETURN_IF_ERROR(hdi_nccl_begin(comm, lane, "send", bytes, peer, &operation));
-    if (comm->way) {
-        const hdi_nccl_window *window = comm->way->window;
-        const hd_status posted =
-            hdi_nccl_copy_message(hdi_nccl_state_of(comm)->copies, lane, data,
-                                  window->memory[peer] + comm->way->to[peer], bytes);
-        return hdi_nccl_end(operation, posted, out);
-    }
+    if (comm->way)
+        return hdi_nccl_end(
+            operation,
+            hdi_nccl_copy_message(hdi_nccl_state_of(comm)->copies, comm->way, lane, data, bytes),
+            out);
     const ncclResult_t result = ncclSend(data, bytes, ncclUint8, 1, lane->nccl, lane->stream);
     return hdi_nccl_end(operation, posted_status(result, operation), out);
 }
@@ -72,8 +69,9 @@ static hd_status nccl_recv(hd_comm *comm, void *data, size_t bytes, int peer, in
     if (bytes == 0) return HD_OK;
     HD_RETURN_IF_ERROR(hdi_nccl_begin(comm, lane, "recv", bytes, peer, &operation));
     if (comm->way)
-        return hdi_nccl_end(operation,
-                            hdi_nccl_await_message(hdi_nccl_state_of(comm)->copies, lane), out);
+        return hdi_nccl_end(
+            operation, hdi_nccl_await_message(hdi_nccl_state_of(comm)->copies, lane, data, bytes),
+            out);
     const ncclResult_t result = ncclRecv(data, bytes, ncclUint8, 0, lane->nccl, lane->stream);
     return hdi_nccl_end(operation, posted_status(result, operation), out);
 }
@@ -153,21 +151,21 @@ static ncclResult_t post_exchange(const hd_comm *comm, const hdi_nccl_lane *lane
 static hd_status post_direct(hd_comm *comm, const char *name, const exchange *what, hd_request *out)
 {
     hdi_nccl_copies *copies = hdi_nccl_state_of(comm)->copies;
-    const hdi_nccl_window *window = comm->way->window;
     hdi_nccl_operation *operation;
-    hdi_nccl_blocks blocks = {0};
+    hdi_nccl_parts parts = {0};
     size_t all = 0;
     for (int r = 0; r < comm->size; r++) {
         const int block = what->same_block ? comm->rank : r;
-        blocks.from[r] = what->send + (size_t)what->send_offsets[block] * what->element;
-        blocks.to[r] = r == comm->rank ? what->recv + (size_t)what->recv_offsets[r] * what->element
-                                       : window->memory[r] + comm->way->to[r];
-        blocks.bytes[r] = (size_t)what->send_counts[block] * what->element;
-        all += blocks.bytes[r];
+        parts.from[r] = what->send + (size_t)what->send_offsets[block] * what->element;
+        parts.go[r] = (size_t)what->send_counts[block] * what->element;
+        parts.come_to[r] = what->recv + (size_t)what->recv_offsets[r] * what->element;
+        parts.come[r] = (size_t)what->recv_counts[r] * what->element;
+        all += parts.go[r];
     }
     HD_RETURN_IF_ERROR(
         hdi_nccl_begin(comm, hdi_nccl_copies_lane(copies), name, all, -1, &operation));
-    return hdi_nccl_end(operation, hdi_nccl_copy_blocks(copies, &blocks), out);
+    return hdi_nccl_end(operation, hdi_nccl_copy_parts(copies, comm->way, operation->ready, &parts),
+                        out);
 }
 
 static hd_status nccl_all_gather(hd_comm *comm, void *inout, const int64_t *counts,
@@ -327,7 +325,8 @@ hd_status hdi_comm_create_nccl(hd_comm *host, hdi_nccl_device *device,
         nccl_destroy(comm);
         return status;
     }
-    if (options->copies) hdi_nccl_open_copies(state, options->flags);
+    if (options->copies != HDI_COPY_ENGINES_OFF)
+        hdi_nccl_open_copies(state, options->copies, options->flags);
     *out = comm;
     return HD_OK;
 }

@@ -21,7 +21,7 @@ typedef struct hdi_nccl_lane {
     cudaStream_t stream;
     int from, to, channel; /* ranks of the communicator; channel -1: all ranks */
     bool is_busy;          /* while the watch looks: an earlier operation is not over */
-    uint32_t turn;         /* messages that went by copy engines */
+    uint32_t turn;         /* messages, or pieces of them, that went by copy engines */
 } hdi_nccl_lane;
 
 typedef struct hdi_nccl_operation hdi_nccl_operation;
@@ -87,25 +87,30 @@ hd_status hdi_nccl_open_lanes(hdi_nccl_state *state, bool links);
 void hdi_nccl_close_lanes(hdi_nccl_state *state, bool is_clean);
 
 /* Direct exchanges (copies.c), if all ranks can do them; else all go without. `flags`: device memory of
- * HDI_DIRECT_FLAG_BYTES, zeroed, borrowed until they are closed; NULL: this rank cannot. Collective. */
-void hdi_nccl_open_copies(hdi_nccl_state *state, void *flags);
+ * HDI_DIRECT_FLAG_BYTES, zeroed, borrowed until they are closed; NULL: this rank cannot. `engines` says the same
+ * on all ranks. Collective. */
+void hdi_nccl_open_copies(hdi_nccl_state *state, hdi_copy_engines engines, void *flags);
 void hdi_nccl_close_copies(hdi_nccl_state *state);
 hdi_nccl_lane *hdi_nccl_copies_lane(const hdi_nccl_copies *copies);
 hd_status hdi_nccl_open_window(hd_comm *comm, void *memory, bool fits, void **window);
 void hdi_nccl_close_window(hd_comm *comm, void *window);
 
-/* What goes to each rank, under this process's addresses. */
-typedef struct hdi_nccl_blocks {
+/* What goes to each rank, and where what comes from each is to lie; the own goes from one to the other. */
+typedef struct hdi_nccl_parts {
     const void *from[HDI_DIRECT_RANKS];
-    void *to[HDI_DIRECT_RANKS];
-    size_t bytes[HDI_DIRECT_RANKS];
-} hdi_nccl_blocks;
-hd_status hdi_nccl_copy_blocks(hdi_nccl_copies *copies, const hdi_nccl_blocks *blocks);
+    void *come_to[HDI_DIRECT_RANKS];
+    size_t go[HDI_DIRECT_RANKS], come[HDI_DIRECT_RANKS];
+} hdi_nccl_parts;
 
-/* Both ends of a message of a link, in the order of the link's others: `to` is under this process's address. */
-hd_status hdi_nccl_copy_message(const hdi_nccl_copies *copies, hdi_nccl_lane *link,
-                                const void *from, void *to, size_t bytes);
-hd_status hdi_nccl_await_message(const hdi_nccl_copies *copies, hdi_nccl_lane *link);
+/* On the lane of copies, which waits for `ready` already. */
+hd_status hdi_nccl_copy_parts(hdi_nccl_copies *copies, const hdi_way *way, cudaEvent_t ready,
+                              const hdi_nccl_parts *parts);
+
+/* Both ends of a message of a link, in the order of the link's others. */
+hd_status hdi_nccl_copy_message(const hdi_nccl_copies *copies, const hdi_way *way,
+                                hdi_nccl_lane *link, const void *data, size_t bytes);
+hd_status hdi_nccl_await_message(const hdi_nccl_copies *copies, hdi_nccl_lane *link, void *data,
+                                 size_t bytes);
 
 /* When peers do not come any more: nothing waits for them; true once all that was posted is over. */
 void hdi_nccl_release_copies(const hdi_nccl_copies *copies); /* takes NULL */

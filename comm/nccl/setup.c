@@ -203,6 +203,28 @@ hd_status hdi_nccl_open_lanes(hdi_nccl_state *state, bool links)
     return status;
 }
 
+static void *abort_lane(void *user)
+{
+    hdi_nccl_lane *lane = user;
+    (void)ncclCommAbort(lane->nccl);
+    lane->nccl = NULL;
+    return NULL;
+}
+
+/* All lanes at once: an abort frees memory, which waits for the kernels of all lanes, and those end only
+ * when their own lane is aborted. */
+static void abort_together(hdi_nccl_lane **lanes, pthread_t *threads, int count)
+{
+    int started = 0;
+    while (started < count &&
+           pthread_create(&threads[started], NULL, abort_lane, lanes[started]) == 0)
+        started++;
+    for (int i = started; i < count; i++)
+        abort_lane(lanes[i]);
+    for (int i = 0; i < started; i++)
+        pthread_join(threads[i], NULL);
+}
+
 static bool begin_end(hdi_nccl_lane *lane)
 {
     const ncclResult_t result = ncclCommFinalize(lane->nccl);
@@ -217,15 +239,22 @@ void hdi_nccl_close_lanes(hdi_nccl_state *state, bool is_clean)
     is_clean = is_clean && state->device->failed == HD_OK;
     for (int i = 0; i < state->lane_count && is_clean; i++)
         is_final[i] = state->lanes[i].nccl && begin_end(&state->lanes[i]);
+    hdi_nccl_lane *left[HDI_NCCL_LANES];
+    pthread_t threads[HDI_NCCL_LANES];
+    int count = 0;
     for (int i = 0; i < state->lane_count; i++) {
         hdi_nccl_lane *lane = &state->lanes[i];
-        if (is_final[i] && poll_until(state->comm, lane, "finalize", end) == HD_OK)
+        if (is_final[i] && poll_until(state->comm, lane, "finalize", end) == HD_OK) {
             (void)ncclCommDestroy(lane->nccl);
-        else if (lane->nccl)
-            (void)ncclCommAbort(lane->nccl);
-        if (lane->stream) (void)cudaStreamDestroy(lane->stream);
-        lane->nccl = NULL;
-        lane->stream = NULL;
+            lane->nccl = NULL;
+        } else if (lane->nccl) {
+            left[count++] = lane;
+        }
+    }
+    abort_together(left, threads, count);
+    for (int i = 0; i < state->lane_count; i++) {
+        if (state->lanes[i].stream) (void)cudaStreamDestroy(state->lanes[i].stream);
+        state->lanes[i].stream = NULL;
     }
 }
 
@@ -251,28 +280,6 @@ static void *end_process_if_stuck(void *user)
     pthread_mutex_unlock(&resort->mutex);
     if (is_stuck) kill(getpid(), SIGKILL);
     return NULL;
-}
-
-static void *abort_lane(void *user)
-{
-    hdi_nccl_lane *lane = user;
-    (void)ncclCommAbort(lane->nccl);
-    lane->nccl = NULL;
-    return NULL;
-}
-
-/* All lanes at once: an abort frees memory, which waits for the kernels of all lanes, and those end only
- * when their own lane is aborted. */
-static void abort_together(hdi_nccl_lane **lanes, pthread_t *threads, int count)
-{
-    int started = 0;
-    while (started < count &&
-           pthread_create(&threads[started], NULL, abort_lane, lanes[started]) == 0)
-        started++;
-    for (int i = started; i < count; i++)
-        abort_lane(lanes[i]);
-    for (int i = 0; i < started; i++)
-        pthread_join(threads[i], NULL);
 }
 
 static int open_lanes(const hdi_nccl_device *device, hdi_nccl_lane **out)

@@ -34,6 +34,8 @@ typedef struct driver {
                            size_t count);
     CUresult (*await_word)(CUstream stream, CUdeviceptr address, cuuint32_t value,
                            unsigned int flags);
+    CUresult (*words)(CUstream stream, unsigned int count, CUstreamBatchMemOpParams *operations,
+                      unsigned int flags);
     CUresult (*error_string)(CUresult error, const char **out);
 } driver;
 
@@ -67,6 +69,7 @@ static const driver *driver_calls(void)
                               find("cuMemMap", &calls.map) && find("cuMemUnmap", &calls.unmap) &&
                               find("cuMemSetAccess", &calls.set_access) &&
                               find("cuStreamWaitValue32", &calls.await_word) &&
+                              find("cuStreamBatchMemOp", &calls.words) &&
                               find("cuGetErrorString", &calls.error_string);
         known = complete ? 1 : -1;
     }
@@ -294,4 +297,38 @@ hd_status hdi_nccl_await_word(cudaStream_t stream, const void *address, uint32_t
     return status_of(driver_calls()->await_word(stream, (CUdeviceptr)(uintptr_t)address, value,
                                                 CU_STREAM_WAIT_VALUE_GEQ),
                      "cuStreamWaitValue32");
+}
+
+static hd_status post_words(cudaStream_t stream, CUstreamBatchMemOpParams *operations, int count)
+{
+    const driver *calls = driver_calls();
+    if (!calls) return hdi_error(HD_ERROR_UNSUPPORTED, "nccl: the driver awaits no words");
+    if (count == 0) return HD_OK;
+    return status_of(calls->words(stream, (unsigned int)count, operations, 0),
+                     "cuStreamBatchMemOp");
+}
+
+hd_status hdi_nccl_await_words(cudaStream_t stream, const hdi_nccl_word *words, int count)
+{
+    CUstreamBatchMemOpParams operations[HDI_DIRECT_RANKS] = {0};
+    for (int i = 0; i < count; i++) {
+        operations[i].operation = CU_STREAM_MEM_OP_WAIT_VALUE_32;
+        operations[i].waitValue.address = (CUdeviceptr)(uintptr_t)words[i].address;
+        operations[i].waitValue.value = words[i].value;
+        operations[i].waitValue.flags = CU_STREAM_WAIT_VALUE_GEQ;
+    }
+    return post_words(stream, operations, count);
+}
+
+/* By default a write comes behind a fence for all of the system. */
+hd_status hdi_nccl_write_words(cudaStream_t stream, const hdi_nccl_word *words, int count)
+{
+    CUstreamBatchMemOpParams operations[HDI_DIRECT_RANKS] = {0};
+    for (int i = 0; i < count; i++) {
+        operations[i].operation = CU_STREAM_MEM_OP_WRITE_VALUE_32;
+        operations[i].writeValue.address = (CUdeviceptr)(uintptr_t)words[i].address;
+        operations[i].writeValue.value = words[i].value;
+        operations[i].writeValue.flags = CU_STREAM_WRITE_VALUE_DEFAULT;
+    }
+    return post_words(stream, operations, count);
 }

@@ -22,4 +22,19 @@ void hdi_nccl_window_close(hdi_nccl_window *window); /* takes NULL; nothing uses
  * gone past it. */
 hd_status hdi_nccl_await_word(cudaStream_t stream, const void *address, uint32_t value);
 
+/* Several at once: what follows runs when all are there; and words become their values, behind all that the
+ * stream has written, for whoever reads them. At most HDI_DIRECT_RANKS. */
+typedef struct hdi_nccl_word {
+    void *address; /* for this device */
+    uint32_t value;
+} hdi_nccl_word;
+hd_status hdi_nccl_await_words(cudaStream_t stream, const hdi_nccl_word *words, int count);
+hd_status hdi_nccl_write_words(cudaStream_t stream, const hdi_nccl_word *words, int count);
+
+/* A turn that nobody comes to, for an abort's words. */
+static inline uint32_t hdi_nccl_past(uint32_t turn)
+{
+    return turn + (UINT32_C(1) << 30);
+}
+
 #endif

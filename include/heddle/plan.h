@@ -31,8 +31,9 @@ typedef enum hd_region {
     HD_REGION_HOST_WEIGHTS = HD_REGIONS, /* of blocks; one copy may serve several ranks */
     HD_REGION_HOST_OPTIMIZER,
     HD_REGION_HOST_GRADIENTS,
-    HD_REGION_HOST_SAVED,   /* activations, per micro-batch in flight */
-    HD_REGION_HOST_STAGING, /* inputs and results of a training on their way, per micro-batch */
+    HD_REGION_HOST_SAVED,     /* activations, per micro-batch in flight */
+    HD_REGION_HOST_STAGING,   /* inputs and results of a training on their way, per micro-batch */
+    HD_REGION_HOST_MAILBOXES, /* declared for communicators of device memory: this rank's share */
     HD_ALL_REGIONS
 } hd_region;
 
@@ -77,6 +78,7 @@ typedef struct hd_plan_options {
     size_t budget;       /* bytes of device memory, foreign included; zero: no limit */
     size_t foreign;      /* bytes that others will take */
     size_t transport;    /* bytes that communicators will take; foreign, too, but shown apart */
+    size_t mailboxes;    /* bytes of pinned host memory that communicators have for the rank */
     size_t pinned_share; /* of pinned host memory so many bytes take one of the device, for its page
                             tables, which is foreign, too; zero: none */
     int gradient_levels; /* buffers of partial gradient sums; zero means 1 */

@@ -32,6 +32,7 @@ typedef struct hd_sampler_options {
     int text_lengths;
     size_t budget, foreign; /* bytes of device memory; zero budget: no limit */
     size_t transport;       /* bytes of it that communicators take */
+    size_t mailboxes;       /* bytes of pinned host memory that communicators have */
     hd_rates rates;         /* that plans predict seconds by; zeros: of no device in particular */
     hd_residency residency; /* of weights, in both phases; ranks of HD_AXIS_SHARD may share them */
     int host_blocks;        /* as hd_plan_options has it */

@@ -101,6 +101,7 @@ typedef struct hd_trainer_options {
     int64_t chunk_elements;  /* that pass at a time; zero means 4 Mi */
     size_t budget, foreign;  /* bytes of device memory; zero budget: no limit */
     size_t transport;        /* bytes of it that communicators take */
+    size_t mailboxes;        /* bytes of pinned host memory that communicators have */
     hd_rates rates;          /* that plans predict seconds by; zeros: of no device in particular */
     int64_t bucket_elements; /* of a gradient bucket; zero means 8 Mi */
     hd_dtype dtype;          /* of weights and activations: F32 (zero means it), BF16 or F16 */

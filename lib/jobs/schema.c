@@ -15,7 +15,7 @@ static const char *const masters[] = {"auto", "fp32", "remainder", NULL};
 static const char *const decays[] = {"matrices", "all", NULL};
 static const char *const transports[] = {"auto", "self", "mpi", NULL};
 static const char *const device_transports[] = {"auto", "nccl", "staged", NULL};
-static const char *const copy_engines[] = {"auto", "off", NULL};
+static const char *const copy_engines[] = {"auto", "off", "host", NULL}; /* as hdi_copy_engines */
 static const char *const times[] = {"logit-normal", "uniform", NULL};
 static const char *const time_shifts[] = {"constant", "open-sora-2", "open-sora-1", NULL};
 static const char *const schedulers[] = {"auto", "flow", "open-sora-2", "open-sora-1.2", NULL};
@@ -274,7 +274,10 @@ const hdi_config_row hdi_job_schema[] = {
     ENUM("run.device_transport", "auto", device_transports,
          "between their GPUs; staged: through host memory, where NCCL cannot", QUIET),
     ENUM("run.copy_engines", "auto", copy_engines,
-         "of GPUs that reach each other's memory, for exchanges; off: NCCL for all", QUIET),
+         "of GPUs of one host, for exchanges: into each other's memory, or through the host's "
+         "where they do not reach it; ranks that share a GPU: NCCL; host: through the host's on "
+         "all; off: NCCL for all",
+         QUIET),
     STRING("run.rates", "auto",
            "the device that seconds are predicted for, such as h100 or rtx-4090; auto: the GPU at "
            "hand; "

@@ -170,7 +170,7 @@ hd_status hdi_job_open_device(const hd_config *config, hd_comm *world, hd_mesh *
     if ((*out)->backend != &hdi_backend_cpu &&
         (*out)->backend->memory_info((*out)->device, &before) == HD_OK)
         (*out)->taken_bytes = before.total_bytes - before.free_bytes;
-    (*out)->no_copy_engines = hdi_config_enum(config->values, "run.copy_engines") != 0; /* off */
+    (*out)->copy_engines = (hdi_copy_engines)hdi_config_enum(config->values, "run.copy_engines");
     const size_t budget = (size_t)hdi_config_bytes(config->values, "memory.budget");
     (*out)->has_budget = budget > 0;
     if ((*out)->backend != &hdi_backend_cpu)
@@ -194,6 +194,18 @@ size_t hdi_job_transport(const hd_config *config, const hd_mesh *mesh, const hd_
     const bool is_staged =
         hdi_config_enum(config->values, "run.device_transport") == HD_DEVICE_TRANSPORT_STAGED;
     return !backend || backend == &hdi_backend_cpu || is_staged ? 0 : hdi_transport_bytes(mesh);
+}
+
+size_t hdi_job_mailboxes(const hd_config *config, const hd_mesh *mesh, const hd_backend *backend)
+{
+    if (!backend || backend == &hdi_backend_cpu) return 0;
+    const bool is_fake = !hd_mesh_comm(mesh, HD_AXIS_NONE);
+    const bool is_staged =
+        hdi_config_enum(config->values, "run.device_transport") == HD_DEVICE_TRANSPORT_STAGED;
+    const bool are_asked_for =
+        hdi_config_enum(config->values, "run.copy_engines") == HDI_COPY_ENGINES_HOST;
+    if (is_fake && (is_staged || !are_asked_for)) return 0;
+    return hdi_mailbox_bytes(mesh, is_fake);
 }
 
 /* What was taken before, of which ranks that share a device take as much as each other, and memory.margin for

@@ -37,6 +37,10 @@ int hdi_job_threads(const hd_config *config);
  * CPU and where messages go through host memory. Local. */
 size_t hdi_job_transport(const hd_config *config, const hd_mesh *mesh, const hd_backend *backend);
 
+/* Bytes of pinned host memory that communicators of a mesh have for this rank; of a fake one only if
+ * run.copy_engines=host says that they will. Local. */
+size_t hdi_job_mailboxes(const hd_config *config, const hd_mesh *mesh, const hd_backend *backend);
+
 /* Bytes of an attached device that are not the arena's: *out what was in use when nothing of ours was
  * there yet, and what libraries load later; *transport as above, or what attaching took if that is more. 0 on the CPU. Local. */
 hd_status hdi_job_foreign(const hd_config *config, const hd_mesh *mesh, const hd_context *context,

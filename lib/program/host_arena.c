@@ -59,7 +59,8 @@ void hdi_plan_lay_out_host(hd_plan *plan)
     lay_out_groups(plan, HD_REGION_HOST_SAVED, 0);
     lay_out_staging(plan);
     plan->bytes[HD_REGION_HOST_WEIGHTS] = plan->residency.host_bytes;
-    for (int r = hdi_plan_first_host(plan); r < HD_ALL_REGIONS; r++) {
+    plan->bytes[HD_REGION_HOST_MAILBOXES] = plan->options.mailboxes;
+    for (int r = hdi_plan_first_host(plan); r <= HD_REGION_HOST_STAGING; r++) {
         plan->bytes[r] = hdi_place_round(plan->bytes[r]);
         for (int i = 0; i < plan->unit_count; i++)
             plan->units[i].base[r] =
@@ -80,6 +81,6 @@ size_t hdi_plan_page_tables(const hd_plan *plan, size_t pinned)
 
 size_t hd_plan_host_bytes(const hd_plan *plan)
 {
-    return plan->host_arena_bytes +
+    return plan->host_arena_bytes + plan->bytes[HD_REGION_HOST_MAILBOXES] +
            (plan->residency.updates ? 0 : plan->bytes[HD_REGION_HOST_WEIGHTS]);
 }

@@ -28,6 +28,7 @@ const char *hd_region_name(hd_region region)
         [HD_REGION_HOST_GRADIENTS] = "host: gradients",
         [HD_REGION_HOST_SAVED] = "host: activations",
         [HD_REGION_HOST_STAGING] = "host: staging",
+        [HD_REGION_HOST_MAILBOXES] = "host: mailboxes",
     };
     return names[region];
 }

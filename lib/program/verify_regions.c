@@ -214,7 +214,7 @@ static bool inside_host(const hd_plan *plan, const hdi_unit *unit, const extent 
 static hd_status verify_host(const hd_plan *plan)
 {
     size_t end = HDI_HOST_BASE;
-    for (int r = hdi_plan_first_host(plan); r < HD_ALL_REGIONS; r++) {
+    for (int r = hdi_plan_first_host(plan); r <= HD_REGION_HOST_STAGING; r++) {
         if (plan->units[0].base[r] < end) /* the first unit begins where the region does */
             return hdi_error(HD_ERROR_INTERNAL, "verifier: '%s' begins inside the region before it",
                              hd_region_name((hd_region)r));

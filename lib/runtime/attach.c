@@ -7,6 +7,7 @@
 #include "comm/mesh.h"
 #include "core/error.h"
 #include "core/memory.h"
+#include "runtime/device_choice.h"
 #include "runtime/gpu.h"
 #include "runtime/session.h"
 
@@ -69,15 +70,16 @@ static hd_status create_staged(attachment *it, hd_comm *host, hd_comm **out)
     return hd_comm_agree(host, status);
 }
 
-/* Ranks that share a GPU would copy over each other's time on it; others' memory is mapped within a host. */
 static hd_status create_nccl(attachment *it, hd_comm *host, int axis, bool links)
 {
     const hd_context *context = it->context;
     hdi_nccl_options options = {.links = links,
-                                .copies = context->is_on_one_host && !context->shares_gpu &&
-                                          !context->no_copy_engines};
-    if (options.copies && context->backend->reserve(context->device, HDI_DIRECT_FLAG_BYTES,
-                                                    &it->flags[axis]) == HD_OK)
+                                .copies = hdi_choose_copy_engines(context->copy_engines,
+                                                                  context->is_on_one_host,
+                                                                  context->shares_gpu)};
+    if (options.copies != HDI_COPY_ENGINES_OFF &&
+        context->backend->reserve(context->device, HDI_DIRECT_FLAG_BYTES, &it->flags[axis]) ==
+            HD_OK)
         options.flags = it->flags[axis];
     return hdi_gpu_nccl_comm(host, it->nccl, &options, &it->comms[axis]);
 }

@@ -78,3 +78,10 @@ void hdi_uuid_text(const uint8_t uuid[16], char *text)
                          uuid[i]);
     }
 }
+
+hdi_copy_engines hdi_choose_copy_engines(hdi_copy_engines asked, bool is_on_one_host,
+                                         bool shares_gpu)
+{
+    if (!is_on_one_host) return HDI_COPY_ENGINES_OFF;
+    return shares_gpu && asked == HDI_COPY_ENGINES_AUTO ? HDI_COPY_ENGINES_OFF : asked;
+}

@@ -4,6 +4,8 @@
 
 #include <heddle/status.h>
 
+#include "comm/direct.h"
+
 /* What each rank tells the others about its device. */
 typedef struct hdi_device_record {
     uint8_t uuid[16]; /* of the GPU */
@@ -32,6 +34,11 @@ int hdi_count_sharers(const hdi_device_record *records, int ranks, int rank);
 bool hdi_find_mixed_devices(const hdi_device_record *records, int ranks, hdi_rank_pair *out);
 
 bool hdi_is_one_host(const hdi_device_record *records, int ranks);
+
+/* What copy engines do, if `asked` for by run.copy_engines: memory is mapped and shared within a host, and ranks of
+ * one GPU, which take turns on it, use it only when told to. */
+hdi_copy_engines hdi_choose_copy_engines(hdi_copy_engines asked, bool is_on_one_host,
+                                         bool shares_gpu);
 
 /* "GPU-0a1b2c3d-...", as nvidia-smi prints it; `text` has HDI_UUID_TEXT bytes. */
 enum { HDI_UUID_TEXT = 48 };

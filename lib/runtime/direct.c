@@ -162,7 +162,8 @@ static void begin(const survey *it, hdi_direct *directs, void *window)
 bool hdi_session_has_windows(const hd_session *session, hd_axis axis)
 {
     const hd_comm *comm = hd_mesh_device_comm(session->mesh, axis);
-    return comm->size > 1 && comm->transport->open_window && !session->context->no_copy_engines;
+    return comm->size > 1 && comm->transport->open_window &&
+           session->context->copy_engines != HDI_COPY_ENGINES_OFF;
 }
 
 hd_status hdi_session_window(hd_session *session, hd_axis axis, void **out)
@@ -198,8 +199,8 @@ hd_status hdi_session_share_axis(hd_session *session, const hd_mesh *mesh, hd_ax
         *out = 0;
     }
     if (status == HD_OK && hd_mesh_rank(mesh) == 0 && it.count)
-        hdi_log(HD_LOG_INFO, "exchanges of '%s': %d of %d by copy engines", it.comm->name, *out,
-                (int)it.count);
+        hdi_log(HD_LOG_INFO, "exchanges of '%s': %d of %d by copy engines%s", it.comm->name, *out,
+                (int)it.count, it.comm->through_host ? ", through host memory" : "");
     end_survey(&it);
     return status;
 }
@@ -207,7 +208,8 @@ hd_status hdi_session_share_axis(hd_session *session, const hd_mesh *mesh, hd_ax
 hd_status hdi_session_share(hd_session *session, const hd_context *context, const hd_mesh *mesh,
                             hd_status created)
 {
-    if (context->backend == &hdi_backend_cpu || context->no_copy_engines || hd_mesh_ranks(mesh) < 2)
+    if (context->backend == &hdi_backend_cpu || context->copy_engines == HDI_COPY_ENGINES_OFF ||
+        hd_mesh_ranks(mesh) < 2)
         return created;
     HD_RETURN_IF_ERROR(hd_comm_agree(hd_mesh_comm(mesh, HD_AXIS_NONE), created));
     for (int axis = HD_AXIS_TENSOR; axis < HD_AXES; axis++) {

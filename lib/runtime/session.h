@@ -3,6 +3,7 @@
 #define HDI_RUNTIME_SESSION_H
 
 #include "backend/backend.h"
+#include "comm/direct.h"
 #include "program/plan.h"
 #include "runtime/beside.h"
 #include "runtime/memory_watch.h"
@@ -17,15 +18,15 @@ struct hd_context {
     hdi_device *device; /* owned */
     hd_stream *stream;  /* borrowed from the device */
     int ordinal;
-    hd_mesh *attached;    /* borrowed: carries communicators of this device's memory, or NULL */
-    size_t taken_bytes;   /* of the device's memory, before communicators of it were made */
-    bool shares_gpu;      /* some ranks do */
-    int sharers;          /* ranks that have the device, this one included; zero means 1 */
-    bool is_on_one_host;  /* all ranks are */
-    bool has_budget;      /* memory is counted: communicators take little of it */
-    bool no_copy_engines; /* communicators keep to kernels */
-    bool graphs;          /* sessions replay what is the same in every step */
-    size_t graph_bytes;   /* of the device, in graphs of all sessions */
+    hd_mesh *attached;   /* borrowed: carries communicators of this device's memory, or NULL */
+    size_t taken_bytes;  /* of the device's memory, before communicators of it were made */
+    bool shares_gpu;     /* some ranks do */
+    int sharers;         /* ranks that have the device, this one included; zero means 1 */
+    bool is_on_one_host; /* all ranks are */
+    bool has_budget;     /* memory is counted: communicators take little of it */
+    hdi_copy_engines copy_engines;
+    bool graphs;        /* sessions replay what is the same in every step */
+    size_t graph_bytes; /* of the device, in graphs of all sessions */
     hdi_memory_watch memory;
 };
 

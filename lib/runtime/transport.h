@@ -2,6 +2,7 @@
 #ifndef HDI_RUNTIME_TRANSPORT_H
 #define HDI_RUNTIME_TRANSPORT_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 #include <heddle/mesh.h>
@@ -19,5 +20,9 @@ static inline size_t hdi_transport_bytes(const hd_mesh *mesh)
 {
     return (size_t)hdi_transport_lanes(mesh) * HDI_TRANSPORT_LANE_BYTES;
 }
+
+/* Bytes of a rank's share of the mailboxes of a mesh: of an attached one, those that its communicators have; with
+ * `all`, of a mesh that may be fake, what they would have. Local. */
+size_t hdi_mailbox_bytes(const hd_mesh *mesh, bool all);
 
 #endif

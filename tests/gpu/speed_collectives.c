@@ -1,8 +1,9 @@
 /* What collectives of GPU memory reach between the ranks that mpirun starts, as nccl-tests would print it:
  * bytes of the largest buffer over the time (algorithm bandwidth), and what that asks of each link (bus
- * bandwidth); before that, how long it takes to start and to end them. Exchanges go by kernels and, where
- * there is a way, by copy engines; behind all that, what products take beside either. Usage: [SHARE_GPU=1]
- * mpirun -np RANKS speed_collectives [MIB...] */
+ * bandwidth); before that, how long it takes to start and to end them. Exchanges and messages go by kernels and,
+ * where there is a way, by copy engines; behind all that, what products take beside either. Usage:
+ * [SHARE_GPU=1] [THROUGH_HOST=1] mpirun -np RANKS speed_collectives [MIB...]. THROUGH_HOST: copies pass through host
+ * memory; NCCL_P2P_DISABLE=1: kernels, too. */
 #include <cuda_runtime_api.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -98,6 +99,16 @@ static hd_status send_and_receive(bench *it)
     if (status == HD_OK) status = hd_comm_send(it->comm, it->data, bytes, next, 0, &out);
     if (status == HD_OK) status = hdi_comm_order(it->comm, &in);
     return status == HD_OK ? hdi_comm_order(it->comm, &out) : status;
+}
+
+static hd_status copy_messages(bench *it)
+{
+    for (int r = 0; r < it->ranks; r++)
+        it->way.to[r] = (size_t)it->count * sizeof(float);
+    it->comm->way = &it->way;
+    const hd_status status = send_and_receive(it);
+    it->comm->way = NULL;
+    return status;
 }
 
 static double measure(bench *it, hd_status (*run)(bench *))
@@ -214,12 +225,14 @@ int main(int argc, char **argv)
                {"all-to-all", all_to_all, (n - 1) / n, false},
                {"  by copies", copy_exchange, (n - 1) / n, true},
                {"broadcast", broadcast, 1, false},
-               {"send and receive", send_and_receive, 1, false}};
+               {"send and receive", send_and_receive, 1, false},
+               {"  by copies", copy_messages, 1, true}};
     hd_mesh *mesh;
     hd_context *context;
     hdt_must(hd_context_create_ranked(
         world, &(hd_context_options){.device = "cuda", .share_gpu = getenv("SHARE_GPU") != NULL},
         &context));
+    if (getenv("THROUGH_HOST")) context->copy_engines = HDI_COPY_ENGINES_HOST;
     measure_starts(world, context);
     measure_start(world, &(hd_mesh_options){.pipeline = it.ranks}, context, &mesh);
     it.comm = hd_mesh_device_comm(mesh, HD_AXIS_PIPELINE);
@@ -242,6 +255,10 @@ int main(int argc, char **argv)
             hdt_must(it.comm->transport->open_window(
                 it.comm, arena, hdi_gpu_can_share(context->ordinal, arena, 2 * bytes),
                 &it.way.window));
+        if (it.rank == 0)
+            printf("copies: %s\n", !it.way.window          ? "none"
+                                   : it.comm->through_host ? "through host memory"
+                                                           : "into peers' memory");
         for (size_t o = 0; o < sizeof ops / sizeof ops[0]; o++) {
             if (ops[o].needs_way && !it.way.window) continue;
             const double rate = (double)bytes / measure(&it, ops[o].run) / 1e9;

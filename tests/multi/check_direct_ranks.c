@@ -207,10 +207,10 @@ static hd_status train_by_device(const hdt_split *one, hd_trainer *trainer, hd_c
                                  void *out)
 {
     outcome *it = out;
-    const bool kept = context->no_copy_engines;
-    context->no_copy_engines = !goes_directly;
+    const hdi_copy_engines kept = context->copy_engines;
+    if (!goes_directly) context->copy_engines = HDI_COPY_ENGINES_OFF;
     hd_status status = hd_trainer_start(trainer, context, 1);
-    context->no_copy_engines = kept;
+    context->copy_engines = kept;
     if (status == HD_OK) status = take_steps(one, trainer, 4, it);
     for (int axis = HD_AXIS_NONE; axis < HD_AXES; axis++)
         it->has_window = it->has_window || trainer->session->windows.handles[axis];

@@ -18,6 +18,14 @@ bool hdt_graphs(void)
     return graphs && *graphs && strcmp(graphs, "0") != 0;
 }
 
+/* HEDDLE_COPIES=host or peers: ranks that share a GPU do not leave exchanges to NCCL. */
+static hdi_copy_engines copy_engines(void)
+{
+    const char *way = getenv("HEDDLE_COPIES");
+    if (way && strcmp(way, "host") == 0) return HDI_COPY_ENGINES_HOST;
+    return way && strcmp(way, "peers") == 0 ? HDI_COPY_ENGINES_PEERS : HDI_COPY_ENGINES_AUTO;
+}
+
 static bool is_staged;
 
 void hdt_set_staged(bool staged)
@@ -52,6 +60,7 @@ hd_status hdt_open_context(hd_comm *comm, hd_mesh *mesh, hd_context **out)
     const hd_context_options options = {
         .device = hdt_device(), .share_gpu = true, .graphs = hdt_graphs()};
     hd_status status = hd_context_create_ranked(comm, &options, out);
+    if (status == HD_OK) (*out)->copy_engines = copy_engines();
     if (status == HD_OK) status = hd_mesh_attach(mesh, *out, transport());
     if (status == HD_OK && hdt_graphs() && (*out)->backend == &hdi_backend_cpu) {
         (*out)->backend = hdt_recorder_backend(&hdi_backend_cpu);

@@ -102,6 +102,19 @@ START_TEST(a_uuid_reads_as_nvidia_smi_prints_it)
 }
 END_TEST
 
+/* Straight to peers by itself only where each rank has a GPU, and never beyond a host. */
+START_TEST(copy_engines_of_ranks_that_share_a_gpu_work_when_told_to)
+{
+    for (hdi_copy_engines asked = HDI_COPY_ENGINES_AUTO; asked <= HDI_COPY_ENGINES_PEERS; asked++) {
+        ck_assert_int_eq(hdi_choose_copy_engines(asked, true, false), asked);
+        ck_assert_int_eq(hdi_choose_copy_engines(asked, true, true),
+                         asked == HDI_COPY_ENGINES_AUTO ? HDI_COPY_ENGINES_OFF : asked);
+        ck_assert_int_eq(hdi_choose_copy_engines(asked, false, false), HDI_COPY_ENGINES_OFF);
+        ck_assert_int_eq(hdi_choose_copy_engines(asked, false, true), HDI_COPY_ENGINES_OFF);
+    }
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("device_choice");
@@ -112,6 +125,7 @@ int main(void)
     tcase_add_test(tests, no_gpu_is_an_error_that_names_the_variable);
     tcase_add_test(tests, the_first_two_ranks_with_one_gpu_are_found);
     tcase_add_test(tests, ranks_on_gpus_and_ranks_on_the_cpu_are_found);
+    tcase_add_test(tests, copy_engines_of_ranks_that_share_a_gpu_work_when_told_to);
     tcase_add_test(tests, a_uuid_reads_as_nvidia_smi_prints_it);
     suite_add_tcase(suite, tests);
     return hdt_main(suite);

@@ -185,7 +185,7 @@ START_TEST(groups_share_bytes_and_programs_of_a_group_share_transients)
     const int groups[] = {0, 1, 1};
     hd_program *programs[3];
     hd_plan *plan;
-    hdt_assert_ok(hd_plan_create(&(hd_plan_options){.foreign = 77}, &plan));
+    hdt_assert_ok(hd_plan_create(&(hd_plan_options){.foreign = 77, .mailboxes = 33}, &plan));
     for (int i = 0; i < 3; i++) {
         programs[i] = chain((char[]){(char)('a' + i), 0}, 1000, i == 1 ? 100000 : 3000);
         hdt_assert_ok(
@@ -200,6 +200,8 @@ START_TEST(groups_share_bytes_and_programs_of_a_group_share_transients)
     size_t scratch = 2 * 2 * 4096 + 4096 + hdi_place_round(100000);
     ck_assert_uint_eq(hd_plan_arena_bytes(plan), 4096 + 2048 + scratch);
     ck_assert_uint_eq(hd_plan_total_bytes(plan), hd_plan_arena_bytes(plan) + 77);
+    ck_assert_uint_eq(hd_plan_region_bytes(plan, HD_REGION_HOST_MAILBOXES), 33);
+    ck_assert_uint_eq(hd_plan_host_bytes(plan), 33);
     hd_tensor tables[3], weights[3];
     for (int i = 0; i < 3; i++) {
         tables[i] = hd_tensor_find(programs[i], "table");

@@ -54,6 +54,7 @@ static hd_status plan_stage(planning *p, const hd_backend *backend, int stage)
         .budget = (size_t)hdi_config_bytes(values, "memory.budget"),
         .foreign = (size_t)hdi_config_bytes(values, "memory.foreign"),
         .transport = hdi_job_transport(p->config, p->meshes[stage], backend),
+        .mailboxes = hdi_job_mailboxes(p->config, p->meshes[stage], backend),
         .rates = p->rates,
         .residency = (hd_residency)hdi_config_enum(values, "sample.residency"),
         .slices = (int)hdi_config_int(values, "sample.slices"),

@@ -92,6 +92,7 @@ static hd_status make_sampler(job *it)
         .budget = (size_t)hdi_config_bytes(values, "memory.budget"),
         .foreign = foreign,
         .transport = transport,
+        .mailboxes = hdi_job_mailboxes(it->config, it->mesh, backend),
         .rates = it->rates,
         .residency = (hd_residency)hdi_config_enum(values, "sample.residency"),
         .slices = (int)hdi_config_int(values, "sample.slices"),

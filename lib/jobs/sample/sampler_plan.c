@@ -20,6 +20,7 @@ static hd_status plan_phase(const hd_sampler *sampler, hd_purpose phase, hd_plan
                                           .foreign = o->foreign,
                                           .pinned_share = o->backend ? o->backend->pinned_share : 0,
                                           .transport = o->transport,
+                                          .mailboxes = o->mailboxes,
                                           .rates = o->rates,
                                           .residency = keep->residency,
                                           .host_blocks = keep->host_blocks,

@@ -168,6 +168,7 @@ hd_status hdi_train_create(const hdi_train_target *on, const hdi_video_buckets *
     options.backend = on->backend;
     options.foreign = on->foreign;
     options.transport = on->transport;
+    options.mailboxes = hdi_job_mailboxes(on->config, on->mesh, on->backend);
     HD_RETURN_IF_ERROR(hdi_job_rates(on->config, on->backend, &options.rates));
     hd_status status = listed_stages(
         on->config, hd_mesh_size(on->mesh, HD_AXIS_PIPELINE) * options.chunks, &stages);

@@ -344,6 +344,7 @@ static hd_status make_plan(hd_trainer *trainer)
             &(hd_plan_options){.budget = o->budget,
                                .foreign = o->foreign,
                                .transport = o->transport,
+                               .mailboxes = o->mailboxes,
                                .pinned_share = o->backend ? o->backend->pinned_share : 0,
                                .rates = o->rates,
                                .gradient_levels = layout->gradients_sharded ? 1 : levels(trainer)},
