@@ -2,6 +2,8 @@
 #include "core/error.h"
 #include "jobs/train/trainer.h"
 
+#include <stdio.h>
+
 /* The number tells in the last bits of a gradient, so that it must not depend on what a rank has; and ranks that
  * share classes meet in each slice. */
 static hd_status check_choice(const hd_trainer_options *o)
@@ -34,13 +36,15 @@ hd_status hdi_trainer_create_sliced(const hd_trainer_options *options, bool cuts
                                     hd_trainer **out)
 {
     const int most = HD_SLICES_AUTO_MOST;
+    char refusal[4096];
     *out = NULL;
     if (options->slices >= 0) return hdi_trainer_create_as(options, cuts_blocks, out);
     HD_RETURN_IF_ERROR(check_choice(options));
     hd_status status = create_in(options, 1, cuts_blocks, out);
     if (status != HD_ERROR_BUDGET) return status;
+    snprintf(refusal, sizeof refusal, "%s", hd_last_error());
     status = create_in(options, most, cuts_blocks, out);
-    if (status == HD_ERROR_BUDGET) return create_in(options, 1, cuts_blocks, out);
+    if (status == HD_ERROR_BUDGET) return hdi_error(status, "%s", refusal);
     for (int slices = 2; status == HD_OK && slices < most; slices *= 2) {
         status = create_in(options, slices, cuts_blocks, out);
         if (status != HD_ERROR_BUDGET) return status;
