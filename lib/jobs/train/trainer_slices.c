@@ -10,13 +10,14 @@ static hd_status check_choice(const hd_trainer_options *o)
 {
     const int tensor = hd_mesh_size(o->mesh, HD_AXIS_TENSOR);
     if (o->exact)
-        return hdi_error(HD_ERROR_UNSUPPORTED,
-                         "trainer: slices by the budget with reduction exact: layouts would have "
-                         "different ones, and other bits; want a number (train.slices)");
+        return hdi_error(
+            HD_ERROR_UNSUPPORTED,
+            "train.slices 0, by the budget, with layout.reduction exact: layouts would "
+            "have different ones, and other bits; want a number");
     if (tensor > 1)
         return hdi_error(HD_ERROR_UNSUPPORTED,
-                         "trainer: slices by the budget with tensor %d: ranks, whose bytes differ, "
-                         "could choose different ones; want a number (train.slices)",
+                         "train.slices 0, by the budget, with layout.tensor %d: ranks, whose bytes "
+                         "differ, could choose different ones; want a number",
                          tensor);
     return HD_OK;
 }
