@@ -1,7 +1,6 @@
 /* The seconds that plans predict, against those that steps were seen to take: docs/benchmarks.md. */
+#include "tests/support/hdt_job.h"
 #include "tests/support/hdt_program.h"
-
-#include <heddle/job.h>
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -54,14 +53,8 @@ static const row samplings[] = {
 static hd_config *configure(const char *settings)
 {
     hd_config *config;
-    char words[512];
     hdt_assert_ok(hd_config_create(&config));
-    snprintf(words, sizeof words, "%s", settings);
-    for (char *word = strtok(words, " "); word; word = strtok(NULL, " ")) {
-        char *value = strchr(word, '=');
-        *value = '\0';
-        hdt_assert_ok(hd_config_set(config, word, value + 1));
-    }
+    hdt_set_words(config, settings);
     return config;
 }
 
