@@ -57,11 +57,9 @@ typedef struct hd_train_result {
     int64_t steps;          /* at the end, those before a resume included */
     double loss;            /* of the last step */
     double validation_loss; /* of the last validation; NaN if there was none */
-    double entropy;         /* of a corpus: nats per token of its unigram distribution; of
-                                  videos NaN */
-    double
-        first_step_seconds; /* from the start of the process to the end of the first step; 0: there
-                                  was none to do */
+    double entropy; /* of a corpus: nats per token of its unigram distribution; of videos NaN */
+    /* From the start of the process to the end of the first step; 0: there was none to do. */
+    double first_step_seconds;
     double tokens_per_second; /* over all steps but the first */
     /* With run.trace the shares of the time of all steps but the first in which devices stood, waiting for
      * copies from or to the host, for other ranks, and for the host; else NaN. */

@@ -39,6 +39,7 @@ typedef struct search {
     setting now;
     setting best; /* the smallest need that was found */
     size_t best_bytes;
+    bool all_ranks; /* are measured, not only the first one of each stage */
 } search;
 
 static bool is_gpipe(const hd_trainer_options *options)
@@ -151,14 +152,14 @@ static hd_status measure_rank(const hd_trainer_options *options, const setting *
     return status;
 }
 
-/* What the hungriest rank needs: first the first one of each stage, and where these fit all the others,
- * whose shards, parts and messages are almost equal. What is over `enough` need not be known better. */
-static hd_status measure(const hd_trainer_options *options, const setting *tried, size_t enough,
-                         size_t *bytes)
+/* What the hungriest rank needs: the first one of each stage, and where these fit, and all are asked for, the
+ * others, whose shards, parts and messages are almost equal. What is over `enough` need not be known better. */
+static hd_status measure(const hd_trainer_options *options, const setting *tried, bool all_ranks,
+                         size_t enough, size_t *bytes)
 {
     const int each = replicas(options, tried) * hd_mesh_size(options->mesh, HD_AXIS_TENSOR);
     *bytes = 0;
-    for (int later = 0; later < 2; later++)
+    for (int later = 0; later <= all_ranks; later++)
         for (int rank = 0; rank < each * tried->pipeline && *bytes <= enough; rank++)
             if ((rank % each > 0) == later)
                 HD_RETURN_IF_ERROR(measure_rank(options, tried, rank, bytes));
@@ -170,7 +171,8 @@ static bool fits(search *s, const setting *tried, size_t *bytes)
 {
     const size_t budget = s->options->budget;
     const size_t enough = s->best_bytes > budget ? s->best_bytes : budget;
-    if (measure(s->options, tried, s->best_bytes ? enough : SIZE_MAX, bytes) != HD_OK) return false;
+    if (measure(s->options, tried, s->all_ranks, s->best_bytes ? enough : SIZE_MAX, bytes) != HD_OK)
+        return false;
     if (!s->best_bytes || *bytes < s->best_bytes) {
         s->best_bytes = *bytes;
         s->best = *tried;
@@ -240,6 +242,20 @@ static bool find(search *s)
     return false;
 }
 
+/* All ranks are measured for what is named only; and where one of them needs more than the first, which is
+ * rare, for all that is tried. */
+static bool find_for_all(search *s)
+{
+    s->best = s->now;
+    const bool found = find(s);
+    size_t bytes;
+    if (measure(s->options, &s->best, true, SIZE_MAX, &bytes) == HD_OK) s->best_bytes = bytes;
+    if (!found || s->best_bytes <= s->options->budget) return found;
+    s->best_bytes = 0;
+    s->all_ranks = true;
+    return find(s);
+}
+
 static void add_key(hdi_text *text, const char *key, int64_t value)
 {
     hdi_text_printf(text, " %s=%" PRId64, key, value);
@@ -286,7 +302,7 @@ hd_status hdi_remedy_add(const hd_config *config, const hd_trainer_options *opti
                         .accumulate = options->accumulate > 0 ? options->accumulate : 1}};
     hdi_log(HD_LOG_INFO, "memory.budget does not hold it: looking for settings that fit");
     hdi_text changes = {0};
-    const bool fits = find(&s);
+    const bool fits = find_for_all(&s);
     name_changes(&s, &changes);
     if (fits)
         hdi_text_printf(&text, "\nwith%s it needs %s and fits", changes.data,
@@ -298,7 +314,7 @@ hd_status hdi_remedy_add(const hd_config *config, const hd_trainer_options *opti
         hdi_text_append(&text, "\nnothing tried needs less");
     hdi_text_free(&changes);
     size_t bytes;
-    if (measure(options, &s.now, SIZE_MAX, &bytes) == HD_OK) {
+    if (measure(options, &s.now, true, SIZE_MAX, &bytes) == HD_OK) {
         char size[HDI_NUMBER_TEXT];
         hdi_format_bytes((double)bytes, size);
         hdi_text_printf(&text, "\nas it is, memory.budget=%zu is the smallest that would do (%s)",

@@ -176,8 +176,9 @@ static void place_slots(hdi_unit *unit, const lifetime *lives)
 static hd_status find_peak(hdi_unit *unit, const hdi_span *spans, int count)
 {
     const size_t ops = (size_t)unit->program->op_count;
-    size_t *begin = hdi_alloc_array(2 * (ops + 1), sizeof *begin), *end = begin + ops + 1, live = 0;
+    size_t *begin = hdi_alloc_array(2 * (ops + 1), sizeof *begin), live = 0;
     if (!begin) return hdi_error(HD_ERROR_MEMORY, "plan: out of host memory");
+    size_t *end = begin + ops + 1;
     for (int s = 0; s < count; s++) {
         begin[spans[s].first] += spans[s].bytes;
         end[spans[s].last + 1] += spans[s].bytes;

@@ -7,7 +7,7 @@
 
 typedef struct model {
     const struct model *beside; /* it began with this one; NULL: nothing runs beside */
-    double link_seconds;        /* of copies so far */
+    double link_seconds;        /* of copies so far that took from its */
     const hd_plan *plan;
     const hdi_unit *unit;
     bool trains; /* a run is a forward and the backward that follows it */
@@ -96,12 +96,14 @@ static void wait_for_releases(model *m, int index)
     }
 }
 
-/* When a copy of so many seconds that is queued now is over. */
-static double copy_until(model *m, double free, double seconds, double other_end)
+/* When something of so many seconds that is queued now is over: copies take twice as long, and as much from the
+ * other's, while that has some in the same direction. */
+static double posted_until(model *m, double free, double seconds, double other_end)
 {
     const double from = free > m->computed ? free : m->computed;
+    if (from >= other_end) return from + seconds;
     m->link_seconds += seconds;
-    return from + (from < other_end ? 2 * seconds : seconds);
+    return from + 2 * seconds;
 }
 
 static void compute(model *m, int index)
@@ -119,7 +121,7 @@ static void compute(model *m, int index)
         const double in_until = m->beside ? m->beside->copied : 0;
         const double out_until = m->beside ? m->beside->stored : 0;
         double *queue = loads ? &m->copied : stores ? &m->stored : &m->sent;
-        *queue = copy_until(m, *queue, seconds, loads ? in_until : stores ? out_until : 0);
+        *queue = posted_until(m, *queue, seconds, loads ? in_until : stores ? out_until : 0);
         m->ended[index] = *queue;
         hd_cost cost;
         hdi_op_cost(op, &cost);

@@ -19,9 +19,9 @@ typedef enum hdi_work {
 typedef struct hdi_memory_watch {
     size_t budget; /* bytes; 0: none */
     size_t total;  /* of the device; 0: nothing was read */
-    size_t
-        most[HDI_WORKS]; /* in use, this rank's part of what the ranks of a device use together */
-    double next;         /* before this time a glance does not read */
+    /* In use, this rank's part of what the ranks of a device use together. */
+    size_t most[HDI_WORKS];
+    double next; /* before this time a glance does not read */
     bool has_warned;
 } hdi_memory_watch;
 

@@ -67,6 +67,7 @@ hd_status hdi_spans_create(hd_session *session, hdi_trace *trace, int most, hdi_
 void hdi_spans_destroy(hdi_spans *spans)
 {
     if (!spans) return;
+    hdi_spans_end_step(spans);
     hdi_free(spans->pending);
     hdi_free(spans);
 }

@@ -239,12 +239,7 @@ static void apply_remedy(hd_config *config, const char *text)
     ck_assert_msg(with, "no remedy in: %s", text);
     char settings[256];
     ck_assert_int_eq(sscanf(with, "\nwith %255[^\n]", settings), 1);
-    for (char *word = strtok(settings, " "); word; word = strtok(NULL, " ")) {
-        char *value = strchr(word, '=');
-        if (!value) break; /* "it needs ..." */
-        *value = '\0';
-        hdt_set(config, word, value + 1);
-    }
+    hdt_set_words(config, settings);
 }
 
 START_TEST(a_budget_that_is_too_small_is_refused_with_a_remedy_that_works)

@@ -120,6 +120,19 @@ END
     says 2 "rank 1: command line: unknown key train.nonsense" -- "${ranks[@]}" -np 2 ./lonely.sh "$heddle"
 }
 check "a_rank_that_fails_alone_is_heard" lonely
+textless() { # rank 1 alone finds no text, where the ranks of a sequence agree on what they keep
+    mkdir -p elsewhere
+    cat >textless.sh <<'END'
+#!/bin/sh
+[ "$OMPI_COMM_WORLD_RANK" = 1 ] && cd elsewhere
+exec "$@"
+END
+    chmod +x textless.sh
+    says 1 "text.txt" "No such file" -- "${ranks[@]}" -np 2 ./textless.sh timeout 60 "$heddle" train --data.path=text.txt \
+        --model.layers=2 --model.hidden=32 --model.heads=2 --train.tokens=32 --layout.sequence=2 --train.activations=auto \
+        --memory.budget=1GiB --run.directory=textless
+}
+check "and_one_that_finds_no_text_where_ranks_choose_together" textless
 
 # --- plans ---
 start=$EPOCHREALTIME

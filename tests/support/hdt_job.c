@@ -4,6 +4,7 @@
 #include "tests/support/hdt_device.h"
 
 #include <stdio.h>
+#include <string.h>
 
 enum { TEXT_BYTES = 6000, PATH_BYTES = 4200, DIRECTORIES = 8 };
 
@@ -40,6 +41,24 @@ const char *hdt_job_directory(void)
 void hdt_set(hd_config *config, const char *key, const char *value)
 {
     hdt_assert_ok(hd_config_set(config, key, value));
+}
+
+int hdt_set_words(hd_config *config, const char *settings)
+{
+    char words[1024], *rest;
+    int ranks = 0;
+    ck_assert_uint_lt(strlen(settings), sizeof words);
+    snprintf(words, sizeof words, "%s", settings);
+    for (char *word = strtok_r(words, " ", &rest); word; word = strtok_r(NULL, " ", &rest)) {
+        char *value = strchr(word, '=');
+        if (!value) {
+            (void)sscanf(rest, "%d ranks", &ranks);
+            break;
+        }
+        *value = '\0';
+        hdt_set(config, word, value + 1);
+    }
+    return ranks;
 }
 
 void hdt_set_number(hd_config *config, const char *key, int64_t value)

@@ -24,6 +24,10 @@ void hdt_set_table(hd_config *config, const char *const settings[][2], size_t co
 #define hdt_set_all(config, settings) \
     hdt_set_table((config), (settings), sizeof(settings) / sizeof *(settings))
 
+/* "KEY=VALUE KEY=VALUE ...", as remedies are named, too, up to a word that is none such. Returns N where that is
+ * the first of "on N ranks", else zero. */
+int hdt_set_words(hd_config *config, const char *settings);
+
 /* Zero: the default. */
 typedef struct hdt_job_layout {
     int data, pipeline, chunks, sequence, ring, tensor, shard_state;

@@ -3,6 +3,7 @@
 #include "core/memory.h"
 #include "jobs/train/trainer.h"
 #include "runtime/session.h"
+#include "runtime/spans.h"
 #include "tests/support/hdt_late.h"
 #include "tests/support/hdt_train.h"
 
@@ -329,6 +330,50 @@ START_TEST(the_forward_takes_its_time_off_what_is_exposed)
 }
 END_TEST
 
+START_TEST(messages_to_other_ranks_take_nothing_from_the_link_to_the_host)
+{
+    hd_mesh *two = NULL;
+    hd_trainer *trainer = NULL;
+    hd_trainer_options options = options_of(&kinds[0], false);
+    hdt_assert_ok(hd_mesh_create_fake(0, 2, &(hd_mesh_options){.sequence = 2}, &two));
+    options.mesh = two;
+    options.rates = (hd_rates){.compute = 1e9, .link = 1e8, .peer = 1e5};
+    hdt_assert_ok(hd_trainer_create(&options, &trainer));
+    hd_program *forward = trainer->shapes[0].train[0].program;
+    hdi_copies behind;
+    double update;
+    hdt_assert_ok(hd_plan_seconds(trainer->plan, trainer->update, &update));
+    hdt_assert_ok(hdi_plan_copies_beside(trainer->plan, trainer->update, &forward, 1, &behind));
+    /* What comes behind the first block's messages has been updated by then. */
+    ck_assert_double_gt(behind.exposed_seconds, 0);
+    ck_assert_double_lt(behind.exposed_seconds, update / 4);
+    hd_trainer_destroy(trainer);
+    hd_mesh_destroy(two);
+}
+END_TEST
+
+START_TEST(a_session_forgets_the_trace_that_ends_before_it)
+{
+    hd_context *context = NULL;
+    hd_trainer *trainer = NULL;
+    hd_trainer_options options = options_of(&kinds[0], false);
+    hdi_trace *trace = NULL;
+    hdt_assert_ok(hd_context_create(&(hd_context_options){.device = "cpu"}, &context));
+    hdt_assert_ok(hd_trainer_create(&options, &trainer));
+    hdt_assert_ok(hd_trainer_start(trainer, context, 7));
+    hdt_assert_ok(hdi_trace_create(0, 16, &trace));
+    hdt_assert_ok(hdi_trainer_start_trace(trainer, trace));
+    hdt_assert_ok(hdi_spans_begin_step(trainer->spans, 0)); /* and then its batch cannot be read */
+    ck_assert_ptr_nonnull(trainer->session->spans);
+    hdi_spans_destroy(trainer->spans);
+    trainer->spans = NULL;
+    ck_assert_ptr_null(trainer->session->spans);
+    hd_trainer_destroy(trainer);
+    hdi_trace_destroy(trace);
+    hd_context_destroy(context);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("beside");
@@ -342,6 +387,8 @@ int main(void)
     tcase_add_test(tests, scratch_that_others_have_is_caught);
     tcase_add_test(tests, more_releases_than_flags_are_caught);
     tcase_add_loop_test(tests, the_forward_takes_its_time_off_what_is_exposed, 0, 3);
+    tcase_add_test(tests, messages_to_other_ranks_take_nothing_from_the_link_to_the_host);
+    tcase_add_test(tests, a_session_forgets_the_trace_that_ends_before_it);
     suite_add_tcase(suite, tests);
     return hdt_main(suite);
 }

@@ -1,7 +1,6 @@
 /* The seconds that plans predict, against those that steps were seen to take: docs/benchmarks.md. */
+#include "tests/support/hdt_job.h"
 #include "tests/support/hdt_program.h"
-
-#include <heddle/job.h>
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -54,14 +53,8 @@ static const row samplings[] = {
 static hd_config *configure(const char *settings)
 {
     hd_config *config;
-    char words[512];
     hdt_assert_ok(hd_config_create(&config));
-    snprintf(words, sizeof words, "%s", settings);
-    for (char *word = strtok(words, " "); word; word = strtok(NULL, " ")) {
-        char *value = strchr(word, '=');
-        *value = '\0';
-        hdt_assert_ok(hd_config_set(config, word, value + 1));
-    }
+    hdt_set_words(config, settings);
     return config;
 }
 
@@ -99,6 +92,32 @@ START_TEST(steps_of_denoising_take_what_was_predicted_within_15_percent)
 }
 END_TEST
 
+/* Whether an update ends first or goes on beside the next step. */
+START_TEST(a_step_takes_its_computation_and_what_it_waits_for)
+{
+    static const char *const settings[] = {
+        GPT2 H100 "model.preset=gpt2 optimizer.residency=host train.accumulate=1",
+        GPT2 H100 "model.preset=gpt2 optimizer.residency=host train.accumulate=1 "
+                  "optimizer.overlap=false"};
+    double seconds[2], summed[2];
+    for (int i = 0; i < 2; i++) {
+        hdt_text out = {.used = 0};
+        hd_config *config = configure(settings[i]);
+        hdt_assert_ok(hd_plan_run(config, 1, NULL, false, hdt_collect, &out));
+        const char *step = strstr(out.text, "predicted "),
+                   *of = strstr(out.text, "exposed: copies ");
+        of = of ? strstr(of, " % of ") : NULL;
+        ck_assert_msg(step && of, "%s", out.text);
+        seconds[i] = strtod(step + strlen("predicted "), NULL);
+        summed[i] = strtod(of + strlen(" % of "), NULL);
+        hd_config_destroy(config);
+    }
+    for (int i = 0; i < 2; i++) /* as many digits as are shown */
+        ck_assert_double_eq_tol(seconds[i], summed[i], 0.01 * summed[i]);
+    ck_assert_double_lt(seconds[0], 0.97 * seconds[1]);
+}
+END_TEST
+
 int main(void)
 {
     TCase *predictions = tcase_create("predictions");
@@ -106,6 +125,7 @@ int main(void)
                         sizeof trainings / sizeof trainings[0]);
     tcase_add_loop_test(predictions, steps_of_denoising_take_what_was_predicted_within_15_percent,
                         0, sizeof samplings / sizeof samplings[0]);
+    tcase_add_test(predictions, a_step_takes_its_computation_and_what_it_waits_for);
     Suite *suite = suite_create("predictions");
     suite_add_tcase(suite, predictions);
     return hdt_main(suite);

@@ -1,8 +1,6 @@
 /* What is said when a plan does not fit: every remedy named fits, cheap ones are named before dear
  * ones, and the budget named as the smallest is the smallest. */
-#include "tests/support/hdt.h"
-
-#include <heddle/job.h>
+#include "tests/support/hdt_job.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -29,30 +27,25 @@ static const run runs[] = {
 };
 enum { RUNS = sizeof runs / sizeof runs[0] };
 
-static void set(hd_config *config, const char *key, const char *value)
-{
-    hdt_assert_ok(hd_config_set(config, key, value));
-}
-
 static hd_config *configure(const run *one, size_t budget)
 {
     hd_config *config;
     char text[32];
     hdt_assert_ok(hd_config_create(&config));
-    set(config, "model.layers", one->layers);
-    set(config, "model.hidden", one->hidden);
-    set(config, "model.heads", "2");
-    set(config, "train.tokens", "32");
-    set(config, "train.micro_batch", "2");
-    set(config, "train.accumulate", "4");
-    set(config, "layout.bucket", "16000");
-    set(config, "layout.pipeline", one->pipeline);
-    set(config, "layout.sequence", one->sequence);
-    set(config, "layout.schedule", one->schedule);
-    set(config, "train.slices", one->slices);
-    set(config, "layout.shard_state", one->shard_state);
+    hdt_set(config, "model.layers", one->layers);
+    hdt_set(config, "model.hidden", one->hidden);
+    hdt_set(config, "model.heads", "2");
+    hdt_set(config, "train.tokens", "32");
+    hdt_set(config, "train.micro_batch", "2");
+    hdt_set(config, "train.accumulate", "4");
+    hdt_set(config, "layout.bucket", "16000");
+    hdt_set(config, "layout.pipeline", one->pipeline);
+    hdt_set(config, "layout.sequence", one->sequence);
+    hdt_set(config, "layout.schedule", one->schedule);
+    hdt_set(config, "train.slices", one->slices);
+    hdt_set(config, "layout.shard_state", one->shard_state);
     snprintf(text, sizeof text, "%zu", budget);
-    set(config, "memory.budget", text);
+    hdt_set(config, "memory.budget", text);
     return config;
 }
 
@@ -61,20 +54,8 @@ static hd_config *configure(const run *one, size_t budget)
 static void plan(const run *one, size_t budget, const char *changes, char refusal[4096])
 {
     hd_config *config = configure(one, budget);
-    char words[512];
-    int ranks = one->ranks;
-    snprintf(words, sizeof words, "%s", changes);
-    for (char *word = strtok(words, " "); word; word = strtok(NULL, " ")) {
-        char *value = strchr(word, '=');
-        if (!value) {
-            ck_assert_str_eq(word, "on");
-            ranks = atoi(strtok(NULL, " "));
-            break;
-        }
-        *value = '\0';
-        set(config, word, value + 1);
-    }
-    hd_status status = hd_plan_run(config, ranks, NULL, false, NULL, NULL);
+    const int ranks = hdt_set_words(config, changes);
+    hd_status status = hd_plan_run(config, ranks ? ranks : one->ranks, NULL, false, NULL, NULL);
     refusal[0] = '\0';
     if (status == HD_ERROR_BUDGET)
         snprintf(refusal, 4096, "%s", hd_last_error());

@@ -1,7 +1,5 @@
 /* What is said when a sampling does not fit: the remedy that is named fits, and so does the smallest budget. */
-#include "tests/support/hdt.h"
-
-#include <heddle/job.h>
+#include "tests/support/hdt_job.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -30,22 +28,12 @@ enum { CASES = sizeof cases / sizeof cases[0] };
 static void plan(const refused *one, const char *budget, const char *changes, char refusal[4096])
 {
     hd_config *config;
-    char words[1024];
-    int ranks = one->ranks;
     hdt_assert_ok(hd_config_create(&config));
     hdt_assert_ok(hd_config_set(config, "memory.budget", budget));
-    snprintf(words, sizeof words, "%s %s", one->settings, changes);
-    for (char *word = strtok(words, " "); word; word = strtok(NULL, " ")) {
-        char *value = strchr(word, '=');
-        if (!value) {
-            ck_assert_str_eq(word, "on");
-            ranks = atoi(strtok(NULL, " "));
-            break;
-        }
-        *value = '\0';
-        hdt_assert_ok(hd_config_set(config, word, value + 1));
-    }
-    const hd_status status = hd_sample_plan_run(config, ranks, false, NULL, NULL);
+    hdt_set_words(config, one->settings);
+    const int ranks = hdt_set_words(config, changes);
+    const hd_status status =
+        hd_sample_plan_run(config, ranks ? ranks : one->ranks, false, NULL, NULL);
     refusal[0] = '\0';
     if (status == HD_ERROR_BUDGET)
         snprintf(refusal, 4096, "%s", hd_last_error());

@@ -183,7 +183,7 @@ START_TEST(a_choice_that_ranks_would_make_differently_is_refused)
     hd_mesh *mesh;
     hdt_assert_ok(hd_mesh_create_fake(1, 2, &(hd_mesh_options){.tensor = 2}, &mesh));
     hdt_assert_status(create(HD_SLICES_AUTO, 0, mesh, false, &trainer), HD_ERROR_UNSUPPORTED,
-                      "with tensor 2");
+                      "with layout.tensor 2");
     hdt_assert_status(create(HD_SLICES_AUTO, 0, NULL, true, &trainer), HD_ERROR_UNSUPPORTED,
                       "reduction exact");
     hd_mesh_destroy(mesh);

@@ -320,13 +320,15 @@ static void describe_sequence(const hd_mesh *mesh, const hd_program *program, si
 }
 
 /* Seconds of a step by run.rates: the schedule, then the norm and the update, whose collectives wait for
- * each other. */
+ * each other, or what the next step waits for of an update that goes on beside it. */
 static hd_status describe_seconds(const hd_trainer *trainer, int shape,
                                   const hdi_schedule_timing *timing, hdi_text *text)
 {
-    double norm, update;
+    double norm;
+    hdi_copies of_update;
     HD_RETURN_IF_ERROR(hd_plan_seconds(trainer->plan, trainer->norm, &norm));
-    HD_RETURN_IF_ERROR(hd_plan_seconds(trainer->plan, trainer->update, &update));
+    HD_RETURN_IF_ERROR(hdi_trainer_copies_of_update(trainer, &of_update));
+    const double update = of_update.compute_seconds + of_update.exposed_seconds;
     const hd_trainer_shape *is = &trainer->shapes[shape].is;
     const double seconds = timing->makespan + norm + update;
     hdi_text_printf(text, "predicted %.4g s a step, of which %.3g s for the update", seconds,

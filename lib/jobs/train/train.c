@@ -66,7 +66,9 @@ static hd_status make_trainer(hdi_train_job *job)
         hd_comm_agree(job->world, hdi_job_foreign(job->config, job->mesh, job->context, &on.foreign,
                                                   &on.transport)));
     if (hd_model_video(job->model)) return hdi_train_videos(&on, &job->feed, &job->trainer);
-    HD_RETURN_IF_ERROR(hdi_train_tokens(job->config, job->model, &job->feed));
+    /* Whoever fails says so here: to create a trainer may be collective over some of the ranks. */
+    HD_RETURN_IF_ERROR(
+        hd_comm_agree(job->world, hdi_train_tokens(job->config, job->model, &job->feed)));
     return hdi_train_create(&on, NULL, &job->trainer);
 }
 

@@ -169,14 +169,22 @@ static hd_status step_seconds(const hd_trainer *trainer, double *out)
 }
 
 /* What an update beside the next step has to itself is given up before anything but slices is, and for nothing
- * less. */
+ * less. What does not fit without it is not tried with it. */
 static hd_status create(const hd_trainer_options *options, bool cuts_blocks, hd_trainer **out)
 {
-    const hd_status status = hdi_trainer_create_sliced(options, cuts_blocks, out);
-    if (status != HD_ERROR_BUDGET || !hdi_trainer_updates_beside(options)) return status;
+    if (!options->budget || !hdi_trainer_updates_beside(options))
+        return hdi_trainer_create_sliced(options, cuts_blocks, out);
     hd_trainer_options less = *options;
+    hd_trainer *in_turn = NULL;
     less.in_turn = true;
-    return hdi_trainer_create_sliced(&less, cuts_blocks, out);
+    HD_RETURN_IF_ERROR(hdi_trainer_create_sliced(&less, cuts_blocks, &in_turn));
+    hd_status status = hdi_trainer_create_sliced(options, cuts_blocks, out);
+    if (status == HD_ERROR_BUDGET) {
+        *out = in_turn;
+        return HD_OK;
+    }
+    hd_trainer_destroy(in_turn);
+    return status;
 }
 
 /* Of rungs further down those with less of the state on the host may be faster, where a few blocks are enough. */

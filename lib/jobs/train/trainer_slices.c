@@ -2,19 +2,22 @@
 #include "core/error.h"
 #include "jobs/train/trainer.h"
 
+#include <stdio.h>
+
 /* The number tells in the last bits of a gradient, so that it must not depend on what a rank has; and ranks that
  * share classes meet in each slice. */
 static hd_status check_choice(const hd_trainer_options *o)
 {
     const int tensor = hd_mesh_size(o->mesh, HD_AXIS_TENSOR);
     if (o->exact)
-        return hdi_error(HD_ERROR_UNSUPPORTED,
-                         "trainer: slices by the budget with reduction exact: layouts would have "
-                         "different ones, and other bits; want a number (train.slices)");
+        return hdi_error(
+            HD_ERROR_UNSUPPORTED,
+            "train.slices 0, by the budget, with layout.reduction exact: layouts would "
+            "have different ones, and other bits; want a number");
     if (tensor > 1)
         return hdi_error(HD_ERROR_UNSUPPORTED,
-                         "trainer: slices by the budget with tensor %d: ranks, whose bytes differ, "
-                         "could choose different ones; want a number (train.slices)",
+                         "train.slices 0, by the budget, with layout.tensor %d: ranks, whose bytes "
+                         "differ, could choose different ones; want a number",
                          tensor);
     return HD_OK;
 }
@@ -34,13 +37,15 @@ hd_status hdi_trainer_create_sliced(const hd_trainer_options *options, bool cuts
                                     hd_trainer **out)
 {
     const int most = HD_SLICES_AUTO_MOST;
+    char refusal[4096];
     *out = NULL;
     if (options->slices >= 0) return hdi_trainer_create_as(options, cuts_blocks, out);
     HD_RETURN_IF_ERROR(check_choice(options));
     hd_status status = create_in(options, 1, cuts_blocks, out);
     if (status != HD_ERROR_BUDGET) return status;
+    snprintf(refusal, sizeof refusal, "%s", hd_last_error());
     status = create_in(options, most, cuts_blocks, out);
-    if (status == HD_ERROR_BUDGET) return create_in(options, 1, cuts_blocks, out);
+    if (status == HD_ERROR_BUDGET) return hdi_error(status, "%s", refusal);
     for (int slices = 2; status == HD_OK && slices < most; slices *= 2) {
         status = create_in(options, slices, cuts_blocks, out);
         if (status != HD_ERROR_BUDGET) return status;
