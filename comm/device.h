@@ -12,13 +12,13 @@ hd_status hdi_nccl_device_create(int ordinal, void *compute_stream, hdi_nccl_dev
 void hdi_nccl_device_destroy(hdi_nccl_device *device); /* takes NULL; after its communicators */
 
 typedef struct hdi_nccl_options {
-    bool
-        links; /* send and receive between neighbours of the ring, upwards on channel 0 and downwards on
-                    channel 1; without, there are collectives only */
-    hdi_copy_engines
-        copies; /* direct exchanges (direct.h), too, where all ranks can; the same on all */
-    void *
-        flags; /* HDI_DIRECT_FLAG_BYTES for them, as hdi_nccl_open_copies has it; outlives the comm */
+    /* Send and receive between neighbours of the ring, upwards on channel 0 and downwards on channel 1; without,
+     * there are collectives only. */
+    bool links;
+    /* Direct exchanges (direct.h), too, where all ranks can; the same on all. */
+    hdi_copy_engines copies;
+    /* HDI_DIRECT_FLAG_BYTES for them, as hdi_nccl_open_copies has it; outlives the communicator. */
+    void *flags;
 } hdi_nccl_options;
 
 /* Ranks of `host`, which is borrowed, by NCCL. Ends in agreement: all ranks get a communicator, or all an
