@@ -182,11 +182,14 @@ check "safetensors_are_described" says 0 "metadata config" "transformer.wte.weig
 check "a_checkpoint_becomes_a_folder" says 0 "step 4 of gpt2" -- "$heddle" convert run folder
 check "in_shards_if_told" says 0 "files" -- "$heddle" convert run/checkpoints/step-4 shards --shard-bytes 30000
 lines_on_a_terminal() {
-    command -v script >/dev/null || return 0
     script -qc "'$heddle' convert run terminal" /dev/null </dev/null | tr -d '\r' >out
     grep -q "tensor 28/28" out && grep -q "^terminal: step 4 of gpt2" out
 }
-check "on_a_terminal_progress_ends_before_what_is_written" lines_on_a_terminal
+if script -qc true /dev/null </dev/null >/dev/null 2>&1; then
+    check "on_a_terminal_progress_ends_before_what_is_written" lines_on_a_terminal
+else
+    echo "skipped: progress on a terminal, none can be made here"
+fi
 check "a_folder_that_has_a_model_is_left_alone" says 1 "holds a config.json already" -- "$heddle" convert run folder
 same_text() { # Conv1D's transposition and the parts of q, k, v come back as they went
     local from
