@@ -74,6 +74,7 @@ typedef struct hdi_transport {
 
 typedef struct hdi_heard hdi_heard;
 typedef struct hdi_way hdi_way;
+typedef struct hdi_parking hdi_parking;
 
 extern const hdi_transport hdi_transport_self;
 extern const hdi_transport hdi_transport_mpi;
@@ -96,6 +97,8 @@ struct hd_comm {
 
     hd_comm
         *rider; /* borrowed, or NULL: moves on whenever somebody waits here; peers may need it */
+
+    hdi_parking *parking; /* borrowed, of a world: its meshes' device communicators stay there; or NULL */
 };
 
 #define HDI_COMM_RECORD 32

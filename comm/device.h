@@ -11,6 +11,9 @@ typedef struct hdi_nccl_device hdi_nccl_device;
 hd_status hdi_nccl_device_create(int ordinal, void *compute_stream, hdi_nccl_device **out);
 void hdi_nccl_device_destroy(hdi_nccl_device *device); /* takes NULL; after its communicators */
 
+/* Programs run on another stream from here on; nothing is under way. Local. */
+void hdi_nccl_follow(hdi_nccl_device *device, void *compute_stream);
+
 typedef struct hdi_nccl_options {
     /* Send and receive between neighbours of the ring, upwards on channel 0 and downwards on channel 1; without,
      * there are collectives only. */
@@ -25,6 +28,9 @@ typedef struct hdi_nccl_options {
  * error. Collective over host. */
 hd_status hdi_comm_create_nccl(hd_comm *host, hdi_nccl_device *device,
                                const hdi_nccl_options *options, hd_comm **out);
+
+/* A communicator on which nothing is under way goes on with another `host` of the same ranks. Local. */
+void hdi_nccl_rehost(hd_comm *comm, hd_comm *host);
 
 /* How the staged transport reaches device memory. Slots number the operations in flight. */
 typedef struct hdi_staging hdi_staging;

@@ -295,6 +295,14 @@ const hdi_transport hdi_transport_nccl = {
     .describe = hdi_nccl_describe,
 };
 
+void hdi_nccl_rehost(hd_comm *comm, hd_comm *host)
+{
+    hdi_nccl_state_of(comm)->host = host;
+    comm->deadline_seconds = host->deadline_seconds;
+    comm->spins = host->spins;
+    hdi_comm_set_name(comm, host->name);
+}
+
 hd_status hdi_comm_create_nccl(hd_comm *host, hdi_nccl_device *device,
                                const hdi_nccl_options *options, hd_comm **out)
 {
@@ -311,12 +319,10 @@ hd_status hdi_comm_create_nccl(hd_comm *host, hdi_nccl_device *device,
         hdi_comm_delete(comm);
         return status;
     }
-    *state = (hdi_nccl_state){
-        .device = device, .comm = comm, .host = host, .next = device->communicators};
+    *state = (hdi_nccl_state){.device = device, .comm = comm, .next = device->communicators};
     device->communicators = state;
     comm->state = state;
-    comm->spins = host->spins;
-    hdi_comm_set_name(comm, host->name);
+    hdi_nccl_rehost(comm, host);
     for (int r = 0; r < host->size; r++)
         comm->world_ranks[r] = host->world_ranks[r];
     status = hdi_nccl_open_lanes(state, options->links);
@@ -375,6 +381,11 @@ hd_status hdi_nccl_device_create(int ordinal, void *compute_stream, hdi_nccl_dev
     }
     *out = device;
     return HD_OK;
+}
+
+void hdi_nccl_follow(hdi_nccl_device *device, void *compute_stream)
+{
+    device->compute = compute_stream;
 }
 
 void hdi_nccl_device_destroy(hdi_nccl_device *device)

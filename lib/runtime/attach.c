@@ -9,6 +9,7 @@
 #include "core/memory.h"
 #include "runtime/device_choice.h"
 #include "runtime/gpu.h"
+#include "runtime/parking.h"
 #include "runtime/session.h"
 
 /* What a mesh is given; ends with the mesh or the context. */
@@ -19,7 +20,29 @@ typedef struct attachment {
     hdi_staged_group staged;
     hd_comm *comms[HD_AXES]; /* owned; one may stand for several axes, the world's too */
     void *flags[HD_AXES];    /* owned: memory that they meet in */
+    bool is_lent;            /* nccl is the parking's, and so are communicators in the end */
 } attachment;
+
+static hdi_parking *parking_of(const attachment *it)
+{
+    return hd_mesh_comm(it->mesh, HD_AXIS_NONE)->parking;
+}
+
+/* Whether the communicator of an axis has links between neighbours. */
+static bool has_links(const hd_mesh *mesh, int axis)
+{
+    const int size = hd_comm_size(hd_mesh_comm(mesh, (hd_axis)axis));
+    return size == hd_mesh_size(mesh, HD_AXIS_PIPELINE) &&
+           (size == hd_mesh_ranks(mesh) || axis == HD_AXIS_PIPELINE);
+}
+
+static void end_comm(const attachment *it, int axis)
+{
+    hd_comm *comm = it->comms[axis], *host = hd_mesh_comm(it->mesh, (hd_axis)axis);
+    const bool stays = it->is_lent && hd_comm_size(comm) > 1 && !it->flags[axis];
+    if (!stays || !hdi_parking_put(parking_of(it), comm, host, has_links(it->mesh, axis)))
+        hd_comm_destroy(comm);
+}
 
 static void detach(void *user)
 {
@@ -31,14 +54,17 @@ static void detach(void *user)
         bool is_shared = false;
         for (int other = HD_AXIS_NONE; other < axis; other++)
             is_shared = is_shared || it->comms[other] == it->comms[axis];
-        if (!is_shared) hd_comm_destroy(it->comms[axis]);
+        if (!is_shared) end_comm(it, axis);
     }
-    hd_comm_destroy(it->comms[HD_AXIS_NONE]);
+    end_comm(it, HD_AXIS_NONE);
     for (int axis = HD_AXIS_NONE; axis < HD_AXES; axis++)
         if (it->flags[axis])
             it->context->backend->release(it->context->device, it->flags[axis],
                                           HDI_DIRECT_FLAG_BYTES);
-    hdi_gpu_nccl_close(it->nccl);
+    if (it->is_lent)
+        hdi_parking_return(parking_of(it));
+    else
+        hdi_gpu_nccl_close(it->nccl);
     hdi_free(it);
 }
 
@@ -70,10 +96,10 @@ static hd_status create_staged(attachment *it, hd_comm *host, hd_comm **out)
     return hd_comm_agree(host, status);
 }
 
-static hd_status create_nccl(attachment *it, hd_comm *host, int axis, bool links)
+static hd_status create_nccl(attachment *it, hd_comm *host, int axis)
 {
     const hd_context *context = it->context;
-    hdi_nccl_options options = {.links = links,
+    hdi_nccl_options options = {.links = has_links(it->mesh, axis),
                                 .copies = hdi_choose_copy_engines(context->copy_engines,
                                                                   context->is_on_one_host,
                                                                   context->shares_gpu)};
@@ -81,6 +107,9 @@ static hd_status create_nccl(attachment *it, hd_comm *host, int axis, bool links
         context->backend->reserve(context->device, HDI_DIRECT_FLAG_BYTES, &it->flags[axis]) ==
             HD_OK)
         options.flags = it->flags[axis];
+    if (it->is_lent && options.copies == HDI_COPY_ENGINES_OFF)
+        it->comms[axis] = hdi_parking_take(parking_of(it), host, options.links);
+    if (it->comms[axis]) return HD_OK;
     return hdi_gpu_nccl_comm(host, it->nccl, &options, &it->comms[axis]);
 }
 
@@ -100,10 +129,8 @@ static hd_status create_comms(attachment *it, const hd_mesh *mesh, bool by_nccl)
         for (int other = HD_AXIS_TENSOR; other < axis; other++)
             if (hd_mesh_comm(mesh, (hd_axis)other) == host) it->comms[axis] = it->comms[other];
         if (it->comms[axis]) continue;
-        const bool links =
-            size == hd_mesh_size(mesh, HD_AXIS_PIPELINE) && (is_world || axis == HD_AXIS_PIPELINE);
         if (size > 1 && by_nccl)
-            HD_RETURN_IF_ERROR(create_nccl(it, host, axis, links));
+            HD_RETURN_IF_ERROR(create_nccl(it, host, axis));
         else
             HD_RETURN_IF_ERROR(create_staged(it, host, &it->comms[axis]));
     }
@@ -117,7 +144,9 @@ static hd_status fill(attachment *it, const hd_mesh *mesh, hd_device_transport t
     const bool by_nccl = transport != HD_DEVICE_TRANSPORT_STAGED && hd_mesh_ranks(mesh) > 1;
     hd_status status = HD_OK;
     if (by_nccl) status = prepare_nccl(mesh, context);
-    if (by_nccl && status == HD_OK)
+    if (by_nccl && status == HD_OK) status = hdi_parking_lend(world->parking, context, &it->nccl);
+    it->is_lent = it->nccl != NULL;
+    if (by_nccl && status == HD_OK && !it->nccl)
         status = hdi_gpu_nccl(context->ordinal, context->stream, &it->nccl);
     HD_RETURN_IF_ERROR(hd_comm_agree(world, status));
     return create_comms(it, mesh, by_nccl);

@@ -52,6 +52,16 @@ hd_status hdi_gpu_nccl_comm(hd_comm *host, hdi_nccl_device *device, const hdi_nc
     return hdi_comm_create_nccl(host, device, options, out);
 }
 
+void hdi_gpu_nccl_follow(hdi_nccl_device *device, hd_stream *stream)
+{
+    hdi_nccl_follow(device, stream->handle);
+}
+
+void hdi_gpu_nccl_rehost(hd_comm *comm, hd_comm *host)
+{
+    hdi_nccl_rehost(comm, host);
+}
+
 void hdi_gpu_nccl_close(hdi_nccl_device *device)
 {
     hdi_nccl_device_destroy(device);
@@ -107,6 +117,16 @@ hd_status hdi_gpu_nccl_comm(hd_comm *host, hdi_nccl_device *device, const hdi_nc
 {
     (void)host, (void)device, (void)options, (void)out;
     return no_gpus();
+}
+
+void hdi_gpu_nccl_follow(hdi_nccl_device *device, hd_stream *stream)
+{
+    (void)device, (void)stream;
+}
+
+void hdi_gpu_nccl_rehost(hd_comm *comm, hd_comm *host)
+{
+    (void)comm, (void)host;
 }
 
 void hdi_gpu_nccl_close(hdi_nccl_device *device)

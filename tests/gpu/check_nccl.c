@@ -76,6 +76,19 @@ static void close_mesh(void)
     mesh = NULL;
 }
 
+START_TEST(communicators_that_stay_serve_the_next_mesh)
+{
+    const hd_comm *before = it.comm;
+    if (hd_comm_size(hdt_world) == 1 || !context->shares_gpu) return;
+    close_mesh();
+    open_nccl();
+    ck_assert_ptr_eq(it.comm, before);
+    hdt_assert_ok(hdt_device_all_reduce(&it, 1000, HD_DTYPE_F32, HD_REDUCE_SUM));
+    hdt_assert_ok(hdt_device_ring(&it, 2, 1000));
+    ck_assert_int_eq(it.wrong, 0);
+}
+END_TEST
+
 static const int64_t sizes[] = {1, 1000, 100003, 1 << 20};
 
 /* Every size with waits on the host (even) and on the device (odd). */
@@ -273,6 +286,7 @@ int main(int argc, char **argv)
     tcase_add_test(choice, two_ranks_with_one_gpu_are_refused_by_name);
     TCase *nccl = tcase_create("nccl only");
     tcase_add_checked_fixture(nccl, open_nccl, close_mesh);
+    tcase_add_test(nccl, communicators_that_stay_serve_the_next_mesh);
     tcase_add_test(nccl, sums_of_fractions_repeat_bit_for_bit);
     tcase_add_test(nccl, a_device_is_quiet_while_nothing_is_under_way);
     tcase_add_test(nccl, a_missing_peer_is_a_timeout_that_names_the_operation);

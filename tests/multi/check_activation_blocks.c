@@ -1,4 +1,4 @@
-/* ranks: 1 2 4 */
+/* ranks: 1 2 4, at most 4 */
 /* Training that keeps the activations of some blocks only: loss, gradients and weights have the bits of a run
  * that keeps all, for each kind of model, on every layout, whoever keeps how many. */
 #include "tests/support/hdt_device.h"

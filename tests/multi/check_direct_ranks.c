@@ -1,4 +1,4 @@
-/* ranks: 2 4 */
+/* ranks: 2 4, at most 4 */
 /* Exchanges that go straight to their peers: in real trainings each rank is asked, at every exchange, where
  * it waits for what its peers would write, and by its communicator to tell them so. */
 #include <stdio.h>

@@ -1,4 +1,4 @@
-/* ranks: 1 2 4 */
+/* ranks: 1 2 4, at most 4 */
 /* Generation: the same texts on every layout, nothing allocated, and plain words for what cannot be
  * generated. */
 #include <jansson.h>

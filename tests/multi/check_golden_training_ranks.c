@@ -1,4 +1,4 @@
-/* ranks: 2 4 */
+/* ranks: 2 4, at most 4 */
 /* The reference's ten steps on several ranks: data, pipeline, both, and sharded state. */
 #include "tests/support/hdt_golden.h"
 

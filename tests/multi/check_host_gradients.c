@@ -1,4 +1,4 @@
-/* ranks: 1 2 3 4 */
+/* ranks: 1 2 3 4, at most 4 */
 /* Gradients in host memory on layouts of several ranks: the same bits as on the device though every copy
  * is late, for sums over data and sequence ranks, groups, stages and the tensor axis. */
 #include "tests/support/hdt_device.h"

@@ -1,4 +1,4 @@
-/* ranks: 1 2 4 */
+/* ranks: 1 2 4, at most 4 */
 /* Training with the weights of blocks in host memory: the same bits as on the device, on every layout, with
  * whatever else is there. */
 #include "tests/support/hdt.h"

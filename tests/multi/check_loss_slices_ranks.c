@@ -1,4 +1,4 @@
-/* ranks: 1 2 4 */
+/* ranks: 1 2 4, at most 4 */
 /* Training whose loss is made in slices of rows, on every layout: the bits of the same layout without slices,
  * but for the gradient of the weight that makes logits, which is near; with reduction exact the same bits on
  * every layout. */

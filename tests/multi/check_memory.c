@@ -1,4 +1,4 @@
-/* ranks: 1 2 */
+/* ranks: 1 2, at most 4 */
 /* The promise: a training says what was in use of its devices in steps, validations and saves. */
 #include "tests/support/hdt_device.h"
 #include "tests/support/hdt_files.h"
@@ -29,6 +29,7 @@ START_TEST(a_training_says_what_was_in_use_in_all_its_work)
                                               {"train.micro_batch", "1"}};
     const bool is_cpu = strcmp(hdt_device(), "cpu") == 0, validates = _i & 1, saves = _i & 2;
     const char *directory = hdt_job_directory();
+    hdt_end_parking(); /* what stays is memory of nobody's plan */
     hd_config *config = hdt_job_config(hdt_job_text(), directory, false);
     hdt_set_all(config, settings);
     hdt_set(config, "memory.budget", is_cpu ? "1GiB" : "4GiB");

@@ -1,4 +1,4 @@
-/* ranks: 2 4 */
+/* ranks: 2 4, at most 4 */
 /* Ranks whose inputs and results are staged train to the same bits, and each waits for its device once a
  * step; losses are summed over ranks when the device has passed a mark. */
 #include "tests/support/hdt_deferred.h"

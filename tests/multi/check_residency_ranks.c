@@ -1,4 +1,4 @@
-/* ranks: 1 2 4 */
+/* ranks: 1 2 4, at most 4 */
 /* Weights on the host, or in shares of ranks that have the same, in whole jobs: texts and videos of the same
  * bits as with resident weights, on every stage of a pipeline, within budgets that hold no resident
  * weights. */

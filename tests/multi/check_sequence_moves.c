@@ -1,4 +1,4 @@
-/* ranks: 2 3 4 5 */
+/* ranks: 2 3 4 5, at most 5 */
 /* Rows and heads change places between ranks, heads a group at a time, and are bit for bit where they
  * should be. */
 #include "tests/support/hdt_device.h"

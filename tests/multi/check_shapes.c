@@ -1,4 +1,4 @@
-/* ranks: 1 2 4 */
+/* ranks: 1 2 4, at most 4 */
 /* The promise: steps of several shapes give the same bits on every layout, a smaller shape costs no
  * memory, and the average of the weights is what a plain loop makes of them. */
 #include "tests/support/hdt_device.h"

@@ -1,4 +1,4 @@
-/* ranks: 2 3 4 */
+/* ranks: 2 3 4, at most 4 */
 /* Products in pieces beside what travels on the tensor axis give what they give at once. */
 #include "tests/support/hdt_device.h"
 

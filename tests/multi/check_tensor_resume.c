@@ -1,4 +1,4 @@
-/* ranks: 2 3 4 */
+/* ranks: 2 3 4, at most 4 */
 /* Checkpoints of layers that are split over ranks: they hold what one rank would have written, and open
  * on any layout. */
 #include "tests/support/hdt_job.h"

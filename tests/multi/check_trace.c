@@ -1,4 +1,4 @@
-/* ranks: 1 2 4 */
+/* ranks: 1 2 4, at most 4 */
 /* The promise: a trace has what the device did when it did it, not when it was told to. */
 #include "tests/support/hdt_clock.h"
 #include "tests/support/hdt_device.h"

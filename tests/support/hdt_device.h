@@ -22,14 +22,14 @@ void hdt_set_staged(bool staged);
  * after the mesh. Collective over `comm`. */
 hd_status hdt_open_context(hd_comm *comm, hd_mesh *mesh, hd_context **out);
 
-/* A mesh and this rank's context on it. On a GPU, where communicators take a second to start, the last one
- * of hdt_world that was closed stays for who next asks for the same. Close it whatever the status is.
- * Collective over `comm`. */
+/* A mesh and this rank's context on it. Close it whatever the status is. Collective over `comm`. */
 hd_status hdt_open_place(hd_comm *comm, const hd_mesh_options *layout, hd_mesh **mesh,
                          hd_context **context);
 void hdt_close_place(hd_mesh *mesh, hd_context *context);
 
-/* The one that stayed ends; before hdt_world does. Collective over hdt_world. */
-void hdt_end_place(void);
+/* On a GPU, where communicators take half a second to start, those of hdt_world's meshes stay for the next
+ * ones, from here on; and end. Collective over hdt_world. */
+void hdt_park(void);
+void hdt_end_parking(void);
 
 #endif

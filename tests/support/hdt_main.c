@@ -126,8 +126,9 @@ int hdt_run_ranks(int argc, char **argv, const char *name, TCase **cases)
         printf("%s: %s\n", name, hd_last_error());
         return EXIT_FAILURE;
     }
+    hdt_park();
     const int failures = run_on_ranks(name, cases);
-    hdt_end_place();
+    hdt_end_parking();
     hd_comm_destroy(hdt_world);
     hdt_world = NULL;
     return failures == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
