@@ -249,6 +249,14 @@ void hdi_mpi_describe(hdi_mpi_pool *pool, hd_comm *comm, const hd_request *reque
     }
 }
 
+int hdi_mpi_in_flight(const hdi_mpi_pool *pool, const hd_comm *comm)
+{
+    int count = 0;
+    for (int i = 0; i < HDI_MPI_REQUESTS; i++)
+        count += pool->operations[i].comm == comm;
+    return count;
+}
+
 bool hdi_mpi_drain(hdi_mpi_pool *pool, const hd_comm *comm)
 {
     bool clean = true;

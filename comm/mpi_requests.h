@@ -55,6 +55,9 @@ hd_status hdi_mpi_test(hdi_mpi_pool *pool, hd_comm *comm, hd_request *request, b
 void hdi_mpi_describe(hdi_mpi_pool *pool, hd_comm *comm, const hd_request *request, char *text,
                       size_t bytes);
 
+/* How many operations `comm` has posted that nobody has seen the end of. */
+int hdi_mpi_in_flight(const hdi_mpi_pool *pool, const hd_comm *comm);
+
 /* Give up what `comm` has in flight. False if MPI still holds a collective, which nothing can
  * withdraw. */
 bool hdi_mpi_drain(hdi_mpi_pool *pool, const hd_comm *comm);

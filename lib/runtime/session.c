@@ -150,6 +150,7 @@ void hd_session_destroy(hd_session *session)
     if (!session) return;
     if (session->unfinished_count || session->beside.flags)
         (void)hd_session_drain(session); /* it goes to this memory */
+    hdi_streaming_close(session);        /* and so does this */
     hdi_session_end_sharing(session);
     if (session->arena)
         session->context->backend->release(session->context->device, session->arena,
@@ -157,7 +158,6 @@ void hd_session_destroy(hd_session *session)
     if (session->host)
         session->context->backend->release_host(session->context->device, session->host,
                                                 session->plan->host_arena_bytes);
-    hdi_streaming_close(session);
     hdi_replay_close(session);
     hdi_relay_close(session);
     for (int i = 0; i < session->plan->unit_count && session->posted; i++)

@@ -50,6 +50,9 @@ hd_status hdi_streaming_open(hd_session *session)
 
 void hdi_streaming_close(hd_session *session)
 {
+    /* A run fetches for the next one, which may never come. */
+    if (session->streaming.host || session->streaming.gathers.requests)
+        (void)hdi_streaming_stale(session);
     hdi_gathers_close(session);
     release_host(session);
 }

@@ -3,7 +3,7 @@
 
 #include <stdlib.h>
 
-#include "comm/comm.h"
+#include "comm/mpi_world.h"
 #include "runtime/parking.h"
 #include "runtime/session.h"
 #include "tests/support/hdt_recorder.h"
@@ -78,8 +78,21 @@ hd_status hdt_open_place(hd_comm *comm, const hd_mesh_options *layout, hd_mesh *
     return status == HD_OK ? hdt_open_context(comm, *mesh, context) : status;
 }
 
+/* Who closes something waits first for what goes to its memory. */
+static void check_quiet(const hd_mesh *mesh)
+{
+    for (int axis = HD_AXIS_NONE; axis < HD_AXES; axis++) {
+        const hd_comm *host = hd_mesh_comm(mesh, (hd_axis)axis);
+        if (host->transport != &hdi_transport_mpi) continue;
+        const int count = hdi_mpi_in_flight(hdi_mpi_of(host)->world->pool, host);
+        ck_assert_msg(count == 0, "comm '%s': %d operations are still under way", host->name,
+                      count);
+    }
+}
+
 void hdt_close_place(hd_mesh *mesh, hd_context *context)
 {
+    if (context) check_quiet(mesh);
     hd_context_destroy(context);
     hd_mesh_destroy(mesh);
 }
