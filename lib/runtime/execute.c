@@ -334,10 +334,11 @@ static hd_status rehearse(hd_session *session, int index, hdi_phase phase)
 {
     const hdi_unit *unit = &session->plan->units[index];
     const hd_session_run_options options = {.last = true, .accumulate = true};
+    const bool beside = unit->options.beside; /* while it waits others go on and post */
     for (int i = 0; i < unit->program->op_count; i++) {
         const hdi_op *op = unit->program->ops[i];
         if (op->phase != phase) continue;
-        for (int w = unit->wait_begin[i]; w < unit->wait_begin[i + 1]; w++)
+        for (int w = unit->wait_begin[i]; w < unit->wait_begin[i + 1] && !beside; w++)
             HD_RETURN_IF_ERROR(hdi_session_wait_for(session, index, unit->waits[w]));
         if (op->op.kind->flags & HD_OP_COMMUNICATES)
             HD_RETURN_IF_ERROR(hdi_session_run_op(session, index, i, 0, &options));
