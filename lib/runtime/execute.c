@@ -351,12 +351,13 @@ hd_status hdi_session_rehearse(hd_session *session)
     enum { ROUNDS = 2 }; /* what the last program leaves is under way in the first one */
     hd_comm *comm = hd_mesh_device_comm(session->mesh, HD_AXIS_NONE);
     if (!hdi_comm_rehearse(comm, true)) return HD_OK;
-    hd_status status = hdi_gathers_rehearse(session);
+    hd_status status = HD_OK;
     for (int i = 0; i < ROUNDS * session->plan->unit_count && status == HD_OK; i++) {
         const int unit = i % session->plan->unit_count;
         status = rehearse(session, unit, HDI_PHASE_FORWARD);
         if (status == HD_OK) status = rehearse(session, unit, HDI_PHASE_BACKWARD);
     }
+    if (status == HD_OK) status = hdi_gathers_rehearse(session);
     if (status == HD_OK) status = hd_session_drain(session);
     hdi_comm_rehearse(comm, false);
     return status;

@@ -165,10 +165,12 @@ START_TEST(what_comes_behind_an_update_finds_the_same_bits)
         if (!fits(&meshes[m], &kinds[_i])) continue;
         const seen first = train(&meshes[m], in_turn, AHEAD, false);
         const seen late = train(&meshes[m], kinds[_i], 0, false);
-        const seen beside = train(&meshes[m], kinds[_i], AHEAD, false);
         const seen drained = train(&meshes[m], kinds[_i], 0, true);
+        hdt_set_staged(true);
+        const seen staged = train(&meshes[m], kinds[_i], AHEAD, false);
+        hdt_set_staged(false);
+        assert_same(&meshes[m], &staged, &first);
         assert_same(&meshes[m], &late, &first);
-        assert_same(&meshes[m], &beside, &first);
         assert_same(&meshes[m], &drained, &first);
         ck_assert_int_eq(late.under_way, STEPS - late.skipped);
         ck_assert_int_eq(first.under_way, 0);
