@@ -55,7 +55,8 @@ typedef struct hdi_transport {
     bool (*is_quiet)(hd_comm *comm);
     hd_status (*watch)(hd_comm *comm); /* what has failed there, or is late; one look. NULL: OK */
     void (*label)(hd_comm *comm, const hd_request *request, const hdi_comm_label *label);
-    void (*follow)(hd_comm *comm, void *stream); /* as hdi_comm_follow says. NULL: nothing is queued */
+    void (*follow)(hd_comm *comm,
+                   void *stream); /* as hdi_comm_follow says. NULL: nothing is queued */
 
     /* As hdi_comm_rehearse says. NULL: operations take no memory. */
     void (*rehearse)(hd_comm *comm, bool begins);

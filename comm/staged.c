@@ -197,7 +197,8 @@ static void staged_describe(hd_comm *comm, const hd_request *request, char *text
 
 static void staged_follow(hd_comm *comm, void *stream)
 {
-    for (hd_comm *each = hdi_staged_of(comm)->group->first; each; each = hdi_staged_of(each)->next) {
+    for (hd_comm *each = hdi_staged_of(comm)->group->first; each;
+         each = hdi_staged_of(each)->next) {
         hdi_staging *staging = hdi_staged_of(each)->staging;
         if (staging->follow) staging->follow(staging, stream);
     }

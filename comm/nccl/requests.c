@@ -156,8 +156,8 @@ hd_status hdi_nccl_begin(hd_comm *comm, hdi_nccl_lane *lane, const char *name, s
     if (device->failed != HD_OK) return stopped(device);
     if (!device->free) HD_RETURN_IF_ERROR(make_room(device));
     hdi_nccl_operation *operation = device->free;
-    HD_RETURN_IF_ERROR(hdi_nccl_cuda_status(cudaEventRecord(operation->ready, device->queue),
-                                            "cudaEventRecord"));
+    HD_RETURN_IF_ERROR(
+        hdi_nccl_cuda_status(cudaEventRecord(operation->ready, device->queue), "cudaEventRecord"));
     HD_RETURN_IF_ERROR(hdi_nccl_cuda_status(cudaStreamWaitEvent(lane->stream, operation->ready, 0),
                                             "cudaStreamWaitEvent"));
     device->free = operation->next;

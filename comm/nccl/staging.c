@@ -7,9 +7,9 @@
 #include "core/memory.h"
 
 typedef struct cuda_staging {
-    hdi_staging table; /* first: the address of both is the same */
+    hdi_staging table;                   /* first: the address of both is the same */
     cudaStream_t compute, queue, stream; /* queue: that copies begin behind */
-    cudaEvent_t *begun, *marked; /* [slots] */
+    cudaEvent_t *begun, *marked;         /* [slots] */
     int slots;
 } cuda_staging;
 

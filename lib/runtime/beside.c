@@ -102,8 +102,7 @@ hd_status hdi_beside_begin(hd_session *session, int unit, const hd_session_run_o
                        .options = *options,
                        .flags = 1};
     for (int i = 0; i < op_count(session); i++) {
-        it->communicates =
-            it->communicates || op_of(session, i)->kind->flags & HD_OP_COMMUNICATES;
+        it->communicates = it->communicates || op_of(session, i)->kind->flags & HD_OP_COMMUNICATES;
         if (!(op_of(session, i)->kind->flags & HD_OP_RELEASES)) continue;
         session->posted[unit][i].flag = it->flags++;
         hdi_session_leave(session, unit, i, options);

@@ -27,7 +27,7 @@ typedef struct lateness {
 } lateness;
 static lateness late;
 
-static hd_stream *computing; /* waits of other streams hold nobody */
+static hd_stream *computing;      /* waits of other streams hold nobody */
 static const hd_session *waiting; /* of what is communicated there, too */
 
 static hd_status late_copy(hd_stream *stream, int slot)

@@ -12,8 +12,7 @@ static void setup(void)
 {
     model = hdt_tiny_model("llama", LAYERS);
     for (int r = 0; r < RANKS; r++)
-        hdt_assert_ok(
-            hd_mesh_create_fake(r, RANKS, &(hd_mesh_options){.data = RANKS}, &meshes[r]));
+        hdt_assert_ok(hd_mesh_create_fake(r, RANKS, &(hd_mesh_options){.data = RANKS}, &meshes[r]));
 }
 
 static void teardown(void)

@@ -57,10 +57,9 @@ static chunk_state kept_state(hd_trainer *trainer, const hdi_layout *layout,
     hd_program *program = trainer->update;
     const hdi_bucket *bucket = &layout->buckets[chunk->bucket];
     chunk_state state = {
-        .weights =
-            weights(trainer, bucket->host,
-                    hdi_layout_stored_weights(layout, chunk->bucket, chunk->first),
-                    chunk->elements),
+        .weights = weights(trainer, bucket->host,
+                           hdi_layout_stored_weights(layout, chunk->bucket, chunk->first),
+                           chunk->elements),
         .m = hdi_flat_tensor(program, "m", HDI_FLAT_OPTIMIZER, HD_DTYPE_F32, chunk->state_first,
                              chunk->elements),
         .v = hdi_flat_tensor(program, "v", HDI_FLAT_OPTIMIZER, HD_DTYPE_F32,
@@ -189,8 +188,7 @@ static void exchange(hd_trainer *trainer, const hdi_layout *layout, const hdi_bu
 /* Get the other ranks' shards of a bucket's weights. What is on the host passes through the device for it. */
 static void gather(hd_trainer *trainer, const hdi_layout *layout, const hdi_bucket *bucket)
 {
-    const hd_tensor kept =
-        weights(trainer, bucket->host, bucket->weights_first, bucket->elements);
+    const hd_tensor kept = weights(trainer, bucket->host, bucket->weights_first, bucket->elements);
     if (!bucket->host) {
         exchange(trainer, layout, bucket, kept);
         return;
@@ -241,9 +239,10 @@ static void update_of_bucket(hd_trainer *trainer, const hdi_layout *layout, int 
 
 bool hdi_trainer_updates_beside(const hd_trainer_options *decided)
 {
-    const bool passes = decided->optimizer_residency == HD_RESIDENCY_HOST ||
-                        decided->gradient_residency == HD_RESIDENCY_HOST ||
-                        decided->residency == HD_RESIDENCY_HOST; /* and the optimizer's state with it */
+    const bool passes =
+        decided->optimizer_residency == HD_RESIDENCY_HOST ||
+        decided->gradient_residency == HD_RESIDENCY_HOST ||
+        decided->residency == HD_RESIDENCY_HOST; /* and the optimizer's state with it */
     return passes && !decided->in_turn;
 }
 
@@ -277,16 +276,15 @@ static void release(hd_trainer *trainer, const hdi_layout *layout, int low, int 
     }
     for (int host = 0; host < 2; host++)
         if (kept[host].first < kept[host].end)
-            all[count++] = weights(trainer, host, kept[host].first,
-                                   kept[host].end - kept[host].first);
+            all[count++] =
+                weights(trainer, host, kept[host].first, kept[host].end - kept[host].first);
     const int64_t elements = gradients.end - gradients.first;
     if (elements)
         all[count++] = hdi_trainer_gradients_on_host(trainer)
                            ? hdi_host_gradient(program, gradients.first, elements)
                            : hdi_flat_tensor(program, "gradients", HDI_FLAT_GRADIENTS,
                                              program->gradients, gradients.first, elements);
-    hdi_op_append(program, &hdi_op_release, &(hdi_release_options){low, high}, count, all, 0,
-                  NULL);
+    hdi_op_append(program, &hdi_op_release, &(hdi_release_options){low, high}, count, all, 0, NULL);
 }
 
 /* Of the buckets as a forward uses them. What ranks gather is released behind the update of one more bucket, so
