@@ -336,6 +336,11 @@ hd_status hdi_comm_settle(hd_comm *comm)
     return comm && comm->transport->settle ? comm->transport->settle(comm) : HD_OK;
 }
 
+void hdi_comm_follow(hd_comm *comm, void *stream)
+{
+    if (comm && comm->transport->follow) comm->transport->follow(comm, stream);
+}
+
 bool hdi_comm_is_quiet(hd_comm *comm)
 {
     return !comm || !comm->transport->is_quiet || comm->transport->is_quiet(comm);

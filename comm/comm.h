@@ -55,6 +55,8 @@ typedef struct hdi_transport {
     bool (*is_quiet)(hd_comm *comm);
     hd_status (*watch)(hd_comm *comm); /* what has failed there, or is late; one look. NULL: OK */
     void (*label)(hd_comm *comm, const hd_request *request, const hdi_comm_label *label);
+    void (*follow)(hd_comm *comm,
+                   void *stream); /* as hdi_comm_follow says. NULL: nothing is queued */
 
     /* As hdi_comm_rehearse says. NULL: operations take no memory. */
     void (*rehearse)(hd_comm *comm, bool begins);
@@ -125,6 +127,11 @@ hd_status hdi_comm_settle(hd_comm *comm);
 bool hdi_comm_is_quiet(hd_comm *comm);
 hd_status hdi_comm_watch(hd_comm *comm);
 void hdi_comm_set_label(hd_comm *comm, const hd_request *request, const hdi_comm_label *label);
+
+/* From here on all communicators that move with this one post after what `stream` of their device holds, and
+ * order holds back what is queued there; NULL: the stream that they were made for. Borrowed. Local; takes a
+ * NULL communicator. */
+void hdi_comm_follow(hd_comm *comm, void *stream);
 
 /* A rehearsal: operations that are posted here, and on the communicators that move with this one, take the
  * host memory that they will need again, until they are waited for or the rehearsal ends; nothing moves.

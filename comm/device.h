@@ -44,6 +44,8 @@ struct hdi_staging {
     /* Whether everything since has been copied is asked by `query`. */
     hd_status (*mark)(hdi_staging *staging, int slot);
     hd_status (*query)(hdi_staging *staging, int slot, bool *done);
+    /* That `begin` looks at; NULL: the first one. NULL where nothing is queued. */
+    void (*follow)(hdi_staging *staging, void *stream);
     void (*destroy)(hdi_staging *staging); /* waits for its copies */
 };
 

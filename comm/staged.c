@@ -195,6 +195,15 @@ static void staged_describe(hd_comm *comm, const hd_request *request, char *text
     hdi_comm_append_label(text, bytes, &operation->label);
 }
 
+static void staged_follow(hd_comm *comm, void *stream)
+{
+    for (hd_comm *each = hdi_staged_of(comm)->group->first; each;
+         each = hdi_staged_of(each)->next) {
+        hdi_staging *staging = hdi_staged_of(each)->staging;
+        if (staging->follow) staging->follow(staging, stream);
+    }
+}
+
 static void staged_destroy(hd_comm *comm)
 {
     hdi_staged_state *state = hdi_staged_of(comm);
@@ -232,6 +241,7 @@ static const hdi_transport transport_staged = {
     .progress = staged_progress,
     .rehearse = staged_rehearse,
     .label = staged_label,
+    .follow = staged_follow,
     .describe = staged_describe,
 };
 

@@ -289,6 +289,7 @@ const hdi_transport hdi_transport_nccl = {
     .is_quiet = hdi_nccl_is_quiet,
     .watch = hdi_nccl_watch,
     .label = hdi_nccl_label,
+    .follow = hdi_nccl_follow,
     .open_window = hdi_nccl_open_window,
     .close_window = hdi_nccl_close_window,
     .keeps_deadline = true,
@@ -371,7 +372,7 @@ hd_status hdi_nccl_device_create(int ordinal, void *compute_stream, hdi_nccl_dev
     hdi_nccl_device *device = hdi_alloc(sizeof *device);
     if (!device) return hdi_error(HD_ERROR_MEMORY, "nccl: out of host memory");
     device->ordinal = ordinal;
-    device->compute = compute_stream;
+    device->compute = device->queue = compute_stream;
     hd_status status = connect_early();
     if (status == HD_OK) status = hdi_nccl_cuda_status(cudaSetDevice(ordinal), "cudaSetDevice");
     if (status == HD_OK) status = make_operations(device);

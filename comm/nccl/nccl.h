@@ -44,7 +44,7 @@ typedef struct hdi_nccl_copies hdi_nccl_copies;
 
 /* What the NCCL communicators of one device share. */
 struct hdi_nccl_device {
-    cudaStream_t compute; /* borrowed */
+    cudaStream_t compute, queue; /* borrowed; queue: that posts follow and orders hold back */
     int ordinal;
     hdi_nccl_operation *operations; /* [HDI_NCCL_OPERATIONS] */
     hdi_nccl_operation *free, *first, *last;
@@ -126,6 +126,7 @@ hd_status hdi_nccl_begin(hd_comm *comm, hdi_nccl_lane *lane, const char *name, s
 hd_status hdi_nccl_end(hdi_nccl_operation *operation, hd_status posted, hd_request *out);
 hd_status hdi_nccl_test(hd_comm *comm, hd_request *request, bool *done);
 hd_status hdi_nccl_order(hd_comm *comm, hd_request *request);
+void hdi_nccl_follow(hd_comm *comm, void *stream);
 hd_status hdi_nccl_settle(hd_comm *comm);
 bool hdi_nccl_is_quiet(hd_comm *comm);
 hd_status hdi_nccl_watch(hd_comm *comm);

@@ -156,8 +156,8 @@ hd_status hdi_nccl_begin(hd_comm *comm, hdi_nccl_lane *lane, const char *name, s
     if (device->failed != HD_OK) return stopped(device);
     if (!device->free) HD_RETURN_IF_ERROR(make_room(device));
     hdi_nccl_operation *operation = device->free;
-    HD_RETURN_IF_ERROR(hdi_nccl_cuda_status(cudaEventRecord(operation->ready, device->compute),
-                                            "cudaEventRecord"));
+    HD_RETURN_IF_ERROR(
+        hdi_nccl_cuda_status(cudaEventRecord(operation->ready, device->queue), "cudaEventRecord"));
     HD_RETURN_IF_ERROR(hdi_nccl_cuda_status(cudaStreamWaitEvent(lane->stream, operation->ready, 0),
                                             "cudaStreamWaitEvent"));
     device->free = operation->next;
@@ -236,8 +236,14 @@ hd_status hdi_nccl_order(hd_comm *comm, hd_request *request)
     request->id = 0;
     operation->is_ordered = true;
     if (device->failed != HD_OK) return stopped(device);
-    return hdi_nccl_cuda_status(cudaStreamWaitEvent(device->compute, operation->done, 0),
+    return hdi_nccl_cuda_status(cudaStreamWaitEvent(device->queue, operation->done, 0),
                                 "cudaStreamWaitEvent");
+}
+
+void hdi_nccl_follow(hd_comm *comm, void *stream)
+{
+    hdi_nccl_device *device = hdi_nccl_state_of(comm)->device;
+    device->queue = stream ? (cudaStream_t)stream : device->compute;
 }
 
 /* What still has a request is given back by its wait; a receive that was posted early may be for a

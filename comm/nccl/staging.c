@@ -7,9 +7,9 @@
 #include "core/memory.h"
 
 typedef struct cuda_staging {
-    hdi_staging table; /* first: the address of both is the same */
-    cudaStream_t compute, stream;
-    cudaEvent_t *begun, *marked; /* [slots] */
+    hdi_staging table;                   /* first: the address of both is the same */
+    cudaStream_t compute, queue, stream; /* queue: that copies begin behind */
+    cudaEvent_t *begun, *marked;         /* [slots] */
     int slots;
 } cuda_staging;
 
@@ -42,7 +42,7 @@ static void release(hdi_staging *staging, void *memory, size_t bytes)
 static hd_status begin(hdi_staging *staging, int slot)
 {
     cuda_staging *s = of(staging);
-    HD_RETURN_IF_ERROR(cuda_status(cudaEventRecord(s->begun[slot], s->compute), "cudaEventRecord"));
+    HD_RETURN_IF_ERROR(cuda_status(cudaEventRecord(s->begun[slot], s->queue), "cudaEventRecord"));
     return cuda_status(cudaStreamWaitEvent(s->stream, s->begun[slot], 0), "cudaStreamWaitEvent");
 }
 
@@ -68,6 +68,12 @@ static hd_status query(hdi_staging *staging, int slot, bool *done)
         return HD_OK;
     }
     return cuda_status(error, "cudaEventQuery");
+}
+
+static void follow(hdi_staging *staging, void *stream)
+{
+    cuda_staging *s = of(staging);
+    s->queue = stream ? (cudaStream_t)stream : s->compute;
 }
 
 static void destroy(hdi_staging *staging)
@@ -111,8 +117,10 @@ hd_status hdi_staging_create_cuda(void *compute_stream, int slots, hdi_staging *
                                   .copy = copy,
                                   .mark = mark,
                                   .query = query,
+                                  .follow = follow,
                                   .destroy = destroy},
                         .compute = compute_stream,
+                        .queue = compute_stream,
                         .slots = slots};
     const hd_status status = fill(s);
     if (status != HD_OK) {

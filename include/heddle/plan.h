@@ -101,9 +101,10 @@ typedef struct hd_plan_program_options {
     int io_slots;       /* micro-batches whose inputs and outputs are held at once */
     int cache_slots;    /* copies of each per-slot state: sequences in flight */
     int boundary_slots; /* copies of each boundary tensor */
-    /* Its runs go on beside what is run next, so its scratch is nobody else's. It may not communicate, nor
-     * use weights that pass through slots; what else touches its bytes finds them released (HD_OP_RELEASES)
-     * behind their last use. */
+    /* Its runs go on beside what is run next, so its scratch is nobody else's. It may not use weights that
+     * pass through slots; what else touches its bytes finds them released (HD_OP_RELEASES) behind their last
+     * use. Where it communicates, ranks that do so together have the same releases, and run programs that
+     * first touch what these release in the same order. */
     bool beside;
 } hd_plan_program_options;
 

@@ -3,6 +3,7 @@
 
 #include "backend/backend.h"
 #include "core/error.h"
+#include "program/plan.h"
 
 static hd_status no_shape(hd_program *program, const hd_op *op)
 {
@@ -57,6 +58,7 @@ const hd_op_kind hdi_op_hold = {
     .name = "hold", .shape = no_shape, .cost = cost_nothing, .run = run_nothing};
 
 const hd_op_kind hdi_op_release = {.name = "release",
+                                   .options_bytes = sizeof(hdi_release_options),
                                    .flags = HD_OP_RELEASES,
                                    .shape = no_shape,
                                    .cost = cost_nothing,

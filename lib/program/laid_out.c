@@ -131,3 +131,13 @@ hd_status hdi_residency_laid_out(hd_plan *plan, int slots)
     plan->bytes[HD_REGION_STREAMED] = (size_t)it->slots * it->slot_bytes + it->shard_bytes;
     return HD_OK;
 }
+
+void hdi_residency_kept(const hd_plan *plan, int index, size_t *begin, size_t *end)
+{
+    const hdi_layout *layout = plan->layout;
+    const hdi_bucket *bucket = &layout->buckets[index];
+    const hd_region region = bucket->host ? HD_REGION_HOST_WEIGHTS : HD_REGION_WEIGHTS;
+    const int64_t kept = bucket->sharded ? bucket->counts[layout->shard] : bucket->elements;
+    *begin = plan->units[0].base[region] + (size_t)bucket->weights_first * width_of(plan);
+    *end = *begin + (size_t)kept * width_of(plan);
+}

@@ -124,6 +124,20 @@ hd_status hdi_plan_verify(const hd_plan *plan);
  * run shares no bytes with anything that runs meanwhile, in any slot or gradient level. */
 hd_status hdi_plan_verify_regions(const hd_plan *plan);
 
+/* Options of an op that releases: buckets whose weights pass through slots, if they do. So all ranks wait for the
+ * same release of a block, whatever they have of it. NULL: none. */
+typedef struct hdi_release_options {
+    int low, high;
+} hdi_release_options;
+
+static inline bool hdi_releases_bucket(const hd_op *op, int bucket)
+{
+    const hdi_release_options *o = op->kind->flags & HD_OP_RELEASES ? op->options : NULL;
+    return o && o->low <= bucket && bucket <= o->high;
+}
+
+bool hdi_releases_block(const hd_plan *plan, const hd_op *op, int block);
+
 /* And that a program which runs beside others releases what they share behind its last use (verify_beside.c);
  * so many releases can be told apart. */
 enum { HDI_RELEASES = 60 };

@@ -103,6 +103,9 @@ static inline int hdi_stream_common(const hdi_stream_run *run, const hdi_stream_
 /* Bytes of a rank's shard of a bucket, where shards lie one after another. */
 size_t hdi_residency_shard_bytes(const hdi_bucket *bucket, int shard, size_t width);
 
+/* Of such a layout: addresses of what this rank keeps of a bucket's weights. */
+void hdi_residency_kept(const hd_plan *plan, int bucket, size_t *begin, size_t *end);
+
 /* Bytes of the weights' regions on the rank that has the largest shards. */
 size_t hdi_residency_most_bytes(const hd_plan *plan);
 

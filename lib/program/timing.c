@@ -52,6 +52,77 @@ static size_t linked_bytes(const model *m, int block)
     return host ? bytes / (size_t)layout->shards : 0;
 }
 
+typedef struct span {
+    size_t begin, end;
+} span;
+
+static bool releases(const model *other, const hd_op *op, const span *spans, int count)
+{
+    for (int i = 0; i < op->inputs; i++) {
+        span free;
+        if (!hdi_unit_range(other->plan, other->unit, op->in[i].id, &free.begin, &free.end))
+            continue;
+        for (int k = 0; k < count; k++)
+            if (spans[k].begin < free.end && free.begin < spans[k].end) return true;
+    }
+    return false;
+}
+
+/* What the program beside has to release first of some bytes. */
+static void wait_for_releases(model *m, const span *spans, int count)
+{
+    const model *other = m->beside;
+    for (int i = 0; other && i < other->unit->program->op_count; i++) {
+        const hd_op *op = &other->unit->program->ops[i]->op;
+        const double released = other->ended[i] + m->link_seconds;
+        if (op->kind->flags & HD_OP_RELEASES && m->computed < released &&
+            releases(other, op, spans, count))
+            m->computed = released;
+    }
+}
+
+static void wait_for_op(model *m, const hd_op *op)
+{
+    span spans[HD_OP_INPUTS + HD_OP_OUTPUTS];
+    int count = 0;
+    for (int k = 0; m->beside && k < op->inputs + op->outputs; k++) {
+        const int id = (k < op->inputs ? op->in[k] : op->out[k - op->inputs]).id;
+        span *it = &spans[count];
+        count += hdi_unit_range(m->plan, m->unit, id, &it->begin, &it->end);
+    }
+    wait_for_releases(m, spans, count);
+}
+
+/* What is kept of a block is released before it is copied or gathered. */
+static void wait_for_block(model *m, int block)
+{
+    const model *other = m->beside;
+    for (int i = 0; other && i < other->unit->program->op_count; i++) {
+        const double released = other->ended[i] + m->link_seconds;
+        if (m->computed < released &&
+            hdi_releases_block(m->plan, &other->unit->program->ops[i]->op, block))
+            m->computed = released;
+    }
+}
+
+/* How long the program beside has something for the queue of what has such flags. */
+static double beside_until(const model *m, uint32_t flags)
+{
+    if (!m->beside) return 0;
+    if (flags & HD_OP_LOADS) return m->beside->copied;
+    return flags & HD_OP_STORES ? m->beside->stored : m->beside->sent;
+}
+
+/* When something of so many seconds that is queued now is over: copies take twice as long, and as much from the
+ * other's, while that has some in the same direction. */
+static double posted_until(model *m, double free, double seconds, uint32_t flags)
+{
+    const double from = free > m->computed ? free : m->computed;
+    if (from >= beside_until(m, flags)) return from + seconds;
+    m->link_seconds += seconds;
+    return from + 2 * seconds;
+}
+
 static void copy_in(model *m, hdi_phase phase, int use)
 {
     const hdi_stream_run *run = streamed(m, phase), *next = streamed(m, phase_after(m, phase));
@@ -61,49 +132,13 @@ static void copy_in(model *m, hdi_phase phase, int use)
     const int block = ahead < 0 ? run->uses[use].block : next->uses[ahead % next->use_count].block;
     if (m->held[slot] == block) return;
     const size_t bytes = m->plan->residency.blocks[block].bytes;
-    if (m->copied < m->computed) m->copied = m->computed;
-    m->copied += fetch_seconds(m, bytes, linked_bytes(m, block));
+    const double seconds = fetch_seconds(m, bytes, linked_bytes(m, block));
+    wait_for_block(m, block);
+    m->copied = posted_until(m, m->copied, seconds, linked_bytes(m, block) ? HD_OP_LOADS : 0);
     m->arrived[slot] = m->copied;
     m->held[slot] = block;
     m->bytes += bytes;
     m->linked += linked_bytes(m, block);
-}
-
-static bool share(const model *m, const hd_op *op, const model *other, const hd_op *release)
-{
-    for (int k = 0; k < op->inputs + op->outputs; k++) {
-        size_t begin, end, free_begin, free_end;
-        const int id = (k < op->inputs ? op->in[k] : op->out[k - op->inputs]).id;
-        if (!hdi_unit_range(m->plan, m->unit, id, &begin, &end)) continue;
-        for (int i = 0; i < release->inputs; i++)
-            if (hdi_unit_range(m->plan, other->unit, release->in[i].id, &free_begin, &free_end) &&
-                begin < free_end && free_begin < end)
-                return true;
-    }
-    return false;
-}
-
-/* What the program beside has to release first. */
-static void wait_for_releases(model *m, int index)
-{
-    const model *other = m->beside;
-    for (int i = 0; other && i < other->unit->program->op_count; i++) {
-        const hd_op *release = &other->unit->program->ops[i]->op;
-        const double released = other->ended[i] + m->link_seconds;
-        if (release->kind->flags & HD_OP_RELEASES && m->computed < released &&
-            share(m, &m->unit->program->ops[index]->op, other, release))
-            m->computed = released;
-    }
-}
-
-/* When something of so many seconds that is queued now is over: copies take twice as long, and as much from the
- * other's, while that has some in the same direction. */
-static double posted_until(model *m, double free, double seconds, double other_end)
-{
-    const double from = free > m->computed ? free : m->computed;
-    if (from >= other_end) return from + seconds;
-    m->link_seconds += seconds;
-    return from + 2 * seconds;
 }
 
 static void compute(model *m, int index)
@@ -113,15 +148,13 @@ static void compute(model *m, int index)
     const double seconds = hdi_op_seconds(op, &m->rates);
     for (int w = unit->wait_begin[index]; m->ended && w < unit->wait_begin[index + 1]; w++)
         if (m->computed < m->ended[unit->waits[w]]) m->computed = m->ended[unit->waits[w]];
-    wait_for_releases(m, index);
+    wait_for_op(m, &op->op);
     if (hdi_op_is_posted(&op->op)) {
         if (!m->ended) return;
         const bool loads = op->op.kind->flags & HD_OP_LOADS;
         const bool stores = op->op.kind->flags & HD_OP_STORES;
-        const double in_until = m->beside ? m->beside->copied : 0;
-        const double out_until = m->beside ? m->beside->stored : 0;
         double *queue = loads ? &m->copied : stores ? &m->stored : &m->sent;
-        *queue = posted_until(m, *queue, seconds, loads ? in_until : stores ? out_until : 0);
+        *queue = posted_until(m, *queue, seconds, op->op.kind->flags);
         m->ended[index] = *queue;
         hd_cost cost;
         hdi_op_cost(op, &cost);

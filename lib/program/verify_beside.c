@@ -88,20 +88,53 @@ static hd_status broken(const hdi_unit *unit, int op, const char *what, int id)
                      id ? program->tensors[id]->info.name : "workspace");
 }
 
-/* The first release behind op `index` of all of a range; op_count: none. */
+bool hdi_releases_block(const hd_plan *plan, const hd_op *op, int block)
+{
+    const hdi_release_options *o = op->kind->flags & HD_OP_RELEASES ? op->options : NULL;
+    for (int b = o ? o->low : 0; o && b <= o->high; b++)
+        if (plan->layout->buckets[b].block == block) return true;
+    return false;
+}
+
+/* Do a bucket's weights pass through slots? And where they are kept: no tensors of other programs. */
+static bool passes(const hd_plan *plan, int bucket, range *kept)
+{
+    if (!plan->residency.host_blocks || plan->layout->buckets[bucket].block < 0) return false;
+    hdi_residency_kept(plan, bucket, &kept->begin, &kept->end);
+    return kept->begin < kept->end;
+}
+
+/* Is all of a range among what an op releases, and named there where it passes through slots? */
+static bool releases(const hd_plan *plan, const hdi_unit *unit, const hd_op *op, const range *item)
+{
+    bool has = false;
+    range part;
+    for (int k = 0; k < op->inputs && op->kind->flags & HD_OP_RELEASES; k++)
+        has = has || (hdi_unit_range(plan, unit, op->in[k].id, &part.begin, &part.end) &&
+                      part.begin <= item->begin && item->end <= part.end);
+    for (int b = 0; b < plan->layout->bucket_count && has; b++)
+        if (passes(plan, b, &part) && part.begin < item->end && item->begin < part.end)
+            has = hdi_releases_bucket(op, b);
+    return has;
+}
+
+/* The last release behind op `index` of all of a range; op_count: none. Who touches bytes waits for each release
+ * that has some of them. */
 static int release_of(const hd_plan *plan, const hdi_unit *unit, int index, const range *item)
 {
     const hd_program *program = unit->program;
-    for (int i = index + 1; i < program->op_count; i++) {
-        const hd_op *op = &program->ops[i]->op;
-        for (int k = 0; k < op->inputs && op->kind->flags & HD_OP_RELEASES; k++) {
-            range free;
-            if (hdi_unit_range(plan, unit, op->in[k].id, &free.begin, &free.end) &&
-                free.begin <= item->begin && item->end <= free.end)
-                return i;
-        }
-    }
+    for (int i = program->op_count - 1; i > index; i--)
+        if (releases(plan, unit, &program->ops[i]->op, item)) return i;
     return program->op_count;
+}
+
+static hd_status add_kept(const hd_plan *plan, ranges *list)
+{
+    for (int b = 0; b < plan->layout->bucket_count; b++) {
+        range item;
+        if (passes(plan, b, &item)) HD_RETURN_IF_ERROR(add(list, item));
+    }
+    return HD_OK;
 }
 
 /* The op that waits for what op `index` has posted; op_count: only the program's end. */
@@ -117,7 +150,6 @@ static hd_status check_op(const hd_plan *plan, const hdi_unit *unit, int index,
                           const ranges *others)
 {
     const hd_op *op = &unit->program->ops[index]->op;
-    if (op->kind->flags & HD_OP_COMMUNICATES) return broken(unit, index, "communicates, of", 0);
     for (int k = 0; k < op->inputs + op->outputs; k++) {
         const int id = (k < op->inputs ? op->in[k] : op->out[k - op->inputs]).id;
         range item;
@@ -127,7 +159,7 @@ static hd_status check_op(const hd_plan *plan, const hdi_unit *unit, int index,
         const int release = release_of(plan, unit, index, &item);
         if (release == unit->program->op_count)
             return broken(unit, index, "shares, and does not release,", id);
-        if (hdi_op_is_posted(op) && waiter_of(unit, index) >= release)
+        if (hdi_op_is_posted(op) && waiter_of(unit, index) > release)
             return broken(unit, index, "releases, before it is done with,", id);
     }
     return HD_OK;
@@ -156,6 +188,7 @@ hd_status hdi_plan_verify_beside(const hd_plan *plan)
         hd_status status = HD_OK;
         for (int v = 0; v < plan->unit_count && status == HD_OK; v++)
             if (v != u) status = add_unit(plan, &plan->units[v], &others);
+        if (status == HD_OK) status = add_kept(plan, &others);
         join(&others);
         if (status == HD_OK) status = verify_unit(plan, &plan->units[u], &others);
         hdi_free(others.items);

@@ -3,6 +3,7 @@
 
 #include "comm/comm.h"
 #include "core/error.h"
+#include "runtime/gpu.h"
 #include "runtime/session.h"
 #include "runtime/spans.h"
 
@@ -18,6 +19,8 @@ hd_status hdi_beside_open(hd_session *session)
         if (session->plan->units[u].options.beside)
             HD_RETURN_IF_ERROR(
                 context->backend->side_stream(context->device, &session->beside.stream));
+    if (session->beside.stream)
+        session->beside.followed = hdi_gpu_stream(context->backend, session->beside.stream);
     return HD_OK;
 }
 
@@ -42,7 +45,14 @@ static hd_status queue_op(hd_session *session, int index)
     return session->context->backend->raise_flag(it->stream, ++it->raised);
 }
 
-/* Its copies are known on its own stream only, so they end there. */
+static bool is_next_for_all(const hd_session *session)
+{
+    const hdi_beside *it = &session->beside;
+    return it->next < op_count(session) &&
+           op_of(session, it->next)->kind->flags & HD_OP_COMMUNICATES;
+}
+
+/* What it has posted is known on its own stream only, so that ends there. */
 static hd_status queue_end(hd_session *session)
 {
     hdi_beside *it = &session->beside;
@@ -52,21 +62,25 @@ static hd_status queue_end(hd_session *session)
     return session->context->backend->raise_flag(it->stream, ++it->raised);
 }
 
-/* Until `flag` is queued, and some ops more. Its own waits are nobody else's, and no trace's. */
+/* Until `flag` is queued, and some more. Its own waits are nobody else's, and no trace's. */
 static hd_status advance(hd_session *session, int flag)
 {
     hdi_beside *it = &session->beside;
+    const int until = it->communicates ? flag + 1 : flag;
+    hd_comm *comm = hd_mesh_device_comm(session->mesh, HD_AXIS_NONE);
     hdi_spans *spans = session->spans;
     hd_stream *queue = session->queue;
     hd_status status = HD_OK;
     session->spans = NULL;
     session->queue = it->stream;
     it->walks = true;
+    hdi_comm_follow(comm, it->followed);
     for (int more = it->ahead; status == HD_OK && it->raised < it->flags;) {
-        if (it->raised >= flag && more-- <= 0) break;
+        if (it->raised >= until && (more-- <= 0 || is_next_for_all(session))) break;
         status = it->next < op_count(session) ? queue_op(session, it->next++) : queue_end(session);
-        hdi_comm_progress(hd_mesh_device_comm(session->mesh, HD_AXIS_NONE));
+        hdi_comm_progress(comm);
     }
+    hdi_comm_follow(comm, NULL);
     session->spans = spans;
     session->queue = queue;
     it->walks = false;
@@ -81,9 +95,14 @@ hd_status hdi_beside_begin(hd_session *session, int unit, const hd_session_run_o
     HD_RETURN_IF_ERROR(hdi_spans_return(session->spans));
     HD_RETURN_IF_ERROR(context->backend->raise_flag(context->stream, 0));
     HD_RETURN_IF_ERROR(context->backend->await_flag(it->stream, 0));
-    *it = (hdi_beside){
-        .stream = it->stream, .ahead = it->ahead, .unit = unit, .options = *options, .flags = 1};
+    *it = (hdi_beside){.stream = it->stream,
+                       .followed = it->followed,
+                       .ahead = it->ahead,
+                       .unit = unit,
+                       .options = *options,
+                       .flags = 1};
     for (int i = 0; i < op_count(session); i++) {
+        it->communicates = it->communicates || op_of(session, i)->kind->flags & HD_OP_COMMUNICATES;
         if (!(op_of(session, i)->kind->flags & HD_OP_RELEASES)) continue;
         session->posted[unit][i].flag = it->flags++;
         hdi_session_leave(session, unit, i, options);

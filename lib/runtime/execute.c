@@ -334,10 +334,11 @@ static hd_status rehearse(hd_session *session, int index, hdi_phase phase)
 {
     const hdi_unit *unit = &session->plan->units[index];
     const hd_session_run_options options = {.last = true, .accumulate = true};
+    const bool beside = unit->options.beside; /* while it waits others go on and post */
     for (int i = 0; i < unit->program->op_count; i++) {
         const hdi_op *op = unit->program->ops[i];
         if (op->phase != phase) continue;
-        for (int w = unit->wait_begin[i]; w < unit->wait_begin[i + 1]; w++)
+        for (int w = unit->wait_begin[i]; w < unit->wait_begin[i + 1] && !beside; w++)
             HD_RETURN_IF_ERROR(hdi_session_wait_for(session, index, unit->waits[w]));
         if (op->op.kind->flags & HD_OP_COMMUNICATES)
             HD_RETURN_IF_ERROR(hdi_session_run_op(session, index, i, 0, &options));
@@ -350,12 +351,13 @@ hd_status hdi_session_rehearse(hd_session *session)
     enum { ROUNDS = 2 }; /* what the last program leaves is under way in the first one */
     hd_comm *comm = hd_mesh_device_comm(session->mesh, HD_AXIS_NONE);
     if (!hdi_comm_rehearse(comm, true)) return HD_OK;
-    hd_status status = hdi_gathers_rehearse(session);
+    hd_status status = HD_OK;
     for (int i = 0; i < ROUNDS * session->plan->unit_count && status == HD_OK; i++) {
         const int unit = i % session->plan->unit_count;
         status = rehearse(session, unit, HDI_PHASE_FORWARD);
         if (status == HD_OK) status = rehearse(session, unit, HDI_PHASE_BACKWARD);
     }
+    if (status == HD_OK) status = hdi_gathers_rehearse(session);
     if (status == HD_OK) status = hd_session_drain(session);
     hdi_comm_rehearse(comm, false);
     return status;

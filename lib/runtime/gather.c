@@ -73,6 +73,7 @@ hd_status hdi_gather_prepare(hd_session *session, int block)
     int *prepared = &session->streaming.gathers.prepared;
     if (!is_on_host(session, block) || *prepared == block) return HD_OK;
     *prepared = -1;
+    HD_RETURN_IF_ERROR(hdi_streaming_await_kept(session, block));
     char *to = prepared_shard(session);
     for (int b = 0; b < layout->bucket_count; b++) {
         const hdi_bucket *bucket = &layout->buckets[b];
@@ -142,6 +143,7 @@ hd_status hdi_gather_begin(hd_session *session, int slot, int block, size_t at)
     hd_request *request = it->requests + (ptrdiff_t)slot * it->most;
     const char *shard = is_on_host(session, block) ? prepared_shard(session) : NULL;
     HD_RETURN_IF_ERROR(hdi_gather_await(session, slot));
+    HD_RETURN_IF_ERROR(hdi_streaming_await_kept(session, block));
     HD_RETURN_IF_ERROR(hdi_gather_prepare(session, block));
     if (shard) HD_RETURN_IF_ERROR(await_shard(session));
     for (int b = 0; b < plan->layout->bucket_count; b++) {

@@ -72,6 +72,11 @@ hd_status hdi_gpu_staging(hd_stream *stream, hdi_staging **out)
     return hdi_staging_create_cuda(stream->handle, HDI_STAGED_OPERATIONS, out);
 }
 
+void *hdi_gpu_stream(const hd_backend *backend, const hd_stream *stream)
+{
+    return backend == &hdi_backend_cuda ? stream->handle : NULL;
+}
+
 bool hdi_gpu_can_share(int ordinal, const void *arena, size_t bytes)
 {
     return hdi_cuda_is_shareable(ordinal, arena, bytes);
@@ -138,6 +143,12 @@ hd_status hdi_gpu_staging(hd_stream *stream, hdi_staging **out)
 {
     (void)stream, (void)out;
     return no_gpus();
+}
+
+void *hdi_gpu_stream(const hd_backend *backend, const hd_stream *stream)
+{
+    (void)backend, (void)stream;
+    return NULL;
 }
 
 bool hdi_gpu_can_share(int ordinal, const void *arena, size_t bytes)

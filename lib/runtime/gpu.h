@@ -27,6 +27,9 @@ void hdi_gpu_nccl_rehost(hd_comm *comm, hd_comm *host);
 void hdi_gpu_nccl_close(hdi_nccl_device *device); /* takes NULL */
 hd_status hdi_gpu_staging(hd_stream *stream, hdi_staging **out);
 
+/* What a stream is to those transports; NULL of other backends than the GPUs'. */
+void *hdi_gpu_stream(const hd_backend *backend, const hd_stream *stream);
+
 /* Whether ranks with other GPUs of the host can be given an arena of this one. */
 bool hdi_gpu_can_share(int ordinal, const void *arena, size_t bytes);
 

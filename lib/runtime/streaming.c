@@ -97,6 +97,17 @@ static hd_status prepare(hd_session *session, const hdi_streaming_walk *walk, in
     return block < 0 ? HD_OK : hdi_gather_prepare(session, block);
 }
 
+hd_status hdi_streaming_await_kept(hd_session *session, int block)
+{
+    const hd_plan *plan = session->plan;
+    const int unit = session->beside.unit;
+    const hd_program *update = plan->units[unit].program;
+    for (int i = 0; session->beside.flags && i < update->op_count; i++)
+        if (session->posted[unit][i].flag && hdi_releases_block(plan, &update->ops[i]->op, block))
+            HD_RETURN_IF_ERROR(hdi_session_wait_for(session, unit, i));
+    return HD_OK;
+}
+
 static hd_status fetch(hd_session *session, const hdi_streaming_walk *walk, int use)
 {
     const hd_plan *plan = session->plan;
@@ -106,6 +117,7 @@ static hd_status fetch(hd_session *session, const hdi_streaming_walk *walk, int 
     const hdi_block *block = &plan->residency.blocks[number];
     const size_t at = slot_address(session, slot);
     session->streaming.held[slot] = -1; /* until the copy is on its way */
+    HD_RETURN_IF_ERROR(hdi_streaming_await_kept(session, number));
     if (plan->residency.gathers)
         HD_RETURN_IF_ERROR(hdi_gather_begin(session, slot, number, at));
     else

@@ -29,6 +29,9 @@ typedef struct hdi_streaming_walk {
 hd_status hdi_streaming_open(hd_session *session);
 void hdi_streaming_close(hd_session *session);
 
+/* What is queued next comes behind what an update beside changes of a block's weights where they are kept. */
+hd_status hdi_streaming_await_kept(hd_session *session, int block);
+
 /* Before op `op` is queued: fetches whose slots are free from here on, and the wait for the op's own
  * weights. After the last op of a run: the rest. */
 hd_status hdi_streaming_before(hd_session *session, hdi_streaming_walk *walk, int op);

@@ -27,6 +27,12 @@ static bool is_sharded(const hd_session *session, int unit, hd_tensor tensor)
            plan->units[unit].places[tensor.id].region == HD_REGION_STREAMED;
 }
 
+/* An update that goes on beside changes weights where they are kept, which is not where programs read them. */
+static hd_status end_update(hd_session *session)
+{
+    return session->beside.flags ? hd_session_drain(session) : HD_OK;
+}
+
 /* Of a parameter that is sharded, this rank's part. */
 static hd_status write_shard(hd_session *session, const hd_program *program, hd_tensor tensor,
                              const char *host)
@@ -37,6 +43,7 @@ static hd_status write_shard(hd_session *session, const hd_program *program, hd_
     const size_t width = hd_dtype_bytes(info->dtype);
     int64_t first = entry->first, count = entry->elements;
     hdi_session_clip(session, entry, &first, &count);
+    HD_RETURN_IF_ERROR(end_update(session));
     HD_RETURN_IF_ERROR(hdi_streaming_stale(session));
     if (!count) return HD_OK;
     return hdi_session_put(session, hdi_session_weights_at(session, first),
@@ -67,6 +74,7 @@ hd_status hd_session_write(hd_session *session, const hd_program *program, hd_te
     if (is_sharded(session, unit, tensor)) return write_shard(session, program, tensor, host);
     const int entry = host_entry(session, unit, tensor);
     if (entry >= 0) {
+        HD_RETURN_IF_ERROR(end_update(session));
         HD_RETURN_IF_ERROR(hdi_streaming_forget(session, entry));
         memcpy(hdi_streaming_weights(session, entry), host,
                program->tensors[tensor.id]->info.bytes);
@@ -91,6 +99,7 @@ hd_status hd_session_read(hd_session *session, const hd_program *program, hd_ten
             program->tensors[tensor.id]->info.name, session->plan->layout->shards);
     const int entry = host_entry(session, unit, tensor);
     if (entry >= 0) {
+        HD_RETURN_IF_ERROR(end_update(session));
         memcpy(host, hdi_streaming_weights(session, entry),
                program->tensors[tensor.id]->info.bytes);
         return HD_OK;

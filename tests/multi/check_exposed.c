@@ -12,6 +12,7 @@
 #include "core/memory.h"
 #include "jobs/train/trainer.h"
 #include "report/metrics.h"
+#include "runtime/session.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -26,7 +27,8 @@ typedef struct lateness {
 } lateness;
 static lateness late;
 
-static hd_stream *computing; /* waits of other streams hold nobody */
+static hd_stream *computing;      /* waits of other streams hold nobody */
+static const hd_session *waiting; /* of what is communicated there, too */
 
 static hd_status late_copy(hd_stream *stream, int slot)
 {
@@ -39,7 +41,7 @@ static hd_status late_copy(hd_stream *stream, int slot)
 /* In place of the transport's: it holds the device's queue and not the host. */
 static hd_status late_order(hd_comm *comm, hd_request *request)
 {
-    const double seconds = late.communication ? 5e-3 : 0;
+    const double seconds = late.communication && !waiting->beside.walks ? 5e-3 : 0;
     hdt_clock_pass(seconds);
     late.sum.communication += seconds;
     return hd_comm_wait(comm, request);
@@ -133,8 +135,7 @@ static bool has_copies(const layout *is)
 /* Does a step wait for copies? For those of an update only if there was one, and no validation in between. */
 static bool waits_for_copies(const layout *is, int64_t step)
 {
-    const bool gathers = is->shard_state && is->mesh.data > 1;
-    const bool others = is->gradients || is->activations || is->weights || gathers;
+    const bool others = is->gradients || is->activations || is->weights;
     return has_copies(is) && (others || step > 1);
 }
 
@@ -210,6 +211,7 @@ static hd_status train(const layout *is, bool traced, measured *out)
     if (status == HD_OK && traced) status = hdi_trainer_start_trace(trainer, trace);
     status = hd_comm_agree(hdt_world, status);
     if (status == HD_OK) {
+        waiting = trainer->session;
         delay(mesh);
         status = take_steps(trainer, out);
         undelay(mesh);

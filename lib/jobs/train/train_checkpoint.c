@@ -136,7 +136,8 @@ static char *state_text(const hdi_train_job *job)
 hd_status hdi_train_save(hdi_train_job *job)
 {
     char *state = state_text(job);
-    hd_status status = hd_comm_agree(job->world, state ? HD_OK : out_of_memory());
+    hd_status status = state ? hd_session_drain(job->trainer->session) : out_of_memory();
+    status = hd_comm_agree(job->world, status);
     if (status == HD_OK) status = hdi_checkpoint_save(job->writer, job->trainer->steps, state);
     hdi_watch_memory(job->context, HDI_WORK_SAVE);
     hdi_free(state);

@@ -151,8 +151,7 @@ static inline bool hdi_trainer_ends_programs(const hd_trainer *trainer)
     return hdi_plan_uses_host(trainer->plan) || trainer->plan->residency.host_blocks;
 }
 
-/* Does the update go on while the next step begins? Weights that pass through the device, too, and those that
- * ranks gather behind it, are whole only once it is over. */
+/* Does the update go on while the next step begins? Ranks that gather what it changes all say the same. */
 bool hdi_trainer_updates_beside(const hd_trainer_options *decided);
 
 /* What an update copies, and for how long it and the first forward of the next step make each other wait

@@ -272,22 +272,17 @@ hd_status hdi_trainer_adopt(const hd_trainer_options *options, int64_t code, hd_
     return choose_alone(&as, out);
 }
 
-/* Over the ranks whose collectives stand in the forward, which runs again in a recomputed block. */
-static hd_status largest(const hd_mesh *mesh, int64_t *inout, int count)
+static hd_status largest(const hd_mesh *mesh, hd_axis axis, int64_t inout[2])
 {
-    const hd_axis axes[] = {HD_AXIS_TENSOR, HD_AXIS_SEQUENCE};
-    for (int i = 0; i < 2; i++) {
-        hd_comm *comm = hd_mesh_comm(mesh, axes[i]);
-        hd_request request;
-        if (!comm || hd_comm_size(comm) < 2) continue;
-        HD_RETURN_IF_ERROR(
-            hd_comm_all_reduce(comm, inout, count, HD_DTYPE_I64, HD_REDUCE_MAX, &request));
-        HD_RETURN_IF_ERROR(hd_comm_wait(comm, &request));
-    }
-    return HD_OK;
+    hd_comm *comm = hd_mesh_comm(mesh, axis);
+    hd_request request;
+    if (!comm || hd_comm_size(comm) < 2) return HD_OK;
+    HD_RETURN_IF_ERROR(hd_comm_all_reduce(comm, inout, 2, HD_DTYPE_I64, HD_REDUCE_MAX, &request));
+    return hd_comm_wait(comm, &request);
 }
 
-/* Each takes the largest code that there is, until all have it. Where one has failed the others go on as they
+/* Over the ranks whose collectives stand in the forward, which runs again in a recomputed block.
+ * Each takes the largest code that there is, until all have it. Where one has failed the others go on as they
  * are: whoever starts the ranks learns of it. */
 static hd_status agree(const hd_trainer_options *options, hd_status status, hd_trainer **inout)
 {
@@ -295,7 +290,8 @@ static hd_status agree(const hd_trainer_options *options, hd_status status, hd_t
     for (;;) {
         const int64_t own = status == HD_OK ? hdi_trainer_activations_code(*inout) : has_failed;
         int64_t codes[] = {own, -own};
-        const hd_status reduced = largest(options->mesh, codes, 2);
+        hd_status reduced = largest(options->mesh, HD_AXIS_TENSOR, codes);
+        if (reduced == HD_OK) reduced = largest(options->mesh, HD_AXIS_SEQUENCE, codes);
         if (status == HD_OK) status = reduced;
         if (reduced != HD_OK || codes[0] == has_failed || codes[0] == -codes[1]) break;
         if (own == codes[0]) continue;
@@ -308,9 +304,44 @@ static hd_status agree(const hd_trainer_options *options, hd_status status, hd_t
     return status;
 }
 
+/* May ranks gather what an update that goes on beside the next step has changed? */
+static bool may_gather_beside(const hd_trainer_options *options)
+{
+    const bool passes = options->optimizer_residency != HD_RESIDENCY_RESIDENT ||
+                        options->gradient_residency != HD_RESIDENCY_RESIDENT ||
+                        options->residency != HD_RESIDENCY_RESIDENT;
+    return passes && !options->in_turn && options->shard_state &&
+           hd_mesh_size(options->mesh, HD_AXIS_SHARD) > 1;
+}
+
+/* They post in one order because they wait at the same places, so all do it, with blocks in the same places, or
+ * none. One that has failed does not. */
+static hd_status agree_to_overlap(const hd_trainer_options *options, hd_status status,
+                                  hd_trainer **inout)
+{
+    const bool beside = status == HD_OK && hdi_trainer_updates_beside(&(*inout)->options);
+    const int64_t own = beside ? 1 + (*inout)->plan->layout->host_blocks : 0;
+    int64_t codes[] = {own, -own};
+    const hd_status reduced = largest(options->mesh, HD_AXIS_SHARD, codes);
+    if (status == HD_OK) status = reduced;
+    if (status == HD_OK && (!beside || codes[0] == -codes[1])) return HD_OK;
+    if (status == HD_OK) {
+        hd_trainer_options less = (*inout)->options;
+        const bool cuts_blocks = (*inout)->cuts_blocks;
+        less.in_turn = true;
+        hd_trainer_destroy(*inout);
+        *inout = NULL;
+        return hdi_trainer_create_as(&less, cuts_blocks, inout);
+    }
+    hd_trainer_destroy(*inout);
+    *inout = NULL;
+    return status;
+}
+
 hd_status hd_trainer_create(const hd_trainer_options *options, hd_trainer **out)
 {
-    const hd_status status = choose_alone(options, out);
-    const bool is_open = options->activations == HD_ACTIVATIONS_AUTO && options->budget;
-    return is_open ? agree(options, status, out) : status;
+    hd_status status = choose_alone(options, out);
+    if (options->activations == HD_ACTIVATIONS_AUTO && options->budget)
+        status = agree(options, status, out);
+    return may_gather_beside(options) ? agree_to_overlap(options, status, out) : status;
 }

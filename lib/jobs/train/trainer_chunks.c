@@ -40,14 +40,13 @@ static hd_tensor behind_weights(hd_trainer *trainer, const hdi_layout *layout, i
                            after + state_first, elements);
 }
 
-/* A range of a bucket's weights where they are kept. */
-static hd_tensor weights(hd_trainer *trainer, const hdi_bucket *bucket, int64_t first,
-                         int64_t elements)
+/* A range of weights on the device or on the host. */
+static hd_tensor weights(hd_trainer *trainer, bool host, int64_t first, int64_t elements)
 {
     const hd_tensor out = hdi_flat_tensor(trainer->update, "weights", HDI_FLAT_WEIGHTS,
                                           trainer->options.dtype, first, elements);
     hdi_tensor *tensor = hdi_tensor_of(trainer->update, out);
-    if (tensor) tensor->host = bucket->host;
+    if (tensor) tensor->host = host;
     return out;
 }
 
@@ -58,9 +57,9 @@ static chunk_state kept_state(hd_trainer *trainer, const hdi_layout *layout,
     hd_program *program = trainer->update;
     const hdi_bucket *bucket = &layout->buckets[chunk->bucket];
     chunk_state state = {
-        .weights =
-            weights(trainer, bucket, hdi_layout_stored_weights(layout, chunk->bucket, chunk->first),
-                    chunk->elements),
+        .weights = weights(trainer, bucket->host,
+                           hdi_layout_stored_weights(layout, chunk->bucket, chunk->first),
+                           chunk->elements),
         .m = hdi_flat_tensor(program, "m", HDI_FLAT_OPTIMIZER, HD_DTYPE_F32, chunk->state_first,
                              chunk->elements),
         .v = hdi_flat_tensor(program, "v", HDI_FLAT_OPTIMIZER, HD_DTYPE_F32,
@@ -189,14 +188,14 @@ static void exchange(hd_trainer *trainer, const hdi_layout *layout, const hdi_bu
 /* Get the other ranks' shards of a bucket's weights. What is on the host passes through the device for it. */
 static void gather(hd_trainer *trainer, const hdi_layout *layout, const hdi_bucket *bucket)
 {
-    const hd_tensor kept = weights(trainer, bucket, bucket->weights_first, bucket->elements);
+    const hd_tensor kept = weights(trainer, bucket->host, bucket->weights_first, bucket->elements);
     if (!bucket->host) {
         exchange(trainer, layout, bucket, kept);
         return;
     }
     const hd_tensor whole = hdi_tensor_add(trainer->update, "weights", trainer->options.dtype,
                                            HD_ROLE_ACTIVATION, 1, &bucket->elements);
-    const hd_tensor back = weights(trainer, bucket, bucket->weights_first, bucket->elements);
+    const hd_tensor back = weights(trainer, true, bucket->weights_first, bucket->elements);
     hdi_op_append(trainer->update, &hdi_op_load, NULL, 1, &kept, 1, &whole);
     exchange(trainer, layout, bucket, whole);
     hdi_op_append(trainer->update, &hdi_op_store, NULL, 1, &whole, 1, &back);
@@ -240,27 +239,82 @@ static void update_of_bucket(hd_trainer *trainer, const hdi_layout *layout, int 
 
 bool hdi_trainer_updates_beside(const hd_trainer_options *decided)
 {
-    const bool passes = decided->optimizer_residency == HD_RESIDENCY_HOST ||
-                        decided->gradient_residency == HD_RESIDENCY_HOST;
-    const bool gathers = decided->shard_state && hd_mesh_size(decided->mesh, HD_AXIS_SHARD) > 1;
-    return passes && !gathers && decided->residency != HD_RESIDENCY_HOST && !decided->in_turn;
+    const bool passes =
+        decided->optimizer_residency == HD_RESIDENCY_HOST ||
+        decided->gradient_residency == HD_RESIDENCY_HOST ||
+        decided->residency == HD_RESIDENCY_HOST; /* and the optimizer's state with it */
+    return passes && !decided->in_turn;
 }
 
-/* The weights of buckets `low` to `high`, which lie side by side, may be read and their gradients written from
- * here on. */
+/* Elements from the first to behind the last of what lies side by side, in some order. */
+typedef struct run {
+    int64_t first, end;
+} run;
+
+static void widen(run *inout, int64_t first, int64_t elements)
+{
+    if (!elements) return;
+    if (inout->first == inout->end) *inout = (run){first, first};
+    if (first < inout->first) inout->first = first;
+    if (first + elements > inout->end) inout->end = first + elements;
+}
+
+/* What this rank has of the weights of buckets `low` to `high` may be read and their gradients written from here
+ * on. All ranks have as many releases, of the same buckets. */
 static void release(hd_trainer *trainer, const hdi_layout *layout, int low, int high)
 {
     hd_program *program = trainer->update;
-    const hdi_bucket *first = &layout->buckets[low], *last = &layout->buckets[high];
-    const int64_t gradients = last->gradient_first + last->elements - first->gradient_first;
-    const hd_tensor both[] = {weights(trainer, first, first->weights_first,
-                                      last->weights_first + last->elements - first->weights_first),
-                              hdi_trainer_gradients_on_host(trainer)
-                                  ? hdi_host_gradient(program, first->gradient_first, gradients)
-                                  : hdi_flat_tensor(program, "gradients", HDI_FLAT_GRADIENTS,
-                                                    program->gradients, first->gradient_first,
-                                                    gradients)};
-    hdi_op_append(program, &hdi_op_release, NULL, 2, both, 0, NULL);
+    run kept[2] = {0}, gradients = {0}; /* weights on the device, and on the host */
+    hd_tensor all[3];
+    int count = 0;
+    for (int b = low; b <= high; b++) {
+        const hdi_bucket *bucket = &layout->buckets[b];
+        const int64_t own = bucket->counts[layout->shard];
+        widen(&kept[bucket->host], bucket->weights_first, bucket->sharded ? own : bucket->elements);
+        widen(&gradients, bucket->gradient_first,
+              layout->gradients_sharded ? layout->levels * own : bucket->elements);
+    }
+    for (int host = 0; host < 2; host++)
+        if (kept[host].first < kept[host].end)
+            all[count++] =
+                weights(trainer, host, kept[host].first, kept[host].end - kept[host].first);
+    const int64_t elements = gradients.end - gradients.first;
+    if (elements)
+        all[count++] = hdi_trainer_gradients_on_host(trainer)
+                           ? hdi_host_gradient(program, gradients.first, elements)
+                           : hdi_flat_tensor(program, "gradients", HDI_FLAT_GRADIENTS,
+                                             program->gradients, gradients.first, elements);
+    hdi_op_append(program, &hdi_op_release, &(hdi_release_options){low, high}, count, all, 0, NULL);
+}
+
+/* Of the buckets as a forward uses them. What ranks gather is released behind the update of one more bucket, so
+ * that nothing waits meanwhile. */
+static void append_updates(hd_trainer *trainer, const hdi_layout *layout)
+{
+    const bool beside = hdi_trainer_updates_beside(&trainer->options);
+    const int last = layout->bucket_count - 1;
+    const hdi_bucket *top = &layout->buckets[last];
+    const int64_t least = hdi_ceil_div(top->first + top->elements, HDI_RELEASES - 1);
+    passage p = {0};
+    int chunk = 0, high = last, due_low = -1, due_high = -1;
+    for (int b = last; b >= 0; b--) {
+        const hdi_bucket *bucket = &layout->buckets[b];
+        const bool gathers = layout->state_sharded && layout->shards > 1 && !bucket->sharded;
+        update_of_bucket(trainer, layout, b, &p, &chunk);
+        if (due_low >= 0) release(trainer, layout, due_low, due_high);
+        due_low = -1;
+        if (gathers) gather(trainer, layout, bucket);
+        const int64_t updated =
+            layout->buckets[high].first + layout->buckets[high].elements - bucket->first;
+        if (!beside || (b && updated < least)) continue;
+        if (gathers && b) {
+            due_low = b;
+            due_high = high;
+        } else {
+            release(trainer, layout, b, high);
+        }
+        high = b - 1;
+    }
 }
 
 hd_status hdi_trainer_build_chunks(hd_trainer *trainer, const hdi_layout *layout)
@@ -275,19 +329,6 @@ hd_status hdi_trainer_build_chunks(hd_trainer *trainer, const hdi_layout *layout
     if (trainer->options.ema_decay > 0)
         trainer->average_share =
             hd_input(trainer->update, "average.share", HD_DTYPE_F32, 1, &(int64_t){1});
-    const int64_t least = hdi_ceil_div(layout->weights_elements, HDI_RELEASES - 1);
-    passage p = {0};
-    int chunk = 0, high = layout->bucket_count - 1;
-    for (int b = high; b >= 0; b--) { /* as a forward uses them */
-        const hdi_bucket *bucket = &layout->buckets[b];
-        update_of_bucket(trainer, layout, b, &p, &chunk);
-        if (layout->state_sharded && layout->shards > 1 && !bucket->sharded)
-            gather(trainer, layout, bucket);
-        const int64_t updated =
-            layout->buckets[high].first + layout->buckets[high].elements - bucket->first;
-        if (!hdi_trainer_updates_beside(&trainer->options) || (b && updated < least)) continue;
-        release(trainer, layout, b, high);
-        high = b - 1;
-    }
+    append_updates(trainer, layout);
     return hd_program_finish(trainer->update);
 }

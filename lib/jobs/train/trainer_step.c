@@ -230,6 +230,13 @@ hd_status hd_trainer_step_shape(hd_trainer *trainer, int index, double learning_
     return status;
 }
 
+/* A validation's scratch lies where gradients do, on each rank differently: ranks would wait for releases, and post
+ * what they gather, in different orders. */
+static hd_status end_gathers(hd_trainer *trainer)
+{
+    return trainer->session->beside.communicates ? hdi_session_order(trainer->session) : HD_OK;
+}
+
 hd_status hd_trainer_validate(hd_trainer *trainer, hd_feed_fn feed, void *user, hd_step_result *out)
 {
     return hd_trainer_validate_shape(trainer, 0, feed, user, out);
@@ -245,6 +252,7 @@ hd_status hd_trainer_validate_shape(hd_trainer *trainer, int index, hd_feed_fn f
     if (!trainer->session || !shape->validate_run)
         return hdi_error(HD_ERROR_ARGUMENT,
                          "trainer: validation before start, or none was planned");
+    HD_RETURN_IF_ERROR(end_gathers(trainer));
     HD_RETURN_IF_ERROR(feed_inputs(trainer, shape->validate, batches, feed, user));
     HD_RETURN_IF_ERROR(hdi_pipeline_run(shape->validate_run, trainer->session, NULL, -1));
     HD_RETURN_IF_ERROR(read_losses(trainer, shape->validate, batches));
