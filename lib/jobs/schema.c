@@ -124,6 +124,15 @@ const hdi_config_row hdi_job_schema[] = {
         "those of one: their layer's gradient is a sum over them; zero: as few as memory.budget "
         "asks for, without layout.reduction exact and layout.tensor",
         0),
+    INT("train.mlp_slices", "1", "0", "64", NULL,
+        "of rows in which blocks' MLPs are made, forward and backward, so that there is never more "
+        "of "
+        "what lies within one than a slice of it: nothing of that is kept, the backward makes it "
+        "again (a ninth more computation where a block's activations are kept, none where they are "
+        "not), and gradients of the weights are sums over slices; zero: as few as memory.budget "
+        "asks "
+        "for, without layout.reduction exact and layout.tensor",
+        0),
     ENUM("train.residency", "resident", train_residencies,
          "of weights of blocks: on the device; host: in pinned host memory with the optimizer's "
          "state, copied in beside computing; auto: on the host as few as memory.budget asks for, "

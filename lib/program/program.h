@@ -85,9 +85,9 @@ struct hd_program {
     bool whole_loss;           /* of all tokens, on each rank of that axis, not of the rank's */
     bool splits_layers;        /* the model heeds the mesh's tensor axis */
     int slices;                /* of blocks, at least 1; 1 where a backward follows */
-    int loss_slices;           /* at least 1 */
-    int sequence_groups;       /* of heads that change places; 0: as many as pay */
-    int sequence_turns;        /* the most that it came to; 0: nothing changes places */
+    int loss_slices, mlp_slices; /* at least 1 */
+    int sequence_groups;         /* of heads that change places; 0: as many as pay */
+    int sequence_turns;          /* the most that it came to; 0: nothing changes places */
     int tensor_groups; /* pieces of products around what travels on the tensor axis; 0: by rates */
     int tensor_pieces; /* the most that it came to; 0: no such products */
     hd_rates rates;    /* zeros: of no device in particular */
