@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "nn/nn.h"
+#include "parallel/activations.h"
 #include "tests/support/hdt_planned.h"
 #include "tests/support/hdt_program.h"
 
@@ -19,13 +20,14 @@ typedef struct trial {
     hd_dtype dtype, gradients;
     int64_t rows;
     int slices;
-    bool again; /* the block is computed again in the backward */
+    bool again;  /* the block is computed again in the backward */
+    bool leaves; /* what it saves waits on the host */
 } trial;
 
 typedef struct outcome {
     float values[RESULTS][MOST];
     int64_t counts[RESULTS];
-    size_t saved, transients;
+    size_t saved, host_saved, transients;
 } outcome;
 
 static hd_tensor block(hd_program *p, const trial *t, hd_tensor x)
@@ -57,6 +59,8 @@ static hdt_planned start(hd_context *context, const trial *t, hd_tensor *x)
     const hd_tensor seed = hd_input(made.program, "seed", t->dtype, 2, dims);
     made.result = hd_output(made.program, block(made.program, t, *x), "out");
     hd_program_backward(made.program, made.result, seed);
+    const hdi_activations_options host = {.how = HDI_SAVED_ON_HOST, .blocks = 1};
+    if (t->leaves) hdi_activations_move(made.program, &host);
     hdt_assert_ok(hd_program_finish(made.program));
     hdt_assert_ok(hd_plan_create(&(hd_plan_options){0}, &made.plan));
     hdt_assert_ok(hd_plan_add(made.plan, made.program, NULL));
@@ -104,6 +108,7 @@ static void run(const trial *t, int64_t first, int times, bool magnitudes, outco
     hdt_planned p = start(context, t, &x);
     memset(out, 0, sizeof *out);
     out->saved = hd_plan_region_bytes(p.plan, HD_REGION_SAVED);
+    out->host_saved = hd_plan_region_bytes(p.plan, HD_REGION_HOST_SAVED);
     out->transients = hd_plan_region_bytes(p.plan, HD_REGION_TRANSIENT);
     for (int i = 0; i < times; i++) {
         const bool last = magnitudes || i == times - 1;
@@ -237,6 +242,21 @@ START_TEST(there_is_never_more_within_than_a_slice_has)
 }
 END_TEST
 
+/* Rows that slices read come back with what they are rows of. */
+START_TEST(what_slices_read_leaves_for_the_host_as_a_whole)
+{
+    static outcome kept, out;
+    trial t = {.kind = (hdi_mlp_kind)_i, .dtype = HD_DTYPE_F32, .rows = 300, .slices = 3};
+    run(&t, 0, 1, false, &kept);
+    t.leaves = true;
+    run(&t, 0, 1, false, &out);
+    check_bits(&t, "from the host", &out, &kept, 0, RESULTS);
+    const size_t rows = (size_t)t.rows * sizeof(float);
+    ck_assert_uint_ge(out.host_saved, rows * HIDDEN);
+    ck_assert_uint_le(out.saved + rows * HIDDEN, kept.saved);
+}
+END_TEST
+
 START_TEST(rows_of_more_dims_are_refused)
 {
     const int64_t dims[] = {3, 5, HIDDEN};
@@ -260,6 +280,7 @@ int main(void)
     tcase_add_loop_test(tests, weight_gradients_are_the_sums_of_those_of_micro_batches_of_a_slice,
                         0, KINDS);
     tcase_add_loop_test(tests, there_is_never_more_within_than_a_slice_has, 0, 2 * KINDS);
+    tcase_add_loop_test(tests, what_slices_read_leaves_for_the_host_as_a_whole, 0, KINDS);
     tcase_add_test(tests, rows_of_more_dims_are_refused);
     suite_add_tcase(suite, tests);
     return hdt_main(suite);
