@@ -32,6 +32,7 @@ typedef struct hdi_tensor {
 
     hdi_flat flat; /* with flat_first: a range of flat storage */
     int64_t flat_first;
+    bool summed;     /* GRADIENT: a weight gradient adds to it */
     bool level_zero; /* GRADIENT: the joined sum, not the micro-batch's leaf */
     bool host;       /* lives in pinned host memory: only loads read it, only stores write it */
     bool staged;     /* INPUT, OUTPUT: has a place there, too, through which it is copied */

@@ -65,20 +65,32 @@ static bool is_same_choice(const hd_trainer_options *a, const hd_trainer_options
 
 typedef struct choice {
     bool cuts_blocks; /* of the layout */
-    int slices;       /* as wanted: what is kept on the device is paid with slices first */
+    bool may_slice;   /* MLPs */
     hd_trainer *best; /* NULL: none yet */
     on_host most;     /* of its rung */
     double seconds;   /* of its step */
 } choice;
 
-/* What the budget leaves beside a trainer, in as many slices as there may be. */
-static hd_status find_room(const choice *c, const hd_trainer *trainer, size_t *out)
+/* Options as chosen, but for the slices: as wanted, since what is kept on the device is paid with slices first. */
+static hd_trainer_options as_sliced(const hd_trainer *trainer, const hd_trainer_options *tried)
 {
-    hd_trainer_options options = trainer->options;
+    hd_trainer_options out = trainer->options;
+    out.slices = tried->slices;
+    out.mlp_slices = tried->mlp_slices;
+    return out;
+}
+
+/* What the budget leaves beside a trainer, in as many slices as there may be. */
+static hd_status find_room(const choice *c, const hd_trainer *trainer,
+                           const hd_trainer_options *tried, size_t *out)
+{
+    hd_trainer_options options = as_sliced(trainer, tried);
+    options = hdi_trainer_in_slices(&options, HD_SLICES_AUTO_MOST);
     *out = options.budget - hd_plan_total_bytes(trainer->plan);
-    if (c->slices != HD_SLICES_AUTO || options.slices == HD_SLICES_AUTO_MOST) return HD_OK;
+    if (options.slices <= trainer->options.slices &&
+        options.mlp_slices <= trainer->options.mlp_slices)
+        return HD_OK;
     hd_trainer *sliced = NULL;
-    options.slices = HD_SLICES_AUTO_MOST;
     const hd_status status = hdi_trainer_create_as(&options, c->cuts_blocks, &sliced);
     if (status == HD_ERROR_BUDGET) return HD_OK;
     HD_RETURN_IF_ERROR(status);
@@ -89,19 +101,18 @@ static hd_status find_room(const choice *c, const hd_trainer *trainer, size_t *o
 
 /* Of a trainer with all blocks on the host: another, if that fits, with as many on the device as there is
  * room for. */
-static hd_status keep_blocks(const choice *c, hd_trainer **inout)
+static hd_status keep_blocks(const choice *c, const hd_trainer_options *tried, hd_trainer **inout)
 {
     const hd_plan *plan = (*inout)->plan;
     const hdi_residency *it = &plan->residency;
     const int blocks = plan->layout->host_blocks;
     const size_t each = it->gathers ? it->shard_bytes : it->slot_bytes;
     size_t room;
-    HD_RETURN_IF_ERROR(find_room(c, *inout, &room));
+    HD_RETURN_IF_ERROR(find_room(c, *inout, tried, &room));
     if (!blocks || room < each) return HD_OK;
     const size_t fit = room / each, most = (size_t)blocks - 1;
-    hd_trainer_options fewer = (*inout)->options;
+    hd_trainer_options fewer = as_sliced(*inout, tried);
     hd_trainer *kept = NULL;
-    fewer.slices = c->slices;
     fewer.host_blocks = blocks - (int)(fit < most ? fit : most);
     const hd_status status = hdi_trainer_create_sliced(&fewer, c->cuts_blocks, &kept);
     if (status == HD_ERROR_BUDGET) return HD_OK;
@@ -113,16 +124,16 @@ static hd_status keep_blocks(const choice *c, hd_trainer **inout)
 
 /* Of a trainer in which activations of no block are kept: another that keeps those of as many as there is room
  * for. */
-static hd_status keep_activations(const choice *c, hd_trainer **inout)
+static hd_status keep_activations(const choice *c, const hd_trainer_options *tried,
+                                  hd_trainer **inout)
 {
     const hd_activations how = (*inout)->options.activations;
     int too_few = 0, enough = hdi_trainer_layers(*inout);
     if (how == HD_ACTIVATIONS_KEEP || (*inout)->options.activation_blocks) return HD_OK;
     while (enough - too_few > 1) {
-        hd_trainer_options fewer = (*inout)->options;
+        hd_trainer_options fewer = as_sliced(*inout, tried);
         hd_trainer *kept = NULL;
         const int blocks = fewer.activation_blocks = too_few + (enough - too_few) / 2;
-        fewer.slices = c->slices;
         const hd_status status = hdi_trainer_create_sliced(&fewer, c->cuts_blocks, &kept);
         if (status == HD_ERROR_BUDGET) {
             too_few = blocks;
@@ -187,10 +198,16 @@ static hd_status create(const hd_trainer_options *options, bool cuts_blocks, hd_
     return status;
 }
 
-/* Of rungs further down those with less of the state on the host may be faster, where a few blocks are enough. */
-static bool may_gain(const choice *c, const struct rung *rung)
+/* Of rungs further down those with less of the state on the host may be faster, where a few blocks are enough;
+ * and of those with as much there, some blocks at once in place of all MLPs in slices, or these in place of some
+ * blocks. */
+static bool may_gain(const choice *c, const struct rung *rung, bool slices_mlps)
 {
-    return !c->best || rung->most < c->most;
+    if (!c->best || rung->most < c->most) return true;
+    const hd_trainer_options *best = &c->best->options;
+    const bool is_sliced = best->mlp_slices > 1;
+    const bool makes_again = is_sliced || best->activations != HD_ACTIVATIONS_KEEP;
+    return c->may_slice && rung->most == c->most && makes_again && slices_mlps != is_sliced;
 }
 
 /* What is faster for more of the host's memory is not taken: nobody has said how much there is. */
@@ -202,14 +219,14 @@ static bool wins(const choice *c, const hd_trainer *trainer, double seconds)
 
 /* Takes the trainer, which has all blocks where the rung says. */
 static hd_status consider(choice *c, const hd_trainer_options *wanted, const struct rung *rung,
-                          hd_trainer *trainer)
+                          const hd_trainer_options *tried, hd_trainer *trainer)
 {
     const bool streams = trainer->options.residency == HD_RESIDENCY_HOST;
     double seconds = 0;
     hd_status status = HD_OK;
-    if (wanted->residency == HD_RESIDENCY_AUTO && streams) status = keep_blocks(c, &trainer);
+    if (wanted->residency == HD_RESIDENCY_AUTO && streams) status = keep_blocks(c, tried, &trainer);
     if (status == HD_OK && wanted->activations == HD_ACTIVATIONS_AUTO && wanted->budget)
-        status = keep_activations(c, &trainer);
+        status = keep_activations(c, tried, &trainer);
     if (status == HD_OK) status = step_seconds(trainer, &seconds);
     const bool is_better = status == HD_OK && wins(c, trainer, seconds);
     hd_trainer_destroy(is_better ? c->best : trainer);
@@ -220,6 +237,22 @@ static hd_status consider(choice *c, const hd_trainer_options *wanted, const str
     return HD_OK;
 }
 
+/* MLPs at once, and then in as few slices as fit, where the user leaves that open. */
+static hd_status try_rung(choice *c, const hd_trainer_options *wanted, const struct rung *rung,
+                          hd_trainer_options *tried)
+{
+    hd_status status = HD_OK;
+    for (int sliced = 0; sliced <= c->may_slice; sliced++) {
+        hd_trainer *trainer = NULL;
+        if (!may_gain(c, rung, sliced)) continue;
+        if (c->may_slice) tried->mlp_slices = sliced ? HD_SLICES_AUTO : 1;
+        status = create(tried, c->cuts_blocks, &trainer);
+        if (status == HD_OK) status = consider(c, wanted, rung, tried, trainer);
+        if (status != HD_OK && status != HD_ERROR_BUDGET) break;
+    }
+    return status;
+}
+
 /* Ranks that sum gradients may choose differently, since their shards and parts differ by a little: their
  * buckets must not. */
 static hd_status choose_alone(const hd_trainer_options *options, hd_trainer **out)
@@ -228,9 +261,11 @@ static hd_status choose_alone(const hd_trainer_options *options, hd_trainer **ou
     const int others = hd_mesh_ranks(options->mesh) / hd_mesh_size(options->mesh, HD_AXIS_PIPELINE);
     const bool skips_keep =
         options->activations == HD_ACTIVATIONS_AUTO && options->activation_blocks;
-    choice c = {.cuts_blocks = may_stream && others > 1, .slices = options->slices};
+    choice c = {.cuts_blocks = may_stream && others > 1,
+                .may_slice = options->mlp_slices == HD_SLICES_AUTO};
     hd_status status = HD_OK;
     *out = NULL;
+    HD_RETURN_IF_ERROR(hdi_trainer_check_slices(options));
     for (size_t r = 0; r < sizeof rungs / sizeof rungs[0]; r++) {
         hd_trainer_options tried, before;
         bool is_new = !(skips_keep && rungs[r].activations == HD_ACTIVATIONS_KEEP);
@@ -239,10 +274,7 @@ static hd_status choose_alone(const hd_trainer_options *options, hd_trainer **ou
             choose(options, &rungs[earlier], &before);
             is_new = !is_same_choice(&tried, &before);
         }
-        if (!is_new || !may_gain(&c, &rungs[r])) continue;
-        hd_trainer *trainer = NULL;
-        status = create(&tried, c.cuts_blocks, &trainer);
-        if (status == HD_OK) status = consider(&c, options, &rungs[r], trainer);
+        if (is_new) status = try_rung(&c, options, &rungs[r], &tried);
         if (status == HD_OK || status == HD_ERROR_BUDGET) continue;
         hd_trainer_destroy(c.best);
         return status;
