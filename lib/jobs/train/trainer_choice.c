@@ -123,18 +123,20 @@ static hd_status keep_blocks(const choice *c, const hd_trainer_options *tried, h
 }
 
 /* Of a trainer in which activations of no block are kept: another that keeps those of as many as there is room
- * for. */
+ * for in as many slices as there may be, in as few as there is room for then. */
 static hd_status keep_activations(const choice *c, const hd_trainer_options *tried,
                                   hd_trainer **inout)
 {
     const hd_activations how = (*inout)->options.activations;
-    int too_few = 0, enough = hdi_trainer_layers(*inout);
+    const int layers = hdi_trainer_layers(*inout);
+    int too_few = 0, enough = layers;
     if (how == HD_ACTIVATIONS_KEEP || (*inout)->options.activation_blocks) return HD_OK;
+    hd_trainer_options fewer = as_sliced(*inout, tried);
+    hd_trainer *kept = NULL;
     while (enough - too_few > 1) {
-        hd_trainer_options fewer = as_sliced(*inout, tried);
-        hd_trainer *kept = NULL;
         const int blocks = fewer.activation_blocks = too_few + (enough - too_few) / 2;
-        const hd_status status = hdi_trainer_create_sliced(&fewer, c->cuts_blocks, &kept);
+        const hd_trainer_options most = hdi_trainer_in_slices(&fewer, HD_SLICES_AUTO_MOST);
+        const hd_status status = hdi_trainer_create_as(&most, c->cuts_blocks, &kept);
         if (status == HD_ERROR_BUDGET) {
             too_few = blocks;
             continue;
@@ -144,6 +146,11 @@ static hd_status keep_activations(const choice *c, const hd_trainer_options *tri
         *inout = kept;
         enough = blocks;
     }
+    if (enough == layers || (tried->slices >= 0 && tried->mlp_slices >= 0)) return HD_OK;
+    fewer.activation_blocks = enough;
+    HD_RETURN_IF_ERROR(hdi_trainer_create_sliced(&fewer, c->cuts_blocks, &kept));
+    hd_trainer_destroy(*inout);
+    *inout = kept;
     return HD_OK;
 }
 
@@ -199,15 +206,19 @@ static hd_status create(const hd_trainer_options *options, bool cuts_blocks, hd_
 }
 
 /* Of rungs further down those with less of the state on the host may be faster, where a few blocks are enough;
- * and of those with as much there, some blocks at once in place of all MLPs in slices, or these in place of some
- * blocks. */
+ * and of those with as much there, and no more activations, some blocks at once in place of all MLPs in slices, or
+ * these in place of some blocks. */
 static bool may_gain(const choice *c, const struct rung *rung, bool slices_mlps)
 {
     if (!c->best || rung->most < c->most) return true;
     const hd_trainer_options *best = &c->best->options;
     const bool is_sliced = best->mlp_slices > 1;
     const bool makes_again = is_sliced || best->activations != HD_ACTIVATIONS_KEEP;
-    return c->may_slice && rung->most == c->most && makes_again && slices_mlps != is_sliced;
+    const bool copies = rung->activations != HD_ACTIVATIONS_KEEP &&
+                        rung->activations != HD_ACTIVATIONS_RECOMPUTE &&
+                        rung->activations != best->activations;
+    return c->may_slice && rung->most == c->most && makes_again && !copies &&
+           slices_mlps != is_sliced;
 }
 
 /* What is faster for more of the host's memory is not taken: nobody has said how much there is. */
