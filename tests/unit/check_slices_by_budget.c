@@ -214,8 +214,8 @@ START_TEST(mlps_are_made_in_as_few_slices_as_fit)
 }
 END_TEST
 
-/* Of three ways, at once with some blocks computed again, in slices, and both, whichever is predicted to be the
- * fastest: each of the first two is somewhere. */
+/* Of three ways, at once with some blocks computed again, in slices, and in the fewest with some blocks, whichever
+ * is predicted to be the fastest: each of the first two is somewhere. */
 START_TEST(slices_of_mlps_and_blocks_that_are_computed_again_are_weighed)
 {
     hd_trainer_options options = {.activations = HD_ACTIVATIONS_AUTO, .mlp_slices = 1};
@@ -243,7 +243,7 @@ START_TEST(slices_of_mlps_and_blocks_that_are_computed_again_are_weighed)
                     .activation_blocks = blocks,
                     .mlp_slices = slices});
                 const bool fits = other.bytes <= options.budget;
-                if (slices == 1 || blocks == 0) ck_assert(!fits || seen.seconds <= other.seconds);
+                if (slices <= 2 || blocks == 0) ck_assert(!fits || seen.seconds <= other.seconds);
             }
     }
     ck_assert_int_gt(sliced, 0);

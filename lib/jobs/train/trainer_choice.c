@@ -65,32 +65,21 @@ static bool is_same_choice(const hd_trainer_options *a, const hd_trainer_options
 
 typedef struct choice {
     bool cuts_blocks; /* of the layout */
+    int slices; /* of the loss, as wanted: what is kept on the device is paid with these first */
     bool may_slice;   /* MLPs */
     hd_trainer *best; /* NULL: none yet */
     on_host most;     /* of its rung */
     double seconds;   /* of its step */
 } choice;
 
-/* Options as chosen, but for the slices: as wanted, since what is kept on the device is paid with slices first. */
-static hd_trainer_options as_sliced(const hd_trainer *trainer, const hd_trainer_options *tried)
-{
-    hd_trainer_options out = trainer->options;
-    out.slices = tried->slices;
-    out.mlp_slices = tried->mlp_slices;
-    return out;
-}
-
 /* What the budget leaves beside a trainer, in as many slices as there may be. */
-static hd_status find_room(const choice *c, const hd_trainer *trainer,
-                           const hd_trainer_options *tried, size_t *out)
+static hd_status find_room(const choice *c, const hd_trainer *trainer, size_t *out)
 {
-    hd_trainer_options options = as_sliced(trainer, tried);
-    options = hdi_trainer_in_slices(&options, HD_SLICES_AUTO_MOST);
+    hd_trainer_options options = trainer->options;
     *out = options.budget - hd_plan_total_bytes(trainer->plan);
-    if (options.slices <= trainer->options.slices &&
-        options.mlp_slices <= trainer->options.mlp_slices)
-        return HD_OK;
+    if (c->slices != HD_SLICES_AUTO || options.slices == HD_SLICES_AUTO_MOST) return HD_OK;
     hd_trainer *sliced = NULL;
+    options.slices = HD_SLICES_AUTO_MOST;
     const hd_status status = hdi_trainer_create_as(&options, c->cuts_blocks, &sliced);
     if (status == HD_ERROR_BUDGET) return HD_OK;
     HD_RETURN_IF_ERROR(status);
@@ -101,18 +90,19 @@ static hd_status find_room(const choice *c, const hd_trainer *trainer,
 
 /* Of a trainer with all blocks on the host: another, if that fits, with as many on the device as there is
  * room for. */
-static hd_status keep_blocks(const choice *c, const hd_trainer_options *tried, hd_trainer **inout)
+static hd_status keep_blocks(const choice *c, hd_trainer **inout)
 {
     const hd_plan *plan = (*inout)->plan;
     const hdi_residency *it = &plan->residency;
     const int blocks = plan->layout->host_blocks;
     const size_t each = it->gathers ? it->shard_bytes : it->slot_bytes;
     size_t room;
-    HD_RETURN_IF_ERROR(find_room(c, *inout, tried, &room));
+    HD_RETURN_IF_ERROR(find_room(c, *inout, &room));
     if (!blocks || room < each) return HD_OK;
     const size_t fit = room / each, most = (size_t)blocks - 1;
-    hd_trainer_options fewer = as_sliced(*inout, tried);
+    hd_trainer_options fewer = (*inout)->options;
     hd_trainer *kept = NULL;
+    fewer.slices = c->slices;
     fewer.host_blocks = blocks - (int)(fit < most ? fit : most);
     const hd_status status = hdi_trainer_create_sliced(&fewer, c->cuts_blocks, &kept);
     if (status == HD_ERROR_BUDGET) return HD_OK;
@@ -123,20 +113,18 @@ static hd_status keep_blocks(const choice *c, const hd_trainer_options *tried, h
 }
 
 /* Of a trainer in which activations of no block are kept: another that keeps those of as many as there is room
- * for in as many slices as there may be, in as few as there is room for then. */
-static hd_status keep_activations(const choice *c, const hd_trainer_options *tried,
-                                  hd_trainer **inout)
+ * for. */
+static hd_status keep_activations(const choice *c, hd_trainer **inout)
 {
     const hd_activations how = (*inout)->options.activations;
-    const int layers = hdi_trainer_layers(*inout);
-    int too_few = 0, enough = layers;
+    int too_few = 0, enough = hdi_trainer_layers(*inout);
     if (how == HD_ACTIVATIONS_KEEP || (*inout)->options.activation_blocks) return HD_OK;
-    hd_trainer_options fewer = as_sliced(*inout, tried);
-    hd_trainer *kept = NULL;
     while (enough - too_few > 1) {
+        hd_trainer_options fewer = (*inout)->options;
+        hd_trainer *kept = NULL;
         const int blocks = fewer.activation_blocks = too_few + (enough - too_few) / 2;
-        const hd_trainer_options most = hdi_trainer_in_slices(&fewer, HD_SLICES_AUTO_MOST);
-        const hd_status status = hdi_trainer_create_as(&most, c->cuts_blocks, &kept);
+        fewer.slices = c->slices;
+        const hd_status status = hdi_trainer_create_sliced(&fewer, c->cuts_blocks, &kept);
         if (status == HD_ERROR_BUDGET) {
             too_few = blocks;
             continue;
@@ -146,11 +134,6 @@ static hd_status keep_activations(const choice *c, const hd_trainer_options *tri
         *inout = kept;
         enough = blocks;
     }
-    if (enough == layers || (tried->slices >= 0 && tried->mlp_slices >= 0)) return HD_OK;
-    fewer.activation_blocks = enough;
-    HD_RETURN_IF_ERROR(hdi_trainer_create_sliced(&fewer, c->cuts_blocks, &kept));
-    hd_trainer_destroy(*inout);
-    *inout = kept;
     return HD_OK;
 }
 
@@ -230,14 +213,14 @@ static bool wins(const choice *c, const hd_trainer *trainer, double seconds)
 
 /* Takes the trainer, which has all blocks where the rung says. */
 static hd_status consider(choice *c, const hd_trainer_options *wanted, const struct rung *rung,
-                          const hd_trainer_options *tried, hd_trainer *trainer)
+                          hd_trainer *trainer)
 {
     const bool streams = trainer->options.residency == HD_RESIDENCY_HOST;
     double seconds = 0;
     hd_status status = HD_OK;
-    if (wanted->residency == HD_RESIDENCY_AUTO && streams) status = keep_blocks(c, tried, &trainer);
+    if (wanted->residency == HD_RESIDENCY_AUTO && streams) status = keep_blocks(c, &trainer);
     if (status == HD_OK && wanted->activations == HD_ACTIVATIONS_AUTO && wanted->budget)
-        status = keep_activations(c, tried, &trainer);
+        status = keep_activations(c, &trainer);
     if (status == HD_OK) status = step_seconds(trainer, &seconds);
     const bool is_better = status == HD_OK && wins(c, trainer, seconds);
     hd_trainer_destroy(is_better ? c->best : trainer);
@@ -245,6 +228,25 @@ static hd_status consider(choice *c, const hd_trainer_options *wanted, const str
     c->best = trainer;
     c->most = rung->most;
     c->seconds = seconds;
+    return HD_OK;
+}
+
+/* MLPs in as few slices as fit. The most are tried first: where these do not fit, no others do. */
+static hd_status create_with_mlps(const hd_trainer_options *options, bool cuts_blocks,
+                                  hd_trainer **out)
+{
+    hd_trainer_options tried = *options;
+    tried.mlp_slices = HD_SLICES_AUTO_MOST;
+    HD_RETURN_IF_ERROR(create(&tried, cuts_blocks, out));
+    for (int slices = 2; slices < HD_SLICES_AUTO_MOST; slices *= 2) {
+        hd_trainer *fewer = NULL;
+        tried.mlp_slices = slices;
+        const hd_status status = create(&tried, cuts_blocks, &fewer);
+        if (status == HD_ERROR_BUDGET) continue;
+        hd_trainer_destroy(*out);
+        *out = fewer;
+        return status;
+    }
     return HD_OK;
 }
 
@@ -256,9 +258,10 @@ static hd_status try_rung(choice *c, const hd_trainer_options *wanted, const str
     for (int sliced = 0; sliced <= c->may_slice; sliced++) {
         hd_trainer *trainer = NULL;
         if (!may_gain(c, rung, sliced)) continue;
-        if (c->may_slice) tried->mlp_slices = sliced ? HD_SLICES_AUTO : 1;
-        status = create(tried, c->cuts_blocks, &trainer);
-        if (status == HD_OK) status = consider(c, wanted, rung, tried, trainer);
+        if (c->may_slice) tried->mlp_slices = 1;
+        status = sliced ? create_with_mlps(tried, c->cuts_blocks, &trainer)
+                        : create(tried, c->cuts_blocks, &trainer);
+        if (status == HD_OK) status = consider(c, wanted, rung, trainer);
         if (status != HD_OK && status != HD_ERROR_BUDGET) break;
     }
     return status;
@@ -273,6 +276,7 @@ static hd_status choose_alone(const hd_trainer_options *options, hd_trainer **ou
     const bool skips_keep =
         options->activations == HD_ACTIVATIONS_AUTO && options->activation_blocks;
     choice c = {.cuts_blocks = may_stream && others > 1,
+                .slices = options->slices,
                 .may_slice = options->mlp_slices == HD_SLICES_AUTO};
     hd_status status = HD_OK;
     *out = NULL;

@@ -1,10 +1,10 @@
-/* How many slices the loss and MLPs are made in, as the planner chooses it from the budget. */
+/* How many slices the loss is made in, as the planner chooses it from the budget. */
 #include "core/error.h"
 #include "jobs/train/trainer.h"
 
 #include <stdio.h>
 
-/* The number tells in the last bits of a gradient, so that it must not depend on what a rank has; and ranks that
+/* The number tells in the last bits of gradients, so that it must not depend on what a rank has; and ranks that
  * share classes meet in each slice, those that share layers cut products beside what travels alike. */
 hd_status hdi_trainer_check_slices(const hd_trainer_options *o)
 {
@@ -24,18 +24,11 @@ hd_status hdi_trainer_check_slices(const hd_trainer_options *o)
     return HD_OK;
 }
 
-hd_trainer_options hdi_trainer_in_slices(const hd_trainer_options *options, int slices)
-{
-    hd_trainer_options out = *options;
-    if (out.slices < 0) out.slices = slices;
-    if (out.mlp_slices < 0) out.mlp_slices = slices;
-    return out;
-}
-
 static hd_status create_in(const hd_trainer_options *options, int slices, bool cuts_blocks,
                            hd_trainer **out)
 {
-    const hd_trainer_options tried = hdi_trainer_in_slices(options, slices);
+    hd_trainer_options tried = *options;
+    tried.slices = slices;
     hd_trainer_destroy(*out);
     *out = NULL;
     return hdi_trainer_create_as(&tried, cuts_blocks, out);
@@ -48,8 +41,7 @@ hd_status hdi_trainer_create_sliced(const hd_trainer_options *options, bool cuts
     const int most = HD_SLICES_AUTO_MOST;
     char refusal[4096];
     *out = NULL;
-    if (options->slices >= 0 && options->mlp_slices >= 0)
-        return hdi_trainer_create_as(options, cuts_blocks, out);
+    if (options->slices >= 0) return hdi_trainer_create_as(options, cuts_blocks, out);
     hd_status status = create_in(options, 1, cuts_blocks, out);
     if (status != HD_ERROR_BUDGET) return status;
     snprintf(refusal, sizeof refusal, "%s", hd_last_error());
