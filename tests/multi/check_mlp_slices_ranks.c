@@ -126,6 +126,7 @@ START_TEST(every_layout_has_the_bits_that_it_has_without_slices)
                                   .activations = on->activations,
                                   .activation_blocks = on->blocks,
                                   .residency = on->weights,
+                                  .tensor_groups = on->activations == HD_ACTIVATIONS_KEEP ? 1 : 3,
                                   .bucket_elements = 3000,
                                   .accumulate = 2};
     snprintf(what, sizeof what,
