@@ -77,6 +77,12 @@ static void find_blocks(mover *m)
     }
 }
 
+/* Whether an op's input is a tensor or rows of it. */
+static bool reads(const hd_program *program, hd_tensor in, int id)
+{
+    return in.id && (in.id == id || program->tensors[in.id]->within.id == id);
+}
+
 static void find_saved(mover *m)
 {
     const hd_program *program = m->program;
@@ -95,7 +101,7 @@ static void find_saved(mover *m)
             if (m->blocks[b].scope == producer->scope) item.block = b;
         for (int i = 0; i < m->original_ops; i++)
             for (int k = 0; k < program->ops[i]->op.inputs; k++) {
-                if (program->ops[i]->op.in[k].id != id) continue;
+                if (!reads(program, program->ops[i]->op.in[k], id)) continue;
                 if (program->ops[i]->phase == HDI_PHASE_FORWARD)
                     item.last_forward = i;
                 else if (i < item.first_backward)
@@ -130,9 +136,14 @@ static void append(mover *m, const hd_op_kind *kind, hdi_phase phase, int scope,
     m->before[index] = before;
 }
 
-/* Ops of the backward read `now` in place of `was`. */
+/* Ops of the backward read `now` in place of `was`. Rows of it that nothing makes are read by the backward
+ * alone. */
 static void replace(mover *m, hd_tensor was, hd_tensor now)
 {
+    for (int id = 1; id < m->program->tensor_count; id++) {
+        hdi_tensor *tensor = m->program->tensors[id];
+        if (tensor->within.id == was.id && tensor->producer < 0) tensor->within = now;
+    }
     for (int i = m->first_backward; i < m->original_ops; i++) {
         hd_op *op = &m->program->ops[i]->op;
         for (int k = 0; k < op->inputs; k++) {

@@ -60,6 +60,8 @@ typedef struct hd_program_options {
     int slices; /* over 1: the loss of token models in about so many slices of rows, so that there are
                    never more logits than those of one; in forwards alone also layers that can make
                    what is large within them in parts */
+    int mlp_slices; /* over 1: MLPs of blocks in about so many slices of rows. Nothing of what lies between
+                       their linear maps is kept for a backward, which makes it again, slice by slice */
     int sequence_groups; /* heads change places on the mesh's sequence axis in so many groups, at most
                             4, one under way while another is computed; zero: by their bytes */
     int tensor_groups; /* pieces of products beside what travels on the mesh's tensor axis, one computed

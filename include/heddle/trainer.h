@@ -72,6 +72,8 @@ typedef struct hd_trainer_options {
     int slices; /* as hd_program_options has it: the loss is the same, but the gradient of its layer is a
                    sum over slices, in their order; zero: 1; HD_SLICES_AUTO: as few as the budget asks
                    for, at most HD_SLICES_AUTO_MOST, without `exact` and tensor ranks */
+    int mlp_slices; /* the same of MLPs of blocks. Where a block's activations are kept nothing of what lies
+                       within its MLP is: its first product is made again in the backward */
     hd_activations activations;
     bool recompute;        /* short for HD_ACTIVATIONS_RECOMPUTE, where `activations` is KEEP */
     int activation_blocks; /* the others' are kept: of this rank's blocks so many are as `activations`

@@ -18,12 +18,13 @@ enum {
     LEVEL_1 = 4,         /* weights travel once a step */
     LEVEL_2 = 8,         /* gradients travel with each micro-batch */
     HOST_INPUTS = 16,    /* of blocks, if these are computed again: copies beside that */
-    HOST_OPTIMIZER = 32, /* the update waits for copies */
-    ALL_BLOCKS = 64, /* where activations of some are not kept: up to a third more computation */
-    RECOMPUTE = 128, /* a third more computation */
-    LEVEL_3 = 256,   /* weights travel twice with each micro-batch */
-    HOST_GRADIENTS = 512, /* copies both ways with each micro-batch */
-    HOST_WEIGHTS = 1024,  /* copies in for each forward and backward */
+    MLP_SLICES = 32,     /* up to a ninth more computation */
+    HOST_OPTIMIZER = 64, /* the update waits for copies */
+    ALL_BLOCKS = 128, /* where activations of some are not kept: up to a third more computation */
+    RECOMPUTE = 256,  /* a third more computation */
+    LEVEL_3 = 512,    /* weights travel twice with each micro-batch */
+    HOST_GRADIENTS = 1024, /* copies both ways with each micro-batch */
+    HOST_WEIGHTS = 2048,   /* copies in for each forward and backward */
     LEVELS = LEVEL_1 | LEVEL_2 | LEVEL_3
 };
 
@@ -79,6 +80,7 @@ static int useful_savers(const hd_trainer_options *options, const setting *tried
     if (is_gpipe(options) && tried->pipeline > 1) savers |= ONE_F_ONE_B;
     if (options->tokens && options->slices >= 0 && options->slices < HD_SLICES_AUTO_MOST)
         savers |= SLICES;
+    if (options->mlp_slices >= 0 && options->mlp_slices < HD_SLICES_AUTO_MOST) savers |= MLP_SLICES;
     if (options->optimizer_residency == HD_RESIDENCY_RESIDENT) savers |= HOST_OPTIMIZER;
     const bool keeps = options->activations == HD_ACTIVATIONS_KEEP;
     if (keeps && !options->recompute) savers |= RECOMPUTE;
@@ -101,6 +103,8 @@ static hd_trainer_options changed(const hd_trainer_options *options, const setti
     out.accumulate = tried->accumulate;
     out.shard_state = shard_state(options, tried);
     if (tried->savers & SLICES || out.slices == HD_SLICES_AUTO) out.slices = HD_SLICES_AUTO_MOST;
+    if (tried->savers & MLP_SLICES || out.mlp_slices == HD_SLICES_AUTO)
+        out.mlp_slices = HD_SLICES_AUTO_MOST;
     if (out.activations == HD_ACTIVATIONS_AUTO) out.activations = HD_ACTIVATIONS_RECOMPUTE_HOST;
     if (tried->savers & RECOMPUTE) out.recompute = true;
     if (tried->savers & ALL_BLOCKS) out.activation_blocks = 0;
@@ -275,6 +279,7 @@ static void name_changes(const search *s, hdi_text *text)
         add_key(text, "train.accumulate", best->accumulate);
     if (best->savers & ONE_F_ONE_B) hdi_text_append(text, " layout.schedule=1f1b");
     if (best->savers & SLICES) add_key(text, "train.slices", HD_SLICES_AUTO_MOST);
+    if (best->savers & MLP_SLICES) add_key(text, "train.mlp_slices", HD_SLICES_AUTO_MOST);
     if (best->savers & LEVELS) add_key(text, "layout.shard_state", shard_state(s->options, best));
     if (best->savers & HOST_OPTIMIZER) hdi_text_append(text, " optimizer.residency=host");
     if (inputs_leave(s->options, best))

@@ -124,6 +124,13 @@ const hdi_config_row hdi_job_schema[] = {
         "those of one: their layer's gradient is a sum over them; zero: as few as memory.budget "
         "asks for, without layout.reduction exact and layout.tensor",
         0),
+    INT("train.mlp_slices", "1", "0", "64", NULL,
+        "of rows in which blocks' MLPs are made, forward and backward: what lies within one is "
+        "never kept, only a slice of it is made at a time, in the backward again (up to a ninth "
+        "more computation, none in a token model's blocks that are computed again), and gradients "
+        "of the weights are sums over slices; zero: by memory.budget, whatever is predicted to be "
+        "fastest, without layout.reduction exact and layout.tensor",
+        0),
     ENUM("train.residency", "resident", train_residencies,
          "of weights of blocks: on the device; host: in pinned host memory with the optimizer's "
          "state, copied in beside computing; auto: on the host as few as memory.budget asks for, "

@@ -2,6 +2,7 @@
 #include "models/model.h"
 
 #include "core/error.h"
+#include "nn/nn.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -116,8 +117,7 @@ static hdi_model_stream block(hd_program *p, const hdi_model_stage *at, int laye
                                     .split_runs = 1,
                                     .split_run = {{.columns = config->inner}}};
     h = hdi_model_enter(p, at, h);
-    h = config->gelu_tanh ? hd_gelu_mlp(p, h, &up, &down)
-                          : hd_linear(p, hd_gelu(p, hd_linear(p, h, &up)), &down);
+    h = hdi_mlp(p, config->gelu_tanh ? HDI_MLP_GELU_TANH : HDI_MLP_GELU_ERF, h, &up, &down);
     from = hdi_model_hand_on(p, at, x, hdi_model_leave(p, at, h), layer);
     hd_scope_end(p);
     return from;

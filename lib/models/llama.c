@@ -3,6 +3,7 @@
 #include "models/model.h"
 
 #include "core/error.h"
+#include "nn/nn.h"
 
 #include <inttypes.h>
 
@@ -135,25 +136,22 @@ static hdi_model_stream block(hd_program *p, const hdi_model_stage *at, int laye
     h = attention(p, at, h);
     h = hd_residual_norm(p, x, h, &after, &x);
     const hd_split_run inner = {.columns = config->inner};
-    h = hd_linear(
-        p, hdi_model_enter(p, at, h),
-        &(hd_linear_options){.name = "mlp.gate_up_proj",
-                             .outputs = 2 * config->inner,
-                             .std = config->init_std,
-                             .split = HD_SPLIT_COLUMNS,
-                             .split_runs = 2,
-                             .split_run = {inner, inner},
-                             .parts = 2,
-                             .part = {{.name = "mlp.gate_proj", .outputs = config->inner},
-                                      {.name = "mlp.up_proj", .outputs = config->inner}}});
-    h = hd_swiglu(p, h);
-    h = hd_linear(p, h,
-                  &(hd_linear_options){.name = "mlp.down_proj",
-                                       .outputs = config->hidden,
-                                       .std = config->init_std,
-                                       .split = HD_SPLIT_ROWS,
-                                       .split_runs = 1,
-                                       .split_run = {inner}});
+    h = hdi_mlp(p, HDI_MLP_SWIGLU, hdi_model_enter(p, at, h),
+                &(hd_linear_options){.name = "mlp.gate_up_proj",
+                                     .outputs = 2 * config->inner,
+                                     .std = config->init_std,
+                                     .split = HD_SPLIT_COLUMNS,
+                                     .split_runs = 2,
+                                     .split_run = {inner, inner},
+                                     .parts = 2,
+                                     .part = {{.name = "mlp.gate_proj", .outputs = config->inner},
+                                              {.name = "mlp.up_proj", .outputs = config->inner}}},
+                &(hd_linear_options){.name = "mlp.down_proj",
+                                     .outputs = config->hidden,
+                                     .std = config->init_std,
+                                     .split = HD_SPLIT_ROWS,
+                                     .split_runs = 1,
+                                     .split_run = {inner}});
     from = hdi_model_hand_on(p, at, x, hdi_model_leave(p, at, h), layer);
     hd_scope_end(p);
     return from;

@@ -174,6 +174,12 @@ static hd_tensor attention_and_mlp(hdi_mmdit_build *b, hdi_attention_slices *fro
         return mlp;
     }
     hdi_mmdit_sequence_begin(b, 1, from->stream, &travel);
+    if (b->p->mlp_slices > 1) {
+        hdi_mmdit_sequence_attend(b, &travel);
+        mlp = hd_gelu_mlp(b->p, h, &up.options, &down.options);
+        hdi_mmdit_sequence_end(b, &travel, attended);
+        return mlp;
+    }
     const hdi_gelu_half half = hdi_gelu_up(b->p, h, &up.options);
     hdi_mmdit_sequence_attend(b, &travel);
     mlp = hdi_gelu_down(b->p, &half, &down.options);

@@ -185,17 +185,16 @@ hd_tensor hd_linear(hd_program *program, hd_tensor x, const hd_linear_options *o
                            : hd_linear_op(program, x, own.weight, own.bias);
 }
 
-/* What lies between has four times x's columns, queries, keys and values have three times: with twice
- * the program's slices it is no larger than a slice of those. */
-static hd_tensor sliced_mlp(hd_program *program, hd_tensor x, const hd_linear_options *up,
-                            const hd_linear_options *down)
+static hd_tensor sliced_mlp(hd_program *program, hdi_mlp_kind kind, hd_tensor x,
+                            const hd_linear_options *up, const hd_linear_options *down)
 {
     const hdi_linear_map first = declare_linear(program, x, up);
     if (!first.weight.id) return first.weight;
+    const int64_t made = hd_tensor_get(program, first.weight)->dims[0];
     const hdi_linear_map second =
-        hdi_linear_declare(program, hd_tensor_get(program, first.weight)->dims[0], down);
+        hdi_linear_declare(program, kind == HDI_MLP_SWIGLU ? made / 2 : made, down);
     if (!second.weight.id) return second.weight;
-    return hdi_mlp_slices(program, x, &first, &second, 2 * program->slices);
+    return hdi_mlp_slices(program, kind, x, &first, &second, program->mlp_slices);
 }
 
 hdi_gelu_half hdi_gelu_up(hd_program *program, hd_tensor x, const hd_linear_options *up)
@@ -220,12 +219,24 @@ hd_tensor hdi_gelu_down(hd_program *program, const hdi_gelu_half *half,
     return hdi_linear_after_gelu(program, half->activated, half->before, map.weight, map.bias);
 }
 
+hd_tensor hdi_mlp(hd_program *program, hdi_mlp_kind kind, hd_tensor x, const hd_linear_options *up,
+                  const hd_linear_options *down)
+{
+    const bool adds = up->add.id || down->add.id;
+    if (program->mlp_slices > 1 && !adds) return sliced_mlp(program, kind, x, up, down);
+    if (kind == HDI_MLP_GELU_TANH && !adds) {
+        const hdi_gelu_half half = hdi_gelu_up(program, x, up);
+        return hdi_gelu_down(program, &half, down);
+    }
+    x = hd_linear(program, x, up);
+    x = kind == HDI_MLP_SWIGLU     ? hd_swiglu(program, x)
+        : kind == HDI_MLP_GELU_ERF ? hd_gelu(program, x)
+                                   : hd_gelu_tanh(program, x);
+    return hd_linear(program, x, down);
+}
+
 hd_tensor hd_gelu_mlp(hd_program *program, hd_tensor x, const hd_linear_options *up,
                       const hd_linear_options *down)
 {
-    const bool adds = up->add.id || down->add.id;
-    if (program->slices > 1 && !adds) return sliced_mlp(program, x, up, down);
-    if (adds) return hd_linear(program, hd_gelu_tanh(program, hd_linear(program, x, up)), down);
-    const hdi_gelu_half half = hdi_gelu_up(program, x, up);
-    return hdi_gelu_down(program, &half, down);
+    return hdi_mlp(program, HDI_MLP_GELU_TANH, x, up, down);
 }

@@ -14,6 +14,10 @@
 hdi_linear_map hdi_linear_declare(hd_program *program, int64_t inputs,
                                   const hd_linear_options *options);
 
+/* down(activation(up(x))), in slices of rows where the program makes MLPs in slices. */
+hd_tensor hdi_mlp(hd_program *program, hdi_mlp_kind kind, hd_tensor x, const hd_linear_options *up,
+                  const hd_linear_options *down);
+
 /* hd_gelu_mlp of whole rows in two halves, between which something else may be computed. */
 typedef struct hdi_gelu_half {
     hd_tensor activated, before; /* before: in training, what gelu_tanh is of */

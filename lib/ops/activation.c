@@ -52,13 +52,20 @@ static const hd_op_kind activation_gradient = {
     .run = activation_gradient_run,
 };
 
+hd_tensor hdi_activation_gradient(hd_program *program, hdi_activation kind, hd_tensor x,
+                                  hd_tensor gradient)
+{
+    const hd_tensor in[] = {x, gradient};
+    return hd_custom_op(program, &activation_gradient, &(hdi_activation_options){kind}, 2, in);
+}
+
 static void activation_backward(hd_backward *context, const hd_op *op)
 {
     if (!hd_backward_wants(context, 0)) return;
-    const hd_tensor in[] = {op->in[0], hd_backward_output_gradient(context, 0)};
-    hd_backward_give(
-        context, 0,
-        hd_custom_op(hd_backward_program(context), &activation_gradient, op->options, 2, in));
+    const hdi_activation_options *options = op->options;
+    hd_backward_give(context, 0,
+                     hdi_activation_gradient(hd_backward_program(context), options->kind, op->in[0],
+                                             hd_backward_output_gradient(context, 0)));
 }
 
 const hd_op_kind hdi_op_activation = {
@@ -147,12 +154,18 @@ static const hd_op_kind swiglu_gradient = {
     .run = swiglu_gradient_run,
 };
 
+hd_tensor hdi_swiglu_gradient(hd_program *program, hd_tensor x, hd_tensor gradient)
+{
+    const hd_tensor in[] = {x, gradient};
+    return hd_custom_op(program, &swiglu_gradient, NULL, 2, in);
+}
+
 static void swiglu_backward(hd_backward *context, const hd_op *op)
 {
     if (!hd_backward_wants(context, 0)) return;
-    const hd_tensor in[] = {op->in[0], hd_backward_output_gradient(context, 0)};
     hd_backward_give(context, 0,
-                     hd_custom_op(hd_backward_program(context), &swiglu_gradient, NULL, 2, in));
+                     hdi_swiglu_gradient(hd_backward_program(context), op->in[0],
+                                         hd_backward_output_gradient(context, 0)));
 }
 
 const hd_op_kind hdi_op_swiglu = {

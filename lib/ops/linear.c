@@ -166,11 +166,16 @@ void hdi_linear_weight_gradient(hd_backward *context, int input, hd_tensor gradi
         hd_backward_weight(context, input, &weight_gradient, NULL, 2, in);
 }
 
+void hdi_linear_bias_gradient(hd_backward *context, int input, hd_tensor gradient)
+{
+    if (hd_backward_wants(context, input))
+        hd_backward_weight(context, input, &bias_gradient, NULL, 1, &gradient);
+}
+
 void hdi_linear_weight_gradients(hd_backward *context, const hd_op *op, hd_tensor gradient)
 {
     hdi_linear_weight_gradient(context, 1, gradient, op->in[0]);
-    if (hd_backward_wants(context, 2))
-        hd_backward_weight(context, 2, &bias_gradient, NULL, 1, &gradient);
+    hdi_linear_bias_gradient(context, 2, gradient);
 }
 
 hd_tensor hdi_linear_gradient(hd_program *program, hd_tensor gradient, hd_tensor weight)

@@ -4,7 +4,7 @@
 #include "core/error.h"
 #include "ops/ops.h"
 
-static hd_status run_product(const hd_run *run, hdi_gemm_args args, hdi_gemm_gelu gelu, void *pre)
+hd_status hdi_linear_run_gelu(const hd_run *run, hdi_gemm_args args, hdi_gemm_gelu gelu, void *pre)
 {
     args.gelu = gelu;
     args.pre = pre;
@@ -22,7 +22,7 @@ static hd_status linear_gelu_shape(hd_program *program, const hd_op *op)
 
 static hd_status linear_gelu_run(const hd_run *run)
 {
-    return run_product(run, hdi_linear_args(run), HDI_GEMM_GELU, run->out[1]);
+    return hdi_linear_run_gelu(run, hdi_linear_args(run), HDI_GEMM_GELU, run->out[1]);
 }
 
 static void linear_gelu_backward(hd_backward *context, const hd_op *op)
@@ -53,8 +53,8 @@ hd_tensor hdi_linear_gelu(hd_program *program, hd_tensor x, hd_tensor weight, hd
 /* in: gradient, weight, pre. out: gradient of pre. */
 static hd_status pre_gradient_run(const hd_run *run)
 {
-    return run_product(run, hdi_linear_gradient_args(run), HDI_GEMM_GELU_GRADIENT,
-                       hdi_updated(run->in[2]));
+    return hdi_linear_run_gelu(run, hdi_linear_gradient_args(run), HDI_GEMM_GELU_GRADIENT,
+                               hdi_updated(run->in[2]));
 }
 
 static const hd_op_kind pre_gradient = {
@@ -73,15 +73,22 @@ static hd_status after_gelu_shape(hd_program *program, const hd_op *op)
     return hdi_check_dims(op, 3, "pre", x->dtype, x->rank, x->dims);
 }
 
+hd_tensor hdi_linear_gelu_gradient(hd_program *program, hd_tensor gradient, hd_tensor weight,
+                                   hd_tensor pre)
+{
+    const hd_tensor in[] = {gradient, weight, pre};
+    return hd_custom_op(program, &pre_gradient, NULL, 3, in);
+}
+
 static void after_gelu_backward(hd_backward *context, const hd_op *op)
 {
     const hd_tensor gradient = hd_backward_output_gradient(context, 0);
-    const hd_tensor in[] = {gradient, op->in[1], op->in[3]};
     const bool weights_first = hdi_linear_weights_first(context, op);
     if (weights_first) hdi_linear_weight_gradients(context, op, gradient);
     if (hd_backward_wants(context, 3))
-        hd_backward_give(context, 3,
-                         hd_custom_op(hd_backward_program(context), &pre_gradient, NULL, 3, in));
+        hd_backward_give(
+            context, 3,
+            hdi_linear_gelu_gradient(hd_backward_program(context), gradient, op->in[1], op->in[3]));
     if (!weights_first) hdi_linear_weight_gradients(context, op, gradient);
 }
 

@@ -85,6 +85,16 @@ hd_tensor hdi_linear_gelu(hd_program *program, hd_tensor x, hd_tensor weight, hd
 hd_tensor hdi_linear_after_gelu(hd_program *program, hd_tensor activated, hd_tensor pre,
                                 hd_tensor weight, hd_tensor bias);
 
+/* The gradient of pre itself, of some rows; and a product with GELU, as one pass where the device can. */
+hd_tensor hdi_linear_gelu_gradient(hd_program *program, hd_tensor gradient, hd_tensor weight,
+                                   hd_tensor pre);
+hd_status hdi_linear_run_gelu(const hd_run *run, hdi_gemm_args args, hdi_gemm_gelu gelu, void *pre);
+
+/* Gradients of what activations take, by that and the gradient of what they give. */
+hd_tensor hdi_activation_gradient(hd_program *program, hdi_activation kind, hd_tensor x,
+                                  hd_tensor gradient);
+hd_tensor hdi_swiglu_gradient(hd_program *program, hd_tensor x, hd_tensor gradient);
+
 /* Rules of linear maps, in: x, weight, bias; of their data gradients, in: gradient, weight. */
 hd_status hdi_linear_shape(hd_program *program, const hd_op *op);
 void hdi_linear_cost(const hd_op *op, hd_cost *out);
@@ -93,9 +103,11 @@ hd_status hdi_linear_run(const hd_run *run);
 void hdi_linear_data_gradient(hd_backward *context, const hd_op *op, hd_tensor gradient);
 void hdi_linear_weight_gradients(hd_backward *context, const hd_op *op, hd_tensor gradient);
 
-/* The data gradient itself; and what weight, input `input` of the op whose rule runs, gets of some rows. */
+/* The data gradient itself; and what a weight or bias, input `input` of the op whose rule runs, gets of some
+ * rows. */
 hd_tensor hdi_linear_gradient(hd_program *program, hd_tensor gradient, hd_tensor weight);
 void hdi_linear_weight_gradient(hd_backward *context, int input, hd_tensor gradient, hd_tensor x);
+void hdi_linear_bias_gradient(hd_backward *context, int input, hd_tensor gradient);
 
 /* Whether these come before the data gradient: what is wider than the result is then free for its own
  * gradient. On a tensor axis the data gradient's rows travel under them. */

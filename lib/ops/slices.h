@@ -30,10 +30,14 @@ static inline int64_t hdi_slice_begin(int64_t rows, int slices, int index)
 hd_tensor hdi_loss_slices(hd_program *program, hd_tensor x, hd_tensor weight, hd_tensor targets,
                           int64_t first, int64_t limit, int slices);
 
-/* down(gelu_tanh(up(x))) in about `slices` slices of rows; only one slice of what lies between is
- * in memory. The result takes x's place where nobody else needs that. No gradient. */
-hd_tensor hdi_mlp_slices(hd_program *program, hd_tensor x, const hdi_linear_map *up,
-                         const hdi_linear_map *down, int slices);
+/* What an MLP does between its linear maps. SwiGLU: the first has twice the second's columns. */
+typedef enum hdi_mlp_kind { HDI_MLP_GELU_TANH, HDI_MLP_GELU_ERF, HDI_MLP_SWIGLU } hdi_mlp_kind;
+
+/* down(activation(up(x))) in about `slices` slices of rows; only one slice of what lies between is in memory.
+ * The result takes x's place where nobody else needs that. A backward makes it again, slice by slice, with the
+ * gradients of each: those of weights are sums over slices. x then is [rows, inputs]. */
+hd_tensor hdi_mlp_slices(hd_program *program, hdi_mlp_kind kind, hd_tensor x,
+                         const hdi_linear_map *up, const hdi_linear_map *down, int slices);
 
 /* Queries, keys and values of one or two streams by linear maps of their rows, hd_joint_qkv and
  * hd_attention, for a group of heads at a time: about `groups` groups. stream[s].qkv are the rows

@@ -61,22 +61,14 @@ static hd_tensor use_gradient(hd_program *program, hdi_use *use)
     return use->gradient;
 }
 
-static bool is_written(const hd_program *program, hd_tensor gradient)
-{
-    for (int i = 0; i < program->op_count; i++)
-        if ((program->ops[i]->op.kind->flags & HD_OP_WEIGHT_GRADIENT) &&
-            program->ops[i]->op.out[0].id == gradient.id)
-            return true;
-    return false;
-}
-
 static void append_weight(hd_program *program, const hd_op_kind *kind, const void *options,
                           int inputs, const hd_tensor *in, hd_tensor out)
 {
-    const bool first = !is_written(program, out);
+    hdi_tensor *tensor = hdi_tensor_of(program, out);
     hdi_op *op = hdi_op_append(program, kind, options, inputs, in, 1, &out);
-    if (!op) return;
-    op->first_writer = first;
+    if (!op || !tensor) return;
+    op->first_writer = !tensor->summed;
+    tensor->summed = true;
     hd_status status = kind->shape ? kind->shape(program, &op->op) : HD_OK;
     if (status != HD_OK) hd_program_fail(program, status, "%s: %s", kind->name, hd_last_error());
 }

@@ -243,8 +243,11 @@ void hdi_program_remove_dead(hd_program *program)
             program->ops[i] = NULL;
             continue;
         }
-        for (int k = 0; k < op->op.inputs; k++)
+        for (int k = 0; k < op->op.inputs; k++) {
+            const hdi_tensor *tensor = hdi_tensor_of(program, op->op.in[k]);
             read[op->op.in[k].id] = true;
+            if (tensor) read[tensor->within.id] = true;
+        }
     }
     int kept = 0;
     for (int i = 0; i < program->op_count; i++)

@@ -35,6 +35,10 @@ hd_status hd_program_create(const hd_program_options *options, hd_program **out)
     program->exact = options->exact;
     program->slices = options->slices > 1 && !options->training ? options->slices : 1;
     program->loss_slices = options->slices > 1 ? options->slices : 1;
+    /* What lies within an MLP has four times its input's columns, queries, keys and values have three times: in
+     * twice the slices it is no larger than a slice of those. */
+    program->mlp_slices = program->slices > 1 ? 2 * program->slices : 1;
+    if (options->mlp_slices > program->mlp_slices) program->mlp_slices = options->mlp_slices;
     program->sequence_groups = options->sequence_groups;
     program->tensor_groups = options->tensor_groups;
     if (options->rates) program->rates = *options->rates;

@@ -32,6 +32,7 @@ typedef struct hdi_tensor {
 
     hdi_flat flat; /* with flat_first: a range of flat storage */
     int64_t flat_first;
+    bool summed;     /* GRADIENT: a weight gradient adds to it */
     bool level_zero; /* GRADIENT: the joined sum, not the micro-batch's leaf */
     bool host;       /* lives in pinned host memory: only loads read it, only stores write it */
     bool staged;     /* INPUT, OUTPUT: has a place there, too, through which it is copied */
@@ -85,9 +86,9 @@ struct hd_program {
     bool whole_loss;           /* of all tokens, on each rank of that axis, not of the rank's */
     bool splits_layers;        /* the model heeds the mesh's tensor axis */
     int slices;                /* of blocks, at least 1; 1 where a backward follows */
-    int loss_slices;           /* at least 1 */
-    int sequence_groups;       /* of heads that change places; 0: as many as pay */
-    int sequence_turns;        /* the most that it came to; 0: nothing changes places */
+    int loss_slices, mlp_slices; /* at least 1 */
+    int sequence_groups;         /* of heads that change places; 0: as many as pay */
+    int sequence_turns;          /* the most that it came to; 0: nothing changes places */
     int tensor_groups; /* pieces of products around what travels on the tensor axis; 0: by rates */
     int tensor_pieces; /* the most that it came to; 0: no such products */
     hd_rates rates;    /* zeros: of no device in particular */

@@ -18,6 +18,8 @@ typedef struct replay {
     int *live;       /* ids of tensors whose bytes hold something that is still wanted */
     int live_count;
     bool *written; /* [tensor] */
+    int *users;    /* ops that use gradients and do not make them, in their order */
+    int user_count;
 } replay;
 
 static hd_status broken(const replay *r, int op, const char *what, int id)
@@ -153,6 +155,28 @@ static hd_status replay_op(replay *r, int index)
     return HD_OK;
 }
 
+static bool has_gradients(const replay *r, int id)
+{
+    const hd_program *program = r->unit->program;
+    if (id && program->tensors[id]->flat == HDI_FLAT_GRADIENTS) return true;
+    for (int part = r->first_part[id]; part; part = r->next_part[part])
+        if (program->tensors[part]->info.role == HD_ROLE_GRADIENT) return true;
+    return false;
+}
+
+static void list_users(replay *r)
+{
+    const hd_program *program = r->unit->program;
+    for (int i = 0; i < program->op_count; i++) {
+        const hd_op *op = &program->ops[i]->op;
+        bool uses = false;
+        if (op->kind->flags & (HD_OP_WEIGHT_GRADIENT | HD_OP_LOADS)) continue;
+        for (int k = 0; k < op->inputs + op->outputs && !uses; k++)
+            uses = has_gradients(r, k < op->inputs ? op->in[k].id : op->out[k - op->inputs].id);
+        if (uses) r->users[r->user_count++] = i;
+    }
+}
+
 /* A gradient is complete when something else first touches it: no weight gradient may come later. */
 static hd_status check_gradient_complete(const replay *r, int index)
 {
@@ -160,9 +184,8 @@ static hd_status check_gradient_complete(const replay *r, int index)
     size_t begin, end, other_begin, other_end;
     int gradient = program->ops[index]->op.out[0].id;
     if (!hdi_unit_range(r->plan, r->unit, gradient, &begin, &end)) return HD_OK;
-    for (int i = 0; i < index; i++) {
-        const hd_op *op = &program->ops[i]->op;
-        if (op->kind->flags & (HD_OP_WEIGHT_GRADIENT | HD_OP_LOADS)) continue;
+    for (int u = 0; u < r->user_count && r->users[u] < index; u++) {
+        const hd_op *op = &program->ops[r->users[u]]->op;
         for (int k = 0; k < op->inputs + op->outputs; k++) {
             int id = k < op->inputs ? op->in[k].id : op->out[k - op->inputs].id;
             if (id && program->tensors[gradient]->within.id == id)
@@ -240,11 +263,13 @@ static hd_status verify_unit(const hd_plan *plan, const hdi_unit *unit)
     r.next_part = hdi_alloc_array(count, sizeof *r.next_part);
     r.live = hdi_alloc_array(count, sizeof *r.live);
     r.written = hdi_alloc_array(count, sizeof *r.written);
-    hd_status status = r.last_read && r.first_part && r.next_part && r.live && r.written
+    r.users = hdi_alloc_array((size_t)program->op_count + 1, sizeof *r.users);
+    hd_status status = r.last_read && r.first_part && r.next_part && r.live && r.written && r.users
                            ? HD_OK
                            : hdi_error(HD_ERROR_MEMORY, "verifier: out of host memory");
     if (status == HD_OK) {
         list_parts(&r);
+        list_users(&r);
         for (int i = 0; i < program->tensor_count; i++)
             r.last_read[i] = -1;
         for (int i = 0; i < program->op_count; i++)
@@ -275,6 +300,7 @@ static hd_status verify_unit(const hd_plan *plan, const hdi_unit *unit)
     hdi_free(r.next_part);
     hdi_free(r.live);
     hdi_free(r.written);
+    hdi_free(r.users);
     return status;
 }
 

@@ -6,7 +6,8 @@
 #include <stdlib.h>
 
 typedef struct run {
-    const char *layers, *pipeline, *sequence, *schedule, *shard_state, *hidden, *slices;
+    const char *layers, *pipeline, *sequence, *schedule, *shard_state, *hidden, *slices,
+        *mlp_slices;
     int ranks;
     const char *first; /* what is named when a byte is missing */
     const char *among; /* what is named before there is nothing more to do */
@@ -14,16 +15,24 @@ typedef struct run {
 
 /* Wide and few tokens: parameters take most; narrow and many: activations. */
 static const run runs[] = {
-    {"2", "1", "1", "auto", "0", "64", "16", 1, "optimizer.residency=host",
+    {"2", "1", "1", "auto", "0", "64", "16", "16", 1, "optimizer.residency=host",
      "gradient_residency=host"},
-    {"6", "1", "1", "auto", "0", "32", "16", 1, "optimizer.residency=host", "train.residency=host"},
-    {"4", "1", "1", "auto", "0", "64", "16", 4, "layout.shard_state=1", "layout.shard_state=3"},
-    {"4", "1", "2", "auto", "1", "64", "16", 2, "layout.shard_state=2", "gradient_residency=host"},
-    {"4", "1", "1", "auto", "0", "16", "16", 4, "layout.shard_state=1", "layout.shard_state=3"},
-    {"2", "2", "1", "gpipe", "0", "16", "16", 2, "layout.schedule=1f1b", "layout.recompute=layer"},
-    {"2", "2", "1", "auto", "0", "64", "16", 4, "layout.shard_state=1", "layout.recompute=layer"},
-    {"2", "1", "1", "auto", "0", "32", "1", 1, "train.slices=16", "gradient_residency=host"},
-    {"2", "1", "2", "auto", "0", "32", "1", 2, "train.slices=16", "layout.shard_state=2"},
+    {"6", "1", "1", "auto", "0", "32", "16", "16", 1, "optimizer.residency=host",
+     "train.residency=host"},
+    {"4", "1", "1", "auto", "0", "64", "16", "16", 4, "layout.shard_state=1",
+     "layout.shard_state=3"},
+    {"4", "1", "2", "auto", "1", "64", "16", "16", 2, "layout.shard_state=2",
+     "gradient_residency=host"},
+    {"4", "1", "1", "auto", "0", "16", "16", "16", 4, "layout.shard_state=1",
+     "layout.shard_state=3"},
+    {"2", "2", "1", "gpipe", "0", "16", "16", "16", 2, "layout.schedule=1f1b",
+     "layout.recompute=layer"},
+    {"2", "2", "1", "auto", "0", "64", "16", "16", 4, "layout.shard_state=1",
+     "layout.recompute=layer"},
+    {"2", "1", "1", "auto", "0", "32", "1", "16", 1, "train.slices=16", "layout.recompute=layer"},
+    {"2", "1", "2", "auto", "0", "32", "1", "16", 2, "train.slices=16", "layout.shard_state=2"},
+    {"2", "1", "1", "auto", "0", "32", "16", "1", 1, "train.mlp_slices=16",
+     "train.mlp_slices=16 optimizer.residency=host"},
 };
 enum { RUNS = sizeof runs / sizeof runs[0] };
 
@@ -43,6 +52,7 @@ static hd_config *configure(const run *one, size_t budget)
     hdt_set(config, "layout.sequence", one->sequence);
     hdt_set(config, "layout.schedule", one->schedule);
     hdt_set(config, "train.slices", one->slices);
+    hdt_set(config, "train.mlp_slices", one->mlp_slices);
     hdt_set(config, "layout.shard_state", one->shard_state);
     snprintf(text, sizeof text, "%zu", budget);
     hdt_set(config, "memory.budget", text);

@@ -202,6 +202,7 @@ static void describe_places(const hd_trainer *trainer, hdi_text *text)
         hdi_text_printf(text, ": %d of %d blocks", o->activation_blocks, blocks);
     if (o->activations != HD_ACTIVATIONS_KEEP) hdi_text_append(text, "\n");
     if (o->slices > 1) hdi_text_printf(text, "       train.slices=%d\n", o->slices);
+    if (o->mlp_slices > 1) hdi_text_printf(text, "       train.mlp_slices=%d\n", o->mlp_slices);
     if (o->residency == HD_RESIDENCY_HOST) describe_blocks(trainer, text);
     if (hdi_trainer_on_host(trainer)) hdi_text_append(text, "       optimizer.residency=host\n");
     if (hdi_trainer_gradients_on_host(trainer))

@@ -91,6 +91,7 @@ static hd_status train_options(const hd_config *config, hd_model *model, const h
                          "layout.recompute: seen layer with train.activations %s, want none",
                          hdi_config_string(values, "train.activations"));
     const int slices = (int)hdi_config_int(values, "train.slices");
+    const int mlp_slices = (int)hdi_config_int(values, "train.mlp_slices");
     HD_RETURN_IF_ERROR(check_blocks(values, hd_model_layers(model),
                                     activations == HD_ACTIVATIONS_KEEP && !recompute));
     HD_RETURN_IF_ERROR(check_gradients(values));
@@ -112,6 +113,7 @@ static hd_status train_options(const hd_config *config, hd_model *model, const h
         .exact = hdi_config_enum(values, "layout.reduction") == HDI_REDUCTION_EXACT,
         .shard_state = hdi_config_enum(values, "layout.shard_state") % HDI_SHARDINGS,
         .slices = slices ? slices : HD_SLICES_AUTO,
+        .mlp_slices = mlp_slices ? mlp_slices : HD_SLICES_AUTO,
         .activations = activations,
         .recompute = recompute,
         .activation_blocks = (int)hdi_config_int(values, "train.activation_blocks"),

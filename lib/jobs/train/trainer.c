@@ -167,6 +167,7 @@ static hd_status check_options(hd_trainer *trainer, const hd_trainer_options *gi
             hd_mesh_size(o->mesh, HD_AXIS_COPY), o->shard_state);
     if (o->chunks < 1) o->chunks = 1;
     if (o->slices < 1) o->slices = 1;
+    if (o->mlp_slices < 1) o->mlp_slices = 1;
     HD_RETURN_IF_ERROR(check_activations(o));
     if (o->chunk_elements == 0) o->chunk_elements = 4 << 20;
     if (o->chunk_elements < 1)

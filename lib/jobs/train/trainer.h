@@ -94,7 +94,9 @@ struct hd_trainer {
 hd_status hdi_trainer_create_as(const hd_trainer_options *options, bool cuts_blocks,
                                 hd_trainer **out);
 
-/* trainer_slices.c: the same, with as few slices as fit where these are AUTO. */
+/* trainer_slices.c: whether slices, of the loss or MLPs, may be AUTO where they are; and the same as create_as, with
+ * as few of the loss as fit where these are AUTO. */
+hd_status hdi_trainer_check_slices(const hd_trainer_options *options);
 hd_status hdi_trainer_create_sliced(const hd_trainer_options *options, bool cuts_blocks,
                                     hd_trainer **out);
 

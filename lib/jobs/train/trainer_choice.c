@@ -65,7 +65,8 @@ static bool is_same_choice(const hd_trainer_options *a, const hd_trainer_options
 
 typedef struct choice {
     bool cuts_blocks; /* of the layout */
-    int slices;       /* as wanted: what is kept on the device is paid with slices first */
+    int slices; /* of the loss, as wanted: what is kept on the device is paid with these first */
+    bool may_slice;   /* MLPs */
     hd_trainer *best; /* NULL: none yet */
     on_host most;     /* of its rung */
     double seconds;   /* of its step */
@@ -187,10 +188,20 @@ static hd_status create(const hd_trainer_options *options, bool cuts_blocks, hd_
     return status;
 }
 
-/* Of rungs further down those with less of the state on the host may be faster, where a few blocks are enough. */
-static bool may_gain(const choice *c, const struct rung *rung)
+/* Of rungs further down those with less of the state on the host may be faster, where a few blocks are enough;
+ * and of those with as much there, and no more activations, some blocks at once in place of all MLPs in slices, or
+ * these in place of some blocks. */
+static bool may_gain(const choice *c, const struct rung *rung, bool slices_mlps)
 {
-    return !c->best || rung->most < c->most;
+    if (!c->best || rung->most < c->most) return true;
+    const hd_trainer_options *best = &c->best->options;
+    const bool is_sliced = best->mlp_slices > 1;
+    const bool makes_again = is_sliced || best->activations != HD_ACTIVATIONS_KEEP;
+    const bool copies = rung->activations != HD_ACTIVATIONS_KEEP &&
+                        rung->activations != HD_ACTIVATIONS_RECOMPUTE &&
+                        rung->activations != best->activations;
+    return c->may_slice && rung->most == c->most && makes_again && !copies &&
+           slices_mlps != is_sliced;
 }
 
 /* What is faster for more of the host's memory is not taken: nobody has said how much there is. */
@@ -220,6 +231,42 @@ static hd_status consider(choice *c, const hd_trainer_options *wanted, const str
     return HD_OK;
 }
 
+/* MLPs in as few slices as fit. The most are tried first: where these do not fit, no others do. */
+static hd_status create_with_mlps(const hd_trainer_options *options, bool cuts_blocks,
+                                  hd_trainer **out)
+{
+    hd_trainer_options tried = *options;
+    tried.mlp_slices = HD_SLICES_AUTO_MOST;
+    HD_RETURN_IF_ERROR(create(&tried, cuts_blocks, out));
+    for (int slices = 2; slices < HD_SLICES_AUTO_MOST; slices *= 2) {
+        hd_trainer *fewer = NULL;
+        tried.mlp_slices = slices;
+        const hd_status status = create(&tried, cuts_blocks, &fewer);
+        if (status == HD_ERROR_BUDGET) continue;
+        hd_trainer_destroy(*out);
+        *out = fewer;
+        return status;
+    }
+    return HD_OK;
+}
+
+/* MLPs at once, and then in as few slices as fit, where the user leaves that open. */
+static hd_status try_rung(choice *c, const hd_trainer_options *wanted, const struct rung *rung,
+                          hd_trainer_options *tried)
+{
+    hd_status status = HD_OK;
+    for (int sliced = 0; sliced <= c->may_slice; sliced++) {
+        hd_trainer *trainer = NULL;
+        if (!may_gain(c, rung, sliced)) continue;
+        if (c->may_slice) tried->mlp_slices = 1;
+        status = sliced ? create_with_mlps(tried, c->cuts_blocks, &trainer)
+                        : create(tried, c->cuts_blocks, &trainer);
+        if (status == HD_OK) status = consider(c, wanted, rung, trainer);
+        if (status != HD_OK && status != HD_ERROR_BUDGET) break;
+    }
+    return status;
+}
+
 /* Ranks that sum gradients may choose differently, since their shards and parts differ by a little: their
  * buckets must not. */
 static hd_status choose_alone(const hd_trainer_options *options, hd_trainer **out)
@@ -228,9 +275,12 @@ static hd_status choose_alone(const hd_trainer_options *options, hd_trainer **ou
     const int others = hd_mesh_ranks(options->mesh) / hd_mesh_size(options->mesh, HD_AXIS_PIPELINE);
     const bool skips_keep =
         options->activations == HD_ACTIVATIONS_AUTO && options->activation_blocks;
-    choice c = {.cuts_blocks = may_stream && others > 1, .slices = options->slices};
+    choice c = {.cuts_blocks = may_stream && others > 1,
+                .slices = options->slices,
+                .may_slice = options->mlp_slices == HD_SLICES_AUTO};
     hd_status status = HD_OK;
     *out = NULL;
+    HD_RETURN_IF_ERROR(hdi_trainer_check_slices(options));
     for (size_t r = 0; r < sizeof rungs / sizeof rungs[0]; r++) {
         hd_trainer_options tried, before;
         bool is_new = !(skips_keep && rungs[r].activations == HD_ACTIVATIONS_KEEP);
@@ -239,10 +289,7 @@ static hd_status choose_alone(const hd_trainer_options *options, hd_trainer **ou
             choose(options, &rungs[earlier], &before);
             is_new = !is_same_choice(&tried, &before);
         }
-        if (!is_new || !may_gain(&c, &rungs[r])) continue;
-        hd_trainer *trainer = NULL;
-        status = create(&tried, c.cuts_blocks, &trainer);
-        if (status == HD_OK) status = consider(&c, options, &rungs[r], trainer);
+        if (is_new) status = try_rung(&c, options, &rungs[r], &tried);
         if (status == HD_OK || status == HD_ERROR_BUDGET) continue;
         hd_trainer_destroy(c.best);
         return status;

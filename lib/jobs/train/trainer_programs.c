@@ -100,6 +100,7 @@ hd_status hdi_trainer_build_chunk(hd_trainer *trainer, int shape_index, int chun
                                                 .training = train,
                                                 .exact = options->exact,
                                                 .slices = options->slices,
+                                                .mlp_slices = options->mlp_slices,
                                                 .sequence_groups = options->sequence_groups,
                                                 .tensor_groups = options->tensor_groups,
                                                 .rates = &options->rates},

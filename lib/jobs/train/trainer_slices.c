@@ -4,21 +4,23 @@
 
 #include <stdio.h>
 
-/* The number tells in the last bits of a gradient, so that it must not depend on what a rank has; and ranks that
- * share classes meet in each slice. */
-static hd_status check_choice(const hd_trainer_options *o)
+/* The number tells in the last bits of gradients, so that it must not depend on what a rank has; and ranks that
+ * share classes meet in each slice, those that share layers cut products beside what travels alike. */
+hd_status hdi_trainer_check_slices(const hd_trainer_options *o)
 {
+    if (o->slices >= 0 && o->mlp_slices >= 0) return HD_OK;
+    const char *key = o->slices < 0 ? "train.slices" : "train.mlp_slices";
     const int tensor = hd_mesh_size(o->mesh, HD_AXIS_TENSOR);
     if (o->exact)
-        return hdi_error(
-            HD_ERROR_UNSUPPORTED,
-            "train.slices 0, by the budget, with layout.reduction exact: layouts would "
-            "have different ones, and other bits; want a number");
+        return hdi_error(HD_ERROR_UNSUPPORTED,
+                         "%s 0, by the budget, with layout.reduction exact: layouts would "
+                         "have different ones, and other bits; want a number",
+                         key);
     if (tensor > 1)
         return hdi_error(HD_ERROR_UNSUPPORTED,
-                         "train.slices 0, by the budget, with layout.tensor %d: ranks, whose bytes "
+                         "%s 0, by the budget, with layout.tensor %d: ranks, whose bytes "
                          "differ, could choose different ones; want a number",
-                         tensor);
+                         key, tensor);
     return HD_OK;
 }
 
@@ -40,7 +42,6 @@ hd_status hdi_trainer_create_sliced(const hd_trainer_options *options, bool cuts
     char refusal[4096];
     *out = NULL;
     if (options->slices >= 0) return hdi_trainer_create_as(options, cuts_blocks, out);
-    HD_RETURN_IF_ERROR(check_choice(options));
     hd_status status = create_in(options, 1, cuts_blocks, out);
     if (status != HD_ERROR_BUDGET) return status;
     snprintf(refusal, sizeof refusal, "%s", hd_last_error());
