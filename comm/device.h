@@ -12,7 +12,7 @@ hd_status hdi_nccl_device_create(int ordinal, void *compute_stream, hdi_nccl_dev
 void hdi_nccl_device_destroy(hdi_nccl_device *device); /* takes NULL; after its communicators */
 
 /* Programs run on another stream from here on; nothing is under way. Local. */
-void hdi_nccl_follow(hdi_nccl_device *device, void *compute_stream);
+void hdi_nccl_serve(hdi_nccl_device *device, void *compute_stream);
 
 typedef struct hdi_nccl_options {
     /* Send and receive between neighbours of the ring, upwards on channel 0 and downwards on channel 1; without,

@@ -372,7 +372,7 @@ hd_status hdi_nccl_device_create(int ordinal, void *compute_stream, hdi_nccl_dev
     hdi_nccl_device *device = hdi_alloc(sizeof *device);
     if (!device) return hdi_error(HD_ERROR_MEMORY, "nccl: out of host memory");
     device->ordinal = ordinal;
-    device->compute = device->queue = compute_stream;
+    hdi_nccl_serve(device, compute_stream);
     hd_status status = connect_early();
     if (status == HD_OK) status = hdi_nccl_cuda_status(cudaSetDevice(ordinal), "cudaSetDevice");
     if (status == HD_OK) status = make_operations(device);
@@ -384,9 +384,10 @@ hd_status hdi_nccl_device_create(int ordinal, void *compute_stream, hdi_nccl_dev
     return HD_OK;
 }
 
-void hdi_nccl_follow(hdi_nccl_device *device, void *compute_stream)
+void hdi_nccl_serve(hdi_nccl_device *device, void *compute_stream)
 {
     device->compute = compute_stream;
+    device->queue = compute_stream;
 }
 
 void hdi_nccl_device_destroy(hdi_nccl_device *device)

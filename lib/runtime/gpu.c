@@ -52,9 +52,9 @@ hd_status hdi_gpu_nccl_comm(hd_comm *host, hdi_nccl_device *device, const hdi_nc
     return hdi_comm_create_nccl(host, device, options, out);
 }
 
-void hdi_gpu_nccl_follow(hdi_nccl_device *device, hd_stream *stream)
+void hdi_gpu_nccl_serve(hdi_nccl_device *device, hd_stream *stream)
 {
-    hdi_nccl_follow(device, stream->handle);
+    hdi_nccl_serve(device, stream->handle);
 }
 
 void hdi_gpu_nccl_rehost(hd_comm *comm, hd_comm *host)
@@ -124,7 +124,7 @@ hd_status hdi_gpu_nccl_comm(hd_comm *host, hdi_nccl_device *device, const hdi_nc
     return no_gpus();
 }
 
-void hdi_gpu_nccl_follow(hdi_nccl_device *device, hd_stream *stream)
+void hdi_gpu_nccl_serve(hdi_nccl_device *device, hd_stream *stream)
 {
     (void)device, (void)stream;
 }

@@ -22,7 +22,7 @@ hd_status hdi_gpu_name(int ordinal, char *out, size_t bytes);
 hd_status hdi_gpu_nccl(int ordinal, hd_stream *stream, hdi_nccl_device **out);
 hd_status hdi_gpu_nccl_comm(hd_comm *host, hdi_nccl_device *device, const hdi_nccl_options *options,
                             hd_comm **out);
-void hdi_gpu_nccl_follow(hdi_nccl_device *device, hd_stream *stream);
+void hdi_gpu_nccl_serve(hdi_nccl_device *device, hd_stream *stream);
 void hdi_gpu_nccl_rehost(hd_comm *comm, hd_comm *host);
 void hdi_gpu_nccl_close(hdi_nccl_device *device); /* takes NULL */
 hd_status hdi_gpu_staging(hd_stream *stream, hdi_staging **out);

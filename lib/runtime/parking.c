@@ -48,7 +48,7 @@ hd_status hdi_parking_lend(hdi_parking *parking, const hd_context *context, hdi_
     *out = NULL;
     if (!parking || parking->is_lent) return HD_OK;
     if (parking->device)
-        hdi_gpu_nccl_follow(parking->device, context->stream);
+        hdi_gpu_nccl_serve(parking->device, context->stream);
     else
         HD_RETURN_IF_ERROR(hdi_gpu_nccl(context->ordinal, context->stream, &parking->device));
     parking->is_lent = true;
