@@ -158,6 +158,15 @@ static hd_status listed_stages(const hd_config *config, int wanted, int **stages
     return HD_OK;
 }
 
+static hd_status create(const hdi_train_target *on, const hd_trainer_options *options,
+                        hd_trainer **out)
+{
+    if (on->searches)
+        return hdi_searches_create_trainer(on->searches, options, on->activations, out);
+    return on->activations ? hdi_trainer_adopt(options, on->activations, out)
+                           : hd_trainer_create(options, out);
+}
+
 hd_status hdi_train_create(const hdi_train_target *on, const hdi_video_buckets *buckets,
                            hd_trainer **out)
 {
@@ -181,9 +190,7 @@ hd_status hdi_train_create(const hdi_train_target *on, const hdi_video_buckets *
         options.shape_count = buckets->count;
     }
     options.stage_layers = stages;
-    if (status == HD_OK)
-        status = on->activations ? hdi_trainer_adopt(&options, on->activations, out)
-                                 : hd_trainer_create(&options, out);
+    if (status == HD_OK) status = create(on, &options, out);
     if (status == HD_ERROR_BUDGET && on->remedy) status = hdi_remedy_add(on->config, &options);
     hdi_free(stages);
     hdi_free(shapes);
