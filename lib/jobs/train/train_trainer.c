@@ -90,7 +90,8 @@ static hd_status train_options(const hd_config *config, hd_model *model, const h
         return hdi_error(HD_ERROR_CONFIG,
                          "layout.recompute: seen layer with train.activations %s, want none",
                          hdi_config_string(values, "train.activations"));
-    const int slices = (int)hdi_config_int(values, "train.slices");
+    int slices = (int)hdi_config_int(values, "train.slices");
+    if (hd_model_video(model)) slices = 1; /* they have no logits to slice */
     HD_RETURN_IF_ERROR(check_blocks(values, hd_model_layers(model),
                                     activations == HD_ACTIVATIONS_KEEP && !recompute));
     HD_RETURN_IF_ERROR(check_gradients(values));
