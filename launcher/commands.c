@@ -143,8 +143,8 @@ static const struct argp_option plan_options[] = {
 static const struct argp_option convert_options[] = {
     {.name = "shard-bytes",
      .key = KEY_SHARD_BYTES,
-     .arg = "N",
-     .doc = "largest size of one safetensors file (default 5000000000)"},
+     .arg = "BYTES",
+     .doc = "largest size of one safetensors file, such as 2GiB (default 5GB)"},
     {.name = "ema",
      .key = KEY_EMA,
      .doc = "the average of the weights (train.ema) in place of them"},
@@ -176,8 +176,8 @@ static const struct argp_option data_options[] = {
      .doc = "size of the embeddings made of the words of classes' names (default 32)"},
     {.name = "shard-bytes",
      .key = KEY_SHARD_BYTES,
-     .arg = "N",
-     .doc = "largest size of one safetensors file (default 512 MiB)"},
+     .arg = "BYTES",
+     .doc = "largest size of one safetensors file, such as 2GiB (default 512MiB)"},
     {0}};
 
 static const struct argp_option no_options[] = {{0}};
