@@ -221,6 +221,43 @@ START_TEST(groups_share_bytes_and_programs_of_a_group_share_transients)
 }
 END_TEST
 
+/* Reads nothing that other programs have. */
+static hd_program *alone(const char *name, int64_t count, size_t workspace)
+{
+    hd_program *program;
+    hdt_assert_ok(hd_program_create(&(hd_program_options){.name = name}, &program));
+    hd_output(program, hdt_through(program, hdt_vector(program, "x", count), workspace), "y");
+    hdt_assert_ok(hd_program_finish(program));
+    return program;
+}
+
+/* Bytes of its own, beside those of the largest group, whatever its group and whichever comes first. */
+START_TEST(a_program_that_runs_beside_others_may_be_the_first)
+{
+    const int first = _i / 2, group = _i % 2;
+    hd_program *programs[3];
+    hd_plan *plan;
+    hdt_assert_ok(hd_plan_create(&(hd_plan_options){0}, &plan));
+    for (int i = 0; i < 3; i++) {
+        const bool beside = i == first;
+        const char name[] = {(char)('a' + i), 0};
+        programs[i] = beside ? alone(name, 1000, 50000) : chain(name, 1000, 3000);
+        hdt_assert_ok(
+            hd_plan_add(plan, programs[i],
+                        &(hd_plan_program_options){.group = beside ? group : 0, .beside = beside}));
+    }
+    hdt_assert_ok(hd_plan_finish(plan));
+    /* Of the others x and y each, h and a workspace for both; of this one x, y and a workspace. */
+    const size_t others = 2 * 2 * 4096 + 4096 + hdi_place_round(3000);
+    const size_t own = 2 * 4096 + hdi_place_round(50000);
+    ck_assert_uint_eq(hd_plan_arena_bytes(plan), 4096 + 2048 + others + own);
+    ck_assert_uint_eq(hd_plan_region_bytes(plan, HD_REGION_IO), 3 * 2 * 4096);
+    hd_plan_destroy(plan);
+    for (int i = 0; i < 3; i++)
+        hd_program_destroy(programs[i]);
+}
+END_TEST
+
 START_TEST(a_cache_has_one_copy_for_each_sequence_in_flight)
 {
     hd_program *p = hdt_program();
@@ -320,6 +357,7 @@ int main(void)
     tcase_add_test(tests, each_micro_batch_in_flight_has_bytes_of_its_own);
     tcase_add_test(tests, gradient_levels_are_bytes_of_their_own);
     tcase_add_test(tests, groups_share_bytes_and_programs_of_a_group_share_transients);
+    tcase_add_loop_test(tests, a_program_that_runs_beside_others_may_be_the_first, 0, 6);
     tcase_add_test(tests, a_cache_has_one_copy_for_each_sequence_in_flight);
     tcase_add_test(tests, states_of_one_name_must_agree);
     tcase_add_test(tests, a_budget_is_refused_by_need_region_and_table);
