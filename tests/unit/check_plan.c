@@ -1,4 +1,5 @@
 /* Plans: who shares bytes with whom, slots, groups, states, budgets, refusals. */
+#include "core/memory.h"
 #include "program/place.h"
 #include "program/plan.h"
 
@@ -326,6 +327,30 @@ START_TEST(a_budget_is_refused_by_need_region_and_table)
 }
 END_TEST
 
+/* Each request in turn; the sanitizers watch what is made of memory that is not there. */
+START_TEST(memory_that_cannot_be_had_is_said_and_the_plan_can_be_finished_later)
+{
+    hd_program *program = hdt_random_program(3);
+    hd_plan *whole = plan_of(program, NULL);
+    int refused = 0;
+    for (hd_status status = HD_ERROR_MEMORY; status == HD_ERROR_MEMORY; refused++) {
+        hd_plan *plan;
+        hdt_assert_ok(hd_plan_create(&(hd_plan_options){0}, &plan));
+        hdt_assert_ok(hd_plan_add(plan, program, NULL));
+        hdi_alloc_refuse(refused);
+        status = hd_plan_finish(plan);
+        hdi_alloc_refuse(-1);
+        if (status != HD_OK) hdt_assert_status(status, HD_ERROR_MEMORY, "out of host memory");
+        hdt_assert_ok(hd_plan_finish(plan));
+        ck_assert_mem_eq(plan->bytes, whole->bytes, sizeof whole->bytes);
+        hd_plan_destroy(plan);
+    }
+    ck_assert_int_gt(refused, 5);
+    hd_plan_destroy(whole);
+    hd_program_destroy(program);
+}
+END_TEST
+
 START_TEST(what_cannot_be_planned_is_refused)
 {
     hd_plan *plan;
@@ -361,6 +386,7 @@ int main(void)
     tcase_add_test(tests, a_cache_has_one_copy_for_each_sequence_in_flight);
     tcase_add_test(tests, states_of_one_name_must_agree);
     tcase_add_test(tests, a_budget_is_refused_by_need_region_and_table);
+    tcase_add_test(tests, memory_that_cannot_be_had_is_said_and_the_plan_can_be_finished_later);
     tcase_add_test(tests, what_cannot_be_planned_is_refused);
     suite_add_tcase(suite, tests);
     return hdt_main(suite);
