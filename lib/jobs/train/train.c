@@ -211,11 +211,10 @@ static void log_start(const hdi_train_job *job)
     const int ranks = hd_mesh_ranks(job->mesh);
     if (job->files.rank != 0) return;
     hdi_log(HD_LOG_INFO,
-            "training: %" PRId64 " parameters, steps %" PRId64 " to %" PRId64
-            ", on %d rank%s (%s); "
-            "planned %s on rank 0",
-            hd_model_parameters(job->model), job->trainer->steps + 1,
-            hdi_config_int(job->config->values, "train.steps"), ranks, ranks == 1 ? "" : "s",
+            "training: steps %" PRId64 " to %" PRId64 " of a model of %" PRId64
+            " parameters on %d rank%s (%s); planned %s on rank 0",
+            job->trainer->steps + 1, hdi_config_int(job->config->values, "train.steps"),
+            hd_model_parameters(job->model), ranks, ranks == 1 ? "" : "s",
             job->context->backend->name, hdi_bytes(hd_plan_total_bytes(job->trainer->plan)).text);
 }
 
