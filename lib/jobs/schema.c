@@ -122,7 +122,7 @@ const hdi_config_row hdi_job_schema[] = {
     INT("train.slices", "1", "0", "64", NULL,
         "of rows in which a token model's loss is made, so that there are never more logits than "
         "those of one: their layer's gradient is a sum over them; zero: as few as memory.budget "
-        "asks for, without layout.reduction exact and layout.tensor",
+        "asks for, without layout.reduction exact and layout.tensor; nothing to video models",
         0),
     INT("train.mlp_slices", "1", "0", "64", NULL,
         "of rows in which blocks' MLPs are made, forward and backward: what lies within one is "
