@@ -204,6 +204,8 @@ same_text() { # Conv1D's transposition and the parts of q, k, v come back as the
     [ -s text.run ] && cmp text.run text.folder >>out && cmp text.run text.shards >>out
 }
 check "the_folder_writes_what_the_checkpoint_writes" same_text
+check "a_text_is_as_long_as_the_model_takes" says 0 "prompt 1 of 1" -- \
+    "$heddle" generate --prompt weft --generate.checkpoint run
 same_text_from_the_host() {
     "$heddle" generate config.json --prompt weft --generate.tokens 12 --generate.checkpoint run \
         --generate.residency=host >text.host 2>>out && cmp text.run text.host >>out
