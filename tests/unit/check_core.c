@@ -335,7 +335,7 @@ END_TEST
 START_TEST(numbers_are_found_by_name_however_many_there_are)
 {
     enum { NAMES = 300 };
-    char name[NAMES][8];
+    char name[NAMES][16];
     hdi_names names = {0};
     ck_assert_int_eq(hdi_names_find(&names, "0"), -1);
     for (int i = 0; i < NAMES; i++) {
