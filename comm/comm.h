@@ -100,7 +100,8 @@ struct hd_comm {
     hd_comm
         *rider; /* borrowed, or NULL: moves on whenever somebody waits here; peers may need it */
 
-    hdi_parking *parking; /* borrowed, of a world: its meshes' device communicators stay there; or NULL */
+    hdi_parking
+        *parking; /* borrowed, of a world: its meshes' device communicators stay there; or NULL */
 };
 
 #define HDI_COMM_RECORD 32

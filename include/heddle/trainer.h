@@ -136,8 +136,8 @@ typedef struct hd_step_result {
 } hd_step_result;
 
 /* Build and plan; allocates host memory only. HD_ERROR_BUDGET if it cannot fit. Local: every rank
- * may plan for any rank of a fake mesh. But where the mesh is none such, Collective: if activations are AUTO
- * with a budget over the ranks that share sequences or layers, which recompute the same blocks; if state is sharded
+ * may plan for any rank of a fake mesh. But where the mesh is none such, Collective: if activations or mlp_slices
+ * are AUTO with a budget over the ranks that share sequences or layers, which choose the same; if state is sharded
  * and any of it, gradients or weights may be on the host, without in_turn, over those that share it, whose updates
  * all go on beside the next step or none. */
 HD_API hd_status hd_trainer_create(const hd_trainer_options *options, hd_trainer **out);
