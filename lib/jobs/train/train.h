@@ -80,6 +80,7 @@ typedef struct hdi_train_target {
     size_t transport;    /* and communicators */
     bool remedy;         /* look for settings that fit, for the message */
     int64_t activations; /* as another rank has them, for hdi_trainer_adopt; zero: to be chosen */
+    bool in_turn;        /* so is the update, as that of another rank */
 } hdi_train_target;
 
 /* The trainer that the configuration asks for; `buckets` of video models, NULL for others. */

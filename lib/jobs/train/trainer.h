@@ -107,6 +107,12 @@ hd_status hdi_trainer_create_sliced(const hd_trainer_options *options, bool cuts
 int64_t hdi_trainer_activations_code(const hd_trainer *trainer);
 hd_status hdi_trainer_adopt(const hd_trainer_options *options, int64_t code, hd_trainer **out);
 
+/* trainer_choice.c: of one whose update goes on beside the next step, and where its blocks are then; zero: it does
+ * not. Ranks that gather what it changes post in one order because they wait at the same places: those that share
+ * state must have the same, or their updates take turns with the rest, as this trainer's then does. */
+int64_t hdi_trainer_overlap_code(const hd_trainer *trainer);
+hd_status hdi_trainer_take_turns(hd_trainer **inout);
+
 /* trainer_census.c: learn parameters, costs and the boundary; cut the layers into stages. */
 hd_status hdi_census_take(hd_trainer *trainer);
 void hdi_census_release(hdi_census *census);

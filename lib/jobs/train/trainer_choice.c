@@ -372,25 +372,32 @@ static bool may_gather_beside(const hd_trainer_options *options)
            hd_mesh_size(options->mesh, HD_AXIS_SHARD) > 1;
 }
 
-/* They post in one order because they wait at the same places, so all do it, with blocks in the same places, or
- * none. One that has failed does not. */
+int64_t hdi_trainer_overlap_code(const hd_trainer *trainer)
+{
+    return hdi_trainer_updates_beside(&trainer->options) ? 1 + trainer->plan->layout->host_blocks
+                                                         : 0;
+}
+
+hd_status hdi_trainer_take_turns(hd_trainer **inout)
+{
+    hd_trainer_options less = (*inout)->options;
+    const bool cuts_blocks = (*inout)->cuts_blocks;
+    less.in_turn = true;
+    hd_trainer_destroy(*inout);
+    *inout = NULL;
+    return hdi_trainer_create_as(&less, cuts_blocks, inout);
+}
+
+/* One that has failed does not. */
 static hd_status agree_to_overlap(const hd_trainer_options *options, hd_status status,
                                   hd_trainer **inout)
 {
-    const bool beside = status == HD_OK && hdi_trainer_updates_beside(&(*inout)->options);
-    const int64_t own = beside ? 1 + (*inout)->plan->layout->host_blocks : 0;
+    const int64_t own = status == HD_OK ? hdi_trainer_overlap_code(*inout) : 0;
     int64_t codes[] = {own, -own};
     const hd_status reduced = largest(options->mesh, HD_AXIS_SHARD, codes);
     if (status == HD_OK) status = reduced;
-    if (status == HD_OK && (!beside || codes[0] == -codes[1])) return HD_OK;
-    if (status == HD_OK) {
-        hd_trainer_options less = (*inout)->options;
-        const bool cuts_blocks = (*inout)->cuts_blocks;
-        less.in_turn = true;
-        hd_trainer_destroy(*inout);
-        *inout = NULL;
-        return hdi_trainer_create_as(&less, cuts_blocks, inout);
-    }
+    if (status == HD_OK)
+        return own && codes[0] != -codes[1] ? hdi_trainer_take_turns(inout) : HD_OK;
     hd_trainer_destroy(*inout);
     *inout = NULL;
     return status;
