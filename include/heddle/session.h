@@ -55,7 +55,10 @@ HD_API hd_status hd_mesh_attach(hd_mesh *mesh, hd_context *context, hd_device_tr
  * outlive the session. Local. */
 HD_API hd_status hd_session_create(hd_context *context, const hd_plan *plan, const hd_mesh *mesh,
                                    hd_session **out);
-HD_API void hd_session_destroy(hd_session *session); /* takes NULL */
+
+/* Takes NULL. Waits for what goes to its memory: ranks that communicate with this one come, too, or it takes up to
+ * their communicators' deadline. */
+HD_API void hd_session_destroy(hd_session *session);
 
 /* Fill every parameter by its declared initialiser: a function of (seed, global name, element).
  * Local. */

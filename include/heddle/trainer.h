@@ -136,12 +136,15 @@ typedef struct hd_step_result {
 } hd_step_result;
 
 /* Build and plan; allocates host memory only. HD_ERROR_BUDGET if it cannot fit. Local: every rank
- * may plan for any rank of a fake mesh. But where the mesh is none such, Collective: if activations or mlp_slices
- * are AUTO with a budget over the ranks that share sequences or layers, which choose the same; if state is sharded
- * and any of it, gradients or weights may be on the host, without in_turn, over those that share it, whose updates
- * all go on beside the next step or none. */
+ * may plan for any rank of a fake mesh. But where the mesh is none such, Collective: if mlp_slices are AUTO, or
+ * activations with a budget, over the ranks that share sequences or layers, which choose the same; if state is
+ * sharded and any of it, gradients or weights may be on the host, without in_turn, over those that share it, whose
+ * updates all go on beside the next step or none. */
 HD_API hd_status hd_trainer_create(const hd_trainer_options *options, hd_trainer **out);
-HD_API void hd_trainer_destroy(hd_trainer *trainer); /* takes NULL */
+
+/* Takes NULL. Waits for an update that goes on beside the next step, and so, up to their communicators' deadline, for
+ * ranks that gather with this one. */
+HD_API void hd_trainer_destroy(hd_trainer *trainer);
 
 /* The plan; borrowed. Local. */
 HD_API const hd_plan *hd_trainer_plan(const hd_trainer *trainer);

@@ -406,8 +406,8 @@ static hd_status agree_to_overlap(const hd_trainer_options *options, hd_status s
 hd_status hd_trainer_create(const hd_trainer_options *options, hd_trainer **out)
 {
     hd_status status = choose_alone(options, out);
-    const bool is_open =
-        options->activations == HD_ACTIVATIONS_AUTO || options->mlp_slices == HD_SLICES_AUTO;
-    if (is_open && options->budget) status = agree(options, status, out);
+    const bool is_open = options->mlp_slices == HD_SLICES_AUTO ||
+                         (options->activations == HD_ACTIVATIONS_AUTO && options->budget);
+    if (is_open) status = agree(options, status, out);
     return may_gather_beside(options) ? agree_to_overlap(options, status, out) : status;
 }
