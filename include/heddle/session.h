@@ -55,7 +55,10 @@ HD_API hd_status hd_mesh_attach(hd_mesh *mesh, hd_context *context, hd_device_tr
  * outlive the session. Local. */
 HD_API hd_status hd_session_create(hd_context *context, const hd_plan *plan, const hd_mesh *mesh,
                                    hd_session **out);
-HD_API void hd_session_destroy(hd_session *session); /* takes NULL */
+
+/* Takes NULL. Waits for what is on its way to its memory: where that comes from ranks that have stopped, up to their
+ * communicators' deadline. Of a program that runs beside others, what is not queued yet is left out. */
+HD_API void hd_session_destroy(hd_session *session);
 
 /* Fill every parameter by its declared initialiser: a function of (seed, global name, element).
  * Local. */
@@ -63,7 +66,8 @@ HD_API hd_status hd_session_initialize(hd_session *session, uint64_t seed);
 
 /* Copy a whole tensor of a program from or to host memory; `micro_batch` chooses the slot. Done
  * when the call returns. Of a parameter that is sharded over ranks each writes its part, and none can
- * read it: HD_ERROR_UNSUPPORTED. Local. */
+ * read it: HD_ERROR_UNSUPPORTED. Local; Collective, on the same tensor, where a program that communicates goes on
+ * beside others and may not have released it. */
 HD_API hd_status hd_session_write(hd_session *session, const hd_program *program, hd_tensor tensor,
                                   int micro_batch, const void *host);
 HD_API hd_status hd_session_read(hd_session *session, const hd_program *program, hd_tensor tensor,
@@ -93,7 +97,7 @@ typedef struct hd_session_run_options {
 HD_API hd_status hd_session_run(hd_session *session, const hd_program *program,
                                 const hd_session_run_options *options);
 
-/* Wait for all communication and computation. */
+/* Wait for all communication and computation. Local, but for a program that communicates beside others. */
 HD_API hd_status hd_session_drain(hd_session *session);
 
 /* The highest byte of the arena that any op has touched, rounded as the plan rounds. Local. */

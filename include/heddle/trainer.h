@@ -136,12 +136,13 @@ typedef struct hd_step_result {
 } hd_step_result;
 
 /* Build and plan; allocates host memory only. HD_ERROR_BUDGET if it cannot fit. Local: every rank
- * may plan for any rank of a fake mesh. But where the mesh is none such, Collective: if activations are AUTO
- * with a budget over the ranks that share sequences or layers, which recompute the same blocks; if state is sharded
- * and any of it, gradients or weights may be on the host, without in_turn, over those that share it, whose updates
- * all go on beside the next step or none. */
+ * may plan for any rank of a fake mesh. But where the mesh is none such, Collective: if mlp_slices are AUTO, or
+ * activations with a budget, over the ranks that share sequences or layers, which choose the same; if state is
+ * sharded and any of it, gradients or weights may be on the host, without in_turn, over those that share it, whose
+ * updates all go on beside the next step or none. */
 HD_API hd_status hd_trainer_create(const hd_trainer_options *options, hd_trainer **out);
-HD_API void hd_trainer_destroy(hd_trainer *trainer); /* takes NULL */
+HD_API void
+hd_trainer_destroy(hd_trainer *trainer); /* takes NULL; ends as hd_session_destroy says */
 
 /* The plan; borrowed. Local. */
 HD_API const hd_plan *hd_trainer_plan(const hd_trainer *trainer);
@@ -166,7 +167,8 @@ HD_API hd_status hd_trainer_validate_shape(hd_trainer *trainer, int shape, hd_fe
                                            void *user, hd_step_result *out);
 
 /* The session, for reading tensors and the high-water mark; borrowed, NULL before start. Local. But where an update
- * goes on beside the next step and ranks gather what it changes, reading a weight between steps waits for them. */
+ * goes on beside the next step and ranks gather what it changes, reading a weight between steps is Collective over
+ * them, on the same weight: what ranks post comes in one order only if they wait at the same places. */
 HD_API hd_session *hd_trainer_session(hd_trainer *trainer);
 
 /* XXH3 over all weights in global order, as the forward uses them (16 bits each in BF16 and F16),

@@ -130,3 +130,12 @@ hd_status hdi_beside_end(hd_session *session)
     it->flags = 0;
     return HD_OK;
 }
+
+hd_status hdi_beside_abandon(hd_session *session)
+{
+    hdi_beside *it = &session->beside;
+    if (!it->flags) return HD_OK;
+    it->next = op_count(session);
+    it->raised = it->flags - 1;
+    return hdi_beside_end(session);
+}

@@ -34,4 +34,7 @@ hd_status hdi_beside_begin(hd_session *session, int unit, const hd_session_run_o
 hd_status hdi_beside_await(hd_session *session, int flag);
 hd_status hdi_beside_end(hd_session *session);
 
+/* The same of what is queued; the rest is left out. */
+hd_status hdi_beside_abandon(hd_session *session);
+
 #endif

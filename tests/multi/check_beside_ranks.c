@@ -181,6 +181,48 @@ START_TEST(what_comes_behind_an_update_finds_the_same_bits)
 }
 END_TEST
 
+static const hdi_transport *under;
+static int gathers;
+
+static hd_status count_gather(hd_comm *comm, void *inout, const int64_t *counts,
+                              const int64_t *offsets, hd_dtype dtype, hd_request *out)
+{
+    gathers++;
+    return under->all_gather(comm, inout, counts, offsets, dtype, out);
+}
+
+/* Its peers may be elsewhere: they would take what it posts for something else. */
+START_TEST(who_leaves_posts_nothing_more)
+{
+    hd_model *model = hdt_tiny_model("llama", LAYERS);
+    hd_mesh *mesh = NULL;
+    hd_context *context = NULL;
+    hd_trainer *trainer = NULL;
+    hd_step_result result;
+    int64_t step = 0;
+    const hd_mesh_options split = {.data = hd_comm_size(hdt_world)};
+    hdt_assert_ok(hdt_open_place(hdt_world, &split, &mesh, &context));
+    hd_trainer_options options = options_of(&kinds[0], mesh, model);
+    options.backend = context->backend;
+    hdt_assert_ok(hd_trainer_create(&options, &trainer));
+    hdt_assert_ok(hd_trainer_start(trainer, context, 7));
+    hdt_assert_ok(hd_trainer_step(trainer, 3e-3, hdt_feed, &step, &result));
+    const hdi_beside *beside = &trainer->session->beside;
+    ck_assert_int_lt(beside->raised, beside->flags - 1);
+    hd_comm *comm = hd_mesh_device_comm(mesh, HD_AXIS_SHARD);
+    under = comm->transport;
+    hdi_transport counting = *under;
+    counting.all_gather = count_gather;
+    comm->transport = &counting;
+    gathers = 0;
+    hd_trainer_destroy(trainer);
+    comm->transport = under;
+    ck_assert_int_eq(gathers, 0);
+    hdt_close_place(mesh, context);
+    hd_model_destroy(model);
+}
+END_TEST
+
 /* The last rank has no room for it. */
 START_TEST(all_ranks_gather_beside_or_none)
 {
@@ -214,6 +256,7 @@ int main(int argc, char **argv)
 {
     TCase *tests = tcase_create("beside_ranks");
     tcase_add_loop_test(tests, what_comes_behind_an_update_finds_the_same_bits, 0, KINDS);
+    tcase_add_test(tests, who_leaves_posts_nothing_more);
     tcase_add_loop_test(tests, all_ranks_gather_beside_or_none, 0, KINDS);
     return hdt_main_ranks(argc, argv, "beside_ranks", tests);
 }

@@ -2,6 +2,7 @@
 /* Training whose MLPs are made in slices of rows, for each kind of model on every layout: the bits of the same
  * layout without slices, but for the gradients of the MLPs' own weights, which are near; with reduction exact
  * the same bits on every layout. */
+#include "core/error.h"
 #include "tests/support/hdt_device.h"
 
 #include <stdio.h>
@@ -70,6 +71,8 @@ static const layout layouts[] = {
     {{.sequence = 2, .ring = 2}, NULL, 1, 0, HD_ACTIVATIONS_KEEP, 0, HD_RESIDENCY_RESIDENT},
     {{.tensor = 2}, NULL, 1, 0, HD_ACTIVATIONS_KEEP, 0, HD_RESIDENCY_RESIDENT},
     {{.tensor = 2}, NULL, 1, 0, HD_ACTIVATIONS_RECOMPUTE, 0, HD_RESIDENCY_RESIDENT},
+    {{.tensor = 2}, NULL, 1, 0, HD_ACTIVATIONS_HOST, 0, HD_RESIDENCY_RESIDENT},
+    {{.sequence = 2}, NULL, 1, 0, HD_ACTIVATIONS_HOST, 1, HD_RESIDENCY_RESIDENT},
     {{.data = 2, .pipeline = 2}, "1f1b", 1, 2, HD_ACTIVATIONS_KEEP, 0, HD_RESIDENCY_RESIDENT},
     {{.sequence = 2, .tensor = 2}, NULL, 1, 0, HD_ACTIVATIONS_RECOMPUTE, 2, HD_RESIDENCY_RESIDENT},
 };
@@ -161,11 +164,56 @@ START_TEST(reduction_exact_has_the_same_bits_on_every_layout)
 }
 END_TEST
 
+typedef struct chosen {
+    size_t bytes;
+    int slices;
+} chosen;
+
+static hd_status note(const hdt_split *one, hd_trainer *trainer, hd_context *context, void *out)
+{
+    (void)one, (void)context;
+    *(chosen *)out = (chosen){.bytes = hd_plan_total_bytes(hd_trainer_plan(trainer)),
+                              .slices = trainer->options.mlp_slices};
+    return HD_OK;
+}
+
+static hd_status take_a_step(const hdt_split *one, hd_trainer *trainer, hd_context *context,
+                             void *out)
+{
+    hd_step_result step;
+    HD_RETURN_IF_ERROR(note(one, trainer, context, out));
+    HD_RETURN_IF_ERROR(hd_trainer_start(trainer, context, 7));
+    return hd_trainer_step(trainer, 1e-3, hdt_split_feed, (void *)(uintptr_t)one, &step);
+}
+
+/* In a backward of an MMDiT's single blocks, what heads travel for comes in another order. */
+START_TEST(ranks_that_share_sequences_choose_the_same_slices)
+{
+    const hdt_split *hunyuan = &models[2];
+    const int ranks = hd_comm_size(hdt_world);
+    const bool is_last = hd_comm_rank(hdt_world) == ranks - 1;
+    const hd_mesh_options mesh = {.sequence = ranks};
+    hd_trainer_options options = {.accumulate = 1, .mlp_slices = 4};
+    chosen least, most, own;
+    if (ranks == 1) return;
+    hdt_assert_ok(hdt_split_with_trainer(hdt_world, hunyuan, &mesh, options, note, &least));
+    options.mlp_slices = 1;
+    hdt_assert_ok(hdt_split_with_trainer(hdt_world, hunyuan, &mesh, options, note, &most));
+    ck_assert_uint_lt(least.bytes, most.bytes);
+    options.mlp_slices = HD_SLICES_AUTO;
+    options.budget = is_last ? most.bytes - 1 : most.bytes;
+    hdt_assert_ok(hdt_split_with_trainer(hdt_world, hunyuan, &mesh, options, take_a_step, &own));
+    ck_assert_int_gt(own.slices, 1);
+    hdt_assert_ok(hd_comm_check_equal(hdt_world, &own.slices, sizeof own.slices, "slices"));
+}
+END_TEST
+
 int main(int argc, char **argv)
 {
     TCase *tests = tcase_create("mlp slices");
     tcase_add_loop_test(tests, every_layout_has_the_bits_that_it_has_without_slices, 0,
                         MODELS * LAYOUTS);
     tcase_add_loop_test(tests, reduction_exact_has_the_same_bits_on_every_layout, 0, MODELS / 2);
+    tcase_add_test(tests, ranks_that_share_sequences_choose_the_same_slices);
     return hdt_main_ranks(argc, argv, "mlp slices", tests);
 }

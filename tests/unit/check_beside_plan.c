@@ -1,7 +1,13 @@
 /* Plans of updates that go on beside the next step where ranks gather what they change, or where it passes through
  * slots: what is proved of them, and what they predict. */
+#include "jobs/job_model.h"
+#include "jobs/train/train.h"
 #include "jobs/train/trainer.h"
+#include "tests/support/hdt_program.h"
 #include "tests/support/hdt_train.h"
+
+#include <stdio.h>
+#include <string.h>
 
 enum { LAYERS = 8, RANKS = 2 };
 
@@ -160,6 +166,52 @@ START_TEST(a_step_waits_for_less_of_an_update_beside_it)
 }
 END_TEST
 
+static size_t needed_on(const hd_config *config, hd_model *of, int rank, int ranks)
+{
+    hd_mesh *mesh;
+    hd_trainer *trainer = NULL;
+    hdi_train_target on = {.config = config, .model = of};
+    hdt_assert_ok(hd_mesh_create_fake(rank, ranks, &(hd_mesh_options){.data = ranks}, &mesh));
+    hdt_assert_ok(hd_backend_find("cpu", &on.backend));
+    on.mesh = mesh;
+    hdt_assert_ok(hdi_train_create(&on, NULL, &trainer));
+    const size_t bytes = hd_plan_total_bytes(hd_trainer_plan(trainer));
+    hd_trainer_destroy(trainer);
+    hd_mesh_destroy(mesh);
+    return bytes;
+}
+
+/* Of three ranks the first has room where the second has none. */
+START_TEST(a_plan_says_what_all_ranks_have_room_for)
+{
+    static const char *const settings[][2] = {
+        {"run.device", "cpu"}, {"model.layers", "2"},           {"model.hidden", "20"},
+        {"model.heads", "5"},  {"model.vocab", "292"},          {"train.tokens", "31"},
+        {"train.batch", "24"}, {"optimizer.residency", "host"}, {"layout.shard_state", "2"},
+    };
+    enum { THREE = 3 };
+    const char *beside = "the update goes on beside the next step";
+    hd_config *config;
+    hd_model *of;
+    hdt_assert_ok(hd_config_create(&config));
+    for (size_t i = 0; i < sizeof settings / sizeof settings[0]; i++)
+        hdt_assert_ok(hd_config_set(config, settings[i][0], settings[i][1]));
+    hdt_assert_ok(hdi_job_model(config, &of));
+    const size_t least = needed_on(config, of, 0, THREE), most = needed_on(config, of, 1, THREE);
+    ck_assert_uint_lt(least, most);
+    for (int all = 0; all < 2; all++) {
+        char budget[32];
+        hdt_text out = {.used = 0};
+        snprintf(budget, sizeof budget, "%zuB", all ? most : least);
+        hdt_assert_ok(hd_config_set(config, "memory.budget", budget));
+        hdt_assert_ok(hd_plan_run(config, THREE, NULL, false, hdt_collect, &out));
+        ck_assert_msg(!strstr(out.text, beside) == !all, "%s of %zu: %s", budget, most, out.text);
+    }
+    hd_model_destroy(of);
+    hd_config_destroy(config);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("beside_plan");
@@ -169,6 +221,7 @@ int main(void)
     tcase_add_test(tests, what_is_still_gathered_when_it_is_released_is_caught);
     tcase_add_loop_test(tests, blocks_that_no_release_names_are_caught, 2, KINDS);
     tcase_add_loop_test(tests, a_step_waits_for_less_of_an_update_beside_it, 0, KINDS);
+    tcase_add_test(tests, a_plan_says_what_all_ranks_have_room_for);
     suite_add_tcase(suite, tests);
     return hdt_main(suite);
 }

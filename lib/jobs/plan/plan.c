@@ -25,6 +25,7 @@ typedef struct planning {
     int ranks;
     hd_mesh **meshes;      /* [ranks] */
     hd_trainer **trainers; /* [ranks] */
+    int64_t *codes;        /* [ranks] of hdi_trainer_adopt; zero: as it chose itself */
     hdi_calls *calls;      /* [ranks] */
     hdi_searches searches;
 } planning;
@@ -74,12 +75,14 @@ static hd_status plan_buckets(planning *p, hdi_train_target *on)
 /* Another trainer of a rank, for one that has its activations where `code` says. */
 static hd_status plan_rank(planning *p, hdi_train_target *on, int r, int64_t code)
 {
+    const bool is_first = !p->trainers[r];
     hd_trainer_destroy(p->trainers[r]);
     p->trainers[r] = NULL;
+    p->codes[r] = code;
     on->mesh = p->meshes[r];
     on->transport = hdi_job_transport(p->config, p->meshes[r], p->backend);
     on->activations = code;
-    if (r == 0 && !code) HD_RETURN_IF_ERROR(plan_buckets(p, on));
+    if (r == 0 && is_first) HD_RETURN_IF_ERROR(plan_buckets(p, on));
     const hd_status status =
         hdi_train_create(on, p->buckets.count ? &p->buckets : NULL, &p->trainers[r]);
     return status == HD_OK ? status : hdi_error_context(status, "rank %d of %d", r, p->ranks);
@@ -113,6 +116,28 @@ static hd_status agree(planning *p, hdi_train_target *on)
     return HD_OK;
 }
 
+static bool shares_state(const hd_mesh *a, const hd_mesh *b)
+{
+    return hd_mesh_index(a, HD_AXIS_PIPELINE) == hd_mesh_index(b, HD_AXIS_PIPELINE) &&
+           hd_mesh_index(a, HD_AXIS_TENSOR) == hd_mesh_index(b, HD_AXIS_TENSOR) &&
+           hd_mesh_index(a, HD_AXIS_COPY) == hd_mesh_index(b, HD_AXIS_COPY);
+}
+
+/* The same of updates beside the next step: who takes turns differs from all that do not. */
+static hd_status agree_to_overlap(planning *p, hdi_train_target *on)
+{
+    on->in_turn = true;
+    for (int r = 0; r < p->ranks; r++) {
+        const int64_t own = hdi_trainer_overlap_code(p->trainers[r]);
+        bool alike = true;
+        for (int o = 0; o < p->ranks && own && p->trainers[r]->options.shard_state; o++)
+            alike = alike && (!shares_state(p->meshes[r], p->meshes[o]) ||
+                              hdi_trainer_overlap_code(p->trainers[o]) == own);
+        if (!alike) HD_RETURN_IF_ERROR(plan_rank(p, on, r, p->codes[r]));
+    }
+    return HD_OK;
+}
+
 static hd_status plan_ranks(planning *p)
 {
     hd_mesh_options options;
@@ -131,6 +156,7 @@ static hd_status plan_ranks(planning *p)
         HD_RETURN_IF_ERROR(plan_rank(p, &on, r, 0));
     }
     HD_RETURN_IF_ERROR(agree(p, &on));
+    HD_RETURN_IF_ERROR(agree_to_overlap(p, &on));
     for (int r = 0; r < p->ranks; r++)
         HD_RETURN_IF_ERROR(collect_calls(p->trainers[r], &p->calls[r]));
     return hdi_calls_match(p->calls, p->meshes, p->ranks);
@@ -437,8 +463,9 @@ hd_status hd_plan_run(const hd_config *config, int ranks, const char *directory,
     planning p = {.config = config, .ranks = ranks};
     p.meshes = hdi_alloc_array((size_t)ranks, sizeof(hd_mesh *));
     p.trainers = hdi_alloc_array((size_t)ranks, sizeof(hd_trainer *));
+    p.codes = hdi_alloc_array((size_t)ranks, sizeof *p.codes);
     p.calls = hdi_alloc_array((size_t)ranks, sizeof *p.calls);
-    hd_status status = p.meshes && p.trainers && p.calls ? HD_OK : out_of_memory();
+    hd_status status = p.meshes && p.trainers && p.codes && p.calls ? HD_OK : out_of_memory();
     if (status == HD_OK) status = plan_ranks(&p);
     if (status == HD_OK) status = report(&p, begin, directory, print, write, user);
     for (int r = 0; r < ranks; r++) {
@@ -450,6 +477,7 @@ hd_status hd_plan_run(const hd_config *config, int ranks, const char *directory,
     hdi_video_buckets_release(&p.buckets);
     hd_model_destroy(p.model);
     hdi_free(p.calls);
+    hdi_free(p.codes);
     hdi_free(p.trainers);
     hdi_free(p.meshes);
     return status;

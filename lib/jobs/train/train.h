@@ -81,6 +81,7 @@ typedef struct hdi_train_target {
     size_t transport;    /* and communicators */
     bool remedy;         /* look for settings that fit, for the message */
     int64_t activations; /* as another rank has them, for hdi_trainer_adopt; zero: to be chosen */
+    bool in_turn;        /* so is the update, as that of another rank */
     hdi_searches *searches; /* of the ranks before, of a fake mesh; NULL: this one's alone */
 } hdi_train_target;
 

@@ -136,7 +136,9 @@ static char *state_text(const hdi_train_job *job)
 hd_status hdi_train_save(hdi_train_job *job)
 {
     char *state = state_text(job);
-    hd_status status = state ? hd_session_drain(job->trainer->session) : out_of_memory();
+    hd_status status =
+        hd_session_drain(job->trainer->session); /* ranks may gather in it: all do it */
+    if (status == HD_OK && !state) status = out_of_memory();
     status = hd_comm_agree(job->world, status);
     if (status == HD_OK) status = hdi_checkpoint_save(job->writer, job->trainer->steps, state);
     hdi_watch_memory(job->context, HDI_WORK_SAVE);

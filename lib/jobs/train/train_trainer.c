@@ -194,6 +194,7 @@ hd_status hdi_train_create(const hdi_train_target *on, const hdi_video_buckets *
     }
     options.stage_layers = stages;
     if (status == HD_OK) status = create(on, &options, out);
+    if (status == HD_OK && on->in_turn) status = hdi_trainer_take_turns(out);
     if (status == HD_ERROR_BUDGET && on->remedy) status = hdi_remedy_add(on->config, &options);
     hdi_free(stages);
     hdi_free(shapes);

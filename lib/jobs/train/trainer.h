@@ -101,12 +101,18 @@ hd_status hdi_trainer_check_slices(const hd_trainer_options *options);
 hd_status hdi_trainer_create_sliced(const hd_trainer_options *options, bool cuts_blocks,
                                     hd_trainer **out);
 
-/* trainer_choice.c: which activations a trainer does not keep, as a number that is larger for later kinds and
- * for more blocks; and a trainer that has what such a number says, or, where that does not fit, all blocks of
- * the kind. Ranks of one data rank and stage must have the same: their collectives of the forward run again in
- * recomputed blocks. */
+/* trainer_choice.c: which activations a trainer does not keep, as a number that is larger for later kinds, for
+ * MLPs in more slices and for more blocks; and a trainer that has what such a number says, or, where that does
+ * not fit, all blocks of the kind, and then the most slices. Ranks of one data rank and stage must have the same:
+ * their collectives of the forward run again in recomputed blocks, and slices change their order. */
 int64_t hdi_trainer_activations_code(const hd_trainer *trainer);
 hd_status hdi_trainer_adopt(const hd_trainer_options *options, int64_t code, hd_trainer **out);
+
+/* trainer_choice.c: of one whose update goes on beside the next step, and where its blocks are then; zero: it does
+ * not. Ranks that gather what it changes post in one order because they wait at the same places: those that share
+ * state must have the same, or their updates take turns with the rest, as this trainer's then does. */
+int64_t hdi_trainer_overlap_code(const hd_trainer *trainer);
+hd_status hdi_trainer_take_turns(hd_trainer **inout);
 
 /* trainer_census.c: learn parameters, costs and the boundary; cut the layers into stages. */
 hd_status hdi_census_take(hd_trainer *trainer);

@@ -297,25 +297,35 @@ static hd_status choose_alone(const hd_trainer_options *options, hd_trainer **ou
     return c.best ? HD_OK : status;
 }
 
-enum { KIND_SHIFT = 32 };
+enum { SLICES_SHIFT = 32, KIND_SHIFT = 48 };
 
 int64_t hdi_trainer_activations_code(const hd_trainer *trainer)
 {
     const hd_trainer_options *o = &trainer->options;
     const int blocks = o->activation_blocks ? o->activation_blocks : hdi_trainer_layers(trainer);
-    if (o->activations == HD_ACTIVATIONS_KEEP) return 0;
-    return (int64_t)o->activations << KIND_SHIFT | blocks;
+    const int64_t slices = o->mlp_slices > 1 ? (int64_t)o->mlp_slices << SLICES_SHIFT : 0;
+    if (o->activations == HD_ACTIVATIONS_KEEP) return slices;
+    return (int64_t)o->activations << KIND_SHIFT | slices | blocks;
 }
 
 hd_status hdi_trainer_adopt(const hd_trainer_options *options, int64_t code, hd_trainer **out)
 {
+    const bool may_slice = options->mlp_slices == HD_SLICES_AUTO;
     hd_trainer_options as = *options;
     as.activations = (hd_activations)(code >> KIND_SHIFT);
-    as.activation_blocks = (int)(code & (((int64_t)1 << KIND_SHIFT) - 1));
-    const hd_status status = choose_alone(&as, out);
-    if (status != HD_ERROR_BUDGET) return status;
-    as.activation_blocks = 0;
-    return choose_alone(&as, out);
+    as.activation_blocks = (int)(code & (((int64_t)1 << SLICES_SHIFT) - 1));
+    if (may_slice)
+        as.mlp_slices = (int)(code >> SLICES_SHIFT & ((1 << (KIND_SHIFT - SLICES_SHIFT)) - 1));
+    hd_status status = choose_alone(&as, out);
+    if (status == HD_ERROR_BUDGET && options->activations == HD_ACTIVATIONS_AUTO) {
+        as.activation_blocks = 0;
+        status = choose_alone(&as, out);
+    }
+    if (status == HD_ERROR_BUDGET && may_slice) {
+        as.mlp_slices = HD_SLICES_AUTO_MOST;
+        status = choose_alone(&as, out);
+    }
+    return status;
 }
 
 static hd_status largest(const hd_mesh *mesh, hd_axis axis, int64_t inout[2])
@@ -327,7 +337,8 @@ static hd_status largest(const hd_mesh *mesh, hd_axis axis, int64_t inout[2])
     return hd_comm_wait(comm, &request);
 }
 
-/* Over the ranks whose collectives stand in the forward, which runs again in a recomputed block.
+/* Over the ranks whose collectives stand in the forward, which runs again in a recomputed block; an MMDiT's come
+ * in another order where its MLPs are made in slices.
  * Each takes the largest code that there is, until all have it. Where one has failed the others go on as they
  * are: whoever starts the ranks learns of it. */
 static hd_status agree(const hd_trainer_options *options, hd_status status, hd_trainer **inout)
@@ -360,25 +371,32 @@ static bool may_gather_beside(const hd_trainer_options *options)
            hd_mesh_size(options->mesh, HD_AXIS_SHARD) > 1;
 }
 
-/* They post in one order because they wait at the same places, so all do it, with blocks in the same places, or
- * none. One that has failed does not. */
+int64_t hdi_trainer_overlap_code(const hd_trainer *trainer)
+{
+    return hdi_trainer_updates_beside(&trainer->options) ? 1 + trainer->plan->layout->host_blocks
+                                                         : 0;
+}
+
+hd_status hdi_trainer_take_turns(hd_trainer **inout)
+{
+    hd_trainer_options less = (*inout)->options;
+    const bool cuts_blocks = (*inout)->cuts_blocks;
+    less.in_turn = true;
+    hd_trainer_destroy(*inout);
+    *inout = NULL;
+    return hdi_trainer_create_as(&less, cuts_blocks, inout);
+}
+
+/* One that has failed does not. */
 static hd_status agree_to_overlap(const hd_trainer_options *options, hd_status status,
                                   hd_trainer **inout)
 {
-    const bool beside = status == HD_OK && hdi_trainer_updates_beside(&(*inout)->options);
-    const int64_t own = beside ? 1 + (*inout)->plan->layout->host_blocks : 0;
+    const int64_t own = status == HD_OK ? hdi_trainer_overlap_code(*inout) : 0;
     int64_t codes[] = {own, -own};
     const hd_status reduced = largest(options->mesh, HD_AXIS_SHARD, codes);
     if (status == HD_OK) status = reduced;
-    if (status == HD_OK && (!beside || codes[0] == -codes[1])) return HD_OK;
-    if (status == HD_OK) {
-        hd_trainer_options less = (*inout)->options;
-        const bool cuts_blocks = (*inout)->cuts_blocks;
-        less.in_turn = true;
-        hd_trainer_destroy(*inout);
-        *inout = NULL;
-        return hdi_trainer_create_as(&less, cuts_blocks, inout);
-    }
+    if (status == HD_OK)
+        return own && codes[0] != -codes[1] ? hdi_trainer_take_turns(inout) : HD_OK;
     hd_trainer_destroy(*inout);
     *inout = NULL;
     return status;
@@ -387,7 +405,8 @@ static hd_status agree_to_overlap(const hd_trainer_options *options, hd_status s
 hd_status hd_trainer_create(const hd_trainer_options *options, hd_trainer **out)
 {
     hd_status status = choose_alone(options, out);
-    if (options->activations == HD_ACTIVATIONS_AUTO && options->budget)
-        status = agree(options, status, out);
+    const bool is_open = options->mlp_slices == HD_SLICES_AUTO ||
+                         (options->activations == HD_ACTIVATIONS_AUTO && options->budget);
+    if (is_open) status = agree(options, status, out);
     return may_gather_beside(options) ? agree_to_overlap(options, status, out) : status;
 }
