@@ -24,15 +24,21 @@ static hd_status run_train(const job_request *request)
     }
     printf("%" PRId64 " steps, loss %.4f", result.steps, result.loss);
     if (!isnan(result.validation_loss)) printf(", validation %.4f", result.validation_loss);
-    if (!isnan(result.entropy)) printf(" (unigram entropy of the text: %.4f)", result.entropy);
+    if (!isnan(result.entropy))
+        printf(" (guessing by how often each token occurs: %.4f)", result.entropy);
     putchar('\n');
     printf("%.0f tokens/s, first step after %.2f s, weights %016" PRIx64 "\n",
            result.tokens_per_second, result.first_step_seconds, result.weights_hash);
     if (!isnan(result.exposed_copies))
-        printf("exposed: copies %.1f %%, communication %.1f %%, host %.1f %%\n",
-               100 * result.exposed_copies, 100 * result.exposed_communication,
-               100 * result.exposed_host);
-    printf("everything is in %s\n", result.directory);
+        printf(
+            "exposed: copies %.1f %%, communication %.1f %%, host %.1f %% of the steps' time, in "
+            "which computation waited for them\n",
+            100 * result.exposed_copies, 100 * result.exposed_communication,
+            100 * result.exposed_host);
+    const bool is_text = !isnan(result.entropy);
+    printf("everything is in %s\nnext: heddle %s.checkpoint=%s %s\n", result.directory,
+           is_text ? "generate --generate" : "sample --sample", result.directory,
+           is_text ? "--prompt=TEXT" : "--sample.inputs=TEXTS");
     return HD_OK;
 }
 
@@ -137,8 +143,8 @@ static const struct argp_option plan_options[] = {
 static const struct argp_option convert_options[] = {
     {.name = "shard-bytes",
      .key = KEY_SHARD_BYTES,
-     .arg = "N",
-     .doc = "largest size of one safetensors file (default 5000000000)"},
+     .arg = "BYTES",
+     .doc = "largest size of one safetensors file, such as 2GiB (default 5GB)"},
     {.name = "ema",
      .key = KEY_EMA,
      .doc = "the average of the weights (train.ema) in place of them"},
@@ -170,8 +176,8 @@ static const struct argp_option data_options[] = {
      .doc = "size of the embeddings made of the words of classes' names (default 32)"},
     {.name = "shard-bytes",
      .key = KEY_SHARD_BYTES,
-     .arg = "N",
-     .doc = "largest size of one safetensors file (default 512 MiB)"},
+     .arg = "BYTES",
+     .doc = "largest size of one safetensors file, such as 2GiB (default 512MiB)"},
     {0}};
 
 static const struct argp_option no_options[] = {{0}};

@@ -154,8 +154,9 @@ static error_t parse_option(int key, char *text, struct argp_state *state)
         request->ranks = (int)count;
         return 0;
     case KEY_SHARD_BYTES:
-        if (!parse_count(text, INT64_MAX, &request->shard_bytes))
-            argp_error(state, "--shard-bytes is '%s', want an integer of at least 1", text);
+        if (hd_bytes_parse(text, &request->shard_bytes) != HD_OK || request->shard_bytes < 1)
+            argp_error(state, "--shard-bytes is '%s', want bytes such as 30000, 512MiB or 5GB",
+                       text);
         return 0;
     case ARGP_KEY_ARG:
         if (request->argument_count == request->command->most)

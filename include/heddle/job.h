@@ -37,6 +37,10 @@ HD_API hd_status hd_config_print(const hd_config *config, hd_write_fn write, voi
 HD_API int hd_config_options(void);
 HD_API const hd_config_option *hd_config_option_at(int index);
 
+/* The whole of `text` as bytes, as settings of bytes are read: 1024, 512MiB (powers of 1024), 5GB (of 1000).
+ * HD_ERROR_ARGUMENT otherwise. Local. */
+HD_API hd_status hd_bytes_parse(const char *text, int64_t *out);
+
 /* Called after each step on rank 0, for a progress line. Of a training: return false to stop after saving, as
  * if a signal had asked for it; other jobs do not look at it. */
 typedef struct hd_progress {

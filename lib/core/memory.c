@@ -3,6 +3,7 @@
 
 #include <stdarg.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,13 +11,16 @@
 
 static atomic_uint_fast64_t allocations;
 static atomic_size_t largest;
+static atomic_int_fast64_t requests_left = -1; /* before the one that is refused */
 
-static void count_request(size_t bytes)
+/* False: it is refused. */
+static bool count_request(size_t bytes)
 {
     atomic_fetch_add(&allocations, 1);
     size_t seen = atomic_load(&largest);
     while (bytes > seen && !atomic_compare_exchange_weak(&largest, &seen, bytes))
         ;
+    return atomic_load(&requests_left) < 0 || atomic_fetch_sub(&requests_left, 1) != 0;
 }
 
 uint64_t hdi_alloc_count(void)
@@ -29,9 +33,14 @@ size_t hdi_alloc_take_largest(void)
     return atomic_exchange(&largest, 0);
 }
 
+void hdi_alloc_refuse(int64_t after)
+{
+    atomic_store(&requests_left, after);
+}
+
 void *hdi_alloc(size_t bytes)
 {
-    count_request(bytes);
+    if (!count_request(bytes)) return NULL;
     return calloc(1, bytes ? bytes : 1);
 }
 
@@ -46,7 +55,7 @@ void *hdi_realloc_array(void *pointer, size_t old_count, size_t count, size_t el
 {
     size_t bytes;
     if (__builtin_mul_overflow(count, element_bytes, &bytes)) return NULL;
-    count_request(bytes);
+    if (!count_request(bytes)) return NULL;
     char *grown = realloc(pointer, bytes ? bytes : 1);
     if (grown && count > old_count)
         memset(grown + old_count * element_bytes, 0, (count - old_count) * element_bytes);
@@ -61,7 +70,7 @@ void hdi_free(void *pointer)
 void *hdi_map(size_t bytes)
 {
     if (!bytes) bytes = 1;
-    count_request(bytes);
+    if (!count_request(bytes)) return NULL;
     void *mapped = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (mapped == MAP_FAILED) return NULL;
     (void)madvise(mapped, bytes, MADV_HUGEPAGE); /* a hint: fewer page faults and TLB misses */

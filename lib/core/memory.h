@@ -30,6 +30,10 @@ uint64_t hdi_alloc_count(void);
 /* Bytes of the largest request since this was last asked: for tests of what is refused in time. */
 size_t hdi_alloc_take_largest(void);
 
+/* The request behind so many from here on is refused, and no other; negative: none is. For tests of what is said
+ * and released then. */
+void hdi_alloc_refuse(int64_t after);
+
 /* Make room for one more element in a growing array: count and capacity are the caller's.
  * Returns false when memory is out. Usage: if (!HDI_GROW(a->items, a->count, a->capacity)) ... */
 #define HDI_GROW(items, count, capacity) \

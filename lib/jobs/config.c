@@ -3,6 +3,7 @@
 
 #include "core/error.h"
 #include "core/memory.h"
+#include "core/number.h"
 
 #include <pthread.h>
 #include <stdio.h>
@@ -108,6 +109,13 @@ static void make_options(void)
 int hd_config_options(void)
 {
     return hdi_job_schema_rows < MOST_OPTIONS ? hdi_job_schema_rows : MOST_OPTIONS;
+}
+
+hd_status hd_bytes_parse(const char *text, int64_t *out)
+{
+    if (hdi_parse_bytes(text, out)) return HD_OK;
+    return hdi_error(HD_ERROR_ARGUMENT, "'%s' is no size, want bytes such as 1024, 512MiB or 24GiB",
+                     text);
 }
 
 const hd_config_option *hd_config_option_at(int index)

@@ -122,7 +122,7 @@ const hdi_config_row hdi_job_schema[] = {
     INT("train.slices", "1", "0", "64", NULL,
         "of rows in which a token model's loss is made, so that there are never more logits than "
         "those of one: their layer's gradient is a sum over them; zero: as few as memory.budget "
-        "asks for, without layout.reduction exact and layout.tensor",
+        "asks for, without layout.reduction exact and layout.tensor; nothing to video models",
         0),
     INT("train.mlp_slices", "1", "0", "64", NULL,
         "of rows in which blocks' MLPs are made, forward and backward: what lies within one is "
@@ -314,7 +314,8 @@ const hdi_config_row hdi_job_schema[] = {
     STRING("generate.prompt_file", "", "one prompt a line, after generate.prompts", QUIET),
     STRING("generate.ids", "",
            "a prompt as token numbers with commas, for vocabularies that are not bytes", QUIET),
-    INT("generate.tokens", "200", "1", "16777216", "tokens", "to add to each prompt", QUIET),
+    INT("generate.tokens", "0", "0", "16777216", "tokens",
+        "to add to each prompt; zero: 200, or as many as the model takes", QUIET),
     FLOAT("generate.temperature", "0.8", "0", "100", NULL, "zero: greedy", QUIET),
     INT("generate.top_k", "50", "0", NULL, "tokens",
         "sample among the k likeliest; zero: among all", QUIET),

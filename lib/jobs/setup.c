@@ -6,6 +6,7 @@
 #include "core/memory.h"
 #include "core/number.h"
 #include "core/text.h"
+#include "report/format.h"
 #include "runtime/gpu.h"
 #include "runtime/session.h"
 #include "runtime/transport.h"
@@ -252,15 +253,24 @@ hd_status hdi_job_most_memory(hd_comm *world, hd_context *context, size_t *plann
 void hdi_job_log_memory(const hd_context *context, size_t planned)
 {
     const hdi_memory_watch *watch = &context->memory;
-    const bool is_cpu = context->backend == &hdi_backend_cpu;
     hdi_text works = {0};
     if (watch->total == 0) return;
+    if (context->backend == &hdi_backend_cpu) { /* what other programs use there says nothing */
+        hdi_log(HD_LOG_INFO,
+                "memory: planned %s of the host, on the rank that needs most; the program and its "
+                "libraries come on top",
+                hdi_bytes(planned).text);
+        return;
+    }
     for (int w = 0; w < HDI_WORKS; w++)
         if (watch->most[w])
-            hdi_text_printf(&works, ", %zu in %s", watch->most[w], hdi_work_name((hdi_work)w));
-    hdi_log(HD_LOG_INFO, "memory: planned %zu bytes; in use %zu bytes of the %s %zu%s: at most%s",
-            planned, hdi_memory_most(watch), is_cpu ? "machine's" : "device's", watch->total,
-            is_cpu ? ", by all programs" : "", works.data ? works.data + 1 : "");
+            hdi_text_printf(&works, ", %s in %s", hdi_bytes(watch->most[w]).text,
+                            hdi_work_name((hdi_work)w));
+    hdi_log(HD_LOG_INFO,
+            "memory: planned %s of the device, on the rank that needs most; most in use there, "
+            "other programs included, %s of %s: %s",
+            hdi_bytes(planned).text, hdi_bytes(hdi_memory_most(watch)).text,
+            hdi_bytes(watch->total).text, works.data ? works.data + 2 : "");
     hdi_text_free(&works);
 }
 

@@ -87,7 +87,7 @@ void hdi_plan_lay_out_arena(hd_plan *plan)
         if (seen) continue;
         size_t bytes[HD_REGIONS] = {0};
         size_t end = lay_out_group(plan, group, cursor, bytes);
-        if (end <= plan->arena_bytes && i > 0) continue;
+        if (end <= plan->arena_bytes) continue;
         plan->arena_bytes = end;
         for (int r = HD_REGION_GRADIENTS; r <= HD_REGION_TRANSIENT; r++)
             plan->bytes[r] = bytes[r];

@@ -15,9 +15,7 @@ static hd_status out_of_memory(void)
 
 int hdi_layout_find(const hdi_layout *layout, const char *name)
 {
-    for (int i = 0; i < layout->entry_count; i++)
-        if (strcmp(layout->entries[i].name, name) == 0) return i;
-    return -1;
+    return hdi_names_find(&layout->by_name, name);
 }
 
 /* Entries of which ranks have parts first, then those that all have: a bucket holds one kind, so that
@@ -34,6 +32,8 @@ static hd_status part_alike(hdi_layout *layout)
                 sorted[count++] = layout->entries[i];
     memcpy(layout->entries, sorted, (size_t)count * sizeof *sorted);
     hdi_free(sorted);
+    for (int i = 0; i < count; i++)
+        if (!hdi_names_put(&layout->by_name, layout->entries[i].name, i)) return out_of_memory();
     return HD_OK;
 }
 
@@ -55,7 +55,8 @@ static hd_status collect_entries(hdi_layout *layout, hd_program *const *programs
         for (int u = 0; u < programs[p]->use_count; u++) {
             const hdi_use *use = &programs[p]->uses[u];
             if (hdi_layout_find(layout, use->name) >= 0) continue;
-            if (!HDI_GROW(layout->entries, layout->entry_count, layout->entry_capacity))
+            if (!HDI_GROW(layout->entries, layout->entry_count, layout->entry_capacity) ||
+                !hdi_names_put(&layout->by_name, use->name, layout->entry_count))
                 return out_of_memory();
             layout->entries[layout->entry_count++] = (hdi_entry){
                 .name = use->name,
@@ -326,6 +327,7 @@ void hdi_layout_destroy(hdi_layout *layout)
     for (int i = 0; i < layout->bucket_count; i++)
         hdi_free(layout->buckets[i].shard_first);
     hdi_free(layout->entries);
+    hdi_names_free(&layout->by_name);
     hdi_free(layout->instances);
     hdi_free(layout->buckets);
     hdi_free(layout);

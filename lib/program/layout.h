@@ -12,6 +12,7 @@
 #ifndef HDI_PROGRAM_LAYOUT_H
 #define HDI_PROGRAM_LAYOUT_H
 
+#include "core/names.h"
 #include "program/program.h"
 #include "program/shard.h"
 
@@ -68,6 +69,7 @@ typedef struct hdi_bucket {
 typedef struct hdi_layout {
     hdi_entry *entries;
     int entry_count, entry_capacity;
+    hdi_names by_name; /* of entries */
     hdi_instance *instances;
     int instance_count, instance_capacity;
     hdi_bucket *buckets;

@@ -382,11 +382,11 @@ hd_status hd_plan_finish(hd_plan *plan)
         }
     hdi_plan_lay_out_arena(plan);
     hdi_plan_lay_out_host(plan);
+    HD_RETURN_IF_ERROR(check_budget(plan));
     for (int i = 0; i < plan->unit_count; i++) {
         HD_RETURN_IF_ERROR(hdi_unit_waits(plan, i));
         HD_RETURN_IF_ERROR(hdi_unit_uses(plan, i));
     }
-    HD_RETURN_IF_ERROR(check_budget(plan));
     HD_RETURN_IF_ERROR(hdi_plan_verify(plan));
     plan->finished = true;
     return HD_OK;

@@ -11,18 +11,6 @@
 
 static hdt_copies *const place = &hdt_place;
 
-static void open_peers(void)
-{
-    hdt_copies_open(&(hd_mesh_options){.pipeline = hd_comm_size(hdt_world)}, HD_AXIS_PIPELINE,
-                    false);
-}
-
-static void open_host(void)
-{
-    hdt_copies_open(&(hd_mesh_options){.pipeline = hd_comm_size(hdt_world)}, HD_AXIS_PIPELINE,
-                    true);
-}
-
 static int64_t message_count(int from, int to, int64_t unit)
 {
     return (from + 2 * to) % 5 == 4 ? 0 : unit + from + 3 * to;
@@ -293,7 +281,8 @@ static TCase *faults(const char *name, void (*open)(void))
 
 int main(int argc, char **argv)
 {
-    return hdt_main_ranks(argc, argv, "copies", cases("peers", open_peers),
-                          cases("host", open_host), faults("peers' faults", open_peers),
-                          faults("host's faults", open_host));
+    return hdt_main_ranks(argc, argv, "copies", cases("peers", hdt_copies_open_peers),
+                          cases("host", hdt_copies_open_host),
+                          faults("peers' faults", hdt_copies_open_peers),
+                          faults("host's faults", hdt_copies_open_host));
 }

@@ -8,18 +8,6 @@
 
 static hdt_copies *const place = &hdt_place;
 
-static void open_peers(void)
-{
-    hdt_copies_open(&(hd_mesh_options){.pipeline = hd_comm_size(hdt_world)}, HD_AXIS_PIPELINE,
-                    false);
-}
-
-static void open_host(void)
-{
-    hdt_copies_open(&(hd_mesh_options){.pipeline = hd_comm_size(hdt_world)}, HD_AXIS_PIPELINE,
-                    true);
-}
-
 static void open_crossed(void)
 {
     const int size = hd_comm_size(hdt_world);
@@ -186,6 +174,6 @@ int main(int argc, char **argv)
     TCase *crossed = tcase_create("crossed");
     tcase_add_unchecked_fixture(crossed, open_crossed, hdt_copies_close);
     tcase_add_test(crossed, exchanges_of_several_communicators_pass_each_other);
-    return hdt_main_ranks(argc, argv, "copy_links", cases("peers", open_peers),
-                          cases("host", open_host), crossed);
+    return hdt_main_ranks(argc, argv, "copy_links", cases("peers", hdt_copies_open_peers),
+                          cases("host", hdt_copies_open_host), crossed);
 }

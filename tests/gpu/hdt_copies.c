@@ -48,6 +48,18 @@ void hdt_copies_open(const hd_mesh_options *layout, hd_axis axis, bool through_h
                it->context->shares_gpu ? ", ranks share GPUs" : "");
 }
 
+void hdt_copies_open_peers(void)
+{
+    hdt_copies_open(&(hd_mesh_options){.pipeline = hd_comm_size(hdt_world)}, HD_AXIS_PIPELINE,
+                    false);
+}
+
+void hdt_copies_open_host(void)
+{
+    hdt_copies_open(&(hd_mesh_options){.pipeline = hd_comm_size(hdt_world)}, HD_AXIS_PIPELINE,
+                    true);
+}
+
 void hdt_copies_close(void)
 {
     hdt_copies_release();

@@ -30,6 +30,9 @@ extern hdt_copies hdt_place;
 /* The communicator of an axis of this layout, of ranks that may share GPUs; no window where copies cannot go that way.
  * Collective. */
 void hdt_copies_open(const hd_mesh_options *layout, hd_axis axis, bool through_host);
+/* Of the stages of a pipeline of all ranks. */
+void hdt_copies_open_peers(void);
+void hdt_copies_open_host(void);
 void hdt_copies_close(void);
 
 /* The arena and its window alone. Collective. */

@@ -99,8 +99,7 @@ static hd_status open_session(hd_trainer_options options, session *out)
 static void close_session(session *s)
 {
     hd_trainer_destroy(s->trainer);
-    hd_context_destroy(s->context);
-    hd_mesh_destroy(s->mesh);
+    hdt_close_place(s->mesh, s->context);
     hd_model_destroy(s->model);
 }
 

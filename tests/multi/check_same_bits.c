@@ -16,7 +16,7 @@ static const layout layouts[] = {
     {"1f1b", 2, 4, 1}, {"interleaved", 4, 2, 2},
 };
 
-enum { STEPS = 10, LAYERS = 4, LEVELS = 4 };
+enum { STEPS = 5, LAYERS = 4, LEVELS = 4 };
 static const char *const families[] = {"gpt2", "llama"};
 
 static hdt_trained reference_of(const char *family, int steps, hd_trainer_options options)
@@ -43,7 +43,7 @@ START_TEST(weights_are_equal_bit_for_bit_on_every_layout)
 {
     const char *family = families[_i];
     hdt_trained one = reference(family);
-    ck_assert_double_lt(one.last_loss, 0.9 * one.first_loss);
+    ck_assert_double_lt(one.last_loss, 0.95 * one.first_loss);
     for (size_t l = 0; l < sizeof layouts / sizeof layouts[0]; l++) {
         const layout *tried = &layouts[l];
         if (tried->data * tried->pipeline != hd_comm_size(hdt_world)) continue;
@@ -89,16 +89,16 @@ static const hd_trainer_options mixed[] = {
 
 START_TEST(weights_of_16_bits_are_equal_bit_for_bit_on_every_layout)
 {
-    enum { FEWER = 10 };
+    enum { MORE = 8 };
     const char *family = families[_i % 2];
-    hdt_trained one = reference_of(family, FEWER, mixed[_i]);
+    hdt_trained one = reference_of(family, MORE, mixed[_i]);
     for (size_t l = 0; l < sizeof layouts / sizeof layouts[0]; l++) {
         const layout *tried = &layouts[l];
         if (tried->data * tried->pipeline != hd_comm_size(hdt_world)) continue;
         hdt_trained got;
         hdt_training training = {.family = family,
                                  .layers = LAYERS,
-                                 .steps = FEWER,
+                                 .steps = MORE,
                                  .mesh = {.data = tried->data, .pipeline = tried->pipeline},
                                  .options = mixed[_i]};
         training.options.exact = true;

@@ -13,7 +13,7 @@
 #include <math.h>
 #include <stdio.h>
 
-enum { STEPS = 4 };
+enum { STEPS = 2 };
 
 static const hdt_split settings[] = {
     {"gpt2", hdt_split_gpt2, 11, 0, 0, 5, 0, 0, false, 16},

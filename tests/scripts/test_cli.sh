@@ -180,7 +180,11 @@ check "safetensors_are_described" says 0 "metadata config" "transformer.wte.weig
     "$heddle" inspect "$source/tests/golden/gpt2_tiny.safetensors"
 
 check "a_checkpoint_becomes_a_folder" says 0 "step 4 of gpt2" -- "$heddle" convert run folder
-check "in_shards_if_told" says 0 "files" -- "$heddle" convert run/checkpoints/step-4 shards --shard-bytes 30000
+check "in_shards_if_told" says 0 "files" -- "$heddle" convert run/checkpoints/step-4 shards --shard-bytes 30kB
+check "a_size_that_is_none_is_refused" says 2 "--shard-bytes is '30 bytes', want bytes such as" -- \
+    "$heddle" convert run/checkpoints/step-4 other --shard-bytes '30 bytes'
+check "of_nothing_too" says 2 "--shard-bytes is '0', want bytes such as" -- \
+    "$heddle" convert run/checkpoints/step-4 other --shard-bytes 0
 lines_on_a_terminal() {
     script -qc "'$heddle' convert run terminal" /dev/null </dev/null | tr -d '\r' >out
     grep -q "tensor 28/28" out && grep -q "^terminal: step 4 of gpt2" out
@@ -200,6 +204,8 @@ same_text() { # Conv1D's transposition and the parts of q, k, v come back as the
     [ -s text.run ] && cmp text.run text.folder >>out && cmp text.run text.shards >>out
 }
 check "the_folder_writes_what_the_checkpoint_writes" same_text
+check "a_text_is_as_long_as_the_model_takes" says 0 "prompt 1 of 1" -- \
+    "$heddle" generate --prompt weft --generate.checkpoint run
 same_text_from_the_host() {
     "$heddle" generate config.json --prompt weft --generate.tokens 12 --generate.checkpoint run \
         --generate.residency=host >text.host 2>>out && cmp text.run text.host >>out

@@ -7,8 +7,7 @@
 hd_status hdt_open_generator(hd_comm *comm, const hdt_generating *with, hdt_generator *out)
 {
     *out = (hdt_generator){0};
-    HD_RETURN_IF_ERROR(hd_mesh_create(comm, &with->mesh, &out->mesh));
-    HD_RETURN_IF_ERROR(hdt_open_context(comm, out->mesh, &out->context));
+    HD_RETURN_IF_ERROR(hdt_open_place(comm, &with->mesh, &out->mesh, &out->context));
     HD_RETURN_IF_ERROR(
         hd_generator_create(&(hd_generator_options){.build = hd_model_build,
                                                     .user = with->model,
@@ -30,8 +29,7 @@ hd_status hdt_open_generator(hd_comm *comm, const hdt_generating *with, hdt_gene
 void hdt_close_generator(hdt_generator *it)
 {
     hd_generator_destroy(it->generator);
-    hd_context_destroy(it->context);
-    hd_mesh_destroy(it->mesh);
+    hdt_close_place(it->mesh, it->context);
 }
 
 hd_comm *hdt_open_self(void)

@@ -87,6 +87,12 @@ hd_config *hdt_job_config(const char *data, const char *directory, bool is_alone
     return config;
 }
 
+void hdt_take_refusal(hd_status status, char out[HDT_REFUSAL])
+{
+    if (status != HD_ERROR_BUDGET) hdt_assert_ok(status);
+    snprintf(out, HDT_REFUSAL, "%s", status == HD_OK ? "" : hd_last_error());
+}
+
 void hdt_set_layout(hd_config *config, const hdt_job_layout *layout)
 {
     const struct {

@@ -28,6 +28,10 @@ void hdt_set_table(hd_config *config, const char *const settings[][2], size_t co
  * the first of "on N ranks", else zero. */
 int hdt_set_words(hd_config *config, const char *settings);
 
+/* The text of a refusal by memory.budget; "" where all is well. Anything else fails the test. */
+enum { HDT_REFUSAL = 4096 };
+void hdt_take_refusal(hd_status status, char out[HDT_REFUSAL]);
+
 /* Zero: the default. */
 typedef struct hdt_job_layout {
     int data, pipeline, chunks, sequence, ring, tensor, shard_state;

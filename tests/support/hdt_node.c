@@ -12,8 +12,7 @@ hd_status hdt_node_open(hd_program *program, const hd_plan_options *options,
     hdt_assert_ok(hd_plan_create(options, &out->plan));
     hdt_assert_ok(hd_plan_add(out->plan, out->program, NULL));
     hdt_assert_ok(hd_plan_finish(out->plan));
-    HD_RETURN_IF_ERROR(hd_mesh_create(hdt_world, sizes, &out->mesh));
-    return hdt_open_context(hdt_world, out->mesh, &out->context);
+    return hdt_open_place(hdt_world, sizes, &out->mesh, &out->context);
 }
 
 hd_status hdt_node_start(hdt_node *it, bool late)
@@ -33,8 +32,7 @@ void hdt_node_stop(hdt_node *it)
 void hdt_node_close(hdt_node *it)
 {
     hdt_node_stop(it);
-    hd_context_destroy(it->context);
-    hd_mesh_destroy(it->mesh);
+    hdt_close_place(it->mesh, it->context);
     hd_plan_destroy(it->plan);
     hd_program_destroy(it->program);
 }

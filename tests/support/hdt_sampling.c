@@ -96,8 +96,7 @@ hd_status hdt_sampling_run(hdt_sampling *it, hd_comm *comm, const hd_mesh_option
     const hd_sampler_run_options options = {
         .embedded = 6, .fps = 24, .event = keep_last, .user = it};
     memset(it->seen, 0, it->bytes);
-    hd_status status = hd_mesh_create(comm, layout, &mesh);
-    if (status == HD_OK) status = hdt_open_context(comm, mesh, &context);
+    hd_status status = hdt_open_place(comm, layout, &mesh, &context);
     if (status == HD_OK) status = create(it, mesh, context, way, &sampler);
     if (status == HD_OK)
         it->region =
@@ -106,8 +105,7 @@ hd_status hdt_sampling_run(hdt_sampling *it, hd_comm *comm, const hd_mesh_option
         status = hd_sampler_start(sampler, context, &(hd_sampler_weights){.path = it->weights});
     if (status == HD_OK) status = hd_sampler_run(sampler, &text, 1, &video, 1, &options, NULL);
     hd_sampler_destroy(sampler);
-    hd_context_destroy(context);
-    hd_mesh_destroy(mesh);
+    hdt_close_place(mesh, context);
     return status;
 }
 

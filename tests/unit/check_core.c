@@ -1,5 +1,6 @@
 /* Random numbers, text, numbers, clock and log. */
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -10,6 +11,7 @@
 #include "core/clock.h"
 #include "core/log.h"
 #include "core/memory.h"
+#include "core/names.h"
 #include "core/number.h"
 #include "core/random.h"
 #include "core/text.h"
@@ -330,6 +332,25 @@ START_TEST(log_cuts_what_is_too_long_and_allocates_nothing)
 }
 END_TEST
 
+START_TEST(numbers_are_found_by_name_however_many_there_are)
+{
+    enum { NAMES = 300 };
+    char name[NAMES][16];
+    hdi_names names = {0};
+    ck_assert_int_eq(hdi_names_find(&names, "0"), -1);
+    for (int i = 0; i < NAMES; i++) {
+        snprintf(name[i], sizeof name[i], "%d", i);
+        ck_assert(hdi_names_put(&names, name[i], i));
+        ck_assert(hdi_names_put(&names, name[i], 2 * i)); /* the last number counts */
+        ck_assert_int_eq(names.count, i + 1);
+    }
+    for (int i = 0; i < NAMES; i++)
+        ck_assert_int_eq(hdi_names_find(&names, name[i]), 2 * i);
+    ck_assert_int_eq(hdi_names_find(&names, "300"), -1);
+    hdi_names_free(&names);
+}
+END_TEST
+
 START_TEST(library_has_the_version_of_its_headers)
 {
     ck_assert_str_eq(hd_version(), HD_VERSION_STRING);
@@ -356,6 +377,7 @@ int main(void)
     tcase_add_test(tests, clock_counts_forward_from_the_start_of_the_process);
     tcase_add_test(tests, log_lines_are_led_by_the_rank);
     tcase_add_test(tests, log_cuts_what_is_too_long_and_allocates_nothing);
+    tcase_add_test(tests, numbers_are_found_by_name_however_many_there_are);
     tcase_add_test(tests, library_has_the_version_of_its_headers);
     suite_add_tcase(suite, tests);
     return hdt_main(suite);

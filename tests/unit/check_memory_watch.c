@@ -117,11 +117,17 @@ START_TEST(the_most_of_each_kind_of_work_is_kept)
     hdi_log_attach(keep_line, NULL, HD_LOG_INFO);
     lines = 0;
     hdi_job_log_memory(context, 650);
-    hdi_log_attach(NULL, NULL, HD_LOG_NONE);
     ck_assert_int_eq(lines, 1);
-    ck_assert_msg(strstr(last_line, "memory: planned 650 bytes; in use 700 bytes of the device's "
-                                    "8589934592: at most 500 in training, 700 in saving"),
+    ck_assert_msg(strstr(last_line,
+                         "memory: planned 650 bytes of the device, on the rank that needs most; "
+                         "most in use there, other programs included, 700 bytes of 8589934592 "
+                         "bytes (8 GiB): 500 bytes in training, 700 bytes in saving"),
                   "%s", last_line);
+    context->backend = &hdi_backend_cpu;
+    hdi_job_log_memory(context, 650);
+    hdi_log_attach(NULL, NULL, HD_LOG_NONE);
+    ck_assert_msg(strstr(last_line, "memory: planned 650 bytes of the host, "), "%s", last_line);
+    ck_assert_msg(!strstr(last_line, "in use"), "%s", last_line);
     hd_context_destroy(context);
 }
 END_TEST

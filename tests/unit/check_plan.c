@@ -1,4 +1,5 @@
 /* Plans: who shares bytes with whom, slots, groups, states, budgets, refusals. */
+#include "core/memory.h"
 #include "program/place.h"
 #include "program/plan.h"
 
@@ -221,6 +222,43 @@ START_TEST(groups_share_bytes_and_programs_of_a_group_share_transients)
 }
 END_TEST
 
+/* Reads nothing that other programs have. */
+static hd_program *alone(const char *name, int64_t count, size_t workspace)
+{
+    hd_program *program;
+    hdt_assert_ok(hd_program_create(&(hd_program_options){.name = name}, &program));
+    hd_output(program, hdt_through(program, hdt_vector(program, "x", count), workspace), "y");
+    hdt_assert_ok(hd_program_finish(program));
+    return program;
+}
+
+/* Bytes of its own, beside those of the largest group, whatever its group and whichever comes first. */
+START_TEST(a_program_that_runs_beside_others_may_be_the_first)
+{
+    const int first = _i / 2, group = _i % 2;
+    hd_program *programs[3];
+    hd_plan *plan;
+    hdt_assert_ok(hd_plan_create(&(hd_plan_options){0}, &plan));
+    for (int i = 0; i < 3; i++) {
+        const bool beside = i == first;
+        const char name[] = {(char)('a' + i), 0};
+        programs[i] = beside ? alone(name, 1000, 50000) : chain(name, 1000, 3000);
+        hdt_assert_ok(
+            hd_plan_add(plan, programs[i],
+                        &(hd_plan_program_options){.group = beside ? group : 0, .beside = beside}));
+    }
+    hdt_assert_ok(hd_plan_finish(plan));
+    /* Of the others x and y each, h and a workspace for both; of this one x, y and a workspace. */
+    const size_t others = 2 * 2 * 4096 + 4096 + hdi_place_round(3000);
+    const size_t own = 2 * 4096 + hdi_place_round(50000);
+    ck_assert_uint_eq(hd_plan_arena_bytes(plan), 4096 + 2048 + others + own);
+    ck_assert_uint_eq(hd_plan_region_bytes(plan, HD_REGION_IO), 3 * 2 * 4096);
+    hd_plan_destroy(plan);
+    for (int i = 0; i < 3; i++)
+        hd_program_destroy(programs[i]);
+}
+END_TEST
+
 START_TEST(a_cache_has_one_copy_for_each_sequence_in_flight)
 {
     hd_program *p = hdt_program();
@@ -289,6 +327,30 @@ START_TEST(a_budget_is_refused_by_need_region_and_table)
 }
 END_TEST
 
+/* Each request in turn; the sanitizers watch what is made of memory that is not there. */
+START_TEST(memory_that_cannot_be_had_is_said_and_the_plan_can_be_finished_later)
+{
+    hd_program *program = hdt_random_program(3);
+    hd_plan *whole = plan_of(program, NULL);
+    int refused = 0;
+    for (hd_status status = HD_ERROR_MEMORY; status == HD_ERROR_MEMORY; refused++) {
+        hd_plan *plan;
+        hdt_assert_ok(hd_plan_create(&(hd_plan_options){0}, &plan));
+        hdt_assert_ok(hd_plan_add(plan, program, NULL));
+        hdi_alloc_refuse(refused);
+        status = hd_plan_finish(plan);
+        hdi_alloc_refuse(-1);
+        if (status != HD_OK) hdt_assert_status(status, HD_ERROR_MEMORY, "out of host memory");
+        hdt_assert_ok(hd_plan_finish(plan));
+        ck_assert_mem_eq(plan->bytes, whole->bytes, sizeof whole->bytes);
+        hd_plan_destroy(plan);
+    }
+    ck_assert_int_gt(refused, 5);
+    hd_plan_destroy(whole);
+    hd_program_destroy(program);
+}
+END_TEST
+
 START_TEST(what_cannot_be_planned_is_refused)
 {
     hd_plan *plan;
@@ -320,9 +382,11 @@ int main(void)
     tcase_add_test(tests, each_micro_batch_in_flight_has_bytes_of_its_own);
     tcase_add_test(tests, gradient_levels_are_bytes_of_their_own);
     tcase_add_test(tests, groups_share_bytes_and_programs_of_a_group_share_transients);
+    tcase_add_loop_test(tests, a_program_that_runs_beside_others_may_be_the_first, 0, 6);
     tcase_add_test(tests, a_cache_has_one_copy_for_each_sequence_in_flight);
     tcase_add_test(tests, states_of_one_name_must_agree);
     tcase_add_test(tests, a_budget_is_refused_by_need_region_and_table);
+    tcase_add_test(tests, memory_that_cannot_be_had_is_said_and_the_plan_can_be_finished_later);
     tcase_add_test(tests, what_cannot_be_planned_is_refused);
     suite_add_tcase(suite, tests);
     return hdt_main(suite);

@@ -61,16 +61,12 @@ static hd_config *configure(const run *one, size_t budget)
 
 /* Plan with a budget, changed by "KEY=VALUE KEY=VALUE ... [on N ranks]". The text of a refusal goes
  * to `refusal`, which is empty if the plan fits. */
-static void plan(const run *one, size_t budget, const char *changes, char refusal[4096])
+static void plan(const run *one, size_t budget, const char *changes, char refusal[HDT_REFUSAL])
 {
     hd_config *config = configure(one, budget);
     const int ranks = hdt_set_words(config, changes);
     hd_status status = hd_plan_run(config, ranks ? ranks : one->ranks, NULL, false, NULL, NULL);
-    refusal[0] = '\0';
-    if (status == HD_ERROR_BUDGET)
-        snprintf(refusal, 4096, "%s", hd_last_error());
-    else
-        hdt_assert_ok(status);
+    hdt_take_refusal(status, refusal);
     hd_config_destroy(config);
 }
 
@@ -94,7 +90,7 @@ static size_t smallest_budget(const char *refusal)
 
 START_TEST(every_remedy_and_the_smallest_budget_that_are_named_fit)
 {
-    char refusal[4096], changes[512], bytes[512], all[4096] = "";
+    char refusal[HDT_REFUSAL], changes[512], bytes[512], all[4096] = "";
     plan(&runs[_i], 1, "", refusal);
     const size_t smallest = smallest_budget(refusal);
     plan(&runs[_i], smallest, "", refusal);
@@ -126,7 +122,7 @@ END_TEST
 
 START_TEST(what_is_foreign_is_taken_from_the_budget)
 {
-    char refusal[4096];
+    char refusal[HDT_REFUSAL];
     plan(&runs[0], 1, "", refusal);
     const size_t smallest = smallest_budget(refusal);
     plan(&runs[0], smallest, "memory.foreign=1000", refusal);

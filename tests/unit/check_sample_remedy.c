@@ -25,7 +25,8 @@ static const refused cases[] = {
 enum { CASES = sizeof cases / sizeof cases[0] };
 
 /* Plan with a budget, changed by "KEY=VALUE KEY=VALUE ... [on N ranks]"; the refusal's text, or "". */
-static void plan(const refused *one, const char *budget, const char *changes, char refusal[4096])
+static void plan(const refused *one, const char *budget, const char *changes,
+                 char refusal[HDT_REFUSAL])
 {
     hd_config *config;
     hdt_assert_ok(hd_config_create(&config));
@@ -34,17 +35,13 @@ static void plan(const refused *one, const char *budget, const char *changes, ch
     const int ranks = hdt_set_words(config, changes);
     const hd_status status =
         hd_sample_plan_run(config, ranks ? ranks : one->ranks, false, NULL, NULL);
-    refusal[0] = '\0';
-    if (status == HD_ERROR_BUDGET)
-        snprintf(refusal, 4096, "%s", hd_last_error());
-    else
-        hdt_assert_ok(status);
+    hdt_take_refusal(status, refusal);
     hd_config_destroy(config);
 }
 
 START_TEST(the_remedy_that_is_named_fits)
 {
-    char refusal[4096], wanted[256];
+    char refusal[HDT_REFUSAL], wanted[256];
     plan(&cases[_i], cases[_i].budget, "", refusal);
     snprintf(wanted, sizeof wanted, "\nwith %s it fits", cases[_i].remedy);
     ck_assert_msg(strstr(refusal, wanted) != NULL, "no '%s' in: %s", wanted + 1, refusal);
@@ -57,7 +54,7 @@ START_TEST(where_nothing_fits_the_smallest_budget_that_was_found_does)
 {
     static const refused one = {VIDEO, "100KiB", 1, NULL};
     static const char before[] = "the smallest budget found is ", with[] = ", with ";
-    char refusal[4096], budget[32], changes[256];
+    char refusal[HDT_REFUSAL], budget[32], changes[256];
     plan(&one, one.budget, "", refusal);
     const char *at = strstr(refusal, before);
     ck_assert_msg(at != NULL, "%s", refusal);

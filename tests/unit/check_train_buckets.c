@@ -124,12 +124,29 @@ START_TEST(what_does_not_fit_is_refused_with_a_remedy)
 }
 END_TEST
 
+/* What a key of token models says does not matter. */
+START_TEST(slices_of_a_loss_are_no_concern_of_video_models)
+{
+    static const char *const layouts[][2] = {{"layout.tensor", "2"}, {"layout.reduction", "exact"}};
+    hd_config *config;
+    hdt_assert_ok(hd_config_create(&config));
+    hdt_assert_ok(hd_config_set(config, "model.preset", "hunyuan-video-tiny"));
+    hdt_assert_ok(hd_config_set(config, "video.shapes", "5x8x8"));
+    hdt_assert_ok(hd_config_set(config, "video.micro_batch", "1"));
+    hdt_assert_ok(hd_config_set(config, "train.slices", "0"));
+    hdt_assert_ok(hd_config_set(config, layouts[_i][0], layouts[_i][1]));
+    hdt_assert_ok(hd_plan_run(config, 2, NULL, false, NULL, NULL));
+    hd_config_destroy(config);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("train buckets");
     TCase *sizes = tcase_create("sizes");
     tcase_add_test(sizes, micro_batches_are_the_largest_that_fit);
     tcase_add_test(sizes, tokens_of_a_step_say_how_many_micro_batches);
+    tcase_add_loop_test(sizes, slices_of_a_loss_are_no_concern_of_video_models, 0, 2);
     tcase_add_test(sizes, what_does_not_fit_is_refused_with_a_remedy);
     suite_add_tcase(suite, sizes);
     return hdt_main(suite);

@@ -47,7 +47,7 @@ typedef struct part {
 static bool find_part(const arrays *it, const char *name, int64_t sample, bool is_batch, int rank,
                       part *out, hd_status *status)
 {
-    char numbered[64];
+    char numbered[96];
     snprintf(numbered, sizeof numbered, "%" PRId64 ".%s", sample, name);
     const hdi_safetensors_tensor *tensor =
         hdi_safetensors_find(it->file, is_batch ? name : numbered);

@@ -43,17 +43,20 @@ static hd_status choose_dtype(job *it, const hd_backend *backend)
     return is_given ? HD_OK : hdi_job_stored_dtype(it->path, &it->dtype);
 }
 
+/* Of each text, where generate.tokens is zero and the model takes so many. */
+enum { USUAL_TOKENS = 200 };
+
 static hd_status make_generator(job *it)
 {
     const hdi_config *values = it->config->values;
-    const int64_t most = hd_model_max_tokens(it->model);
-    if (it->prompts.longest > most || it->tokens > most - it->prompts.longest)
+    const int64_t most = hd_model_max_tokens(it->model), left = most - it->prompts.longest;
+    if (it->tokens == 0) it->tokens = left < 1 ? 1 : left < USUAL_TOKENS ? left : USUAL_TOKENS;
+    if (it->tokens > left)
         return hdi_error(HD_ERROR_CONFIG,
                          "generate.tokens: %" PRId64 " after a prompt of %" PRId64
                          " tokens exceed the %" PRId64
                          " that the model takes; want at most %" PRId64,
-                         it->tokens, it->prompts.longest, most,
-                         most > it->prompts.longest ? most - it->prompts.longest : 0);
+                         it->tokens, it->prompts.longest, most, left > 0 ? left : 0);
     const int data = hd_mesh_size(it->mesh, HD_AXIS_DATA);
     const int share = (it->prompts.count + data - 1) / data;
     const int busy = 2 * hd_mesh_size(it->mesh, HD_AXIS_PIPELINE);

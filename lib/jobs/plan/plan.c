@@ -27,6 +27,7 @@ typedef struct planning {
     hd_trainer **trainers; /* [ranks] */
     int64_t *codes;        /* [ranks] of hdi_trainer_adopt; zero: as it chose itself */
     hdi_calls *calls;      /* [ranks] */
+    hdi_searches searches;
 } planning;
 
 static hd_status out_of_memory(void)
@@ -148,7 +149,8 @@ static hd_status plan_ranks(planning *p)
                            .model = p->model,
                            .backend = p->backend,
                            .foreign = (size_t)hdi_config_bytes(p->config->values, "memory.foreign"),
-                           .remedy = true};
+                           .remedy = true,
+                           .searches = &p->searches};
     for (int r = 0; r < p->ranks; r++) {
         HD_RETURN_IF_ERROR(hd_mesh_create_fake(r, p->ranks, &options, &p->meshes[r]));
         HD_RETURN_IF_ERROR(plan_rank(p, &on, r, 0));
@@ -471,6 +473,7 @@ hd_status hd_plan_run(const hd_config *config, int ranks, const char *directory,
         if (p.meshes) hd_mesh_destroy(p.meshes[r]);
         if (p.calls) hdi_calls_free(&p.calls[r]);
     }
+    hdi_searches_release(&p.searches);
     hdi_video_buckets_release(&p.buckets);
     hd_model_destroy(p.model);
     hdi_free(p.calls);

@@ -30,8 +30,8 @@ static int ranks_of(const setting *of)
     return of->data * of->pipeline * of->sequence * of->tensor;
 }
 
-/* Plan the first rank of a stage. HD_ERROR_BUDGET: *bytes is what would do. */
-static hd_status try_stage(const search *s, const setting *tried, int stage, size_t *bytes)
+/* Plan a rank. HD_ERROR_BUDGET: *bytes is what would do. */
+static hd_status try_rank(const search *s, const setting *tried, int rank, size_t *bytes)
 {
     const hd_mesh *mesh = s->options->mesh;
     const int copies = hd_mesh_size(mesh, HD_AXIS_COPY);
@@ -44,8 +44,7 @@ static hd_status try_stage(const search *s, const setting *tried, int stage, siz
                                        copies > 1 ? hd_mesh_size(mesh, HD_AXIS_DATA) / copies : 0};
     const int ranks = ranks_of(tried);
     hd_mesh *fake;
-    HD_RETURN_IF_ERROR(
-        hd_mesh_create_fake(stage * (ranks / tried->pipeline), ranks, &sizes, &fake));
+    HD_RETURN_IF_ERROR(hd_mesh_create_fake(rank, ranks, &sizes, &fake));
     hd_sampler_options with = *s->options;
     with.mesh = fake;
     with.dtype = tried->dtype;
@@ -60,21 +59,35 @@ static hd_status try_stage(const search *s, const setting *tried, int stage, siz
     return status;
 }
 
-/* True if all stages fit. What cannot be planned does not, nor what comes after so many tries that somebody
+/* What the hungriest rank wants that does not fit: the first one of each stage, and where these fit, or `all`, the
+ * others, whose tokens, heads and shards are almost as many. What is `enough` or more need not be known better.
+ * Zero: all fit. */
+static hd_status measure(const search *s, const setting *tried, bool all, size_t enough,
+                         size_t *most)
+{
+    const int ranks = ranks_of(tried), each = ranks / tried->pipeline;
+    *most = 0;
+    for (int later = 0; later < 2 && (all || !*most); later++)
+        for (int rank = 0; rank < ranks; rank++) {
+            size_t bytes = 0;
+            if ((rank % each > 0) != later) continue;
+            const hd_status status = try_rank(s, tried, rank, &bytes);
+            if (status != HD_OK && status != HD_ERROR_BUDGET) return status;
+            if (*most < bytes && status == HD_ERROR_BUDGET) *most = bytes;
+            if (*most >= enough) return HD_OK;
+        }
+    return HD_OK;
+}
+
+/* True if all ranks fit. What cannot be planned does not, nor what comes after so many tries that somebody
  * waits for the answer. */
 static bool fits(search *s, setting tried)
 {
     enum { MOST_TRIES = 64 };
-    size_t most = 0;
+    const size_t enough = s->best_bytes ? s->best_bytes : SIZE_MAX;
+    size_t most;
     if (s->tries++ >= MOST_TRIES) return false;
-    for (int stage = 0; stage < tried.pipeline; stage++) {
-        size_t bytes;
-        const hd_status status = try_stage(s, &tried, stage, &bytes);
-        if (status == HD_OK) continue;
-        if (status != HD_ERROR_BUDGET) return false;
-        if (most < bytes) most = bytes;
-        if (s->best_bytes && most >= s->best_bytes) return false;
-    }
+    if (measure(s, &tried, false, enough, &most) != HD_OK || most >= enough) return false;
     s->best = tried;
     s->best_bytes = most;
     return most == 0;
@@ -153,6 +166,8 @@ hd_status hdi_sample_remedy_add(const hd_config *config, const hd_sampler_option
                         .sequence = hd_mesh_size(options->mesh, HD_AXIS_SEQUENCE),
                         .tensor = hd_mesh_size(options->mesh, HD_AXIS_TENSOR)}};
     const bool found = find(&s);
+    size_t most;
+    if (s.best_bytes && measure(&s, &s.best, true, SIZE_MAX, &most) == HD_OK) s.best_bytes = most;
     name_changes(&s, &changes);
     if (found && changes.data)
         hdi_text_printf(&text, "\nwith%s it fits", changes.data);

@@ -47,11 +47,12 @@ hd_status hdi_sample_report_speed(const hdi_sample_speed *it, const hd_sampler_r
         if (hd_sampler_slices(it->sampler) > 1)
             hdi_log(HD_LOG_INFO, "memory: blocks in %d slices", hd_sampler_slices(it->sampler));
         report_residency(it->sampler);
-        hdi_log(HD_LOG_INFO,
-                "%d videos: conditions %.2f s, weights %.2f s, steps %.2f s; ranks computed for %s "
-                "%% of the steps' time",
-                it->videos, result->condition_seconds, result->load_seconds, result->seconds,
-                text.data ? text.data : "");
+        hdi_log(
+            HD_LOG_INFO,
+            "%d video%s: what follows from texts and times alone %.2f s, loading weights %.2f s, "
+            "steps %.2f s, of which the ranks computed for %s %%",
+            it->videos, it->videos == 1 ? "" : "s", result->condition_seconds, result->load_seconds,
+            result->seconds, text.data ? text.data : "");
         report_prediction(it, result);
         const hdi_metric fields[] = {
             hdi_metric_int("videos", it->videos),

@@ -10,6 +10,7 @@
 #include "jobs/setup.h"
 #include "jobs/train/plan_report.h"
 #include "optim/learning_rate.h"
+#include "report/format.h"
 #include "report/pipeline_chart.h"
 
 #include <inttypes.h>
@@ -207,11 +208,14 @@ static void record_step(hdi_train_job *job, const hd_step_result *result, double
 /* What somebody who looks at log.txt while it grows wants to know; metrics.jsonl has every step. */
 static void log_start(const hdi_train_job *job)
 {
+    const int ranks = hd_mesh_ranks(job->mesh);
     if (job->files.rank != 0) return;
-    hdi_log_run(HD_LOG_INFO,
-                "training: steps %" PRId64 " to %" PRId64 ", %d ranks, planned %zu bytes on rank 0",
-                job->trainer->steps + 1, hdi_config_int(job->config->values, "train.steps"),
-                hd_mesh_ranks(job->mesh), hd_plan_total_bytes(job->trainer->plan));
+    hdi_log(HD_LOG_INFO,
+            "training: steps %" PRId64 " to %" PRId64 " of a model of %" PRId64
+            " parameters on %d rank%s (%s); planned %s on rank 0",
+            job->trainer->steps + 1, hdi_config_int(job->config->values, "train.steps"),
+            hd_model_parameters(job->model), ranks, ranks == 1 ? "" : "s",
+            job->context->backend->name, hdi_bytes(hd_plan_total_bytes(job->trainer->plan)).text);
 }
 
 static void log_step(hdi_train_job *job, const hd_progress *progress, double now)

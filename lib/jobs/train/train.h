@@ -6,6 +6,7 @@
 #include "jobs/config.h"
 #include "jobs/train/run_files.h"
 #include "jobs/train/trainer.h"
+#include "jobs/train/trainer_search.h"
 #include "jobs/train/video_buckets.h"
 
 #include <heddle/job.h>
@@ -81,6 +82,7 @@ typedef struct hdi_train_target {
     bool remedy;         /* look for settings that fit, for the message */
     int64_t activations; /* as another rank has them, for hdi_trainer_adopt; zero: to be chosen */
     bool in_turn;        /* so is the update, as that of another rank */
+    hdi_searches *searches; /* of the ranks before, of a fake mesh; NULL: this one's alone */
 } hdi_train_target;
 
 /* The trainer that the configuration asks for; `buckets` of video models, NULL for others. */

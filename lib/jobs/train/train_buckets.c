@@ -91,6 +91,7 @@ static hd_status try_bucket(const hdi_train_target *on, hdi_video_bucket *bucket
         hdi_train_target there = *on;
         there.mesh = mesh;
         there.remedy = false;
+        there.searches = NULL;
         const hd_status status = hdi_train_create(&there, &alone, &trainer);
         hd_trainer_destroy(trainer);
         hd_mesh_destroy(mesh);

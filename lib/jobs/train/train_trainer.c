@@ -90,8 +90,9 @@ static hd_status train_options(const hd_config *config, hd_model *model, const h
         return hdi_error(HD_ERROR_CONFIG,
                          "layout.recompute: seen layer with train.activations %s, want none",
                          hdi_config_string(values, "train.activations"));
-    const int slices = (int)hdi_config_int(values, "train.slices");
     const int mlp_slices = (int)hdi_config_int(values, "train.mlp_slices");
+    int slices = (int)hdi_config_int(values, "train.slices");
+    if (hd_model_video(model)) slices = 1; /* they have no logits to slice */
     HD_RETURN_IF_ERROR(check_blocks(values, hd_model_layers(model),
                                     activations == HD_ACTIVATIONS_KEEP && !recompute));
     HD_RETURN_IF_ERROR(check_gradients(values));
@@ -160,6 +161,15 @@ static hd_status listed_stages(const hd_config *config, int wanted, int **stages
     return HD_OK;
 }
 
+static hd_status create(const hdi_train_target *on, const hd_trainer_options *options,
+                        hd_trainer **out)
+{
+    if (on->searches)
+        return hdi_searches_create_trainer(on->searches, options, on->activations, out);
+    return on->activations ? hdi_trainer_adopt(options, on->activations, out)
+                           : hd_trainer_create(options, out);
+}
+
 hd_status hdi_train_create(const hdi_train_target *on, const hdi_video_buckets *buckets,
                            hd_trainer **out)
 {
@@ -183,9 +193,7 @@ hd_status hdi_train_create(const hdi_train_target *on, const hdi_video_buckets *
         options.shape_count = buckets->count;
     }
     options.stage_layers = stages;
-    if (status == HD_OK)
-        status = on->activations ? hdi_trainer_adopt(&options, on->activations, out)
-                                 : hd_trainer_create(&options, out);
+    if (status == HD_OK) status = create(on, &options, out);
     if (status == HD_OK && on->in_turn) status = hdi_trainer_take_turns(out);
     if (status == HD_ERROR_BUDGET && on->remedy) status = hdi_remedy_add(on->config, &options);
     hdi_free(stages);

@@ -23,6 +23,7 @@ typedef struct hdi_global_parameter {
 typedef struct hdi_census {
     hdi_global_parameter *parameters;
     int count, capacity;
+    hdi_names by_name;   /* of parameters */
     int64_t blocks;      /* of HDI_BLOCK_ELEMENTS, over all parameters */
     double *layer_costs; /* [layers] FLOPs of forward and backward, about; owned */
     double first_cost, last_cost;
@@ -165,6 +166,9 @@ bool hdi_trainer_updates_beside(const hd_trainer_options *decided);
 /* What an update copies, and for how long it and the first forward of the next step make each other wait
  * (trainer_choice.c). */
 hd_status hdi_trainer_copies_of_update(const hd_trainer *trainer, hdi_copies *out);
+
+/* Predicted, of this rank, in a step of shape 0 in which it waits for no other (trainer_choice.c). */
+hd_status hdi_trainer_step_seconds(const hd_trainer *trainer, double *out);
 
 /* Are the sums of gradients? */
 static inline bool hdi_trainer_gradients_on_host(const hd_trainer *trainer)

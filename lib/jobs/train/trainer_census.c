@@ -16,9 +16,8 @@ static hd_status out_of_memory(void)
 
 const hdi_global_parameter *hdi_census_find(const hdi_census *census, const char *name)
 {
-    for (int i = 0; i < census->count; i++)
-        if (strcmp(census->parameters[i].name, name) == 0) return &census->parameters[i];
-    return NULL;
+    const int found = hdi_names_find(&census->by_name, name);
+    return found < 0 ? NULL : &census->parameters[found];
 }
 
 void hdi_census_release(hdi_census *census)
@@ -28,6 +27,7 @@ void hdi_census_release(hdi_census *census)
         hdi_free(census->parameters[i].stages);
     }
     hdi_free(census->parameters);
+    hdi_names_free(&census->by_name);
     hdi_free(census->layer_costs);
     hdi_free(census->stage_layers);
 }
@@ -79,7 +79,10 @@ static hd_status count_uses(hdi_census *census, const hd_program *program, int s
                 (hdi_global_parameter){.name = hdi_strdup(use->name),
                                        .elements = hd_tensor_get(program, use->tensor)->elements,
                                        .first_block = census->blocks};
-            if (!found->name) return out_of_memory();
+            if (!found->name || !hdi_names_put(&census->by_name, found->name, census->count)) {
+                hdi_free(found->name);
+                return out_of_memory();
+            }
             census->count++;
             census->blocks += hdi_ceil_div(found->elements, HDI_BLOCK_ELEMENTS_LAYOUT);
         }

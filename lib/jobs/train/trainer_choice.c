@@ -151,8 +151,7 @@ hd_status hdi_trainer_copies_of_update(const hd_trainer *trainer, hdi_copies *ou
     return status;
 }
 
-/* Of this rank, in a step of shape 0 in which it waits for no other. */
-static hd_status step_seconds(const hd_trainer *trainer, double *out)
+hd_status hdi_trainer_step_seconds(const hd_trainer *trainer, double *out)
 {
     const hdi_trainer_shape *shape = &trainer->shapes[0];
     double norm;
@@ -221,7 +220,7 @@ static hd_status consider(choice *c, const hd_trainer_options *wanted, const str
     if (wanted->residency == HD_RESIDENCY_AUTO && streams) status = keep_blocks(c, &trainer);
     if (status == HD_OK && wanted->activations == HD_ACTIVATIONS_AUTO && wanted->budget)
         status = keep_activations(c, &trainer);
-    if (status == HD_OK) status = step_seconds(trainer, &seconds);
+    if (status == HD_OK) status = hdi_trainer_step_seconds(trainer, &seconds);
     const bool is_better = status == HD_OK && wins(c, trainer, seconds);
     hd_trainer_destroy(is_better ? c->best : trainer);
     if (!is_better) return status;
