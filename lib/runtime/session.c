@@ -148,9 +148,8 @@ hd_status hdi_session_create_shared(hd_context *context, const hd_plan *plan, co
 void hd_session_destroy(hd_session *session)
 {
     if (!session) return;
-    const bool is_busy = session->unfinished_count || session->beside.flags;
-    if (is_busy && hdi_beside_abandon(session) == HD_OK)
-        (void)hd_session_drain(session); /* it goes to this memory */
+    if (session->arena && hdi_beside_abandon(session) == HD_OK)
+        (void)hd_session_drain(session); /* what is under way goes to this memory */
     hdi_streaming_close(session);        /* and so does this */
     hdi_session_end_sharing(session);
     if (session->arena)

@@ -50,7 +50,9 @@ hd_status hdi_streaming_open(hd_session *session)
 
 void hdi_streaming_close(hd_session *session)
 {
-    /* A run fetches for the next one, which may never come. */
+    /* A run fetches for the next one, which may never come, and one that fails has posted what nobody holds. */
+    for (int s = 0; s < session->plan->residency.slots && session->streaming.gathers.requests; s++)
+        (void)hdi_gather_await(session, s);
     if (session->streaming.host || session->streaming.gathers.requests)
         (void)hdi_streaming_stale(session);
     hdi_gathers_close(session);

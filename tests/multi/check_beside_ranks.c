@@ -182,44 +182,77 @@ START_TEST(what_comes_behind_an_update_finds_the_same_bits)
 END_TEST
 
 static const hdi_transport *under;
-static int gathers;
+static int gathers, failing; /* so far, and the one that fails; 0: none */
 
 static hd_status count_gather(hd_comm *comm, void *inout, const int64_t *counts,
                               const int64_t *offsets, hd_dtype dtype, hd_request *out)
 {
-    gathers++;
+    if (++gathers == failing) return hdi_error(HD_ERROR_IO, "no gather %d", gathers);
     return under->all_gather(comm, inout, counts, offsets, dtype, out);
+}
+
+typedef struct counted {
+    hd_model *model;
+    hd_mesh *mesh;
+    hd_context *context;
+    hd_trainer *trainer;
+    hd_comm *comm;
+    hdi_transport transport;
+} counted;
+
+/* A trainer that has taken a step; what it gathers is counted from here on. */
+static void begin_counting(const hd_trainer_options *kind, counted *out)
+{
+    hd_step_result result;
+    int64_t step = 0;
+    const hd_mesh_options split = {.data = hd_comm_size(hdt_world)};
+    out->model = hdt_tiny_model("llama", LAYERS);
+    hdt_assert_ok(hdt_open_place(hdt_world, &split, &out->mesh, &out->context));
+    hd_trainer_options options = options_of(kind, out->mesh, out->model);
+    options.backend = out->context->backend;
+    hdt_assert_ok(hd_trainer_create(&options, &out->trainer));
+    hdt_assert_ok(hd_trainer_start(out->trainer, out->context, 7));
+    hdt_assert_ok(hd_trainer_step(out->trainer, 3e-3, hdt_feed, &step, &result));
+    out->comm = hd_mesh_device_comm(out->mesh, HD_AXIS_SHARD);
+    under = out->comm->transport;
+    out->transport = *under;
+    out->transport.all_gather = count_gather;
+    out->comm->transport = &out->transport;
+    gathers = failing = 0;
+}
+
+static void end_counting(counted *it)
+{
+    hd_trainer_destroy(it->trainer);
+    it->comm->transport = under;
+    hdt_close_place(it->mesh, it->context);
+    hd_model_destroy(it->model);
 }
 
 /* Its peers may be elsewhere: they would take what it posts for something else. */
 START_TEST(who_leaves_posts_nothing_more)
 {
-    hd_model *model = hdt_tiny_model("llama", LAYERS);
-    hd_mesh *mesh = NULL;
-    hd_context *context = NULL;
-    hd_trainer *trainer = NULL;
-    hd_step_result result;
-    int64_t step = 0;
-    const hd_mesh_options split = {.data = hd_comm_size(hdt_world)};
-    hdt_assert_ok(hdt_open_place(hdt_world, &split, &mesh, &context));
-    hd_trainer_options options = options_of(&kinds[0], mesh, model);
-    options.backend = context->backend;
-    hdt_assert_ok(hd_trainer_create(&options, &trainer));
-    hdt_assert_ok(hd_trainer_start(trainer, context, 7));
-    hdt_assert_ok(hd_trainer_step(trainer, 3e-3, hdt_feed, &step, &result));
-    const hdi_beside *beside = &trainer->session->beside;
+    counted it;
+    begin_counting(&kinds[0], &it);
+    const hdi_beside *beside = &it.trainer->session->beside;
     ck_assert_int_lt(beside->raised, beside->flags - 1);
-    hd_comm *comm = hd_mesh_device_comm(mesh, HD_AXIS_SHARD);
-    under = comm->transport;
-    hdi_transport counting = *under;
-    counting.all_gather = count_gather;
-    comm->transport = &counting;
-    gathers = 0;
-    hd_trainer_destroy(trainer);
-    comm->transport = under;
+    end_counting(&it);
     ck_assert_int_eq(gathers, 0);
-    hdt_close_place(mesh, context);
-    hd_model_destroy(model);
+}
+END_TEST
+
+/* What was posted before one fails comes, all the same: into slots, and where weights are. */
+START_TEST(what_was_gathered_when_another_failed_is_waited_for)
+{
+    static const hd_trainer_options resident = {.shard_state = 1};
+    counted it;
+    hd_step_result result;
+    int64_t step = 1;
+    begin_counting(_i ? &resident : &kinds[4], &it);
+    failing = 4;
+    hdt_assert_status(hd_trainer_step(it.trainer, 3e-3, hdt_feed, &step, &result), HD_ERROR_IO,
+                      "no gather");
+    end_counting(&it); /* it looks for what is still under way */
 }
 END_TEST
 
@@ -257,6 +290,7 @@ int main(int argc, char **argv)
     TCase *tests = tcase_create("beside_ranks");
     tcase_add_loop_test(tests, what_comes_behind_an_update_finds_the_same_bits, 0, KINDS);
     tcase_add_test(tests, who_leaves_posts_nothing_more);
+    tcase_add_loop_test(tests, what_was_gathered_when_another_failed_is_waited_for, 0, 2);
     tcase_add_loop_test(tests, all_ranks_gather_beside_or_none, 0, KINDS);
     return hdt_main_ranks(argc, argv, "beside_ranks", tests);
 }
