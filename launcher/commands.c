@@ -38,7 +38,8 @@ static hd_status run_train(const job_request *request)
     const bool is_text = !isnan(result.entropy);
     printf("everything is in %s\nnext: heddle %s.checkpoint=%s %s\n", result.directory,
            is_text ? "generate --generate" : "sample --sample", result.directory,
-           is_text ? "--prompt=TEXT" : "--sample.inputs=TEXTS");
+           is_text ? "--prompt=TEXT"
+                   : "--sample.inputs=TEXTS --sample.frames=N --sample.height=N --sample.width=N");
     return HD_OK;
 }
 
